@@ -1,0 +1,1 @@
+"""Image-text datasets as checked, deterministic WebDataset shards."""

@@ -1,0 +1,1 @@
+"""High-throughput training of image-text retrieval models."""

@@ -1,0 +1,257 @@
+"""A run's configuration: one YAML file, dotted overrides, checked before anything starts.
+
+Defaults are the published VSE-infinity recipe for grid features (Chen et al., CVPR 2021, and the
+training scripts of its code) unless a comment says otherwise.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vse_scale.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """What is trained on, in which order, and how it is varied."""
+
+    path: str  # a folder that `vse-shards build` wrote
+    split: str = "train"
+    global_batch: Count = 128  # counts (image, caption) pairs, over all ranks
+    # "pairs": an epoch visits each (image, caption) pair once, as published. "images": each image
+    # once, with `captions_per_image` of its captions, so that one encoding serves several pairs.
+    mode: Literal["pairs", "images"] = "pairs"
+    captions_per_image: Count = 1
+    last_batch: Literal["drop", "wrap"] = "drop"
+    shuffle_window: int = Field(default=0, ge=0)  # shards; 0 shuffles all of the split at once
+    crop_scale: tuple[Fraction, Fraction] = (0.6, 1.0)  # one ratio for both sides
+    flip: Fraction = 0.5
+    word_drop: Fraction = 0.2  # share of words masked, replaced or removed
+    max_caption_tokens: Annotated[int, Field(ge=3)] = 128  # longer captions are cut; ours
+    threads: Count = 2  # DALI's decoding threads per rank
+    prefetch: Count = 3  # batches decoded ahead
+
+
+class ImageConfig(Section):
+    """The image tower."""
+
+    # "tiny" is a three-stage residual network for demonstrations and tests.
+    backbone: Literal[
+        "tiny", "resnet50", "resnet101", "resnet152", "resnext101_32x8d", "detector"
+    ] = "resnet152"
+    weights: str | None = None  # a state dict with torchvision's names; None: random
+    size: Annotated[int, Field(ge=16)] = 512  # pixels, both sides
+    pixels: Literal["imagenet", "detector"] = "imagenet"
+    antialias: bool = False  # the published pipeline resizes with OpenCV, which does not
+    drop_cells: bool = True  # size augmentation of the grid in training
+
+
+class TextConfig(Section):
+    """The text tower: a BERT-like encoder from a local Hugging Face folder, or a new one."""
+
+    path: str | None = None  # folder with config.json and weights; None: `architecture`, random
+    tokenizer: str | None = None  # folder or vocab.txt; None: `path`'s, or one made from captions
+    vocab_size: Annotated[int, Field(ge=32)] = 8000  # of a vocabulary made from captions; ours
+    architecture: dict[str, Any] = Field(default_factory=dict)  # transformers.BertConfig's keys
+
+
+class ModelConfig(Section):
+    """The joint embedding."""
+
+    embed_dim: Count = 1024
+    image: ImageConfig = ImageConfig()
+    text: TextConfig = TextConfig()
+    dropout: Fraction | None = None  # of the text encoder; None keeps the encoder's own
+    init_from: str | None = None  # a model folder to start from
+
+
+class ObjectiveConfig(Section):
+    """Hinge loss with margin, first over all violations, then over the hardest negative."""
+
+    margin: Positive = 0.2
+    reduction: Literal["sum", "mean"] = "sum"
+    mode: Literal["hardest", "all"] = "hardest"
+    warmup_epochs: int = Field(default=1, ge=0)  # epochs with all violations before `mode`
+    # Published: in the epoch after the warm-up the loss is scaled by i / n at step i of n.
+    ramp: bool = True
+
+
+class OptimConfig(Section):
+    """AdamW with one learning rate per part of the model."""
+
+    algorithm: Literal["adamw", "sgd"] = "adamw"  # sgd: for tests of the gradient's scale
+    lr: Positive = 5e-4  # embedding heads
+    text_scale: Annotated[float, Field(ge=0.0)] = 0.1
+    backbone_scale: Annotated[float, Field(ge=0.0)] = 0.01  # 0.1 for ImageNet weights
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    drop_epochs: tuple[Annotated[float, Field(gt=0.0)], ...] = (15,)  # may be fractions of an epoch
+    drop_factor: Positive = 0.1
+    clip: Annotated[float, Field(ge=0.0)] = 2.0  # norm of the loss's gradient; 0: never clip
+
+
+class TrainConfig(Section):
+    """How long, and what is frozen at first."""
+
+    epochs: Count = 25
+    max_steps: Annotated[int, Field(ge=1)] | None = None  # stop earlier than `epochs`
+    frozen_backbone_epochs: int = Field(default=1, ge=0)
+    calibration_images: Annotated[int, Field(ge=2)] = 256  # BatchNorm of an untrained backbone
+    max_skipped_steps: Count = 10  # non-finite steps in a row that end the run
+
+
+class EvalConfig(Section):
+    """Validation during training."""
+
+    split: str | None = None  # None: "val" where the dataset has one
+    every_epochs: Count = 1
+    batch: Count = 64  # images or captions encoded at once, per rank
+
+
+class EngineConfig(Section):
+    """DeepSpeed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    # "auto": bfloat16 autocast on a GPU, float32 on a CPU.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    timeout_seconds: Positive = 600.0  # a rank silent for so long in a collective ends the run
+
+
+class RunConfig(Section):
+    """Where a run keeps its files, and its seed."""
+
+    dir: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    checkpoint_epochs: Count = 1
+    keep_checkpoints: Count = 2
+
+
+class Config(Section):
+    """All of a run. ``Config.load`` reads it from YAML with overrides."""
+
+    data: DataConfig
+    run: RunConfig
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="after")
+    def _captions_need_images_mode(self) -> Config:
+        if self.data.captions_per_image > 1 and self.data.mode != "images":
+            raise ValueError(
+                f"data.captions_per_image is {self.data.captions_per_image}, which needs "
+                "data.mode=images; set it, or captions_per_image=1"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: list[str] | None = None) -> Config:
+        """Read ``path`` and apply ``section.key=value`` overrides, values as YAML.
+
+        Raises:
+            ConfigError: the file is missing or is no YAML mapping, or a key or value is wrong;
+                the message names the file or override, the key, its value and the remedy.
+        """
+        path = Path(path)
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{path}: holds {type(raw).__name__}, not sections of keys")
+        for override in overrides or []:
+            _apply_override(raw, override)
+        return cls.parse(raw, origin=str(path))
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any], origin: str = "config") -> Config:
+        """Validate a nested mapping; ``origin`` is what an error message calls it."""
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise ConfigError(f"{origin}: {_explain(error)}") from error
+
+    def check_layout(self, ranks: int) -> None:
+        """Raise ConfigError where the global batch does not divide over ``ranks``."""
+        unit = ranks * (self.data.captions_per_image if self.data.mode == "images" else 1)
+        batch = self.data.global_batch
+        if batch % unit:
+            parts = f"{ranks} rank{'s' if ranks > 1 else ''}"
+            if unit != ranks:
+                parts += f" x {self.data.captions_per_image} captions per image"
+            below, above = batch // unit * unit, (batch // unit + 1) * unit
+            choice = f"{below} or {above}" if below else str(above)
+            raise ConfigError(
+                f"data.global_batch is {batch}, not divisible by {parts}; set {choice}"
+            )
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration, one that ``load`` reads back as equal."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from error
+    section = raw
+    for key in keys[:-1]:
+        inner = section.get(key)
+        if inner is None:
+            inner = section[key] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {key} is a value, not a section")
+        section = inner
+    # YAML 1.1 reads 1e-3 as a string; pydantic turns it into the number the key asks for.
+    section[keys[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """Turn pydantic's first complaint into one line in the words of the user's own keys."""
+    details = error.errors(include_url=False)
+    # An unknown key explains a missing one (a misspelt name), so it is said first.
+    first = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
+    dotted = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(Config)
+        near = difflib.get_close_matches(dotted, known, n=1, cutoff=0.0)
+        return f"unknown key {dotted}; did you mean {near[0]}?"
+    if first["type"] == "missing":
+        return f"{dotted} is missing; set it in the file or as {dotted}=VALUE"
+    message = first["msg"].removeprefix("Value error, ")
+    if not dotted:
+        return message
+    return f"{dotted} is {first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        keys.append(prefix + name)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += _known_keys(kind, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,1 @@
+"""Evaluation: encoding a split and ranking it."""

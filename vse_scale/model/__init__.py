@@ -1,0 +1,1 @@
+"""The joint embedding: image and text towers and the pooling on both."""

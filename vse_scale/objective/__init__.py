@@ -1,0 +1,1 @@
+"""The hinge loss and its negatives over the global batch."""

@@ -1,0 +1,1 @@
+"""Training: the loop, DeepSpeed, schedules and checkpoints."""
