@@ -1,0 +1,78 @@
+"""Random draws that depend on what is drawn for, never on who draws or what was drawn before.
+
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) is a function
+of a key and a counter. The key is (seed, epoch); the counter is (block, image, caption, stream).
+So the crop of a pair is the same on any rank, in any worker, and after any resume, and a longer
+row of draws begins with the shorter one. It is written in numpy because ``np.random.Philox`` draws
+for one counter per generator, and building a generator for every pair costs more than tokenising.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+_ROUNDS = 10
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+
+Words = tuple[
+    npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.uint64]
+]
+
+
+class Stream(IntEnum):
+    """What a draw is for; draws of different streams are independent."""
+
+    CAPTION_ORDER = 0
+    CROP = 1
+    WORDS = 2
+    CELLS = 3
+
+
+def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
+    """Return the four output words of Philox4x32-10 for every counter.
+
+    Args:
+        counter: four arrays of 32-bit values held as uint64, of shapes that broadcast together.
+        key: two 32-bit values.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (product1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
+            product1 & _LOW,
+            (product0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
+            product0 & _LOW,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def uniform(
+    seed: int, epoch: int, pairs: npt.NDArray[np.int64], stream: Stream, count: int
+) -> npt.NDArray[np.float32]:
+    """Return ``count`` uniform draws in [0, 1) for each pair.
+
+    Args:
+        seed: of the run, below 2**32.
+        epoch: counted from 0, below 2**32.
+        pairs: (P, 2) image and caption indices.
+        stream: what the draws are for.
+        count: draws per pair.
+
+    Returns:
+        (P, count) float32, multiples of 2**-24: the largest still lies below 1.
+    """
+    images, captions = pairs.astype(np.uint64).T
+    blocks = np.arange(-(-count // 4), dtype=np.uint64)[None, :]
+    counter = (blocks, images[:, None], captions[:, None], np.full((1, 1), stream, np.uint64))
+    words = np.stack(np.broadcast_arrays(*philox4x32(counter, (seed, epoch))), axis=-1)
+    bits = words.reshape(len(pairs), -1)[:, :count] >> np.uint64(8)
+    return bits.astype(np.float32) * np.float32(2.0**-24)

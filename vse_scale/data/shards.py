@@ -1,0 +1,133 @@
+"""A split of a dataset folder, opened for reading: images and captions by number, from mmap."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from vse_shards.index import Index, read_index
+from vse_shards.manifest import Manifest, ShardRecord
+
+from vse_scale.errors import DatasetError
+
+_TAR_HEADER = 512
+_TAR_NAME = 100
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption of an image."""
+
+    id: int | str
+    text: str
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What is known of an image beside its pixels; width and height in pixels."""
+
+    image_id: int | str
+    captions: list[Caption]
+    width: int
+    height: int
+
+
+class ShardDataset:
+    """The images of one split, numbered in the order of its shards.
+
+    Attributes:
+        captions_per_sample: (I,) int64, read from the manifest alone.
+        pairs: number of captions in the split.
+        shard_sizes: images of each shard.
+        fingerprint: of the whole dataset folder.
+    """
+
+    def __init__(self, folder: str | Path, split: str) -> None:
+        """Check the folder against its manifest and map the split's shards.
+
+        Raises:
+            DatasetError: there is no such split, or a file disagrees with the manifest; the
+                message names the file and both values.
+        """
+        folder = Path(folder)
+        manifest = Manifest.load(folder)
+        if split not in manifest.splits:
+            raise DatasetError(
+                f"{folder}: has no split {split!r}; choose one of {', '.join(manifest.splits)}"
+            )
+        manifest.check(folder)
+        shards = manifest.splits[split].shards
+        self.folder = folder
+        self.split = split
+        self.fingerprint = manifest.fingerprint
+        self.shard_sizes = [shard.samples for shard in shards]
+        self.captions_per_sample = _captions_per_sample(shards)
+        self.pairs = int(self.captions_per_sample.sum())
+        self._names = [shard.name for shard in shards]
+        self._first = np.concatenate([[0], np.cumsum(self.shard_sizes)]).astype(np.int64)
+        indices = [read_index((folder / name).with_suffix(".idx")) for name in self._names]
+        self._images = _spans(indices, "jpg")
+        self._records = _spans(indices, "json")
+        self._tars = [_map(folder / name) for name in self._names]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return int(self._first[-1])
+
+    def image_bytes(self, image: int) -> npt.NDArray[np.uint8]:
+        """Return the encoded image, a read-only view of the mapped file."""
+        return self._view(image, self._images)
+
+    def record(self, image: int) -> ImageRecord:
+        """Return the image's id, captions and size."""
+        raw = json.loads(self._view(image, self._records).tobytes())
+        return ImageRecord(
+            image_id=raw["image_id"],
+            captions=[Caption(caption["id"], caption["text"]) for caption in raw["captions"]],
+            width=raw["width"],
+            height=raw["height"],
+        )
+
+    def name(self, image: int) -> str:
+        """Return shard and member of an image, for messages."""
+        shard = self._shard(image)
+        start = int(self._images[image, 0]) - _TAR_HEADER
+        member = self._tars[shard][start : start + _TAR_NAME].tobytes().rstrip(b"\0").decode()
+        return f"{self._names[shard]}: {member}"
+
+    def _shard(self, image: int) -> int:
+        if not 0 <= image < len(self):
+            raise IndexError(f"image {image} of a split of {len(self)}")
+        return int(np.searchsorted(self._first, image, side="right")) - 1
+
+    def _view(self, image: int, spans: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        tar = self._tars[self._shard(image)]
+        offset, size = spans[image]
+        return tar[offset : offset + size]
+
+
+def _captions_per_sample(shards: Sequence[ShardRecord]) -> npt.NDArray[np.int64]:
+    runs = np.array([run for shard in shards for run in shard.captions], dtype=np.int64)
+    counts, lengths = runs.reshape(-1, 2).T
+    return np.repeat(counts, lengths)
+
+
+def _spans(indices: Sequence[Index], extension: str) -> npt.NDArray[np.int64]:
+    """Return (I, 2) offset and size in its tar of every image's member with this extension."""
+    parts = [
+        np.stack([index.offset(extension), index.size(extension)], axis=1) for index in indices
+    ]
+    return np.concatenate(parts)
+
+
+def _map(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        return np.memmap(path, dtype=np.uint8, mode="r")
+    except OSError as error:
+        remedy = "raise `ulimit -n`" if error.errno == errno.EMFILE else "check the file"
+        raise DatasetError(f"{path}: cannot be mapped ({error.strerror}); {remedy}") from error
