@@ -1,0 +1,60 @@
+# make demo    train on drawn scenes and open the report: the whole system in some minutes
+# make test    the tests that need no patience      make test-slow  real launches and long runs
+# make lint    ruff and mypy                        make gpu        everything that needs a GPU
+# make soak    hours: many kills, a million rows
+
+PYTHON ?= python3
+BIN := .venv/bin
+RANKS ?= 2
+DEMO := runs/demo
+RECIPE := launch/recipes/demo.yaml
+
+# Without an NVIDIA GPU, PyTorch's own CPU build saves gigabytes of CUDA packages. Whoever has set
+# up other places to take packages from keeps them.
+ifeq ($(wildcard /proc/driver/nvidia)$(PIP_FIND_LINKS)$(PIP_CONFIG_FILE),)
+TORCH := --find-links https://download.pytorch.org/whl/cpu/torch/
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow soak lint gpu clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+.venv/.ready: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PYTHON) launch/heartbeat.py "installing what vse_scale needs into .venv (once)" \
+		$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+data/demo/source/captions.jsonl: | .venv/.ready
+	@$(BIN)/vse-shards demo --out data/demo/source
+
+data/demo/shards/manifest.json: data/demo/source/captions.jsonl
+	@$(BIN)/vse-shards build --source jsonl --input data/demo/source/captions.jsonl \
+		--images data/demo/source --out data/demo/shards
+
+demo: .venv/.ready data/demo/shards/manifest.json
+	@$(BIN)/vse-scale train --ranks $(RANKS) --config $(RECIPE)
+	@$(BIN)/vse-scale eval --model $(DEMO)/model --data data/demo/shards --split val
+	@$(BIN)/vse-scale report --run $(DEMO)
+
+test: .venv/.ready
+	$(BIN)/pytest -n 2 -m "not slow and not soak"
+
+test-slow: .venv/.ready
+	$(BIN)/pytest -m "slow and not soak"
+
+soak: .venv/.ready
+	$(BIN)/pytest -m soak --timeout 0
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+gpu: .venv/.ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/gpu/run.sh
+
+clean:
+	rm -rf runs/demo data/demo

@@ -1,0 +1,42 @@
+"""``python -m vse_scale.training``: the process that a launcher starts once per rank."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from vse_scale.errors import UserError
+
+
+def main() -> int:
+    """Read the command line, join the other ranks and train; return the exit code."""
+    parser = argparse.ArgumentParser(description="Train an image-text retrieval model.")
+    parser.add_argument("--config", required=True, metavar="FILE.yaml")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
+    # DeepSpeed's launcher passes it; the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_args()
+    main_rank = os.environ.get("RANK", "0") == "0"
+    try:
+        # Imported here: a mistyped option should not wait for torch.
+        from vse_scale.telemetry.progress import configure_logging
+        from vse_scale.training.trainer import check_run, train
+
+        configure_logging(main=main_rank)
+        config = check_run(
+            arguments.config, arguments.overrides, ranks=int(os.environ.get("WORLD_SIZE", "1"))
+        )
+        return train(config)
+    except UserError as error:
+        if arguments.debug:
+            raise
+        # Every rank finds the same mistake; one says so.
+        if main_rank:
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""Checkpoints that are whole or absent: written aside, verified on load, the previous one kept.
+
+A checkpoint is a folder ``step-00000123`` with DeepSpeed's files, ``state.json`` (position, best
+result, data fingerprint, configuration) and ``files.json`` (size and sha256 of every file). It is
+written under a temporary name and renamed; ``latest`` moves last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch.distributed as dist
+
+from vse_scale.config import Config
+from vse_scale.errors import CheckpointError
+from vse_scale.telemetry.progress import log
+
+# What may change when a run goes on: none of it alters what the next step computes.
+_FREE = (
+    "run.dir", "run.checkpoint_epochs", "run.keep_checkpoints", "eval.", "train.max_steps",
+    "train.epochs", "engine.timeout_seconds", "data.threads", "data.prefetch", "data.path",
+    "model.init_from",
+)  # fmt: skip
+
+
+class Saves(Protocol):
+    """What has state to keep: the engine."""
+
+    def save(self, folder: str, tag: str) -> None:
+        """Write the state of all ranks below ``folder / tag``."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that a run needs, beside the engine's state, to go on where it was.
+
+    Attributes:
+        step: The next step to train; the steps before it are in the weights.
+        ranks: Number of ranks that wrote the checkpoint.
+        fingerprint: Fingerprint of the dataset.
+        config: The resolved configuration, as nested mappings.
+        best_rsum: The best validation result so far, or None before the first.
+        best_step: The step after which it was reached.
+    """
+
+    step: int
+    ranks: int
+    fingerprint: str
+    config: dict[str, Any]
+    best_rsum: float | None = None
+    best_step: int | None = None
+
+    def check(self, config: Config, fingerprint: str, ranks: int, origin: Path) -> None:
+        """Raise CheckpointError unless a run like this one may go on from here."""
+        if fingerprint != self.fingerprint:
+            raise CheckpointError(
+                f"{origin}: was trained on a dataset with fingerprint {self.fingerprint[:12]}, but "
+                f"{config.data.path} has {fingerprint[:12]}; give the same dataset, or another "
+                "run.dir to start anew"
+            )
+        now, then = _flatten(config.model_dump(mode="json")), _flatten(self.config)
+        changed = [
+            f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
+            for key in sorted(now.keys() | then.keys())
+            if now.get(key) != then.get(key) and not key.startswith(_FREE)
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{origin}: was trained with another configuration ({'; '.join(changed)}); give "
+                "the same one, or another run.dir to start anew"
+            )
+        if ranks != self.ranks:
+            raise CheckpointError(
+                f"{origin}: was written by {self.ranks} ranks, and this run has {ranks}; start "
+                f"it with {self.ranks}"
+            )
+
+
+class Checkpoints:
+    """The checkpoints of one run, in ``folder``; the newest ``keep`` stay."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def newest(self) -> tuple[Path, RunState] | None:
+        """Return the newest whole checkpoint and its state; None if there has been none.
+
+        Raises:
+            CheckpointError: there are checkpoints, and every one of them is damaged.
+        """
+        faults = []
+        for path in self._finished():
+            fault = _damage(path)
+            if fault is None:
+                return path, RunState(**json.loads((path / "state.json").read_text()))
+            log.warning("%s: %s; trying the one before it", path, fault)
+            faults.append(f"{path.name}: {fault}")
+        if faults:
+            raise CheckpointError(
+                f"{self.folder}: no checkpoint is whole ({'; '.join(faults)}); restore one, or "
+                "remove the folder to start anew"
+            )
+        return None
+
+    def save(self, engine: Saves, state: RunState, *, main: bool) -> Path:
+        """Write a checkpoint of all ranks; every rank calls this, and ``main`` is the first."""
+        final = self.folder / f"step-{state.step:08d}"
+        partial = self.folder / f".{final.name}.partial"
+        if main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+        dist.barrier()
+        engine.save(str(self.folder), partial.name)
+        if main:
+            _write(partial / "state.json", json.dumps(dataclasses.asdict(state), indent=1))
+            _write(partial / "files.json", json.dumps(_inventory(partial), indent=1))
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            # For DeepSpeed's own tools; a run looks at the folders, which are whole once renamed.
+            _write(self.folder / "latest.partial", final.name)
+            os.replace(self.folder / "latest.partial", self.folder / "latest")
+            _sync(self.folder)
+            for old in self._finished()[self._keep :]:
+                shutil.rmtree(old)
+        dist.barrier()
+        return final
+
+    def _finished(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+
+def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file below ``folder``, each flushed to the disk."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
+    return files
+
+
+def _damage(folder: Path) -> str | None:
+    """Say what is wrong with a checkpoint folder, or None if it is whole."""
+    try:
+        files = json.loads((folder / "files.json").read_text())
+        for name, expected in files.items():
+            path = folder / name
+            size = path.stat().st_size
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes, not {expected['bytes']}"
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                    return f"{name} is not what was written (sha256 differs)"
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return f"cannot be read ({error})"
+    return None if "state.json" in files else "state.json is not listed"
+
+
+def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,74 @@
+"""What a step trains, at which rate, on which loss: a pure function of the configuration.
+
+The published schedule (Chen et al., CVPR 2021, and its code): in epoch 0 the backbone is frozen and
+every violating negative counts; from epoch 1 everything trains on the hardest negative; during
+epoch 1 the loss is scaled by i / n; at epoch 15 of 25 the learning rates are divided by ten.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vse_scale.config import Config
+
+GROUPS = ("heads", "text", "backbone")
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step's part of the schedule.
+
+    Attributes:
+        epoch: Epoch of the step, from 0.
+        index: Step within the epoch, from 0.
+        objective: Whether every violating negative counts, or only the hardest.
+        loss_scale: Factor on the loss before its gradient; what is logged is unscaled.
+        learning_rates: Learning rate per parameter group.
+        frozen: Groups that do not move: no update, no decay, no optimizer state.
+    """
+
+    epoch: int
+    index: int
+    objective: Literal["all", "hardest"]
+    loss_scale: float
+    learning_rates: dict[str, float]
+    frozen: frozenset[str]
+
+
+class Schedule:
+    """The plan of every step of a run."""
+
+    def __init__(self, config: Config, steps_per_epoch: int) -> None:
+        self._objective = config.objective
+        self._optim = config.optim
+        self._train = config.train
+        self.steps_per_epoch = steps_per_epoch
+        steps = config.train.epochs * steps_per_epoch
+        self.total_steps = min(steps, config.train.max_steps or steps)
+
+    def at(self, step: int) -> StepPlan:
+        """Return the plan of global step ``step``, counted from 0."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        warm = epoch < self._objective.warmup_epochs
+        # A run without a warm-up epoch has nothing to ramp from.
+        ramping = (
+            self._objective.ramp
+            and self._objective.warmup_epochs > 0
+            and epoch == self._objective.warmup_epochs
+        )
+        position = step / self.steps_per_epoch
+        drops = sum(position >= drop for drop in self._optim.drop_epochs)
+        rate = self._optim.lr * self._optim.drop_factor**drops
+        return StepPlan(
+            epoch=epoch,
+            index=index,
+            objective="all" if warm else self._objective.mode,
+            loss_scale=index / self.steps_per_epoch if ramping else 1.0,
+            learning_rates={
+                "heads": rate,
+                "text": rate * self._optim.text_scale,
+                "backbone": rate * self._optim.backbone_scale,
+            },
+            frozen=frozenset({"backbone"} if epoch < self._train.frozen_backbone_epochs else ()),
+        )

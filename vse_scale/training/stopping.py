@@ -1,0 +1,32 @@
+"""Being asked to stop: all ranks agree on the step after which they do."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from vse_scale.training.world import World
+
+
+class StopRequest:
+    """Listens for SIGTERM and for SIGUSR1, SLURM's warning that the time limit is near."""
+
+    def __init__(self, world: World) -> None:
+        self._heard = torch.zeros((), dtype=torch.int32, device=world.device)
+        self._ranks = world.ranks
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._heard.fill_(1)
+
+    def requested(self) -> bool:
+        """Return whether any rank was asked to stop. Every rank calls this after every step."""
+        if self._ranks > 1:
+            agreed = self._heard.clone()
+            dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+            return bool(agreed.item())
+        return bool(self._heard.item())

@@ -1,0 +1,95 @@
+"""Start a run through DeepSpeed's launcher, and start it again when it dies.
+
+A process group does not survive the death of one of its ranks, so recovery is a new group on a new
+port that goes on from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+from vse_scale.config import Config
+from vse_scale.errors import TrainingError, UserError
+from vse_scale.telemetry.progress import log
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL: asked to stop, checkpointed; the same command goes on
+DONE = "done"  # the file in a run's folder that says that its work is complete
+
+
+class Supervisor:
+    """Runs ``ranks`` processes on this machine until the run is complete."""
+
+    def __init__(
+        self, config: Config, command: list[str], *, ranks: int, max_restarts: int
+    ) -> None:
+        """Prepare to run ``command``, the arguments of ``python -m vse_scale.training``."""
+        self._folder = Path(config.run.dir)
+        self._command = command
+        self._ranks = ranks
+        self._max_restarts = max_restarts
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+
+    def run(self) -> int:
+        """Start, and start again after a failure; return the exit code.
+
+        Raises:
+            TrainingError: the run failed ``max_restarts`` times without a new checkpoint.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._forward)
+        restarts = 0
+        while True:
+            before = self._newest_checkpoint()
+            (self._folder / DONE).unlink(missing_ok=True)
+            code = self._launch()
+            # A rank can abort while it is torn down, after its work.
+            if code == 0 or (self._folder / DONE).exists():
+                return 0
+            if self._stopping:
+                return EXIT_STOPPED
+            if code == UserError.exit_code:
+                return code
+            restarts = 0 if self._newest_checkpoint() != before else restarts + 1
+            if restarts > self._max_restarts:
+                raise TrainingError(
+                    f"{self._folder}: the run died {restarts} times without a new checkpoint, last "
+                    f"with exit code {code}; its own messages above say why"
+                )
+            log.warning("the run died with exit code %d; starting it again", code)
+
+    def _launch(self) -> int:
+        arguments = [
+            *("--num_gpus", str(self._ranks), "--master_port", str(_free_port())),
+            *("--quiet", "--no_local_rank", "--module", "vse_scale.training"),
+        ]
+        environment = dict(os.environ)
+        cores = len(os.sched_getaffinity(0))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self._ranks)))
+        self._launcher = subprocess.Popen(
+            [str(Path(sys.executable).with_name("deepspeed")), *arguments, *self._command],
+            env=environment,
+        )
+        return self._launcher.wait()
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        # The launcher passes SIGTERM on to every rank, and knows no SIGUSR1.
+        self._stopping = True
+        if self._launcher is not None and self._launcher.poll() is None:
+            self._launcher.send_signal(signal.SIGTERM)
+
+    def _newest_checkpoint(self) -> str | None:
+        return max((p.name for p in (self._folder / "checkpoints").glob("step-*")), default=None)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,51 @@
+"""Where a step's time goes, by phase, on either kind of device."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+
+class PhaseTimer:
+    """Times the phases of one step after another.
+
+    On a GPU the phases are bounded by events on its stream, since the host runs ahead of it; they
+    are read once the step is over.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._waited = 0.0
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+
+    def start(self, waited: float) -> None:
+        """Begin a step whose batch was waited for ``waited`` seconds."""
+        self._waited = waited
+        self._marks = [("", self._now())]
+
+    def mark(self, phase: str) -> None:
+        """End ``phase``, which began where the one before it ended."""
+        self._marks.append((phase, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """Return seconds per phase, ``data`` and the whole ``step`` included; waits for the GPU."""
+        if self._cuda:
+            torch.cuda.synchronize()
+        phases = {"data": self._waited}
+        for (_, before), (phase, after) in zip(self._marks, self._marks[1:], strict=False):
+            if isinstance(before, float) and isinstance(after, float):
+                phases[phase] = after - before
+            else:
+                assert isinstance(before, torch.cuda.Event)
+                assert isinstance(after, torch.cuda.Event)
+                phases[phase] = before.elapsed_time(after) / 1000
+        phases["step"] = sum(phases.values())
+        return phases
+
+    def _now(self) -> float | torch.cuda.Event:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event

@@ -1,0 +1,389 @@
+"""The training loop, from top to bottom: a batch, a step, an epoch's end, a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from vse_scale.config import Config
+from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.data.loader import Batch, Loader, image_batches
+from vse_scale.data.plan import Plan
+from vse_scale.data.shards import ShardDataset
+from vse_scale.errors import ConfigError, TrainingError
+from vse_scale.evaluation.encode import encode_split
+from vse_scale.evaluation.retrieval import Recalls, recall_at_k
+from vse_scale.model.resnet import calibrate_batchnorm
+from vse_scale.model.vse import VSEModel
+from vse_scale.objective.negatives import global_hinge_loss
+from vse_scale.telemetry.journal import Journal, read_journal
+from vse_scale.telemetry.progress import (
+    Progress,
+    duration,
+    heartbeat,
+    log,
+    progress_of_encoding,
+)
+from vse_scale.training.checkpoint import Checkpoints, RunState
+from vse_scale.training.engine import Engine
+from vse_scale.training.schedule import Schedule, StepPlan
+from vse_scale.training.stopping import StopRequest
+from vse_scale.training.supervisor import DONE, EXIT_STOPPED
+from vse_scale.training.timing import PhaseTimer
+from vse_scale.training.world import World, join_world
+
+
+def check_run(path: str, overrides: list[str], ranks: int) -> Config:
+    """Read a configuration and find what would stop its run before anything is started.
+
+    Raises:
+        UserError: the configuration, the dataset or the checkpoints that the run would resume from
+            are missing, damaged or do not fit together.
+    """
+    config = Config.load(path, overrides)
+    try:
+        config.check_layout(ranks)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    dataset = ShardDataset(Path(config.data.path), config.data.split)
+    _plan(config, dataset)
+    checkpoints = Checkpoints(Path(config.run.dir) / "checkpoints", config.run.keep_checkpoints)
+    if found := checkpoints.newest():
+        origin, state = found
+        state.check(config, dataset.fingerprint, ranks, origin)
+    return config
+
+
+def train(config: Config) -> int:
+    """Train, validate and checkpoint as ``config`` says; return the process's exit code."""
+    world = join_world(config.engine.timeout_seconds)
+    trainer = Trainer(config, world)
+    code = trainer.run()
+    if world.main and code == 0:
+        (trainer.folder / DONE).touch()
+    dist.barrier()
+    dist.destroy_process_group()
+    return code
+
+
+class Trainer:
+    """One run on this rank. Building it restores the newest checkpoint where there is one."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config, self.world = config, world
+        self.folder = Path(config.run.dir)
+        self.dataset = ShardDataset(Path(config.data.path), config.data.split)
+        self.validation = _validation_split(config, self.dataset)
+        self.plan = _plan(config, self.dataset)
+        self.schedule = Schedule(config, self.plan.steps_per_epoch)
+        self.tokenizer = self._tokenizer()
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.run.keep_checkpoints)
+
+        torch.manual_seed(config.run.seed)
+        model = VSEModel(config.model, self.tokenizer.vocab_size, self.tokenizer.pad_id)
+        model.to(world.device)
+        found = self.checkpoints.newest()
+        if found is None and config.model.image.weights is None:
+            self._calibrate(model)
+        with heartbeat("building the engine"):
+            self.engine = Engine(model, config, world)
+        self.state = RunState(
+            step=0, ranks=world.ranks, fingerprint=self.dataset.fingerprint,
+            config=config.model_dump(mode="json"),
+        )  # fmt: skip
+        if found is not None:
+            origin, state = found
+            state.check(config, self.dataset.fingerprint, world.ranks, origin)
+            self.engine.load(str(origin.parent), origin.name)
+            self.state = replace(state, config=self.state.config)
+            log.info("resumed from %s", origin)
+        self._saved = self.state if found is not None else None
+
+    def run(self) -> int:
+        """Train from the restored position to the end of the schedule; return the exit code."""
+        first, total = self.state.step, self.schedule.total_steps
+        self._announce(first, total)
+        stop = StopRequest(self.world)
+        timer = PhaseTimer(self.world.device)
+        progress = Progress("step", total, initial=first, unit="steps", visible=self.world.main)
+        self._open_journals(first)
+        skipped = 0
+        with self._loader(first) as batches:
+            for step in range(first, total):
+                plan = self.schedule.at(step)
+                record = self.train_step(next(batches), step, plan, timer)
+                skipped = 0 if record["applied"] else skipped + 1
+                if skipped > self.config.train.max_skipped_steps:
+                    raise TrainingError(
+                        f"step {step}: loss or gradient was not finite {skipped} times in a row; "
+                        "lower optim.lr, or look at the data of these steps"
+                    )
+                self.state = replace(self.state, step=step + 1)
+                if self.world.main:
+                    self.metrics.write(record)
+                    progress.advance(details=_details(record))
+                stopping = stop.requested()
+                last = step + 1 == total
+                if last or (step + 1) % self.plan.steps_per_epoch == 0:
+                    self._end_epoch(plan.epoch, last=last)
+                if stopping and not last:
+                    self._save()
+                    log.info("stopped after step %d as asked; the same command goes on", step)
+                    return EXIT_STOPPED
+        progress.close()
+        self._finish()
+        return 0
+
+    def train_step(
+        self, batch: Batch, step: int, plan: StepPlan, timer: PhaseTimer
+    ) -> dict[str, Any]:
+        """Train on one batch; return the step's record for ``metrics.jsonl``."""
+        timer.start(waited=batch.wait_seconds)
+        # Dropout depends on these alone, so a resumed run draws what it would have drawn.
+        torch.manual_seed(_mix(self.config.run.seed, step, self.world.rank))
+        model = self.engine.model
+        model.backbone_frozen = "backbone" in plan.frozen
+        images, captions = self.engine.forward(
+            model.image_spec.normalise(batch.pixels),
+            batch.token_ids,
+            batch.token_lengths,
+            batch.cell_draws,
+        )
+        timer.mark("forward")
+        found = global_hinge_loss(
+            # An image's captions are neighbours in the batch: one image row per caption.
+            images.repeat_interleave(len(captions) // len(images), dim=0),
+            captions,
+            ids=batch.image_ids,
+            valid=batch.valid,
+            margin=self.config.objective.margin,
+            mode=plan.objective,
+            reduction=self.config.objective.reduction,
+        )
+        timer.mark("objective")
+        self.engine.backward(found.loss * plan.loss_scale)
+        timer.mark("backward")
+        norm = self.engine.step(plan)
+        timer.mark("optimizer")
+        seconds = timer.seconds()
+        seconds["communication"] = found.communication_seconds
+        seconds["objective"] -= found.communication_seconds
+        loss = float(found.loss.detach())
+        return {
+            "step": step,
+            "epoch": plan.epoch,
+            "epoch_fraction": (step + 1) / self.plan.steps_per_epoch,
+            "objective": plan.objective,
+            "loss": loss,
+            "learning_rate": plan.learning_rates,
+            "gradient_norm": norm,
+            "applied": math.isfinite(norm) and math.isfinite(loss),
+            "pairs_per_second": self.config.data.global_batch / seconds["step"],
+            "violating": found.violating,
+            "positive_similarity": found.positive_similarity,
+            "hardest_similarity": found.hardest_similarity,
+            "seconds": seconds,
+        }
+
+    def validate(self, dataset: ShardDataset) -> Recalls:
+        """Encode ``dataset`` over all ranks and rank it."""
+        with progress_of_encoding(visible=self.world.main) as report:
+            embeddings = encode_split(
+                self.engine.model,
+                self.tokenizer,
+                dataset,
+                batch=self.config.eval.batch,
+                device=self.world.device,
+                threads=self.config.data.threads,
+                max_caption_tokens=self.config.data.max_caption_tokens,
+                rank=self.world.rank,
+                ranks=self.world.ranks,
+                progress=report,
+            )
+        return recall_at_k(embeddings.images, embeddings.captions, embeddings.caption_to_image)
+
+    def _end_epoch(self, epoch: int, *, last: bool) -> None:
+        """Validate, keep the best model, and checkpoint, each as often as configured."""
+        if self.validation is not None and (
+            last or (epoch + 1) % self.config.eval.every_epochs == 0
+        ):
+            began = time.perf_counter()
+            recalls = self.validate(self.validation)
+            self._record_evaluation(epoch, recalls, time.perf_counter() - began)
+        if last or (epoch + 1) % self.config.run.checkpoint_epochs == 0:
+            self._save()
+
+    def _record_evaluation(self, epoch: int, recalls: Recalls, seconds: float) -> None:
+        split = self.config.eval.split or "val"
+        record = {"step": self.state.step - 1, "epoch": epoch, "split": split, **recalls.to_dict()}
+        best = self.state.best_rsum
+        if best is None or recalls.rsum > best:
+            self.state = replace(self.state, best_rsum=recalls.rsum, best_step=self.state.step)
+            self._export()
+        if self.world.main:
+            self.evaluations.write({**record, "seconds": seconds})
+            self.evaluations.flush()
+            log.info(
+                "epoch %d: %s R@1 %.1f image to text, %.1f text to image, RSUM %.1f%s",
+                epoch + 1, split, recalls.i2t.r1, recalls.t2i.r1, recalls.rsum,
+                " (best so far)" if self.state.best_step == self.state.step else "",
+            )  # fmt: skip
+
+    def _export(self) -> None:
+        """Write the current weights to ``model/``, replacing what was there at once."""
+        if self.world.main:
+            partial, final = self.folder / ".model.partial", self.folder / "model"
+            shutil.rmtree(partial, ignore_errors=True)
+            self.engine.model.save_pretrained(partial, tokenizer=self.tokenizer)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+        dist.barrier()
+
+    def _save(self) -> None:
+        if self._saved == self.state:
+            return
+        if self.world.main:
+            # First, so that a checkpoint never holds steps that the records lack.
+            self.metrics.flush()
+        path = self.checkpoints.save(self.engine, self.state, main=self.world.main)
+        self._saved = self.state
+        log.info("checkpoint %s", path)
+
+    def _finish(self) -> None:
+        """Export what was not validated, and write ``results.json``."""
+        if self.validation is None:
+            self._export()
+        if not self.world.main:
+            return
+        self.metrics.close()
+        self.evaluations.close()
+        steps = read_journal(self.folder / "metrics.jsonl")
+        results: dict[str, Any] = {
+            "steps": len(steps),
+            "pairs": len(steps) * self.config.data.global_batch,
+            "train_seconds": sum(record["seconds"]["step"] for record in steps),
+            "final_loss": steps[-1]["loss"],
+        }
+        if self.validation is not None:
+            evaluations = read_journal(self.folder / "evaluations.jsonl")
+            best = next(e for e in evaluations if e["step"] + 1 == self.state.best_step)
+            results = {**best, **results, "last_rsum": evaluations[-1]["rsum"]}
+        _write_json(self.folder / "results.json", results)
+        log.info(
+            "trained %d steps in %s, without evaluation; model in %s",
+            len(steps), duration(results["train_seconds"]), self.folder / "model",
+        )  # fmt: skip
+
+    def _announce(self, first: int, total: int) -> None:
+        data, plan = self.config.data, self.plan
+        log.info(
+            "%s: %d images, %d pairs; %d steps an epoch, steps %d to %d; batch %d over %d rank%s, "
+            "ZeRO-%d, %s",
+            data.path, len(self.dataset), self.dataset.pairs, plan.steps_per_epoch, first, total,
+            data.global_batch, self.world.ranks, "s"[: self.world.ranks - 1],
+            self.config.engine.zero_stage, self.world.device.type,
+        )  # fmt: skip
+
+    def _open_journals(self, next_step: int) -> None:
+        if self.world.main:
+            (self.folder / "config.yaml").write_text(self.config.to_yaml())
+            self.metrics = Journal(self.folder / "metrics.jsonl", next_step=next_step)
+            self.evaluations = Journal(self.folder / "evaluations.jsonl", next_step=next_step)
+
+    def _loader(self, first: int) -> Loader:
+        return Loader(
+            self.dataset,
+            self.plan,
+            self.tokenizer,
+            self.engine.model.image_spec,
+            self.config.data,
+            seed=self.config.run.seed,
+            rank=self.world.rank,
+            ranks=self.world.ranks,
+            device=self.world.device,
+            start=divmod(first, self.plan.steps_per_epoch),
+            grid_cells=self.engine.model.grid_cells,
+        )
+
+    def _tokenizer(self) -> CaptionTokenizer:
+        """Load the tokenizer; where none is given, the main rank makes one from the captions."""
+        text = self.config.model.text
+        if given := text.tokenizer or text.path:
+            return CaptionTokenizer.load(Path(given))
+        folder = self.folder / "tokenizer"
+        if self.world.main and not folder.exists():
+            captions = (
+                c.text for i in range(len(self.dataset)) for c in self.dataset.record(i).captions
+            )
+            with heartbeat("making a vocabulary from the training captions"):
+                made = CaptionTokenizer.train(captions, text.vocab_size)
+            partial = folder.with_name(".tokenizer.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            made.save(partial)
+            partial.rename(folder)
+        dist.barrier()
+        return CaptionTokenizer.load(folder)
+
+    def _calibrate(self, model: VSEModel) -> None:
+        """Set an untrained backbone's BatchNorm statistics from the first training images."""
+        count = min(self.config.train.calibration_images, len(self.dataset))
+        with heartbeat("calibrating BatchNorm"):
+            batches = image_batches(
+                self.dataset, np.arange(count), model.image_spec,
+                batch=self.config.eval.batch, device=self.world.device,
+                threads=self.config.data.threads,
+            )  # fmt: skip
+            calibrate_batchnorm(model.image.backbone, map(model.image_spec.normalise, batches))
+        # Another kind of processor could differ in the last bits.
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def _plan(config: Config, dataset: ShardDataset) -> Plan:
+    data = config.data
+    return Plan(
+        dataset.captions_per_sample,
+        seed=config.run.seed,
+        global_batch=data.global_batch,
+        mode=data.mode,
+        captions_per_image=data.captions_per_image,
+        last_batch=data.last_batch,
+        shard_sizes=dataset.shard_sizes,
+        shuffle_window=data.shuffle_window,
+    )
+
+
+def _validation_split(config: Config, train: ShardDataset) -> ShardDataset | None:
+    """Open the validation split: the configured one, or "val" where the dataset has it."""
+    if config.eval.split is None and "val" not in train.splits:
+        return None
+    return ShardDataset(Path(config.data.path), config.eval.split or "val")
+
+
+def _details(record: dict[str, Any]) -> str:
+    seconds = record["seconds"]
+    return (
+        f"epoch {record['epoch'] + 1}  loss {record['loss']:.3f} ({record['objective']})  "
+        f"{record['pairs_per_second']:.0f} pairs/s  "
+        f"data wait {100 * seconds['data'] / seconds['step']:.0f}%"
+    )
+
+
+def _mix(*numbers: int) -> int:
+    """Return a 63-bit seed from ``numbers``, well spread even where they are small."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)

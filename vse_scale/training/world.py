@@ -1,0 +1,74 @@
+"""This process's place among the others, and how it joins them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from vse_scale.telemetry.progress import heartbeat
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among ``ranks``; ``device`` is where its model lives."""
+
+    rank: int
+    ranks: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and speaks for the run."""
+        return self.rank == 0
+
+
+def join_world(timeout_seconds: float) -> World:
+    """Join the process group that the launcher describes in the environment.
+
+    Without a launcher this process is a world of its own. A rank that stays silent in a collective
+    for ``timeout_seconds`` ends the run.
+    """
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1",
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()),
+        )  # fmt: skip
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        device, backend = torch.device("cuda", local_rank), "nccl"
+    else:
+        # Without this DeepSpeed probes for accelerators and says so on standard output.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        device, backend = torch.device("cpu"), "gloo"
+        _share_cores()
+    with heartbeat("joining the other ranks; the first time, DeepSpeed compiles a CPU operation"):
+        import deepspeed
+
+        deepspeed.utils.logger.setLevel("WARNING")
+        with contextlib.redirect_stdout(io.StringIO()):  # its compiler talks there
+            deepspeed.init_distributed(
+                dist_backend=backend, timeout=timedelta(seconds=timeout_seconds), verbose=False
+            )
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _share_cores() -> None:
+    """Give each rank of this machine its share of the cores, unless the user said how many."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        ranks_here = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
