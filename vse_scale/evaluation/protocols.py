@@ -1,0 +1,189 @@
+"""The protocols under which retrieval results are published, and the table of their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vse_scale.errors import ConfigError, DatasetError
+from vse_scale.evaluation.encode import Embeddings
+from vse_scale.evaluation.retrieval import DirectionRecalls, Recalls, recall_at_k
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a protocol asks of a split: its size, and into how many folds it is cut."""
+
+    images: int | None = None  # None: any number, with any number of captions
+    captions_per_image: int = 5
+    folds: int = 1
+
+
+# The Karpathy test splits. COCO's images have five captions or more, of which all published
+# results use the first five.
+PROTOCOLS = {
+    "plain": Protocol(),
+    "coco-1k": Protocol(images=5000, folds=5),
+    "coco-5k": Protocol(images=5000),
+    "flickr30k": Protocol(images=1000),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Recalls under a protocol; of several folds, their mean, and each fold's own beside it."""
+
+    protocol: str
+    images: int
+    captions: int
+    recalls: Recalls
+    folds: tuple[Recalls, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the figures for JSON: the recalls' own keys, what was ranked, and the folds."""
+        result = {
+            **self.recalls.to_dict(),
+            "protocol": self.protocol,
+            "images": self.images,
+            "captions": self.captions,
+        }
+        if self.folds:
+            result["folds"] = [fold.to_dict() for fold in self.folds]
+        return result
+
+    def table(self) -> str:
+        """Return an aligned table for a terminal, under 80 columns, without a final newline."""
+        title = f"{self.protocol}: {self.images:,} images, {self.captions:,} captions"
+        if self.folds:
+            title += f", mean of {len(self.folds)} folds"
+        return "\n".join(
+            [
+                title,
+                "",
+                f"{'':14}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'median':>9}{'mean':>9}",
+                _line("image to text", self.recalls.i2t),
+                _line("text to image", self.recalls.t2i),
+                f"{'RSUM':14}{self.recalls.rsum:>24.1f}",
+            ]
+        )
+
+
+def evaluate(
+    protocol: str, embeddings: Embeddings, order: Sequence[int | str] | None = None
+) -> Evaluation:
+    """Rank ``embeddings`` under ``protocol``, a key of ``PROTOCOLS``.
+
+    ``coco-1k`` cuts its folds from consecutive images, so its figures depend on their order.
+
+    Args:
+        protocol: "plain" ranks all there is; the others check the size of the split first.
+        embeddings: a split in the order of its dataset.
+        order: image ids in the published order, where the dataset has another. Images that it
+            leaves out are left out.
+
+    Raises:
+        ConfigError: no such protocol.
+        DatasetError: the split is not what the protocol ranks, or lacks an image of ``order``.
+    """
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"protocol is {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
+    rules = PROTOCOLS[protocol]
+    if order is not None:
+        embeddings = _reordered(embeddings, order)
+    if rules.images is not None:
+        embeddings = _published(embeddings, protocol, rules)
+    folds = fold_recalls(embeddings, rules.folds)
+    return Evaluation(
+        protocol=protocol,
+        images=len(embeddings.images),
+        captions=len(embeddings.captions),
+        recalls=folds[0] if rules.folds == 1 else Recalls.mean(folds),
+        folds=folds if rules.folds > 1 else (),
+    )
+
+
+def fold_recalls(embeddings: Embeddings, folds: int) -> tuple[Recalls, ...]:
+    """Cut the images into ``folds`` equal consecutive parts and rank each with its captions."""
+    size, rest = divmod(len(embeddings.images), folds)
+    if rest or not size:
+        raise DatasetError(f"{len(embeddings.images)} images do not cut into {folds} equal folds")
+    owners = embeddings.caption_to_image
+    result = []
+    for start in range(0, size * folds, size):
+        own = (owners >= start) & (owners < start + size)
+        result.append(
+            recall_at_k(
+                embeddings.images[start : start + size],
+                embeddings.captions[own],
+                owners[own] - start,
+            )
+        )
+    return tuple(result)
+
+
+def _line(name: str, way: DirectionRecalls) -> str:
+    return (
+        f"{name:14}{way.r1:>8.1f}{way.r5:>8.1f}{way.r10:>8.1f}"
+        f"{way.median_rank:>9.1f}{way.mean_rank:>9.1f}"
+    )
+
+
+def _published(embeddings: Embeddings, name: str, rules: Protocol) -> Embeddings:
+    """Check the split's size and keep the first captions of each image."""
+    images, wanted = len(embeddings.images), rules.captions_per_image
+    fewest = int(embeddings.caption_to_image.bincount(minlength=images).min())
+    if images != rules.images or fewest < wanted:
+        raise DatasetError(
+            f"protocol {name} ranks {rules.images:,} images with {wanted} captions each; this "
+            f"split has {images:,} with at least {fewest}; choose another split or protocol plain"
+        )
+    place = _place_within_image(embeddings.caption_to_image)
+    return _with_captions(embeddings, (place < wanted).nonzero().squeeze(1))
+
+
+def _place_within_image(owners: Tensor) -> Tensor:
+    """Return (C,) int64: how many captions of the same image stand before each caption."""
+    by_image = torch.argsort(owners, stable=True)
+    counts = owners.bincount()
+    starts = counts.cumsum(0) - counts
+    place = torch.empty_like(owners)
+    place[by_image] = torch.arange(len(owners)) - starts.repeat_interleave(counts)
+    return place
+
+
+def _reordered(embeddings: Embeddings, order: Sequence[int | str]) -> Embeddings:
+    # Ids are numbers in one source and text in another; their text is the same.
+    row_of = {str(image_id): row for row, image_id in enumerate(embeddings.image_ids)}
+    missing = [image_id for image_id in order if str(image_id) not in row_of]
+    if missing:
+        raise DatasetError(
+            f"{len(missing)} of {len(order)} images of the order are not in the split, "
+            f"the first is {missing[0]!r}; give the order of this split"
+        )
+    rows = [row_of[str(image_id)] for image_id in order]
+    if len(set(rows)) != len(rows):
+        raise DatasetError("the order names an image twice; name each once")
+    new_row = torch.full((len(embeddings.images),), -1)
+    new_row[torch.tensor(rows)] = torch.arange(len(rows))
+    owners = new_row[embeddings.caption_to_image]
+    moved = replace(
+        embeddings,
+        images=embeddings.images[torch.tensor(rows)],
+        image_ids=tuple(embeddings.image_ids[row] for row in rows),
+        caption_to_image=owners,
+    )
+    kept = (owners >= 0).nonzero().squeeze(1)
+    return _with_captions(moved, kept[torch.argsort(owners[kept], stable=True)])
+
+
+def _with_captions(embeddings: Embeddings, captions: Tensor) -> Embeddings:
+    """Keep these captions, in this order."""
+    return replace(
+        embeddings,
+        captions=embeddings.captions[captions],
+        caption_to_image=embeddings.caption_to_image[captions],
+        caption_ids=tuple(embeddings.caption_ids[row] for row in captions.tolist()),
+    )
