@@ -1,0 +1,149 @@
+"""DALI's text index of a tar: where each member of each sample lies.
+
+The format is the one that DALI's ``wds2idx`` writes, version ``v1.2``: a line with the version
+and the number of samples, then one line per sample of ``extension offset size name`` groups,
+offsets in bytes from the start of the tar to the member's data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vse_shards.errors import DatasetError
+
+VERSION = "v1.2"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of a sample: its extension, and offset and size of its data in bytes."""
+
+    extension: str
+    offset: int
+    size: int
+    name: str
+
+
+def format_index(samples: Sequence[Sequence[Member]]) -> str:
+    """Give the text of the index of ``samples``, each a sequence of members in tar order."""
+    lines = [f"{VERSION} {len(samples)}"]
+    lines += [
+        " ".join(f"{m.extension} {m.offset} {m.size} {m.name}" for m in members)
+        for members in samples
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class Index:
+    """The members of every sample of one shard, in order.
+
+    Attributes:
+        keys: the key of each sample, N of them.
+    """
+
+    def __init__(self, path: Path, samples: Sequence[Sequence[Member]]) -> None:
+        self.keys = [members[0].name.partition(".")[0] for members in samples]
+        self._path = path
+        self._columns: dict[str, NDArray[np.int64]] = {}
+        for row, members in enumerate(samples):
+            for member in members:
+                column = self._columns.setdefault(
+                    member.extension, np.full((len(samples), 2), -1, np.int64)
+                )
+                column[row] = member.offset, member.size
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def extensions(self) -> list[str]:
+        """The extensions that occur, in order of first appearance."""
+        return list(self._columns)
+
+    def has(self, extension: str) -> NDArray[np.bool_]:
+        """Whether each sample has a member with this extension, (N,) bool."""
+        column = self._columns.get(extension)
+        return np.zeros(len(self), bool) if column is None else column[:, 0] >= 0
+
+    def offset(self, extension: str) -> NDArray[np.int64]:
+        """Give the offset of each sample's member in the tar, (N,) int64, bytes.
+
+        Raises:
+            DatasetError: a sample has no member with this extension.
+        """
+        return self._column(extension)[:, 0]
+
+    def size(self, extension: str) -> NDArray[np.int64]:
+        """Give the size of each sample's member, (N,) int64, bytes.
+
+        Raises:
+            DatasetError: a sample has no member with this extension.
+        """
+        return self._column(extension)[:, 1]
+
+    def _column(self, extension: str) -> NDArray[np.int64]:
+        missing = np.flatnonzero(~self.has(extension))
+        if len(missing):
+            raise DatasetError(
+                f"{self._path}: sample {self.keys[missing[0]]} has no .{extension} member "
+                f"({len(missing)} of {len(self)} samples); the shard has "
+                f"{', '.join('.' + e for e in self.extensions)}"
+            )
+        return self._columns[extension]
+
+
+def parse_index(text: str, path: Path) -> Index:
+    """Read the text of an index; ``path`` is named in errors.
+
+    Raises:
+        DatasetError: the text is not an index of version ``v1.2``, or is cut short.
+    """
+    lines = text.split("\n")
+    version, _, count = lines[0].partition(" ")
+    if version != VERSION or not count.isdecimal():
+        raise DatasetError(
+            f"{path}: starts with {lines[0][:40]!r}, not with '{VERSION} <samples>'; "
+            "it is no index of a shard"
+        )
+    if lines[-1] != "" or len(lines) - 2 != int(count):
+        raise DatasetError(
+            f"{path}: has {len(lines) - 2} lines for {count} samples; it is damaged or cut short"
+        )
+    samples = []
+    for number, line in enumerate(lines[1:-1], start=2):
+        words = line.split(" ")
+        try:
+            if len(words) % 4:
+                raise ValueError
+            samples.append(
+                [
+                    Member(words[i], int(words[i + 1]), int(words[i + 2]), words[i + 3])
+                    for i in range(0, len(words), 4)
+                ]
+            )
+        except ValueError:
+            raise DatasetError(
+                f"{path}: line {number} is {line[:60]!r}, not groups of extension, offset, size "
+                "and name; it is damaged"
+            ) from None
+    return Index(path, samples)
+
+
+def read_index(path: Path) -> Index:
+    """Read the index file ``path``.
+
+    Raises:
+        DatasetError: the file is missing, or is not an index.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: the index is missing; build the dataset again") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot read the index: {error}") from error
+    return parse_index(text, path)

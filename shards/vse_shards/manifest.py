@@ -1,0 +1,296 @@
+"""The manifest of a dataset folder: what it holds, and how to tell that it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vse_shards.errors import DatasetError
+from vse_shards.index import parse_index
+
+FILE_NAME = "manifest.json"
+REJECTS_NAME = "rejects.jsonl"
+FORMAT = "vse-shards"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard as it must be.
+
+    Attributes:
+        name: file name of the tar; its index has the same stem and the suffix ``.idx``.
+        samples: images (or region sets) in the tar.
+        pairs: captions in the tar.
+        bytes: size of the tar.
+        sha256: digest of the tar.
+        index_sha256: digest of the index.
+        captions: run-length code of the number of captions of each sample, in order:
+            ``(captions, run_length)``.
+    """
+
+    name: str
+    samples: int
+    pairs: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+    captions: tuple[tuple[int, int], ...]
+
+    @property
+    def index_name(self) -> str:
+        """File name of the index."""
+        return self.name.removesuffix(".tar") + ".idx"
+
+    def captions_per_sample(self) -> NDArray[np.int64]:
+        """Give the number of captions of each sample, (samples,) int64."""
+        code = np.asarray(self.captions, np.int64).reshape(-1, 2)
+        return np.repeat(code[:, 0], code[:, 1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the record as it stands in the manifest."""
+        return {**self.__dict__, "captions": [list(run) for run in self.captions]}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> ShardRecord:
+        """Read a record.
+
+        Raises:
+            KeyError, TypeError, ValueError: the entry is malformed, or contradicts itself.
+        """
+        record = cls(
+            name=_typed(entry, "name", str),
+            samples=_typed(entry, "samples", int),
+            pairs=_typed(entry, "pairs", int),
+            bytes=_typed(entry, "bytes", int),
+            sha256=_typed(entry, "sha256", str),
+            index_sha256=_typed(entry, "index_sha256", str),
+            captions=tuple((int(count), int(run)) for count, run in entry["captions"]),
+        )
+        if not record.name.endswith(".tar") or "/" in record.name:
+            raise ValueError(f"shard name {record.name!r} is no file name of a tar")
+        if sum(run for _, run in record.captions) != record.samples:
+            raise ValueError(f"{record.name}: the caption counts do not cover its samples")
+        if sum(count * run for count, run in record.captions) != record.pairs:
+            raise ValueError(f"{record.name}: the caption counts do not add up to its pairs")
+        return record
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of one split, in order."""
+
+    shards: tuple[ShardRecord, ...]
+
+    @property
+    def images(self) -> int:
+        """Number of images (samples)."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def pairs(self) -> int:
+        """Number of (image, caption) pairs."""
+        return sum(shard.pairs for shard in self.shards)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the split as it stands in the manifest."""
+        return {
+            "images": self.images,
+            "pairs": self.pairs,
+            "shards": [shard.to_dict() for shard in self.shards],
+        }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a dataset folder holds.
+
+    Attributes:
+        splits: by name.
+        rejects: lines in ``rejects.jsonl``.
+        rejects_sha256: digest of ``rejects.jsonl``.
+        build: the options of the build that decide what its files are.
+        source: kind, number of rows and digest of the rows that it was built from.
+        fingerprint: sha256 over all of the above.
+    """
+
+    splits: Mapping[str, Split]
+    rejects: int
+    rejects_sha256: str
+    build: Mapping[str, Any]
+    source: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything in the manifest, so of every byte of the dataset."""
+        return hashlib.sha256(_dump(self._content()).encode()).hexdigest()
+
+    def dumps(self) -> str:
+        """Give the text of ``manifest.json``; the same content always gives the same text."""
+        return _dump({**self._content(), "fingerprint": self.fingerprint})
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "splits": {name: split.to_dict() for name, split in self.splits.items()},
+            "rejects": self.rejects,
+            "rejects_sha256": self.rejects_sha256,
+            "build": dict(self.build),
+            "source": dict(self.source),
+        }
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read the manifest of ``folder``.
+
+        Raises:
+            DatasetError: there is no such folder or no manifest in it, or the manifest is not
+                JSON, of an unknown version, malformed, or was changed after the build.
+        """
+        path = Path(folder) / FILE_NAME
+        try:
+            text = path.read_text("utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            raise DatasetError(_why_missing(Path(folder))) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{path}: cannot be read: {error}") from error
+        return cls.loads(text, path)
+
+    @classmethod
+    def loads(cls, text: str, path: Path) -> Manifest:
+        """Read the text of a manifest; ``path`` is named in errors.
+
+        Raises:
+            DatasetError: as for :meth:`load`.
+        """
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise DatasetError(f"{path}: not JSON: {error}; build the dataset again") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise DatasetError(f"{path}: not a manifest of {FORMAT}; point to a folder it built")
+        if content.get("version") != VERSION:
+            raise DatasetError(
+                f"{path}: has version {content.get('version')!r}, this program reads {VERSION}; "
+                "build the dataset again, or update"
+            )
+        try:
+            manifest = cls(
+                splits={
+                    name: Split(tuple(map(ShardRecord.from_dict, split["shards"])))
+                    for name, split in content["splits"].items()
+                },
+                rejects=_typed(content, "rejects", int),
+                rejects_sha256=_typed(content, "rejects_sha256", str),
+                build=dict(content["build"]),
+                source=dict(content["source"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+            raise DatasetError(f"{path}: malformed: {reason}; build the dataset again") from None
+        if content.get("fingerprint") != manifest.fingerprint:
+            raise DatasetError(
+                f"{path}: was changed after the build: its fingerprint is "
+                f"{str(content.get('fingerprint'))[:12]}, its content gives "
+                f"{manifest.fingerprint[:12]}; build the dataset again"
+            )
+        return manifest
+
+    def check(self, folder: Path) -> None:
+        """Check that sizes of all tars, and digests and counts of all indices, agree.
+
+        Cheap enough for the start of every training run: no tar is read. ``vse-shards verify``
+        reads them.
+
+        Raises:
+            DatasetError: naming the first file that disagrees, and both values.
+        """
+        for problem in self.disagreements(Path(folder)):
+            raise DatasetError(problem)
+
+    def disagreements(self, folder: Path) -> Iterable[str]:
+        """Yield one line for each tar or index that is not as the manifest says."""
+        for split in self.splits.values():
+            for shard in split.shards:
+                yield from _disagreements(folder, shard)
+
+    def split(self, name: str, folder: Path) -> Split:
+        """Give the split ``name``; ``folder`` is named in errors.
+
+        Raises:
+            DatasetError: there is no such split; those that there are are named.
+        """
+        if name not in self.splits:
+            raise DatasetError(
+                f"{folder}: has no split {name!r}; it has {', '.join(self.splits) or 'none'}"
+            )
+        return self.splits[name]
+
+
+def run_length_code(counts: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Give ``((value, run_length), ...)`` of a sequence."""
+    runs: list[list[int]] = []
+    for count in counts:
+        if runs and runs[-1][0] == count:
+            runs[-1][1] += 1
+        else:
+            runs.append([count, 1])
+    return tuple((count, length) for count, length in runs)
+
+
+def _disagreements(folder: Path, shard: ShardRecord) -> Iterable[str]:
+    remedy = "build the dataset again, or copy the file again"
+    tar, index_path = folder / shard.name, folder / shard.index_name
+    try:
+        size = tar.stat().st_size
+        if size != shard.bytes:
+            yield f"{tar}: has {size:,} bytes, the manifest says {shard.bytes:,}; {remedy}"
+    except OSError as error:
+        yield f"{tar}: {error.strerror}; {remedy}"
+    try:
+        data = index_path.read_bytes()
+    except OSError as error:
+        yield f"{index_path}: {error.strerror}; {remedy}"
+        return
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != shard.index_sha256:
+        yield (
+            f"{index_path}: has sha256 {digest[:12]}, the manifest says "
+            f"{shard.index_sha256[:12]}; {remedy}"
+        )
+        return
+    try:
+        samples = len(parse_index(data.decode(), index_path))
+    except DatasetError as error:
+        yield str(error)
+        return
+    if samples != shard.samples:
+        yield f"{index_path}: has {samples} samples, the manifest says {shard.samples}; {remedy}"
+
+
+def _why_missing(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder}: no such folder; build the dataset first with vse-shards build"
+    return (
+        f"{folder}: has no {FILE_NAME}; it is no dataset, or its build has not ended: run the "
+        "same vse-shards build again"
+    )
+
+
+def _typed(entry: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = entry[key]
+    if type(value) is not kind:
+        raise TypeError(f"{key} is {value!r}, not {kind.__name__}")
+    return value
+
+
+def _dump(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
