@@ -1,0 +1,59 @@
+"""The schedule: the published table of (epoch, group, learning rate, trainable)."""
+
+from __future__ import annotations
+
+import pytest
+
+from vse_scale.config import Config
+from vse_scale.training.schedule import Schedule
+
+STEPS = 10
+
+
+def schedule(**sections: dict[str, object]) -> Schedule:
+    raw = {"data": {"path": "x"}, "run": {"dir": "y"}, **sections}
+    return Schedule(Config.parse(raw), steps_per_epoch=STEPS)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "rate", "objective", "frozen"),
+    [
+        (0, 5e-4, "all", {"backbone"}),
+        (1, 5e-4, "hardest", set()),
+        (14, 5e-4, "hardest", set()),
+        (15, 5e-5, "hardest", set()),
+        (24, 5e-5, "hardest", set()),
+    ],
+)
+def test_published_table(epoch: int, rate: float, objective: str, frozen: set[str]) -> None:
+    for index in (0, STEPS - 1):
+        plan = schedule().at(epoch * STEPS + index)
+        assert (plan.epoch, plan.index) == (epoch, index)
+        assert plan.learning_rates == pytest.approx(
+            {"heads": rate, "text": 0.1 * rate, "backbone": 0.01 * rate}, rel=1e-12
+        )
+        assert plan.objective == objective
+        assert plan.frozen == frozen
+
+
+def test_the_loss_is_ramped_during_epoch_1_alone() -> None:
+    scales = [schedule().at(step).loss_scale for step in range(3 * STEPS)]
+    assert scales[:STEPS] == [1.0] * STEPS
+    assert scales[STEPS : 2 * STEPS] == [i / STEPS for i in range(STEPS)]
+    assert scales[2 * STEPS :] == [1.0] * STEPS
+
+
+def test_no_ramp_without_a_warm_up_to_ramp_from() -> None:
+    assert schedule(objective={"warmup_epochs": 0}).at(0).loss_scale == 1.0
+
+
+def test_drops_may_fall_within_an_epoch() -> None:
+    plan = schedule(optim={"drop_epochs": [0.5, 1.0], "lr": 1.0})
+    rates = [plan.at(step).learning_rates["heads"] for step in (0, 4, 5, 9, 10)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+def test_max_steps_ends_a_run_early_and_never_later() -> None:
+    assert schedule(train={"epochs": 3}).total_steps == 30
+    assert schedule(train={"epochs": 3, "max_steps": 7}).total_steps == 7
+    assert schedule(train={"epochs": 3, "max_steps": 70}).total_steps == 30
