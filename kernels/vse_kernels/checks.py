@@ -1,0 +1,60 @@
+"""Argument checks that never wait for the device, and the switch for those that would."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.int64, torch.int32)
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def require_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    """Raise TypeError unless `tensor` has one of the `allowed` dtypes."""
+    if tensor.dtype not in allowed:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise TypeError(f"{name} is {kind}; it must be one of {_names(allowed)}")
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...], why: str) -> None:
+    """Raise ValueError unless `tensor` has `shape`, where None stands for any size."""
+    agrees = tensor.dim() == len(shape) and all(
+        want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
+    )
+    if not agrees:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; {why} needs ({wanted})")
+
+
+def require_same_device(**tensors: Tensor) -> None:
+    """Raise ValueError unless all tensors lie on the device of the first."""
+    (first, reference), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.device != reference.device:
+            raise ValueError(f"{name} is on {tensor.device}, {first} on {reference.device}")
+
+
+def values_are_checked(tensor: Tensor) -> bool:
+    """Whether to look at a tensor's values: always on CPU, elsewhere with VSE_KERNELS_CHECK=1.
+
+    On a GPU the look is a host synchronisation; while a graph is traced there is nothing to see.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return tensor.device.type == "cpu" or os.environ.get("VSE_KERNELS_CHECK") == "1"
+
+
+def require_range(name: str, tensor: Tensor, low: int, high: int, why: str) -> None:
+    """Raise ValueError unless low <= tensor <= high everywhere, where values are checked."""
+    if tensor.numel() == 0 or not values_are_checked(tensor):
+        return
+    smallest, largest = (int(value) for value in tensor.aminmax())
+    if smallest < low or largest > high:
+        wrong = smallest if smallest < low else largest
+        raise ValueError(f"{name} holds {wrong}; {why} allows {low} to {high}")

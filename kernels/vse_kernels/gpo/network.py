@@ -1,0 +1,74 @@
+"""Pooling for inference on CPU: a sorting network of row minima and maxima, values only.
+
+A comparator orders two positions for all columns at once, so the sort is a fixed list of
+vectorised `maximum` and `minimum` calls, without indices: several times the speed of torch.sort.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from vse_kernels.gpo.reference import accumulation_dtype, sample_weights, valid_positions
+
+# Values of one position that are compared at a time: large enough to hide the cost of a call,
+# small enough that all positions of a chunk stay in cache.
+ROW_ELEMENTS = 1 << 15
+
+
+@lru_cache(maxsize=512)
+def comparators(size: int) -> tuple[tuple[int, int], ...]:
+    """Batcher's odd-even merge network for any size.
+
+    Source: Knuth, The Art of Computer Programming 3, 5.2.2, Algorithm M.
+
+    Args:
+        size: number of positions, at least 1.
+
+    Returns:
+        Pairs (i, j), i < j, to be applied in order; after them position 0 holds the largest value
+        where each pair keeps the larger at i.
+    """
+    pairs = []
+    top = 1 << max(0, (size - 1).bit_length() - 1)
+    merge = top if size > 1 else 0
+    while merge > 0:
+        distance, remainder, reach = merge, 0, top
+        while distance > 0:
+            pairs += [(i, i + distance) for i in range(size - distance) if i & merge == remainder]
+            distance, reach, remainder = reach - merge, reach // 2, merge
+        merge //= 2
+    return tuple(pairs)
+
+
+def forward(features: Tensor, lengths: Tensor, weight_table: Tensor, rows: Tensor) -> Tensor:
+    """Pool without keeping the order; arguments and result as in `reference.forward`."""
+    samples, _, columns = features.shape
+    pooled = features.new_empty(samples, columns)
+    if pooled.numel() == 0:
+        return pooled
+    longest = int(lengths.max())
+    dtype = accumulation_dtype(features, weight_table)
+    valid = valid_positions(lengths, longest)
+    weights = sample_weights(weight_table[:, :longest], rows, valid, dtype)
+    step = max(1, ROW_ELEMENTS // columns)
+    for start in range(0, samples, step):
+        part = slice(start, min(start + step, samples))
+        inside = valid[part].T[:, :, None]
+        # A copy, always: the network works in place.
+        block = features[part, :longest].transpose(0, 1).to(dtype, copy=True)
+        block = block.contiguous().masked_fill_(~inside, -torch.inf)
+        values = list(block.unbind(0))
+        spare = torch.empty_like(values[0])
+        for i, j in comparators(longest):
+            torch.maximum(values[i], values[j], out=spare)
+            torch.minimum(values[i], values[j], out=values[j])
+            values[i], spare = spare, values[i]
+        total = torch.zeros_like(values[0])
+        for position, value in enumerate(values):
+            kept = value.masked_fill_(~inside[position], 0)
+            total.addcmul_(kept, weights[part, position, None])
+        pooled[part] = total
+    return pooled

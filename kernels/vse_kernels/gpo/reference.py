@@ -1,0 +1,111 @@
+"""Sort-and-weight pooling in plain torch: the truth for the kernels, and the path for CPU training.
+
+Per sample b and column d: the valid values in descending order, dotted with the weight row of the
+sample. The sort is stable, so that equal values share their weights in the order of their
+positions, and NaN sorts first, as torch has it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Elements sorted at a time: bounds the int64 order and the copies that torch.sort makes.
+CHUNK_ELEMENTS = 1 << 21
+
+
+def accumulation_dtype(features: Tensor, weight_table: Tensor) -> torch.dtype:
+    """Float64 where either operand is, else float32."""
+    common = torch.promote_types(features.dtype, weight_table.dtype)
+    return torch.promote_types(common, torch.float32)
+
+
+def order_dtype(positions: int) -> torch.dtype:
+    """The smallest dtype that holds a position: one byte up to 256 positions."""
+    if positions <= 256:
+        return torch.uint8
+    return torch.int16 if positions <= 1 << 15 else torch.int32
+
+
+def valid_positions(lengths: Tensor, positions: int) -> Tensor:
+    """Which positions lie within the lengths (B,) -> (B, K) bool."""
+    return torch.arange(positions, device=lengths.device) < lengths[:, None]
+
+
+def sample_weights(weight_table: Tensor, rows: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight row of each sample, zero beyond its length (B, K)."""
+    return weight_table[rows].to(dtype).masked_fill(~valid, 0)
+
+
+def batch_chunks(samples: int, elements_per_sample: int) -> list[slice]:
+    """Slices of the batch that hold about CHUNK_ELEMENTS each."""
+    step = max(1, CHUNK_ELEMENTS // max(1, elements_per_sample))
+    return [slice(start, min(start + step, samples)) for start in range(0, samples, step)]
+
+
+def forward(
+    features: Tensor, lengths: Tensor, weight_table: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Pool by a stable descending sort.
+
+    Args:
+        features: (B, K, D) floating.
+        lengths: (B,) integer, 1 to K.
+        weight_table: (R, K) floating.
+        rows: (B,) integer, 0 to R - 1.
+
+    Returns:
+        pooled (B, D) in the dtype of `features`, and the order (B, D, K): the position of the
+        k-th largest value, in the smallest dtype that holds it.
+    """
+    samples, positions, columns = features.shape
+    dtype = accumulation_dtype(features, weight_table)
+    valid = valid_positions(lengths, positions)
+    weights = sample_weights(weight_table, rows, valid, dtype)
+    pooled = features.new_empty(samples, columns)
+    order = torch.empty(
+        samples, columns, positions, dtype=order_dtype(positions), device=features.device
+    )
+    for part in batch_chunks(samples, positions * columns):
+        inside = valid[part, None, :]
+        column_major = features[part].transpose(1, 2).contiguous()
+        column_major.masked_fill_(~inside, -torch.inf)
+        values, indices = column_major.sort(dim=2, descending=True, stable=True)
+        values = values.masked_fill_(~inside, 0).to(dtype)
+        pooled[part] = torch.bmm(values, weights[part, :, None]).squeeze(2)
+        order[part] = indices
+    return pooled, order
+
+
+def backward(
+    gradient: Tensor,
+    features: Tensor,
+    lengths: Tensor,
+    weight_table: Tensor,
+    rows: Tensor,
+    order: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `forward`: (B, K, D) in the dtype of features, (R, K) in that of weight_table.
+
+    Positions beyond the length get exactly zero, whatever they hold.
+    """
+    samples, positions, columns = features.shape
+    dtype = accumulation_dtype(features, weight_table)
+    valid = valid_positions(lengths, positions)
+    weights = sample_weights(weight_table, rows, valid, dtype)
+    features_gradient = torch.empty_like(features, memory_format=torch.contiguous_format)
+    sample_gradient = torch.empty(samples, positions, dtype=dtype, device=features.device)
+    for part in batch_chunks(samples, positions * columns):
+        inside = valid[part, None, :]
+        indices = order[part].long()
+        upstream = gradient[part].to(dtype)
+        values = features[part].transpose(1, 2).gather(2, indices).masked_fill_(~inside, 0)
+        sample_gradient[part] = torch.bmm(upstream[:, None, :], values.to(dtype)).squeeze(1)
+        shares = (upstream[:, :, None] * weights[part, None, :]).masked_fill_(~inside, 0)
+        scattered = torch.empty_like(shares).scatter_(2, indices, shares)
+        features_gradient[part] = scattered.transpose(1, 2)
+    sample_gradient.masked_fill_(~valid, 0)
+    table_gradient = torch.zeros(weight_table.shape, dtype=dtype, device=features.device)
+    # index_put_ accumulates in a fixed order on every device; index_add_ only on CPU.
+    table_gradient.index_put_((rows.long(),), sample_gradient, accumulate=True)
+    return features_gradient, table_gradient.to(weight_table.dtype)

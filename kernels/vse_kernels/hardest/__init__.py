@@ -1,0 +1,150 @@
+"""Negatives out of a similarity matrix that is never stored: the hardest, or all that violate."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vse_kernels.checks import (
+    FLOATS,
+    INTEGERS,
+    require_dtype,
+    require_same_device,
+    require_shape,
+)
+from vse_kernels.hardest import reference
+from vse_kernels.hardest.violations import Violations, violations
+
+__all__ = ["HardestNegatives", "Violations", "all_violations", "hardest_negatives"]
+
+
+class HardestNegatives(NamedTuple):
+    """The highest-scoring negative of each row and column.
+
+    Attributes:
+        row_score: (M,) float32 (float64 for float64 embeddings), -inf where there is none.
+        row_index: (M,) int64 into the candidates, -1 where there is none.
+        column_score: (N,) likewise over the queries; None without columns.
+        column_index: (N,) int64 into the queries; None without columns.
+    """
+
+    row_score: Tensor
+    row_index: Tensor
+    column_score: Tensor | None
+    column_index: Tensor | None
+
+
+@torch.no_grad()
+def hardest_negatives(
+    queries: Tensor,
+    candidates: Tensor,
+    query_ids: Tensor,
+    candidate_ids: Tensor,
+    columns: bool = True,
+    impl: str = "auto",
+) -> HardestNegatives:
+    """Find the negative with the largest dot product, per query and per candidate.
+
+    Not differentiable: recompute the scores of the pairs found. Products of bfloat16 and float16
+    embeddings are accumulated and compared in float32. Ties go to the lowest index; a NaN score
+    counts as the largest.
+
+    Args:
+        queries: (M, E) floating.
+        candidates: (N, E) of the same dtype.
+        query_ids: (M,) int64 or int32. Equal ids are never each other's negatives; a negative id
+            (padding) is mined by nobody and mines nothing.
+        candidate_ids: (N,) likewise.
+        columns: whether to mine the columns too, in the same pass.
+        impl: "auto", "torch" or "triton". A name that cannot run raises; "auto" falls back and
+            says why once.
+
+    Raises:
+        TypeError: a dtype that is not supported.
+        ValueError: shapes, dtypes or devices that disagree, or an unknown `impl`.
+    """
+    _check(queries, candidates, query_ids, candidate_ids)
+    if impl not in ("auto", "torch"):
+        raise ValueError(f'impl is "{impl}"; it must be "auto" or "torch"')
+    return HardestNegatives(
+        *reference.hardest(queries, candidates, query_ids, candidate_ids, columns)
+    )
+
+
+@torch.no_grad()
+def all_violations(
+    queries: Tensor,
+    candidates: Tensor,
+    query_ids: Tensor,
+    candidate_ids: Tensor,
+    query_positive: Tensor,
+    candidate_positive: Tensor,
+    margin: float,
+    candidate_gradient: bool = False,
+) -> Violations:
+    """Sum the hinge over every violating negative, with its gradient, in one pass over tiles.
+
+    With s_ij = queries_i . candidates_j, and j a negative of i where their ids differ and neither
+    is negative, the two losses are
+
+        row_loss_i = sum over j of max(0, margin + s_ij - query_positive_i)
+        column_loss_j = sum over i of max(0, margin + s_ij - candidate_positive_j)
+
+    The gradient covers s_ij alone. A caller whose positive scores depend on the embeddings adds
+    their part from the counts: each positive score p_i has the gradient -row_count_i (and
+    -column_count_j). For a rank's images (b, E) and all captions (B, E): one call with the images
+    as queries and one with the captions as queries give all that the rank's own gradient needs.
+
+    Args:
+        queries: (M, E) floating.
+        candidates: (N, E) of the same dtype.
+        query_ids: (M,) int64 or int32, as in `hardest_negatives`.
+        candidate_ids: (N,) likewise.
+        query_positive: (M,) score of each query's positive.
+        candidate_positive: (N,) score of each candidate's positive.
+        margin: of the hinge.
+        candidate_gradient: whether to return the gradient of the candidates too.
+
+    Returns:
+        Violations, in float32 (float64 for float64 embeddings).
+
+    Raises:
+        TypeError: a dtype that is not supported.
+        ValueError: shapes, dtypes or devices that disagree.
+    """
+    _check(queries, candidates, query_ids, candidate_ids)
+    require_dtype("query_positive", query_positive, FLOATS)
+    require_dtype("candidate_positive", candidate_positive, FLOATS)
+    require_shape("query_positive", query_positive, (queries.shape[0],), "queries")
+    require_shape("candidate_positive", candidate_positive, (candidates.shape[0],), "candidates")
+    require_same_device(
+        queries=queries, query_positive=query_positive, candidate_positive=candidate_positive
+    )
+    return violations(
+        queries,
+        candidates,
+        query_ids,
+        candidate_ids,
+        query_positive,
+        candidate_positive,
+        margin,
+        candidate_gradient,
+    )
+
+
+def _check(queries: Tensor, candidates: Tensor, query_ids: Tensor, candidate_ids: Tensor) -> None:
+    require_dtype("queries", queries, FLOATS)
+    require_dtype("candidates", candidates, (queries.dtype,))
+    require_dtype("query_ids", query_ids, INTEGERS)
+    require_dtype("candidate_ids", candidate_ids, INTEGERS)
+    require_shape("queries", queries, (None, None), "mining")
+    of_queries = f"queries of shape {tuple(queries.shape)}"
+    require_shape("candidates", candidates, (None, queries.shape[1]), of_queries)
+    require_shape("query_ids", query_ids, (queries.shape[0],), of_queries)
+    of_candidates = f"candidates of shape {tuple(candidates.shape)}"
+    require_shape("candidate_ids", candidate_ids, (candidates.shape[0],), of_candidates)
+    require_same_device(
+        queries=queries, candidates=candidates, query_ids=query_ids, candidate_ids=candidate_ids
+    )
