@@ -1,9 +1,12 @@
 """Exact retrieval ranks by counting larger scores, in tiles of one fixed shape.
 
 A score's last bits depend on the shape of the product it comes from and on its place in it, and
-they decide ties. So every product here has the shape TILE_QUERIES x E x TILE_CANDIDATES, padded
+they decide ties. So every product here has the shape TILE_CANDIDATES x E x TILE_QUERIES, padded
 with zeros where the data ends, and starts at a global multiple of it: which rows a process ranks
 changes no score. The positives' scores are read from the same products.
+
+Scores lie transposed, (candidates, queries): a product that is tall rather than wide runs at the
+speed of the whole matrix on CPU (53 against 65 ms per tile of width 1,024).
 """
 
 from __future__ import annotations
@@ -45,21 +48,25 @@ class _Strip:
         self._queries = _tile_rows(queries, start, TILE_QUERIES, self._dtype)
         self._candidates = candidates
 
-    def scores(self, tile: int) -> Tensor:
-        """A fresh product with candidate tile number `tile`, cut to what exists."""
+    def new_tile(self) -> Tensor:
+        """Memory for one product."""
+        return self._queries.new_empty(TILE_CANDIDATES, TILE_QUERIES)
+
+    def scores(self, tile: int, out: Tensor) -> Tensor:
+        """The product with candidate tile number `tile`, in `out`: a view of what exists of it."""
         start = tile * TILE_CANDIDATES
         block = _tile_rows(self._candidates, start, TILE_CANDIDATES, self._dtype)
-        product = self._queries @ block.T
-        return product[self._rows, : self._candidates.shape[0] - start]
+        torch.mm(block, self._queries.T, out=out)
+        return out[: self._candidates.shape[0] - start, self._rows]
 
 
 def _by_tile(owner: Tensor, index: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-    """Group (row, candidate) pairs by candidate tile: tile -> (rows, columns within the tile)."""
+    """Group (query, candidate) pairs by tile: tile -> (candidates within the tile, queries)."""
     groups = {}
     tile = index // TILE_CANDIDATES
     for number in sorted(set(tile.tolist())):
         here = tile == number
-        groups[number] = (owner[here], index[here] - number * TILE_CANDIDATES)
+        groups[number] = (index[here] - number * TILE_CANDIDATES, owner[here])
     return groups
 
 
@@ -83,33 +90,29 @@ def _strip_ranks(
     excluded_groups = _by_tile(out, excluded[out])
 
     kept: dict[int, Tensor] = {}
-    best: Tensor | None = None
-    for tile, (query, column) in positive_groups.items():
-        scores = strip.scores(tile)
-        if best is None:
-            best = scores.new_full((rows,), -torch.inf)
-        found = scores[query, column]
+    spare = strip.new_tile()
+    best = spare.new_full((rows,), -torch.inf)
+    for tile, (candidate, query) in positive_groups.items():
+        keep = len(kept) < KEPT_TILES
+        scores = strip.scores(tile, strip.new_tile() if keep else spare)
+        found = scores[candidate, query]
         # A NaN positive counts as the lowest score there is.
         found.masked_fill_(found.isnan(), -torch.inf)
         best.scatter_reduce_(0, query, found, "amax")
-        if len(kept) < KEPT_TILES:
+        if keep:
             kept[tile] = scores
-    ranks = torch.zeros(rows, dtype=torch.int64, device=excluded.device)
-    if best is None:
-        return ranks
     # Pairs that do not compete are set to -inf, below the lowest threshold.
     best.clamp_(min=torch.finfo(best.dtype).min)
-    above = torch.ones_like(ranks)
+    above = torch.ones(rows, dtype=torch.int64, device=excluded.device)
     for tile in range(tiles):
-        scores = kept.pop(tile) if tile in kept else strip.scores(tile)
+        scores = kept.pop(tile) if tile in kept else strip.scores(tile, spare)
         for groups in (positive_groups, excluded_groups):
             if tile in groups:
                 scores[groups[tile]] = -torch.inf
         # Not below, rather than at least: a NaN score counts against the query.
-        below = scores.lt_(best[:, None]).sum(1)
-        above += scores.shape[1] - below.long()
-    has_positive = torch.zeros_like(ranks).index_fill_(0, owner, 1)
-    return above * has_positive
+        below = scores.lt_(best).sum(0)
+        above += scores.shape[0] - below.long()
+    return above.masked_fill(torch.bincount(owner, minlength=rows) == 0, 0)
 
 
 def ranks(
