@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from vse_shards.index import Index, read_index
-from vse_shards.manifest import Manifest, ShardRecord
 
 from vse_scale.errors import DatasetError
+from vse_shards.index import Index, read_index
+from vse_shards.manifest import Manifest
 
 _TAR_HEADER = 512
 _TAR_NAME = 100
@@ -56,21 +56,19 @@ class ShardDataset:
         """
         folder = Path(folder)
         manifest = Manifest.load(folder)
-        if split not in manifest.splits:
-            raise DatasetError(
-                f"{folder}: has no split {split!r}; choose one of {', '.join(manifest.splits)}"
-            )
+        shards = manifest.split(split, folder).shards
+        if not shards:
+            raise DatasetError(f"{folder}: split {split!r} has no images; build it from more rows")
         manifest.check(folder)
-        shards = manifest.splits[split].shards
         self.folder = folder
         self.split = split
         self.fingerprint = manifest.fingerprint
         self.shard_sizes = [shard.samples for shard in shards]
-        self.captions_per_sample = _captions_per_sample(shards)
+        self.captions_per_sample = np.concatenate([shard.captions_per_sample() for shard in shards])
         self.pairs = int(self.captions_per_sample.sum())
         self._names = [shard.name for shard in shards]
         self._first = np.concatenate([[0], np.cumsum(self.shard_sizes)]).astype(np.int64)
-        indices = [read_index((folder / name).with_suffix(".idx")) for name in self._names]
+        indices = [read_index(folder / shard.index_name) for shard in shards]
         self._images = _spans(indices, "jpg")
         self._records = _spans(indices, "json")
         self._tars = [_map(folder / name) for name in self._names]
@@ -109,12 +107,6 @@ class ShardDataset:
         tar = self._tars[self._shard(image)]
         offset, size = spans[image]
         return tar[offset : offset + size]
-
-
-def _captions_per_sample(shards: Sequence[ShardRecord]) -> npt.NDArray[np.int64]:
-    runs = np.array([run for shard in shards for run in shard.captions], dtype=np.int64)
-    counts, lengths = runs.reshape(-1, 2).T
-    return np.repeat(counts, lengths)
 
 
 def _spans(indices: Sequence[Index], extension: str) -> npt.NDArray[np.int64]:

@@ -1,0 +1,325 @@
+import gc
+import itertools
+import json
+import subprocess
+import sys
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from vse_scale.config import DataConfig
+from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.data.decode import Decoder, Request
+from vse_scale.data.draws import Stream, uniform
+from vse_scale.data.images import ImageSpec, crop_geometry
+from vse_scale.data.loader import Loader
+from vse_scale.data.plan import Plan
+from vse_scale.data.shards import ShardDataset
+from vse_scale.errors import ConfigError, DatasetError
+
+from .conftest import photo, reference, write_dataset
+
+CPU = torch.device("cpu")
+SPEC = ImageSpec.preset("imagenet", 32)
+SEED = 11
+TENSORS = ["pixels", "token_lengths", "image_ids", "valid", "cell_draws"]
+CELLS = 4
+
+
+@pytest.fixture(scope="module")
+def dataset(dataset_folder):
+    return ShardDataset(dataset_folder, "train")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(dataset):
+    texts = [c.text for i in range(len(dataset)) for c in dataset.record(i).captions]
+    return CaptionTokenizer.train(texts, 200)
+
+
+def make(dataset, tokenizer, *, rank=0, ranks=1, start=(0, 0), seed=SEED, **options):
+    options = {"global_batch": 12, "threads": 1, "word_drop": 0.4, **options}
+    config = DataConfig(path=str(dataset.folder), **options)
+    plan = Plan(
+        dataset.captions_per_sample,
+        seed=seed,
+        global_batch=config.global_batch,
+        mode=config.mode,
+        captions_per_image=config.captions_per_image,
+        last_batch=config.last_batch,
+        shard_sizes=dataset.shard_sizes,
+        shuffle_window=config.shuffle_window,
+    )
+    loader = Loader(
+        dataset,
+        plan,
+        tokenizer,
+        SPEC,
+        config,
+        seed=seed,
+        rank=rank,
+        ranks=ranks,
+        device=CPU,
+        start=start,
+        grid_cells=CELLS,
+    )
+    return loader, plan
+
+
+def take(count, *args, **options):
+    loader, _ = make(*args, **options)
+    batches = [next(loader) for _ in range(count)]
+    loader.close()
+    return batches
+
+
+def tokens(batch):
+    return [
+        row[:n].tolist()
+        for row, n in zip(batch.token_ids, batch.token_lengths.tolist(), strict=True)
+    ]
+
+
+def assert_equal(left, right):
+    assert (left.epoch, left.step) == (right.epoch, right.step)
+    for name in [*TENSORS, "token_ids", "image_rows"]:
+        assert torch.equal(getattr(left, name), getattr(right, name)), name
+
+
+MODES = [
+    {"mode": "pairs"},
+    {"mode": "images", "captions_per_image": 3},
+    {"mode": "pairs", "last_batch": "wrap", "shuffle_window": 2},
+]
+
+
+@pytest.mark.parametrize("options", MODES)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_together_equal_one_rank(dataset, tokenizer, options, ranks):
+    count = 10  # more than an epoch
+    whole = take(count, dataset, tokenizer, **options)
+    parts = [
+        take(count, dataset, tokenizer, rank=rank, ranks=ranks, **options) for rank in range(ranks)
+    ]
+    assert whole[-1].epoch > 0
+    for step, batch in enumerate(whole):
+        pieces = [part[step] for part in parts]
+        assert {(piece.epoch, piece.step) for piece in pieces} == {(batch.epoch, batch.step)}
+        for name in TENSORS:
+            joined = torch.cat([getattr(piece, name) for piece in pieces])
+            assert torch.equal(joined, getattr(batch, name)), name
+        assert [row for piece in pieces for row in tokens(piece)] == tokens(batch)
+
+
+@pytest.mark.parametrize("options", MODES)
+def test_a_resumed_loader_goes_on_bit_for_bit(dataset, tokenizer, options):
+    ran = take(11, dataset, tokenizer, **options)
+    for position in (3, 8, 10):
+        start = (ran[position].epoch, ran[position].step)
+        resumed = take(11 - position, dataset, tokenizer, start=start, **options)
+        for left, right in zip(ran[position:], resumed, strict=True):
+            assert_equal(left, right)
+
+
+def test_a_finished_epoch_resumes_at_the_next(dataset, tokenizer):
+    loader, plan = make(dataset, tokenizer, start=(0, 7))
+    assert plan.steps_per_epoch == 7
+    batch = next(loader)
+    loader.close()
+    assert (batch.epoch, batch.step) == (1, 0)
+
+
+def test_threads_and_queues_change_nothing(dataset, tokenizer):
+    for left, right in zip(
+        take(5, dataset, tokenizer),
+        take(5, dataset, tokenizer, threads=3, prefetch=1),
+        strict=True,
+    ):
+        assert_equal(left, right)
+
+
+@pytest.mark.parametrize("options", MODES)
+def test_pixels_captions_and_ids_belong_together(dataset, tokenizer, options):
+    """Every row, made again from the files alone, in no order and with no thread."""
+    batches = take(9, dataset, tokenizer, **options)
+    _, plan = make(dataset, tokenizer, **options)
+    k = options.get("captions_per_image", 1)
+    for batch in batches:
+        planned = plan.batch(batch.epoch, batch.step)
+        np.testing.assert_array_equal(batch.image_ids, planned.pairs[:, 0])
+        np.testing.assert_array_equal(batch.valid, planned.valid)
+        assert len(batch.pixels) == 12 // k
+        np.testing.assert_array_equal(batch.image_rows, np.repeat(np.arange(12 // k), k))
+        for row in (0, 4, 11):
+            image, caption = planned.pairs[row]
+            pair = planned.pairs[row : row + 1]
+            draws = uniform(SEED, batch.epoch, pair, Stream.WORDS, 256)
+            text = dataset.record(image).captions[caption].text
+            ids, length = tokenizer.encode([text], draws, 0.4)
+            assert tokens(batch)[row] == ids[0, : length[0]].tolist()
+            first = planned.pairs[row // k * k][None]
+            crop = crop_geometry(uniform(SEED, batch.epoch, first, Stream.CROP, 4), (0.6, 1.0), 0.5)
+            expected = decode_alone(dataset, image, crop)
+            assert torch.equal(batch.pixels[batch.image_rows[row]], expected)
+            cells = uniform(SEED, batch.epoch, first, Stream.CELLS, 1 + CELLS)
+            np.testing.assert_array_equal(batch.cell_draws[batch.image_rows[row]], cells[0])
+
+
+def decode_alone(dataset, image, geometry):
+    request = Request(np.array([image]), None, geometry)
+    decoder = Decoder(dataset, [request], batch=1, spec=SPEC, device=CPU, threads=1, training=True)
+    return next(decoder)[0][0]
+
+
+def test_an_image_is_decoded_once_for_its_captions(dataset, tokenizer, monkeypatch):
+    asked = []
+    read = ShardDataset.image_bytes
+    monkeypatch.setattr(
+        ShardDataset, "image_bytes", lambda self, image: asked.append(image) or read(self, image)
+    )
+    batches = take(2, dataset, tokenizer, mode="images", captions_per_image=3)
+    images = [image for batch in batches for image in batch.image_ids[::3].tolist()]
+    assert asked[:8] == images
+
+
+def test_augmentation_varies_with_the_epoch_and_the_pair(dataset, tokenizer):
+    batches = take(14, dataset, tokenizer)
+    seen = {}
+    for batch in batches:
+        for image, pixels in zip(batch.image_ids.tolist(), batch.pixels, strict=True):
+            seen.setdefault(image, set()).add(pixels.numpy().tobytes())
+    visits = sum(len(batch.image_ids) for batch in batches)
+    assert sum(map(len, seen.values())) == visits
+
+
+def test_waiting_is_measured(dataset, tokenizer):
+    loader, _ = make(dataset, tokenizer, prefetch=2)
+    assert next(loader).wait_seconds > 0
+    time.sleep(0.5)
+    assert next(loader).wait_seconds < 0.1
+    loader.close()
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A dataset whose fifth image went bad after the build, unseen by the manifest."""
+    rng = np.random.default_rng(0)
+    samples = [(photo(rng, 64, 80), [f"a red ball {i}"]) for i in range(12)]
+    folder = write_dataset(tmp_path / "set", {"train": [samples[:6], samples[6:]]})
+    dataset = ShardDataset(folder, "train")
+    victim = dataset.image_bytes(4)
+    with (folder / "train-000000.tar").open("r+b") as file:
+        offset = file.read().index(victim.tobytes())
+        file.seek(offset + 300)
+        file.write(bytes(len(victim) - 300))
+    return ShardDataset(folder, "train")
+
+
+def test_a_damaged_image_stops_the_run_by_name(damaged, tokenizer):
+    loader, _ = make(damaged, tokenizer, global_batch=3)
+    with pytest.raises(DatasetError, match=r"train-000000\.tar: 00000004\.jpg cannot be decoded"):
+        list(itertools.islice(loader, 5))
+    with pytest.raises(DatasetError, match="cannot be decoded"):
+        next(loader)
+
+
+def test_other_errors_of_the_thread_surface_too(dataset, tokenizer, monkeypatch):
+    def broken(self, image):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(ShardDataset, "record", broken)
+    loader, _ = make(dataset, tokenizer)
+    for _ in range(2):
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(loader)
+
+
+def test_a_batch_that_does_not_divide_is_refused_at_once(dataset, tokenizer):
+    with pytest.raises(ConfigError, match="12, not divisible by 5 ranks"):
+        make(dataset, tokenizer, ranks=5)
+
+
+def alive():
+    return [thread for thread in threading.enumerate() if thread.name == "vse-loader"]
+
+
+def test_closing_ends_the_thread_and_keeps_the_tensors(dataset, tokenizer):
+    loader, _ = make(dataset, tokenizer, prefetch=1)
+    batch = next(loader)
+    before = batch.pixels.clone()
+    time.sleep(0.2)  # the queue is full, the thread waits for room
+    assert len(alive()) == 1
+    loader.close()
+    loader.close()
+    assert not alive()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="closed"):
+            next(loader)
+    del loader
+    gc.collect()
+    assert torch.equal(batch.pixels, before)
+
+
+def test_a_forgotten_loader_is_collected(dataset, tokenizer):
+    loader, _ = make(dataset, tokenizer)
+    next(loader)
+    gone = weakref.ref(loader)
+    del loader
+    gc.collect()
+    assert gone() is None
+    assert not alive()
+
+
+@pytest.mark.parametrize("ending", ["", "raise SystemExit(0)", "del loader", "loader.close()"])
+def test_the_interpreter_exits_without_closing(dataset, tokenizer, tmp_path, ending):
+    tokenizer.save(tmp_path)
+    script = f"""
+import torch
+from vse_scale.config import DataConfig
+from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.data.images import ImageSpec
+from vse_scale.data.loader import Loader
+from vse_scale.data.plan import Plan
+from vse_scale.data.shards import ShardDataset
+dataset = ShardDataset({str(dataset.folder)!r}, "train")
+loader = Loader(
+    dataset, Plan(dataset.captions_per_sample, seed=0, global_batch=8),
+    CaptionTokenizer.load({str(tmp_path)!r}), ImageSpec.preset("imagenet", 32),
+    DataConfig(path=".", prefetch=1), seed=0, rank=0, ranks=1, device=torch.device("cpu"),
+)
+print(next(loader).pixels.shape)
+{ending}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[8, 32, 32, 3]" in done.stdout
+
+
+def test_real_photos_load(shared, tmp_path):
+    root = shared / "data" / "flickr8k"
+    lines = [json.loads(line) for line in (root / "captions.jsonl").read_text().splitlines()[:40]]
+    samples = [((root / "images" / r["image"]).read_bytes(), r["captions"]) for r in lines]
+    folder = write_dataset(tmp_path / "set", {"train": [samples[:20], samples[20:]]})
+    dataset = ShardDataset(folder, "train")
+    tokenizer = CaptionTokenizer.load(shared / "data" / "bert-base-uncased")
+    loader, plan = make(
+        dataset, tokenizer, global_batch=50, word_drop=0.0, crop_scale=(1.0, 1.0), flip=0.0
+    )
+    batches = [next(loader) for _ in range(plan.steps_per_epoch)]
+    loader.close()
+    seen = set()
+    for batch in batches:
+        for row, image in enumerate(batch.image_ids.tolist()):
+            text = tokens(batch)[row]
+            caption = [tokenizer.encode([c])[0][0].tolist() for c in lines[image]["captions"]]
+            seen.add((image, caption.index(text)))
+            expected = reference(samples[image][0], 32)
+            assert np.abs(batch.pixels[row].numpy() - expected).max() <= 1
+    distinct = sum(len({str(c) for c in map(str.lower, line["captions"])}) for line in lines)
+    assert len(seen) >= distinct - 3

@@ -1,0 +1,289 @@
+"""The training loader: one background thread that decodes, tokenises and keeps a few batches ahead.
+
+What a batch holds is a function of the plan, the seed and the position alone; the number of ranks
+decides where it is cut, and threads and queues only when it is ready.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from queue import Empty, Queue
+
+import numpy as np
+import torch
+
+from vse_scale.config import DataConfig
+from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.data.decode import Decoder, Request, image_batches, side_stream
+from vse_scale.data.draws import Stream, uniform
+from vse_scale.data.images import ImageSpec, crop_geometry
+from vse_scale.data.plan import Indices, Plan, PlannedBatch
+from vse_scale.data.shards import ShardDataset
+
+__all__ = ["Batch", "Loader", "image_batches"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a global batch: N images and their P pairs; tensors on the device.
+
+    Attributes:
+        epoch: counted from 0.
+        step: within the epoch, counted from 0.
+        pixels: (N, S, S, 3) uint8 RGB.
+        token_ids: (P, L) int64, L the longest caption of this part.
+        token_lengths: (P,) int64, [CLS] and [SEP] included.
+        image_rows: (P,) int64, the row of ``pixels`` that each caption belongs to.
+        image_ids: (P,) int64, the image's index in the split; equal ids are never negatives.
+        valid: (P,) bool, False for padding that loss and metrics must leave out.
+        cell_draws: (N, 1 + grid_cells) float32 uniform in [0, 1): the u of size augmentation, then
+            one per cell of the grid.
+        wait_seconds: how long the trainer stood waiting for this batch.
+    """
+
+    epoch: int
+    step: int
+    pixels: torch.Tensor
+    token_ids: torch.Tensor
+    token_lengths: torch.Tensor
+    image_rows: torch.Tensor
+    image_ids: torch.Tensor
+    valid: torch.Tensor
+    cell_draws: torch.Tensor
+    wait_seconds: float
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """Where a request stands, and its pairs."""
+
+    epoch: int
+    step: int
+    batch: PlannedBatch
+
+
+class Loader:
+    """An endless iterator over one rank's batches.
+
+    Close it, or let it be collected, to stop its thread; leaving the interpreter does the same.
+    """
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        plan: Plan,
+        tokenizer: CaptionTokenizer,
+        spec: ImageSpec,
+        config: DataConfig,
+        *,
+        seed: int,
+        rank: int,
+        ranks: int,
+        device: torch.device,
+        start: tuple[int, int] = (0, 0),
+        grid_cells: int = 0,
+    ) -> None:
+        """Start decoding.
+
+        Args:
+            dataset: the split that ``plan`` was made for.
+            plan: the order.
+            tokenizer: of the captions.
+            spec: of the pixels.
+            config: augmentation, threads and prefetching.
+            seed: of the random draws.
+            rank: this process.
+            ranks: how many share a global batch.
+            device: where the tensors are to be.
+            start: (epoch, step) of the first batch; a step of ``plan.steps_per_epoch`` is the start
+                of the next epoch.
+            grid_cells: cells of the backbone's grid, for ``Batch.cell_draws``.
+
+        Raises:
+            ConfigError: the global batch does not divide over the ranks.
+        """
+        epoch, step = start
+        position = plan.following(epoch, step - 1) if step else start
+        first = plan.part(*position, rank, ranks)  # raises here rather than in the thread
+        assembler = _Assembler(
+            dataset, plan, tokenizer, spec, config, seed=seed, device=device, grid_cells=grid_cells
+        )
+        decoder = Decoder(
+            dataset,
+            assembler.requests(position, rank, ranks),
+            batch=len(first.pairs) // plan.captions_per_image,
+            spec=spec,
+            device=device,
+            threads=config.threads,
+            training=True,
+        )
+        self._device = device
+        self._failure: BaseException | None = None
+        self._producer = _Producer(assembler.batches(decoder), config.prefetch)
+        # The thread knows the producer, not the loader, so that a forgotten loader is collected.
+        self._finalizer = weakref.finalize(self, self._producer.stop)
+        self._finalizer.atexit = False  # see _Producer
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> Batch:
+        """Return the next batch, waiting for it if need be.
+
+        Raises:
+            DatasetError: an image cannot be decoded; the message names shard and member. Whatever
+                else went wrong in the thread is raised here too, now and on every later call.
+            RuntimeError: the loader is closed.
+        """
+        if self._failure is not None:
+            raise self._failure
+        started = time.perf_counter()
+        item = self._producer.take()
+        waited = time.perf_counter() - started
+        if isinstance(item, BaseException):
+            self._failure = item
+            self.close()
+            raise item
+        if self._device.type == "cuda":
+            _keep_for_stream(item, torch.cuda.current_stream(self._device))
+        return replace(item, wait_seconds=waited)
+
+    def close(self) -> None:
+        """Stop the thread and wait for it; closing twice does nothing."""
+        self._finalizer()
+
+
+class _Assembler:
+    """Turns plans into decoding requests, and what was decoded into batches."""
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        plan: Plan,
+        tokenizer: CaptionTokenizer,
+        spec: ImageSpec,
+        config: DataConfig,
+        *,
+        seed: int,
+        device: torch.device,
+        grid_cells: int,
+    ) -> None:
+        self._dataset = dataset
+        self._plan = plan
+        self._tokenizer = tokenizer
+        self._spec = spec
+        self._config = config
+        self._seed = seed
+        self._device = device
+        self._grid_cells = grid_cells
+        self._stream = side_stream(device)
+
+    def requests(
+        self, position: tuple[int, int], rank: int, ranks: int
+    ) -> Iterator[Request[_Planned]]:
+        """Yield what to decode from ``position`` on, without end."""
+        while True:
+            epoch, step = position
+            batch = self._plan.part(epoch, step, rank, ranks)
+            # An image that serves k captions is decoded once, keyed by the first of its pairs.
+            leading = batch.pairs[:: self._plan.captions_per_image]
+            draws = uniform(self._seed, epoch, leading, Stream.CROP, 4)
+            yield Request(
+                images=np.ascontiguousarray(leading[:, 0]),
+                tag=_Planned(epoch, step, batch),
+                geometry=crop_geometry(draws, self._config.crop_scale, self._config.flip),
+            )
+            position = self._plan.following(epoch, step)
+
+    def batches(self, decoder: Iterable[tuple[torch.Tensor, Request[_Planned]]]) -> Iterator[Batch]:
+        """Yield a batch for everything decoded."""
+        for pixels, request in decoder:
+            yield self._assemble(pixels, request.tag)
+
+    def _assemble(self, pixels: torch.Tensor, planned: _Planned) -> Batch:
+        pairs, epoch = planned.batch.pairs, planned.epoch
+        k = self._plan.captions_per_image
+        longest = self._config.max_caption_tokens
+        token_ids, token_lengths = self._tokenizer.encode(
+            self._texts(pairs),
+            uniform(self._seed, epoch, pairs, Stream.WORDS, 2 * longest),
+            self._config.word_drop,
+            longest,
+        )
+        cells = uniform(self._seed, epoch, pairs[::k], Stream.CELLS, 1 + self._grid_cells)
+        arrays = {
+            "token_ids": token_ids,
+            "token_lengths": token_lengths,
+            "image_rows": np.arange(len(pairs)) // k,
+            "image_ids": np.ascontiguousarray(pairs[:, 0]),
+            "valid": planned.batch.valid,
+            "cell_draws": cells,
+        }
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self._stream is not None:
+            with torch.cuda.stream(self._stream):
+                tensors = {name: tensor.to(self._device) for name, tensor in tensors.items()}
+            self._stream.synchronize()
+        return Batch(epoch=epoch, step=planned.step, pixels=pixels, wait_seconds=0.0, **tensors)
+
+    def _texts(self, pairs: Indices) -> list[str]:
+        records = {image: self._dataset.record(image) for image in set(pairs[:, 0].tolist())}
+        return [records[image].captions[caption].text for image, caption in pairs.tolist()]
+
+
+class _Producer:
+    """A thread that puts items, or the error that ended them, into a bounded queue."""
+
+    def __init__(self, items: Iterator[Batch], depth: int) -> None:
+        self._items = items
+        self._queue: Queue[Batch | BaseException] = Queue(depth)
+        self._stopped = threading.Event()
+        # A daemon: the interpreter joins other threads before it runs finalizers.
+        self._thread = threading.Thread(target=self._run, name="vse-loader", daemon=True)
+        # Exit handlers run last in, first out: this one must come before DALI's, which takes the
+        # pipelines down, and that of weakref.finalize may not.
+        atexit.register(self.stop)
+        self._thread.start()
+
+    def take(self) -> Batch | BaseException:
+        """Wait for the next item."""
+        return self._queue.get()
+
+    def stop(self) -> None:
+        """End the thread, also where it waits for room in the queue; ``take`` then says so."""
+        atexit.unregister(self.stop)
+        self._stopped.set()
+        self._empty()
+        # Garbage collection may call this from the thread itself, which then ends on its own.
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._empty()
+        self._queue.put_nowait(RuntimeError("the loader is closed"))
+
+    def _empty(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._queue.get_nowait()
+
+    def _run(self) -> None:
+        try:
+            for item in self._items:
+                self._queue.put(item)
+                if self._stopped.is_set():
+                    return
+        except BaseException as error:  # raised again in the consumer
+            self._queue.put(error)
+
+
+def _keep_for_stream(batch: Batch, stream: torch.cuda.Stream) -> None:
+    """Tell torch's allocator that ``stream`` uses tensors made on another one."""
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, torch.Tensor):
+            value.record_stream(stream)
