@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vse_shards import reports
+from vse_shards.build import BuildOptions, build
 from vse_shards.demo import make_demo
-from vse_shards.errors import UserError
+from vse_shards.errors import SourceError, UserError
+from vse_shards.images import ImageOptions
+from vse_shards.pool import default_workers
+from vse_shards.sources.registry import SOURCES, SourceRequest
+from vse_shards.verify import verify as verify_folder
 
 app = typer.Typer(
     name="vse-shards",
@@ -18,24 +25,95 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
-Out = Annotated[Path, typer.Option("--out", help="Folder to write; made if missing.")]
+Kind = Enum("Kind", {name: name for name in SOURCES})  # type: ignore[misc]
+Folder = Annotated[Path, typer.Argument(help="Folder of a dataset.", metavar="DIR")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")]
 
 
 @app.command()
 def demo(
-    out: Out,
-    images: Annotated[int, typer.Option(help="Scenes to draw; the last 500 are split val.")] = 3500,
-    seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder to write; made if missing.")],
+    images: Annotated[int, typer.Option(min=1, help="Scenes; the last 500 are split val.")] = 3500,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other scenes.")] = 0,
 ) -> None:
     """Draw synthetic scenes with captions, as a jsonl source to build from."""
     make_demo(out, images, seed)
 
 
-@app.callback()
-def _commands() -> None:
-    """Keep ``vse-shards COMMAND`` even with a single command."""
+@app.command("build")
+def build_command(
+    source: Annotated[Kind, typer.Option(help="Layout of the input.")],
+    input: Annotated[str, typer.Option(help="File or folder to read, or its URL.")],
+    out: Annotated[str, typer.Option(help="Folder to write, or its URL; made if missing.")],
+    images: Annotated[str | None, typer.Option(help="Folder of the images.")] = None,
+    max_side: Annotated[
+        int | None, typer.Option(min=8, help="Shrink images whose longest side exceeds N pixels.")
+    ] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEGs encoded anew.")] = 90,
+    keep_bytes: Annotated[
+        bool,
+        typer.Option(
+            "--keep-bytes", help="Store upright RGB JPEGs as they are, progressive or large."
+        ),
+    ] = False,
+    shard_samples: Annotated[int, typer.Option(min=1, help="Images a shard is cut from.")] = 1000,
+    workers: Workers = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SPLIT[,SPLIT]",
+            help="Build NAME from these splits of the source; others are left out. Repeatable.",
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COLUMN", help="Read NAME from another column. Repeatable."),
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Set rows aside whose image is not there.")
+    ] = False,
+    allow_leaks: Annotated[
+        bool, typer.Option("--allow-leaks", help="Let an image stand in two splits.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a dataset that was built otherwise.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Check images and captions, and pack them into shards. Run again to resume."""
+    request = SourceRequest(input, images, dict(map(_assignment, column or [])))
+    options = BuildOptions(
+        image=ImageOptions(max_side, quality, keep_bytes),
+        shard_samples=shard_samples,
+        seed=seed,
+        splits=_splits(split or []),
+        workers=workers or default_workers(),
+        allow_missing=allow_missing,
+        allow_leaks=allow_leaks,
+        overwrite=overwrite,
+    )
+    reports.show_summary(build(SOURCES[source.value](request), out, options), out, as_json=json)
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every image.")] = False,
+    json: Json = False,
+) -> None:
+    """Check manifest, sizes, digests and indices against the tars."""
+    reports.show_verdict(verify_folder(folder, deep=deep), folder, as_json=json)
+
+
+@app.command()
+def info(folder: Folder, json: Json = False) -> None:
+    """Say what a dataset holds."""
+    reports.show_info(folder, as_json=json)
 
 
 def main() -> None:
@@ -50,3 +128,25 @@ def main() -> None:
         message = str(error).replace("\n", "\\n").replace("\r", "\\r")
         print(f"vse-shards: error: {message}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise SourceError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _splits(texts: list[str]) -> dict[str, str] | None:
+    """Give the new name of each of the source's splits that is wanted."""
+    if not texts:
+        return None
+    names: dict[str, str] = {}
+    for text in texts:
+        name, value = _assignment(text)
+        for wanted in value.split(","):
+            if names.setdefault(wanted, name) != name:
+                raise SourceError(
+                    f"--split puts {wanted!r} into both {names[wanted]!r} and {name!r}; choose one"
+                )
+    return names

@@ -86,6 +86,11 @@ class Index:
         """
         return self._column(extension)[:, 1]
 
+    def place(self, row: int, extension: str) -> tuple[int, int]:
+        """Give offset and size, in bytes, of one member of one sample; (-1, -1) if it has none."""
+        column = self._columns.get(extension)
+        return (-1, -1) if column is None else (int(column[row, 0]), int(column[row, 1]))
+
     def _column(self, extension: str) -> NDArray[np.int64]:
         missing = np.flatnonzero(~self.has(extension))
         if len(missing):

@@ -1,0 +1,332 @@
+"""Building a dataset: plan the shards, make them in parallel, and seal them with a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.random import Generator, Philox
+from numpy.typing import NDArray
+
+from vse_shards.duplicates import Digests, Occurrence, find_duplicates
+from vse_shards.errors import OutputError, SourceError
+from vse_shards.images import ImageOptions
+from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord, Split
+from vse_shards.output import OutputFolder
+from vse_shards.pool import Task, run_tasks
+from vse_shards.progress import Progress, say
+from vse_shards.rows import Filled, RowStore
+from vse_shards.shard import Outcome, ShardPlan, record_name
+from vse_shards.sources import Problem, Row, Source
+
+PLAN_NAME = ".build.json"  # what an unfinished build set out to do
+DUPLICATES_NAME = "duplicates.jsonl"
+_SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_OURS = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9_-]*-\d{6}\.(tar|idx|json)|manifest\.json|rejects\.jsonl|"
+    r"duplicates\.jsonl|\.build\.json|\..*\.tmp"
+)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a dataset is built.
+
+    Attributes:
+        image: how images are stored.
+        shard_samples: rows that a shard is cut from; rejected ones leave it smaller.
+        seed: of the shuffle.
+        splits: new name of each wanted split of the source; None: all, under their own names.
+        workers: processes.
+        allow_missing: set rows aside whose image is not there, instead of refusing to build.
+        allow_leaks: build although an image stands in two splits.
+        overwrite: replace a dataset that was built from other rows or with other options.
+    """
+
+    image: ImageOptions = field(default_factory=ImageOptions)
+    shard_samples: int = 1000
+    seed: int = 0
+    splits: dict[str, str] | None = None
+    workers: int = 1
+    allow_missing: bool = False
+    allow_leaks: bool = False
+    overwrite: bool = False
+
+    def recorded(self) -> dict[str, Any]:
+        """Give the options that decide what the files are, as they stand in the manifest."""
+        return {
+            **asdict(self.image),
+            "shard_samples": self.shard_samples,
+            "seed": self.seed,
+            "splits": self.splits,
+        }
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a build came to."""
+
+    manifest: Manifest
+    images: int
+    pairs: int
+    bytes: int
+    untouched: int
+    rejects: dict[str, int]
+    duplicates: int
+    seconds: float
+
+
+def build(source: Source, out: str, options: BuildOptions) -> Summary:
+    """Build, or go on building, a dataset.
+
+    Running it again after it was killed goes on with the shards that are missing; the result is
+    the same to the byte, whatever the number of workers.
+
+    Args:
+        source: what to read.
+        out: folder or URL to write.
+        options: how.
+
+    Raises:
+        SourceError: the source is empty or cannot be used as a whole.
+        OutputError: the folder cannot be written, or holds something else.
+    """
+    folder = OutputFolder(out)
+    with folder.opened(), tempfile.TemporaryDirectory() as scratch:
+        store_path = Path(scratch) / "rows.sqlite"
+        with RowStore(store_path) as store:
+            filled = _read(source, store, options)
+            recorded = {
+                "build": options.recorded(),
+                "source": {
+                    "kind": source.kind,
+                    "rows": filled.rows,
+                    "rows_sha256": store.digest(),
+                },
+            }
+            _claim(folder, recorded, options.overwrite)
+            tasks = list(_plan(store, folder, store_path, options))
+            return _seal(folder, store, tasks, recorded, options)
+
+
+def shuffled(numbers: NDArray[np.int64], seed: int, split: str) -> NDArray[np.int64]:
+    """Permute the rows of a split; neighbours become strangers."""
+    stream = int.from_bytes(hashlib.sha256(split.encode()).digest()[:8], "big")
+    return Generator(Philox(key=[seed, stream])).permutation(numbers)
+
+
+def _read(source: Source, store: RowStore, options: BuildOptions) -> Filled:
+    """Read the source into the store, and refuse one that cannot give a dataset."""
+    say(f"reading {source.name}")
+    with Progress("reading", None, "rows") as progress:
+        filled = store.fill(_counted(source, progress), options.splits)
+    _check_rows(source, store, filled, options)
+    return filled
+
+
+def _counted(source: Source, progress: Progress) -> Iterator[Row | Problem]:
+    for number, row in enumerate(source.rows(), start=1):
+        yield row
+        progress.update(number)
+
+
+def _check_rows(source: Source, store: RowStore, filled: Filled, options: BuildOptions) -> None:
+    missing = filled.missing
+    if missing.count and not options.allow_missing:
+        raise SourceError(
+            f"{source.name}: {missing.count:,} of {filled.rows:,} images are missing: "
+            f"{', '.join(missing.first)}{' ...' if missing.count > 3 else ''}; correct --images, "
+            "or set them aside with --allow-missing"
+        )
+    splits = store.splits()
+    if not splits:
+        problem = next(iter(store.problems()), None)
+        if problem is not None:
+            first = json.loads(problem)
+            raise SourceError(
+                f"{source.name}: none of its rows can be used; the first: {first['source']}: "
+                f"{first['reason']}: {first['detail']}"
+            )
+        other = ", ".join(filled.other_splits)
+        raise SourceError(
+            f"{source.name}: has no rows of the splits asked for; it has {other}"
+            if other
+            else f"{source.name}: is empty; there is nothing to build"
+        )
+    for name in splits:
+        if not _SPLIT_NAME.fullmatch(name):
+            raise SourceError(
+                f"{source.name}: split {name!r} cannot be part of a file name; rename it with "
+                "--split NAME=SPLIT"
+            )
+    if options.splits is not None:
+        absent = sorted(set(options.splits.values()) - set(splits))
+        if absent:
+            raise SourceError(
+                f"{source.name}: has no rows for split {absent[0]!r}; it has other rows of "
+                f"{', '.join(filled.other_splits) or 'no other split'}"
+            )
+    leaks, first_leaks = store.in_several_splits()
+    if leaks and not options.allow_leaks:
+        raise SourceError(
+            f"{source.name}: {leaks:,} images stand in more than one split: "
+            f"{', '.join(first_leaks)}{' ...' if leaks > 3 else ''}; correct the source, or pass "
+            "--allow-leaks"
+        )
+
+
+def _claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> None:
+    """Take the folder for this build, unless it holds something else.
+
+    Raises:
+        OutputError: it holds something else, or a dataset of other rows or options.
+    """
+    names = folder.names()
+    foreign = [name for name in names if not _OURS.fullmatch(name)]
+    if foreign:
+        raise OutputError(
+            f"{folder.path}: holds something else ({foreign[0]}); choose an empty or new folder"
+        )
+    earlier = folder.read(FILE_NAME) or folder.read(PLAN_NAME)
+    difference = _difference(earlier, recorded)
+    if difference and not overwrite:
+        raise OutputError(
+            f"{folder.path}: holds a dataset built otherwise ({difference}); choose another "
+            "folder, or replace it with --overwrite"
+        )
+    if overwrite:
+        for name in names:
+            folder.remove(name)
+    if overwrite or folder.read(FILE_NAME) is None:
+        folder.write(PLAN_NAME, json.dumps(recorded, sort_keys=True).encode())
+
+
+def _difference(earlier: bytes | None, recorded: dict[str, Any]) -> str:
+    """Say the first thing in which an earlier build in the folder differs, "" if in nothing."""
+    if earlier is None:
+        return ""
+    try:
+        content = json.loads(earlier)
+        for section, values in recorded.items():
+            for key, value in values.items():
+                if content[section].get(key) != value:
+                    return f"{section} {key} was {content[section].get(key)}, now {value}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "its manifest cannot be read"
+    return ""
+
+
+def _plan(
+    store: RowStore, folder: OutputFolder, store_path: Path, options: BuildOptions
+) -> Iterator[Task]:
+    """Shuffle every split and cut it into shards."""
+    for split in sorted(store.splits()):
+        order = shuffled(store.numbers(split), options.seed, split)
+        for index, start in enumerate(range(0, len(order), options.shard_samples)):
+            yield Task(
+                split=split,
+                plan=ShardPlan(f"{split}-{index:06d}", first_key=start),
+                numbers=order[start : start + options.shard_samples],
+                out=folder.path,
+                store=store_path,
+                options=options.image,
+            )
+
+
+def _seal(
+    folder: OutputFolder,
+    store: RowStore,
+    tasks: list[Task],
+    recorded: dict[str, Any],
+    options: BuildOptions,
+) -> Summary:
+    """Make all shards, look for duplicates, and write rejects and manifest."""
+    rows = sum(len(task.numbers) for task in tasks)
+    say(f"building {rows:,} images in {len(tasks)} shards with {options.workers} workers")
+    with Progress("building", rows, "images") as progress:
+        run_tasks(tasks, options.workers, progress)
+    digests = Digests()
+    shards: dict[str, list[ShardRecord]] = {}
+    untouched = 0
+    with folder.writing(REJECTS_NAME) as file:
+        rejects = _Rejects(file)
+        rejects.add(store.problems())
+        for task in tasks:  # in order, whatever the order in which they ended
+            outcome = Outcome.loads(folder.read(record_name(task.plan.stem)) or b"")
+            rejects.add(outcome.problems)
+            untouched += outcome.untouched
+            if outcome.shard is not None:
+                shards.setdefault(task.split, []).append(outcome.shard)
+                digests.add(task.split, task.plan.stem, outcome.digests)
+    if not shards:
+        raise SourceError(
+            f"{folder.path}: all {rows:,} images were rejected ({rejects.text()}); "
+            f"{REJECTS_NAME} says why"
+        )
+    duplicates = _report_duplicates(folder, digests, options.allow_leaks)
+    manifest = Manifest(
+        splits={name: Split(tuple(records)) for name, records in shards.items()},
+        rejects=rejects.reasons.total(),
+        rejects_sha256=rejects.digest.hexdigest(),
+        build=recorded["build"],
+        source=recorded["source"],
+    )
+    folder.write(FILE_NAME, manifest.dumps().encode())
+    folder.remove(PLAN_NAME)
+    return Summary(
+        manifest=manifest,
+        images=sum(split.images for split in manifest.splits.values()),
+        pairs=sum(split.pairs for split in manifest.splits.values()),
+        bytes=sum(record.bytes for records in shards.values() for record in records),
+        untouched=untouched,
+        rejects=dict(rejects.reasons),
+        duplicates=duplicates,
+        seconds=progress.seconds,
+    )
+
+
+def _report_duplicates(folder: OutputFolder, digests: Digests, allow_leaks: bool) -> int:
+    """List the sets of equal images beside the shards; refuse one that is in two splits."""
+    found = find_duplicates(folder, digests)
+    folder.remove(DUPLICATES_NAME)
+    if found:
+        text = "".join(json.dumps([asdict(place) for place in same]) + "\n" for same in found)
+        folder.write(DUPLICATES_NAME, text.encode())
+    leaks = [same for same in found if len({place.split for place in same}) > 1]
+    if leaks and not allow_leaks:
+        raise SourceError(
+            f"{len(leaks):,} images stand in more than one split, pixel for pixel: "
+            f"{'; '.join(map(_equation, leaks[:3]))}; {folder.path}/{DUPLICATES_NAME} lists them; "
+            "take them out of the source, or pass --allow-leaks"
+        )
+    return len(found)
+
+
+def _equation(same: list[Occurrence]) -> str:
+    return " = ".join(f"{place.image_id} ({place.split})" for place in same[:3])
+
+
+class _Rejects:
+    """Writes the lines of ``rejects.jsonl`` and counts their reasons."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.reasons: Counter[str] = Counter()
+
+    def add(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self._file.write(line.encode())
+            self.digest.update(line.encode())
+            self.reasons[json.loads(line)["reason"]] += 1
+
+    def text(self) -> str:
+        return ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())

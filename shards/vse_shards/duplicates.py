@@ -1,0 +1,109 @@
+"""Images that stand in a dataset more than once, pixel for pixel."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vse_shards.images import decode_strictly
+from vse_shards.index import Index, parse_index
+from vse_shards.output import OutputFolder
+from vse_shards.storage import read_bytes
+
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """One of the places where an image stands."""
+
+    split: str
+    shard: str
+    row: int
+    image_id: str | int
+
+
+class Digests:
+    """The digests of all images, 16 bytes each, and where they stand."""
+
+    def __init__(self) -> None:
+        self._shards: list[tuple[str, str]] = []
+        self._blocks: list[NDArray[np.void]] = []
+
+    def add(self, split: str, stem: str, digests: Sequence[str]) -> None:
+        """Add the samples of one shard, in order; an empty digest stands for no image."""
+        self._shards.append((split, stem))
+        unhashed = "00" * _DIGEST_BYTES
+        packed = bytes.fromhex("".join(digest or unhashed for digest in digests))
+        self._blocks.append(np.frombuffer(packed, f"V{_DIGEST_BYTES}"))
+
+    def groups(self) -> Iterator[list[tuple[str, str, int]]]:
+        """Yield the (split, stem, row) of every set of two or more images of equal digest."""
+        if not self._blocks:
+            return
+        digests = np.concatenate(self._blocks).view("u8").reshape(-1, 2)
+        starts = np.cumsum([0, *(len(block) for block in self._blocks)])
+        order = np.lexsort((digests[:, 1], digests[:, 0]))
+        ordered = digests[order]
+        new = np.r_[True, (ordered[1:] != ordered[:-1]).any(1)]
+        first = np.flatnonzero(new)
+        length = np.diff(np.r_[first, len(order)])
+        for start, count in zip(first[length > 1], length[length > 1], strict=True):
+            if not ordered[start].any():
+                continue
+            places = np.sort(order[start : start + count])
+            blocks = np.searchsorted(starts, places, side="right") - 1
+            yield [
+                (*self._shards[block], int(place - starts[block]))
+                for block, place in zip(blocks, places, strict=True)
+            ]
+
+
+def find_duplicates(out: OutputFolder, digests: Digests) -> list[list[Occurrence]]:
+    """Give the sets of images that are equal pixel for pixel, each in order of appearance.
+
+    Images of equal digest are read back and compared, so that likeness is not taken for equality.
+    """
+    shards = _Shards(out)
+    found = []
+    for group in digests.groups():
+        by_pixels: dict[bytes, list[Occurrence]] = {}
+        for split, stem, row in group:
+            occurrence = Occurrence(split, stem, row, shards.image_id(stem, row))
+            by_pixels.setdefault(shards.pixels(stem, row), []).append(occurrence)
+        found += [same for same in by_pixels.values() if len(same) > 1]
+    return found
+
+
+class _Shards:
+    """Reads single samples back from the shards just written."""
+
+    def __init__(self, out: OutputFolder) -> None:
+        self._out = out
+        self._index = lru_cache(maxsize=64)(self._read_index)
+
+    def pixels(self, stem: str, row: int) -> bytes:
+        """Give a digest of all pixels of a stored image."""
+        pixels = decode_strictly(self._member(stem, row, "jpg"))
+        return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+
+    def image_id(self, stem: str, row: int) -> str | int:
+        """Give the id of a stored sample."""
+        image_id: str | int = json.loads(self._member(stem, row, "json"))["image_id"]
+        return image_id
+
+    def _member(self, stem: str, row: int, extension: str) -> bytes:
+        index = self._index(stem)
+        offset, size = index.place(row, extension)
+        return read_bytes(f"{self._out.path}/{stem}.tar", offset, size)
+
+    def _read_index(self, stem: str) -> Index:
+        text = self._out.read(f"{stem}.idx") or b""
+        return parse_index(text.decode(), Path(f"{stem}.idx"))

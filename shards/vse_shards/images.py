@@ -1,0 +1,269 @@
+"""Every image is decoded in full, strictly, and becomes an upright RGB JPEG, or is refused.
+
+A JPEG is *fit* if training can take it as it is: baseline, three components, upright. A fit JPEG
+is stored byte for byte. Everything else that decodes is converted: Exif rotation baked in, grey,
+CMYK, palette, 16-bit and transparent images (over white) to RGB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from vse_shards.jpeg import JpegHeader, is_jpeg, read_header
+
+MIN_SIDE = 8  # pixels; a crop of 0.6 of the side must still have some
+MAX_PIXELS = 100_000_000  # 300 MB decoded
+MAX_JPEG_SIDE = 65_500  # what libjpeg writes
+MAX_SCANS = 200  # a progressive JPEG of real life has about ten; thousands are an attack
+
+_FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_FLIPS = {2, 4, 5, 7}  # Exif orientations that mirror
+_QUARTER_TURNS = {5: 1, 6: 3, 7: 3, 8: 1, 3: 2, 4: 2}  # counter-clockwise, after the mirror
+
+
+class Rejected(Exception):
+    """An image or a row that training must not meet.
+
+    Attributes:
+        reason: one of a few words to count by, such as ``truncated``.
+        detail: what exactly, for the person who looks into it.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are stored.
+
+    Attributes:
+        max_side: longest side in pixels; larger images are shrunk. None: any.
+        quality: of JPEGs that are encoded anew, 1 to 100.
+        keep_bytes: store every upright RGB JPEG byte for byte, also if progressive or larger
+            than ``max_side``.
+    """
+
+    max_side: int | None = None
+    quality: int = 90
+    keep_bytes: bool = False
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """An image that is fit to train on.
+
+    Attributes:
+        data: baseline JPEG.
+        width: pixels.
+        height: pixels.
+        digest: equal for equal pixels (and, rarely, for nearly equal ones): a digest of size and
+            of the image decoded at an eighth of its size.
+        untouched: the bytes are those of the source.
+    """
+
+    data: bytes
+    width: int
+    height: int
+    digest: str
+    untouched: bool
+
+
+def check_image(data: bytes, options: ImageOptions) -> CheckedImage:
+    """Decode in full, convert and shrink where needed.
+
+    Raises:
+        Rejected: the image is damaged, no image, animated, too small or too large.
+    """
+    if not data:
+        raise Rejected("empty file", "0 bytes")
+    if is_jpeg(data):
+        header = _jpeg_header(data)
+        if _is_fit(data, header, options):
+            width, height, digest = _decode_small(data)
+            return CheckedImage(data, width, height, digest, untouched=True)
+        pixels = _decode_jpeg(data, header, options.max_side)
+    else:
+        pixels = _decode_other(data)
+    pixels = _shrink(pixels, options.max_side)
+    height, width = pixels.shape[:2]
+    _check_size(width, height)
+    if max(height, width) > MAX_JPEG_SIDE:
+        raise Rejected(
+            "too large", f"{width} x {height}; a JPEG has at most {MAX_JPEG_SIDE} a side"
+        )
+    stored = simplejpeg.encode_jpeg(pixels, options.quality, "RGB", "420")
+    return CheckedImage(stored, width, height, _decode_small(stored)[2], untouched=False)
+
+
+def decode_strictly(data: bytes) -> NDArray[np.uint8]:
+    """Decode a stored JPEG in full to RGB, (H, W, 3) uint8.
+
+    Raises:
+        Rejected: it is damaged.
+    """
+    return _strict(data, colorspace="RGB")
+
+
+def _jpeg_header(data: bytes) -> JpegHeader:
+    try:
+        header = read_header(data)
+    except ValueError as error:
+        raise Rejected("truncated" if "ends" in str(error) else "damaged", str(error)) from None
+    _check_size(header.width, header.height)
+    if header.scans > MAX_SCANS:
+        raise Rejected("too large", f"{header.scans} scans, limit {MAX_SCANS}")
+    return header
+
+
+def _check_size(width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise Rejected("too small", f"{width} x {height} pixels, at least {MIN_SIDE} a side")
+    if width * height > MAX_PIXELS:
+        raise Rejected("too large", f"{width} x {height} pixels, limit {MAX_PIXELS:,} in all")
+
+
+def _is_fit(data: bytes, header: JpegHeader, options: ImageOptions) -> bool:
+    if header.components != 3 or header.orientation != 1:
+        return False
+    if _colorspace(data) != "YCbCr":
+        return False
+    if options.keep_bytes:
+        return True
+    small_enough = options.max_side is None or max(header.width, header.height) <= options.max_side
+    return header.frame == 0 and small_enough
+
+
+def _colorspace(data: bytes) -> str:
+    try:
+        return str(simplejpeg.decode_jpeg_header(data, strict=False)[2])
+    except ValueError as error:
+        raise _refusal(error) from None
+
+
+def _decode_small(data: bytes) -> tuple[int, int, str]:
+    """Decode all of the entropy-coded data, but only an eighth of the pixels."""
+    header = read_header(data)
+    pixels = _strict(data, colorspace="RGB", min_height=1, min_width=1, min_factor=8)
+    digest = hashlib.sha256(f"{header.width} {header.height} ".encode())
+    digest.update(pixels.tobytes())
+    return header.width, header.height, digest.hexdigest()[:32]
+
+
+def _decode_jpeg(data: bytes, header: JpegHeader, max_side: int | None) -> NDArray[np.uint8]:
+    if _colorspace(data) in ("CMYK", "YCCK"):
+        _strict(data, colorspace="CMYK")
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:  # knows Adobe's inversion
+            pixels = np.asarray(image.convert("RGB"))
+    elif max_side is not None and max(header.width, header.height) > 2 * max_side:
+        # Decoding at a fraction, never below twice the size wanted, is as sharp and far cheaper.
+        scale = 2 * max_side / max(header.width, header.height)
+        pixels = _strict(
+            data,
+            colorspace="RGB",
+            min_height=max(1, round(header.height * scale)),
+            min_width=max(1, round(header.width * scale)),
+        )
+    else:
+        pixels = _strict(data, colorspace="RGB")
+    return _upright(pixels, header.orientation)
+
+
+def _strict(data: bytes, **options: Any) -> NDArray[np.uint8]:
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=True, **options)
+    except ValueError as error:
+        raise _refusal(error) from None
+    return pixels
+
+
+def _refusal(error: ValueError) -> Rejected:
+    """Classify a message of libjpeg."""
+    text = str(error).strip()
+    return Rejected("truncated" if "premature end" in text.lower() else "damaged", text)
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Apply an Exif orientation."""
+    if orientation in _FLIPS:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(np.rot90(pixels, _QUARTER_TURNS.get(orientation, 0)))
+
+
+def _decode_other(data: bytes) -> NDArray[np.uint8]:
+    """Decode PNG, WebP, GIF, BMP, TIFF or PPM with Pillow, to RGB."""
+    if data.startswith(_PNG):
+        _check_png(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about metadata, which is not kept
+        try:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except Image.DecompressionBombError as error:
+            raise Rejected("too large", str(error)) from None
+        except Exception:  # any of many, by what a damaged header makes of Pillow's parsers
+            raise Rejected("not an image", f"starts with {data[:16]!r}") from None
+        if getattr(image, "is_animated", False):
+            frames = getattr(image, "n_frames", 2)
+            raise Rejected("animated", f"{frames} frames; captions are for one picture")
+        _check_size(*image.size)
+        try:
+            image.load()
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        except Rejected:
+            raise
+        except Exception as error:
+            truncated = "truncated" in str(error)
+            raise Rejected("truncated" if truncated else "damaged", str(error)) from None
+
+
+def _check_png(data: bytes) -> None:
+    """Check every chunk's sum, which Pillow does not for the pixels."""
+    position = len(_PNG)
+    while position + 12 <= len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        end = position + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise Rejected("damaged", f"check sum of PNG chunk {kind!r} is wrong")
+        if kind == b"IEND":
+            return
+        position = end + 4
+    raise Rejected("truncated", f"PNG ends after {len(data)} bytes without its last chunk")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip, not scale
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise Rejected("not an image", f"grey values {values.min()} to {values.max()}")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise Rejected("not an image", "floating-point pixels have no settled range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _shrink(pixels: NDArray[np.uint8], max_side: int | None) -> NDArray[np.uint8]:
+    """Bring the longest side down to ``max_side`` with an antialiasing filter."""
+    height, width = pixels.shape[:2]
+    if max_side is None or max(height, width) <= max_side:
+        return pixels
+    scale = max_side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))

@@ -1,0 +1,92 @@
+"""What a dataset holds, in numbers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vse_shards.errors import DatasetError
+from vse_shards.index import read_index
+from vse_shards.manifest import REJECTS_NAME, Manifest, Split
+
+_QUANTILES = (0, 5, 50, 95, 100)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Give splits, images, captions, their lengths, image sizes, bytes, and rejects by reason.
+
+    Lengths are in words, sizes in pixels; both as minimum, 5%, median, 95% and maximum.
+
+    Raises:
+        DatasetError: there is no dataset, or it is not whole.
+    """
+    manifest = Manifest.load(folder)
+    manifest.check(folder)
+    return {
+        "folder": str(folder),
+        "fingerprint": manifest.fingerprint,
+        "splits": {name: _describe(folder, split) for name, split in manifest.splits.items()},
+        "rejects": dict(_reasons(folder / REJECTS_NAME)),
+        "build": dict(manifest.build),
+        "source": dict(manifest.source),
+    }
+
+
+def samples(folder: Path, split: Split) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name (shard and key) and the description of every sample, in order."""
+    for shard in split.shards:
+        index = read_index(folder / shard.index_name)
+        offsets, sizes = index.offset("json"), index.size("json")
+        with (folder / shard.name).open("rb") as file:
+            for key, offset, size in zip(index.keys, offsets, sizes, strict=True):
+                file.seek(int(offset))
+                try:
+                    yield f"{shard.name}: {key}", json.loads(file.read(int(size)))
+                except ValueError as error:
+                    raise DatasetError(
+                        f"{folder / shard.name}: {key}.json cannot be read: {error}; run "
+                        "vse-shards verify"
+                    ) from None
+
+
+def _describe(folder: Path, split: Split) -> dict[str, Any]:
+    words, widths, heights = [], [], []
+    without_image = 0
+    for _, description in samples(folder, split):
+        words += [len(caption["text"].split()) for caption in description["captions"]]
+        if description["width"] is None:
+            without_image += 1
+        else:
+            widths.append(description["width"])
+            heights.append(description["height"])
+    counts = np.concatenate([shard.captions_per_sample() for shard in split.shards])
+    return {
+        "images": split.images,
+        "captions": split.pairs,
+        "shards": len(split.shards),
+        "bytes": sum(shard.bytes for shard in split.shards),
+        "captions_per_image": {str(k): n for k, n in sorted(Counter(counts.tolist()).items())},
+        "caption_words": _quantiles(words),
+        "width": _quantiles(widths),
+        "height": _quantiles(heights),
+        "regions_only": without_image,
+    }
+
+
+def _quantiles(values: list[int]) -> list[int] | None:
+    if not values:
+        return None
+    return [int(v) for v in np.percentile(values, _QUANTILES, method="nearest")]
+
+
+def _reasons(path: Path) -> Counter[str]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return Counter(json.loads(line)["reason"] for line in lines)
+    except (OSError, ValueError, KeyError) as error:
+        raise DatasetError(f"{path}: cannot be read: {error}; build the dataset again") from None

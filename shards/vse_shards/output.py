@@ -1,0 +1,159 @@
+"""Where a dataset is written: files appear whole, under their final name, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from fsspec.core import url_to_fs
+
+from vse_shards import storage
+from vse_shards.errors import OutputError
+
+_TEMPORARY = ".tmp"
+
+
+class OutputFolder:
+    """A folder on this machine, or one that fsspec can write to.
+
+    A remote folder has its files made in a temporary one here, and uploaded whole.
+
+    Args:
+        path: of the folder, or its URL.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path if storage.is_url(path) else str(Path(path).absolute())
+        self.remote = storage.is_url(path)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folder, keep other builds out of it, and clear what a killed one left.
+
+        Raises:
+            OutputError: the folder cannot be written, or another build is at work in it.
+        """
+        with contextlib.ExitStack() as stack:
+            with _explained(self.path):
+                if self.remote:
+                    filesystem, inner = url_to_fs(self.path)
+                    filesystem.makedirs(inner, exist_ok=True)
+                else:
+                    os.makedirs(self.path, exist_ok=True)
+                    handle = os.open(self.path, os.O_RDONLY)
+                    stack.callback(os.close, handle)
+                    _lock(handle, self.path)
+                    for name in self.names():
+                        if name.endswith(_TEMPORARY):
+                            os.unlink(os.path.join(self.path, name))
+                    with tempfile.TemporaryFile(dir=self.path):
+                        pass  # so that a read-only folder is known before the work
+            yield
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file that gets its name when the block ends without an error.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with _explained(f"{self.path}/{name}"), contextlib.ExitStack() as stack:
+            folder = self.path
+            if self.remote:
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+            temporary = os.path.join(folder, f".{name}.{os.getpid()}{_TEMPORARY}")
+            try:
+                with open(temporary, "wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._publish(temporary, name)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with self.writing(name) as file:
+            file.write(data)
+
+    def names(self) -> list[str]:
+        """Give the names of all files."""
+        if self.remote:
+            filesystem, inner = url_to_fs(self.path)
+            return sorted(storage.base_name(found) for found in filesystem.ls(inner, detail=False))
+        return sorted(os.listdir(self.path))
+
+    def read(self, name: str) -> bytes | None:
+        """Give the content of a file, None if there is none."""
+        try:
+            return storage.read_bytes(f"{self.path}/{name}")
+        except OSError:
+            return None
+
+    def sha256(self, name: str) -> str | None:
+        """Give the digest of a file, None if there is none."""
+        try:
+            with storage.open_binary(f"{self.path}/{name}") as file:
+                return storage.sha256_of(file)
+        except OSError:
+            return None
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        if self.remote:
+            filesystem, inner = url_to_fs(f"{self.path}/{name}")
+            if filesystem.exists(inner):
+                filesystem.rm_file(inner)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.path, name))
+
+    def _publish(self, temporary: str, name: str) -> None:
+        if self.remote:
+            filesystem, inner = url_to_fs(f"{self.path}/{name}")
+            filesystem.put_file(temporary, inner)
+            return
+        os.replace(temporary, os.path.join(self.path, name))
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, path: str) -> None:
+    """Take the folder for this process; it is given back when the process ends."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise OutputError(
+                f"{path}: another build is at work in this folder; wait for it, or choose another"
+            ) from None
+        # Some network file systems have no locks for folders; then the user must take care.
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn an error of the operating system into one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{error.filename or path}: cannot be written: {reason}; make room or change the "
+            "permission, then run the same command again: finished shards are kept"
+        ) from error

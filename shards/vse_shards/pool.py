@@ -1,0 +1,135 @@
+"""Shards made by several processes at once, with progress finer than a shard."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import SynchronizedArray
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vse_shards.errors import OutputError
+from vse_shards.images import ImageOptions
+from vse_shards.output import OutputFolder
+from vse_shards.progress import Progress
+from vse_shards.rows import RowStore
+from vse_shards.shard import ShardPlan, finished, make_shard, shard_fingerprint
+
+_DONE, _REJECTED, _STOP = range(3)
+_counters: SynchronizedArray[int]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to make.
+
+    Attributes:
+        split: name of the split.
+        plan: of the shard.
+        numbers: of its rows in the store, in order, (rows,) int64.
+        out: folder or URL of the dataset.
+        store: file of the rows.
+        options: how images are stored.
+    """
+
+    split: str
+    plan: ShardPlan
+    numbers: NDArray[np.int64]
+    out: str
+    store: Path
+    options: ImageOptions
+
+
+class _Stopped(Exception):
+    """The build is ending; this shard is not wanted any more."""
+
+
+def default_workers() -> int:
+    """Give the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> None:
+    """Make all shards that are not finished yet.
+
+    Raises:
+        OutputError: a file cannot be written, or a worker died.
+    """
+    context = multiprocessing.get_context("spawn")
+    counters = context.Array("q", 3)
+    if workers == 1:
+        _start(counters, in_worker=False)
+        for task in tasks:
+            _run(task, progress)
+        return
+    workers = min(workers, len(tasks))
+    with ProcessPoolExecutor(workers, context, _start, (counters,)) as pool:
+        waiting: set[Future[None]] = {pool.submit(_run, task) for task in tasks}
+        try:
+            while waiting:
+                ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                _show(counters, progress)
+                for future in ended:
+                    future.result()
+        except BrokenProcessPool as error:
+            raise OutputError(
+                "a worker process died, most likely for want of memory; use fewer --workers and "
+                "run the same command again: finished shards are kept"
+            ) from error
+        finally:
+            counters[_STOP] = 1
+            pool.shutdown(wait=True, cancel_futures=True)
+    _show(counters, progress)
+
+
+def _start(counters: SynchronizedArray[int], in_worker: bool = True) -> None:
+    """Prepare a process: it counts, leaves Ctrl-C to its parent, and does not outlive it."""
+    global _counters
+    _counters = counters
+    if in_worker:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run(task: Task, progress: Progress | None = None) -> None:
+    out = OutputFolder(task.out)
+    with RowStore(task.store, read_only=True) as store:
+        rows = store.fetch(task.numbers)
+
+    def done(rejected: bool) -> None:
+        if _counters[_STOP]:
+            raise _Stopped
+        with _counters.get_lock():
+            _counters[_DONE] += 1
+            _counters[_REJECTED] += rejected
+        if progress is not None:
+            _show(_counters, progress)
+
+    identities = (stored.identity for stored in rows)
+    fingerprint = shard_fingerprint(task.plan, identities, task.options)
+    outcome = finished(out, task.plan, fingerprint)
+    if outcome is None:
+        make_shard(out, task.plan, [stored.row for stored in rows], fingerprint, task.options, done)
+        return
+    with _counters.get_lock():
+        _counters[_DONE] += len(rows)
+        _counters[_REJECTED] += len(outcome.problems)
+
+
+def _show(counters: SynchronizedArray[int], progress: Progress) -> None:
+    rejected = counters[_REJECTED]
+    progress.update(counters[_DONE], f"{rejected:,} rejected" if rejected else "")

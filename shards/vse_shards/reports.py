@@ -1,0 +1,100 @@
+"""What the commands print: lines for people, or one JSON object for machines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vse_shards.build import Summary
+from vse_shards.errors import DatasetError
+from vse_shards.info import describe
+from vse_shards.progress import say
+
+
+def show_summary(summary: Summary, out: str, *, as_json: bool) -> None:
+    """Print what a build came to."""
+    splits = {
+        name: {"images": split.images, "pairs": split.pairs, "shards": len(split.shards)}
+        for name, split in summary.manifest.splits.items()
+    }
+    if as_json:
+        content = {**asdict(summary), "splits": splits, "out": out}
+        content["fingerprint"] = summary.manifest.fingerprint
+        del content["manifest"]
+        print(json.dumps(content))
+        return
+    for name, split in splits.items():
+        say(
+            f"  {name}: {split['images']:,} images, {split['pairs']:,} captions in "
+            f"{split['shards']} shards"
+        )
+    say(
+        f"built {out}: {summary.images:,} images ({summary.untouched:,} stored untouched), "
+        f"{summary.pairs:,} captions, {_bytes(summary.bytes)} in {summary.seconds:.1f} s, "
+        f"{summary.images / max(summary.seconds, 1e-9):,.0f} images/s"
+    )
+    if summary.duplicates:
+        say(f"{summary.duplicates:,} images occur more than once: {out}/duplicates.jsonl")
+    if summary.rejects:
+        say(f"{_reasons(summary.rejects)} set aside: {out}/rejects.jsonl")
+
+
+def show_verdict(problems: list[str], folder: Path, *, as_json: bool) -> None:
+    """Print what verifying found.
+
+    Raises:
+        DatasetError: it found problems; all of them are printed before.
+    """
+    if as_json:
+        print(json.dumps({"folder": str(folder), "ok": not problems, "problems": problems}))
+    elif problems:
+        for problem in problems:
+            say(f"  {problem}")
+    else:
+        say(f"{folder}: whole; every byte is as the manifest says")
+    if problems:
+        raise DatasetError(f"{folder}: {len(problems):,} problems; build the dataset again")
+
+
+def show_info(folder: Path, *, as_json: bool) -> None:
+    """Print what a dataset holds."""
+    content = describe(folder)
+    if as_json:
+        print(json.dumps(content))
+        return
+    print(f"{folder}: fingerprint {content['fingerprint'][:16]}")
+    for name, split in content["splits"].items():
+        print(
+            f"{name}: {split['images']:,} images, {split['captions']:,} captions, "
+            f"{split['shards']} shards, {_bytes(split['bytes'])}"
+        )
+        for label, key in (
+            ("words a caption", "caption_words"),
+            ("width, pixels", "width"),
+            ("height, pixels", "height"),
+        ):
+            if split[key]:
+                low, five, median, ninety_five, high = split[key]
+                print(
+                    f"  {label:16} median {median}, 5% {five}, 95% {ninety_five}, "
+                    f"least {low}, most {high}"
+                )
+        counts = ", ".join(f"{k}: {n:,}" for k, n in split["captions_per_image"].items())
+        print(f"  captions per image (number: images)  {counts}")
+        if split["regions_only"]:
+            print(f"  {split['regions_only']:,} samples have region features and no image")
+    print(f"rejects: {_reasons(content['rejects']) if content['rejects'] else 'none'}")
+
+
+def _reasons(reasons: dict[str, Any]) -> str:
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {reason}" for reason, count in ordered)
+
+
+def _bytes(count: int) -> str:
+    if count < 1000:
+        return f"{count} bytes"
+    power = min(len(str(count)) - 1, 14) // 3
+    return f"{count / 1000**power:,.1f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"

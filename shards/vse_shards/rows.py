@@ -1,0 +1,217 @@
+"""The rows of a source on disk, so that planning needs little memory however many there are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vse_shards import storage
+from vse_shards.sources import Caption, Problem, RegionsAt, Row, Where
+
+MAX_FILE_BYTES = 1 << 29  # an image file of more than 512 MB is something else
+
+
+@dataclass
+class Missing:
+    """Images that rows name and that are not there."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        """Count one; the first three are kept."""
+        self.count += 1
+        if len(self.first) < 3:
+            self.first.append(name)
+
+
+@dataclass
+class Filled:
+    """What came of reading a source into a store."""
+
+    rows: int = 0
+    missing: Missing = field(default_factory=Missing)
+    other_splits: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """A row, and a text that is equal for rows that are stored alike, wherever their files lie."""
+
+    row: Row
+    identity: str
+
+
+class RowStore:
+    """Rows in a SQLite file, numbered in the source's order.
+
+    Args:
+        path: of the file.
+        read_only: open what another process has filled.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        if read_only:
+            self._db = sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)
+            return
+        path.unlink(missing_ok=True)
+        self._db = sqlite3.connect(path)
+        # A store does not outlive its build: nothing to recover, so no journal.
+        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute(
+            "CREATE TABLE rows (number INTEGER PRIMARY KEY, split TEXT, image_id TEXT,"
+            " image TEXT, regions TEXT, body TEXT, UNIQUE (image_id, split))"
+        )
+        self._db.execute("CREATE TABLE problems (number INTEGER PRIMARY KEY, line TEXT)")
+
+    def __enter__(self) -> RowStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._db.close()
+
+    def fill(self, rows: Iterable[Row | Problem], splits: dict[str, str] | None) -> Filled:
+        """Store all rows and problems of a source.
+
+        Args:
+            rows: as the source yields them.
+            splits: new name of each of the source's splits that is wanted; None: all, as named.
+        """
+        filled = Filled()
+        for row in rows:
+            if row.split is not None and splits is not None:
+                if row.split not in splits:
+                    filled.other_splits[row.split] = filled.other_splits.get(row.split, 0) + 1
+                    continue
+                row = _renamed(row, splits[row.split])
+            if isinstance(row, Problem):
+                self._refuse(row)
+            else:
+                self._add(row, filled.missing)
+                filled.rows += 1
+        self._db.commit()
+        return filled
+
+    def splits(self) -> dict[str, int]:
+        """Give the number of images of each split."""
+        return dict(self._db.execute("SELECT split, COUNT(*) FROM rows GROUP BY split"))
+
+    def in_several_splits(self) -> tuple[int, list[str]]:
+        """Give how many ids stand in more than one split, and the first three of them."""
+        query = "FROM (SELECT image_id FROM rows GROUP BY image_id HAVING COUNT(*) > 1)"
+        (count,) = self._db.execute(f"SELECT COUNT(*) {query}").fetchone()
+        first = self._db.execute(f"SELECT image_id {query} LIMIT 3").fetchall()
+        return count, [str(json.loads(image_id)) for (image_id,) in first]
+
+    def numbers(self, split: str) -> NDArray[np.int64]:
+        """Give the numbers of a split's rows in the source's order, (rows,) int64."""
+        cursor = self._db.execute("SELECT number FROM rows WHERE split = ? ORDER BY 1", (split,))
+        return np.fromiter((number for (number,) in cursor), np.int64)
+
+    def fetch(self, numbers: Iterable[int]) -> list[StoredRow]:
+        """Give the rows with these numbers, in this order."""
+        query = "SELECT body, image, regions FROM rows WHERE number = ?"
+        return [
+            _from_columns(*self._db.execute(query, (int(number),)).fetchone()) for number in numbers
+        ]
+
+    def problems(self) -> Iterable[str]:
+        """Yield the lines of all problems that the source had."""
+        for (line,) in self._db.execute("SELECT line FROM problems ORDER BY number"):
+            yield line
+
+    def digest(self) -> str:
+        """Give the sha256 over what all rows and problems say, in order; no absolute paths."""
+        digest = hashlib.sha256()
+        for (body,) in self._db.execute("SELECT body FROM rows ORDER BY number"):
+            digest.update(body.encode())
+        for line in self.problems():
+            digest.update(line.encode())
+        return digest.hexdigest()
+
+    def _add(self, row: Row, missing: Missing) -> None:
+        image_id = json.dumps(row.image_id)
+        if row.partial and self._join(row, image_id):
+            return
+        size = None
+        if row.image is not None and row.image.size is None:
+            size = storage.file_size(row.image.path)
+            if size < 0:
+                missing.add(row.name)
+                return self._refuse_row(row, "missing image", row.name)
+            if size > MAX_FILE_BYTES:
+                limit = f"{size:,} bytes, limit {MAX_FILE_BYTES:,}"
+                return self._refuse_row(row, "too large", limit)
+        added = self._db.execute(
+            "INSERT OR IGNORE INTO rows (split, image_id, image, regions, body)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (row.split, image_id, *_to_columns(row, size)),
+        ).rowcount
+        if not added:
+            self._refuse_row(row, "duplicate image_id", f"an earlier row has {image_id}")
+        return None
+
+    def _join(self, row: Row, image_id: str) -> bool:
+        """Add a row's captions to the row that already has its image."""
+        found = self._db.execute(
+            "SELECT number, body FROM rows WHERE image_id = ? AND split = ?", (image_id, row.split)
+        ).fetchone()
+        if found is None:
+            return False
+        number, text = found
+        body = json.loads(text)
+        body["captions"] += [[caption.id, caption.text] for caption in row.captions]
+        self._db.execute("UPDATE rows SET body = ? WHERE number = ?", (_dump(body), number))
+        return True
+
+    def _refuse_row(self, row: Row, reason: str, detail: str) -> None:
+        self._refuse(Problem(row.origin, row.image_id, row.split, reason, detail))
+
+    def _refuse(self, problem: Problem) -> None:
+        self._db.execute("INSERT INTO problems (line) VALUES (?)", (problem.to_line(),))
+
+
+def _renamed(row: Row | Problem, split: str) -> Row | Problem:
+    return type(row)(**{**row.__dict__, "split": split})
+
+
+def _to_columns(row: Row, size: int | None) -> tuple[str | None, str | None, str]:
+    """Give the row's image path, regions path, and everything else, free of the machine."""
+    body = {
+        **row.__dict__,
+        "captions": [[caption.id, caption.text] for caption in row.captions],
+        "image": row.image and [row.image.offset, row.image.size or size],
+        "regions": row.regions and [storage.base_name(row.regions.path), row.regions.row],
+    }
+    image = None if row.image is None else row.image.path
+    regions = None if row.regions is None else row.regions.path
+    return image, regions, _dump(body)
+
+
+def _from_columns(body: str, image: str | None, regions: str | None) -> StoredRow:
+    content: dict[str, Any] = json.loads(body)
+    content["captions"] = tuple(Caption(*caption) for caption in content["captions"])
+    if image is not None:
+        content["image"] = Where(image, *content["image"])
+    if regions is not None:
+        content["regions"] = RegionsAt(regions, content["regions"][1])
+    return StoredRow(Row(**content), body)
+
+
+def _dump(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))

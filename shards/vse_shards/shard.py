@@ -1,0 +1,282 @@
+"""Making one shard out of its rows: the work of one process."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vse_shards import storage
+from vse_shards.errors import SourceError
+from vse_shards.images import CheckedImage, ImageOptions, Rejected, check_image
+from vse_shards.manifest import ShardRecord, run_length_code
+from vse_shards.output import OutputFolder
+from vse_shards.sources import Problem, RegionsAt, Row, Where
+from vse_shards.writer import ShardWriter
+
+FORMAT_VERSION = 1  # raised whenever the same rows and options would give other bytes
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What one shard is to hold.
+
+    Attributes:
+        stem: file name without suffix.
+        first_key: key of the first row; the following rows count up.
+    """
+
+    stem: str
+    first_key: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one shard.
+
+    Attributes:
+        shard: None if every row was rejected; then no tar is written.
+        problems: lines of ``rejects.jsonl``.
+        digests: of each stored image, "" for a sample without one.
+        untouched: images stored byte for byte.
+    """
+
+    fingerprint: str
+    shard: ShardRecord | None
+    problems: tuple[str, ...]
+    digests: tuple[str, ...]
+    untouched: int
+
+    def dumps(self) -> str:
+        """Give the text of the record beside the shard."""
+        shard = self.shard and self.shard.to_dict()
+        return json.dumps({**self.__dict__, "shard": shard}, sort_keys=True) + "\n"
+
+    @classmethod
+    def loads(cls, text: bytes) -> Outcome:
+        """Read a record.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not one.
+        """
+        content: dict[str, Any] = json.loads(text)
+        shard = content["shard"]
+        return cls(
+            fingerprint=content["fingerprint"],
+            shard=None if shard is None else ShardRecord.from_dict(shard),
+            problems=tuple(content["problems"]),
+            digests=tuple(content["digests"]),
+            untouched=content["untouched"],
+        )
+
+
+def record_name(stem: str) -> str:
+    """Give the file name of the record that says that a shard is finished."""
+    return f"{stem}.json"
+
+
+def shard_fingerprint(plan: ShardPlan, identities: Iterable[str], options: ImageOptions) -> str:
+    """Give the digest of everything that decides a shard's bytes, the images' own aside.
+
+    Args:
+        plan: name and keys.
+        identities: of the rows, as the store gives them.
+        options: how images are stored.
+    """
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, plan.first_key, options.__dict__]).encode())
+    for identity in identities:
+        digest.update(identity.encode())
+    return digest.hexdigest()
+
+
+def finished(out: OutputFolder, plan: ShardPlan, fingerprint: str) -> Outcome | None:
+    """Give the outcome of an earlier build if it still holds: record, index and tar agree."""
+    text = out.read(record_name(plan.stem))
+    if text is None:
+        return None
+    try:
+        outcome = Outcome.loads(text)
+    except (KeyError, TypeError, ValueError):
+        return None
+    if outcome.fingerprint != fingerprint:
+        return None
+    shard = outcome.shard
+    if shard is not None and (
+        out.sha256(shard.index_name) != shard.index_sha256 or out.sha256(shard.name) != shard.sha256
+    ):
+        return None
+    return outcome
+
+
+def make_shard(
+    out: OutputFolder,
+    plan: ShardPlan,
+    rows: list[Row],
+    fingerprint: str,
+    options: ImageOptions,
+    done: Callable[[bool], None],
+) -> Outcome:
+    """Check, convert and write the rows of one shard; index first, then tar, then record.
+
+    Args:
+        out: where to.
+        plan: name and keys.
+        rows: in the order of the shard.
+        fingerprint: of the shard.
+        options: how images are stored.
+        done: called after every row, with whether it was rejected.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    out.remove(record_name(plan.stem))  # the shard it vouches for is about to change
+    problems: list[str] = []
+    samples = _samples(plan, rows, options, problems, done)
+    first = next(samples, None)
+    shard, digests, untouched = None, [], 0
+    if first is not None:
+        counts: list[int] = []
+        with out.writing(f"{plan.stem}.tar") as file:
+            writer = ShardWriter(file)
+            for sample in itertools.chain([first], samples):
+                writer.add(sample.key, sample.members)
+                counts.append(sample.captions)
+                digests.append(sample.digest)
+                untouched += sample.untouched
+            written = writer.finish()
+            index = written.index.encode()
+            out.write(f"{plan.stem}.idx", index)
+        shard = ShardRecord(
+            name=f"{plan.stem}.tar",
+            samples=written.samples,
+            pairs=sum(counts),
+            bytes=written.bytes,
+            sha256=written.sha256,
+            index_sha256=hashlib.sha256(index).hexdigest(),
+            captions=run_length_code(counts),
+        )
+    outcome = Outcome(
+        fingerprint=fingerprint,
+        shard=shard,
+        problems=tuple(problems),
+        digests=tuple(digests),
+        untouched=untouched,
+    )
+    out.write(record_name(plan.stem), outcome.dumps().encode())
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Sample:
+    key: str
+    members: dict[str, bytes]
+    captions: int
+    digest: str
+    untouched: bool
+
+
+def _samples(
+    plan: ShardPlan,
+    rows: list[Row],
+    options: ImageOptions,
+    problems: list[str],
+    done: Callable[[bool], None],
+) -> Iterator[_Sample]:
+    """Yield the samples of the rows that can be used; the others go to ``problems``."""
+    for number, row in enumerate(rows):
+        try:
+            image = None if row.image is None else check_image(_read(row.image), options)
+            regions = None if row.regions is None else read_regions(row.regions)
+        except Rejected as refusal:
+            problems.append(
+                Problem(row.name, row.image_id, row.split, refusal.reason, refusal.detail).to_line()
+            )
+            done(True)
+            continue
+        members = {} if image is None else {"jpg": image.data}
+        if regions is not None:
+            members["npy"] = regions
+        members["json"] = _description(row, image)
+        yield _Sample(
+            key=f"{plan.first_key + number:08d}",
+            members=members,
+            captions=len(row.captions),
+            digest="" if image is None else image.digest,
+            untouched=image is not None and image.untouched,
+        )
+        done(False)
+
+
+def _description(row: Row, image: CheckedImage | None) -> bytes:
+    """Give the JSON member of a sample."""
+    captions = [
+        {"id": f"{row.image_id}#{n}" if caption.id is None else caption.id, "text": caption.text}
+        for n, caption in enumerate(row.captions)
+    ]
+    content = {
+        "image_id": row.image_id,
+        "captions": captions,
+        "width": image and image.width,
+        "height": image and image.height,
+    }
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def _read(where: Where) -> bytes:
+    try:
+        return storage.read_bytes(where.path, where.offset, where.size)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise Rejected("unreadable", reason) from None
+
+
+def read_regions(at: RegionsAt) -> bytes:
+    """Give one row of a region file as the bytes of a ``.npy`` of its own, (regions, channels).
+
+    Raises:
+        Rejected: the row is not there, or its values are not finite.
+    """
+    array = _region_file(at.path)
+    if at.row >= len(array):
+        raise Rejected("missing regions", f"row {at.row} of a file of {len(array)}")
+    values = np.ascontiguousarray(array[at.row])
+    if not np.isfinite(values).all():
+        raise Rejected("damaged", "region features that are not finite")
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=False)
+    return file.getvalue()
+
+
+def load_regions(data: bytes) -> NDArray[np.floating[Any]]:
+    """Read the ``.npy`` member of a sample, (regions, channels).
+
+    Raises:
+        ValueError: it is not such an array.
+    """
+    values: NDArray[np.floating[Any]] = np.load(io.BytesIO(data), allow_pickle=False)
+    if values.ndim != 2:
+        raise ValueError(f"region features have shape {values.shape}, not (regions, channels)")
+    return values
+
+
+@lru_cache(maxsize=8)
+def _region_file(path: str) -> NDArray[Any]:
+    """Map a region file; a whole one of tens of gigabytes is never loaded."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SourceError(f"{path}: cannot be read as .npy: {error}") from error
+    if array.ndim != 3 or array.dtype.kind != "f":
+        raise SourceError(
+            f"{path}: is {array.dtype} of shape {array.shape}, not floating-point "
+            "(images, regions, channels)"
+        )
+    return array

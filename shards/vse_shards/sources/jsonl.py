@@ -1,0 +1,115 @@
+"""``jsonl``: one JSON object a line, one line an image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from vse_shards import storage
+from vse_shards.errors import SourceError
+from vse_shards.sources.base import Problem, Row, Where, is_id, usable_captions
+
+
+class JsonlSource:
+    """Rows of ``{"image": path, "captions": [...]}``.
+
+    Captions are strings, or objects with ``id`` and ``text``. Optional: ``split`` (default
+    ``train``), ``image_id`` (or ``imgid``; default the path), ``caption_ids`` (or ``sentids``).
+
+    Args:
+        path: of the file.
+        images: folder that image paths are relative to; by default that of the file or, if the
+            first image is not there, ``images`` beside the file.
+        columns: other names of the keys, by the settled ones.
+
+    Raises:
+        SourceError: there is no such file or folder.
+    """
+
+    kind = "jsonl"
+
+    def __init__(
+        self, path: str, images: str | None = None, columns: dict[str, str] | None = None
+    ) -> None:
+        self._path = storage.require_input(path)
+        self._images = storage.require_input(images, folder=True) if images else None
+        self._columns = columns or {}
+        self.name = storage.base_name(self._path)
+
+    def rows(self) -> Iterator[Row | Problem]:
+        """Yield a row per line; a line that cannot be used is a problem.
+
+        Raises:
+            SourceError: the file cannot be read.
+        """
+        try:
+            with storage.open_binary(self._path) as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield from self._row(line, f"{self.name} line {number}")
+        except OSError as error:
+            raise SourceError(f"{self._path}: cannot be read: {error}") from error
+
+    def _row(self, line: bytes, origin: str) -> Iterator[Row | Problem]:
+        try:
+            entry = json.loads(line)
+        except UnicodeDecodeError as error:
+            yield Problem(origin, None, None, "malformed row", f"not UTF-8: {error.reason}")
+            return
+        except (ValueError, RecursionError) as error:
+            yield Problem(origin, None, None, "malformed row", f"not JSON: {error}")
+            return
+        if not isinstance(entry, dict):
+            yield Problem(origin, None, None, "malformed row", "not a JSON object")
+            return
+        image = self._get(entry, "image")
+        if not isinstance(image, str) or not image or not _is_path(image):
+            found = ", ".join(map(repr, list(entry)[:8]))
+            detail = f"'image' is {image!r}, not a path; keys are {found or 'none'}"
+            yield Problem(origin, None, None, "malformed row", detail)
+            return
+        image_id = self._get(entry, "image_id", "imgid")
+        image_id = image if image_id is None else image_id
+        split = self._get(entry, "split")
+        split = "train" if split is None else split
+        if not is_id(image_id) or not isinstance(split, str):
+            detail = f"image_id is {image_id!r}, split is {split!r}"
+            yield Problem(origin, image, None, "malformed row", detail)
+            return
+        captions, problems = usable_captions(
+            self._get(entry, "captions"),
+            self._get(entry, "caption_ids", "sentids"),
+            origin=origin,
+            key=image_id,
+            split=split,
+        )
+        yield from problems
+        if captions:
+            where = Where(storage.join(self._folder(image), image))
+            yield Row(split, image_id, captions, where, origin, image)
+
+    def _get(self, entry: dict[str, Any], *names: str) -> Any:
+        """Take the first of several names of a key that is there."""
+        if names[0] in self._columns:
+            return entry.get(self._columns[names[0]])
+        return next((entry[name] for name in names if entry.get(name) is not None), None)
+
+    def _folder(self, first_image: str) -> str:
+        """Settle, at the first image, what paths are relative to."""
+        if self._images is None:
+            beside = storage.parent(self._path)
+            within = storage.join(beside, "images")
+            found = not storage.is_file(storage.join(beside, first_image)) and storage.is_folder(
+                within
+            )
+            self._images = within if found else beside
+        return self._images
+
+
+def _is_path(text: str) -> bool:
+    """Whether a file could have this name."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False

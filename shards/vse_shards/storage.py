@@ -1,0 +1,153 @@
+"""Reading sources: files on this machine, or anything that fsspec opens."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import stat
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from vse_shards.errors import SourceError
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is for fsspec, such as ``s3://bucket/images``."""
+    return "://" in path
+
+
+def lives_in_memory(path: str) -> bool:
+    """Whether other processes would see nothing of what this one sees at ``path``."""
+    return path.startswith("memory://")
+
+
+def join(folder: str, name: str) -> str:
+    """Give the path of ``name`` in ``folder``; an absolute name or URL stands for itself."""
+    if is_url(name) or os.path.isabs(name):
+        return name
+    return posixpath.join(folder, name)
+
+
+def parent(path: str) -> str:
+    """Give the folder of a path or URL."""
+    return posixpath.dirname(path)
+
+
+def base_name(path: str) -> str:
+    """Give the last part of a path or URL."""
+    return posixpath.basename(path.rstrip("/"))
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file, or what links to one; a remote folder is listed once."""
+    return file_size(path) >= 0
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder."""
+    if not is_url(path):
+        return os.path.isdir(path)
+    filesystem, inner = url_to_fs(path)
+    return bool(filesystem.isdir(inner))
+
+
+def file_size(path: str) -> int:
+    """Give the size of a regular file in bytes, -1 where there is none."""
+    if is_url(path):
+        return _remote_sizes(parent(path)).get(base_name(path), -1)
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
+
+
+def open_binary(path: str) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not is_url(path):
+        return open(path, "rb")
+    return cast(BinaryIO, fsspec.open(path, "rb").open())
+
+
+def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
+    """Read a file, or a stretch of it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if is_url(path):
+        filesystem, inner = url_to_fs(path)
+        end = None if size is None else offset + size
+        return cast(bytes, filesystem.cat_file(inner, start=offset or None, end=end))
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read() if size is None else file.read(size)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Give the digest of the rest of an open file."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Yield the paths of all files under ``folder``, relative to it, in sorted order.
+
+    Links to folders are followed, but never twice to the same one.
+    """
+    if is_url(folder):
+        filesystem, inner = url_to_fs(folder)
+        start = len(inner.rstrip("/")) + 1
+        yield from sorted(found[start:] for found in filesystem.find(inner))
+        return
+    seen: set[tuple[int, int]] = set()
+    names: list[str] = []
+    for base, folders, files in os.walk(folder, followlinks=True):
+        identity = os.stat(base)
+        if (identity.st_dev, identity.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((identity.st_dev, identity.st_ino))
+        folders.sort()
+        relative = os.path.relpath(base, folder)
+        names += [name if relative == "." else f"{relative}/{name}" for name in files]
+    yield from sorted(names)
+
+
+def require_input(path: str, *, folder: bool = False) -> str:
+    """Give ``path`` as an absolute path or URL, once it is known to be there.
+
+    Raises:
+        SourceError: there is no such file (or folder).
+    """
+    kind = "folder" if folder else "file"
+    if not is_url(path):
+        path = str(Path(path).absolute())
+    try:
+        there = is_folder(path) if folder else is_file(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise SourceError(f"{path}: cannot be opened: {error}") from error
+    if not there:
+        other = is_file(path) if folder else is_folder(path)
+        what = f"is not a {kind}" if other else f"no such {kind}"
+        raise SourceError(f"{path}: {what}; check the path")
+    return path
+
+
+@lru_cache(maxsize=64)
+def _remote_sizes(folder: str) -> dict[str, int]:
+    filesystem, inner = url_to_fs(folder)
+    entries: list[Any] = filesystem.ls(inner, detail=True) if filesystem.exists(inner) else []
+    return {base_name(e["name"]): e["size"] or 0 for e in entries if e["type"] != "directory"}

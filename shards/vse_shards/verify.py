@@ -1,0 +1,153 @@
+"""Whether a dataset folder is what its manifest says, to the last byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vse_shards.images import Rejected, decode_strictly
+from vse_shards.index import Member, format_index
+from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord
+from vse_shards.progress import Progress
+from vse_shards.shard import load_regions
+from vse_shards.storage import sha256_of
+
+_BLOCK = 512
+
+
+def verify(folder: Path, *, deep: bool = False) -> list[str]:
+    """Check a dataset.
+
+    Args:
+        folder: of the dataset.
+        deep: also decode every image in full and compare it with its description.
+
+    Returns:
+        One line for every problem; none if the dataset is whole.
+
+    Raises:
+        DatasetError: there is no dataset.
+    """
+    manifest = Manifest.load(folder)
+    problems = []
+    if (folder / FILE_NAME).read_bytes() != manifest.dumps().encode():
+        problems.append(f"{folder / FILE_NAME}: is not as it was written, though it says the same")
+    problems += manifest.disagreements(folder)
+    problems += _check_rejects(folder, manifest)
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    with Progress("verifying", sum(s.samples for s in shards), "samples") as progress:
+        done = 0
+        for shard in shards:
+            for problem in check_shard(folder, shard, deep=deep):
+                if problem not in problems:
+                    problems.append(problem)
+            done += shard.samples
+            progress.update(done, f"{len(problems):,} problems" if problems else "")
+    return problems
+
+
+def check_shard(folder: Path, shard: ShardRecord, *, deep: bool) -> Iterator[str]:
+    """Yield the problems of one shard's content; missing files are not among them."""
+    path = folder / shard.name
+    try:
+        with path.open("rb") as file:
+            digest = sha256_of(file)
+            if digest != shard.sha256:
+                yield f"{path}: has sha256 {digest[:12]}, the manifest says {shard.sha256[:12]}"
+                return  # its content can say anything
+            file.seek(0)
+            samples = list(walk_tar(file))
+            index = (folder / shard.index_name).read_text("utf-8")
+            if format_index(samples) != index:
+                yield f"{folder / shard.index_name}: does not agree with {shard.name}"
+                return
+            yield from _check_samples(path, file, shard, samples, deep=deep)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return  # said by the manifest's own check
+    except (OSError, tarfile.TarError) as error:
+        yield f"{path}: cannot be read: {error}"
+
+
+def walk_tar(file: BinaryIO) -> Iterator[list[Member]]:
+    """Yield the members of each sample of a tar of regular files, read header by header.
+
+    Raises:
+        tarfile.TarError: the file is no such tar.
+    """
+    sample: list[Member] = []
+    position = 0
+    while True:
+        header = file.read(_BLOCK)
+        if header == bytes(_BLOCK):
+            break
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+        key, _, extension = info.name.partition(".")
+        member = Member(extension, position + _BLOCK, info.size, info.name)
+        if sample and sample[0].name.partition(".")[0] != key:
+            yield sample
+            sample = []
+        sample.append(member)
+        position += _BLOCK + -(-info.size // _BLOCK) * _BLOCK
+        file.seek(position)
+    if sample:
+        yield sample
+
+
+def _check_rejects(folder: Path, manifest: Manifest) -> Iterator[str]:
+    path = folder / REJECTS_NAME
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        yield f"{path}: {error.strerror}"
+        return
+    if digest != manifest.rejects_sha256:
+        yield (
+            f"{path}: has sha256 {digest[:12]}, the manifest says {manifest.rejects_sha256[:12]}"
+        )
+
+
+def _check_samples(
+    path: Path, file: BinaryIO, shard: ShardRecord, samples: list[list[Member]], *, deep: bool
+) -> Iterator[str]:
+    counts = shard.captions_per_sample()
+    if len(samples) != shard.samples:
+        yield f"{path}: has {len(samples)} samples, the manifest says {shard.samples}"
+        return
+    for members, count in zip(samples, counts, strict=True):
+        data = {m.extension: _read(file, m) for m in members}
+        name = f"{path}: {members[0].name.partition('.')[0]}"
+        try:
+            description = json.loads(data["json"])
+            captions = len(description["captions"])
+        except (KeyError, ValueError, TypeError):
+            yield f"{name}: has no readable description"
+            continue
+        if captions != count:
+            yield f"{name}: has {captions} captions, the manifest says {count}"
+        if deep:
+            yield from _check_deep(name, data, description)
+
+
+def _check_deep(name: str, data: dict[str, bytes], description: dict[str, Any]) -> Iterator[str]:
+    """Decode what a sample holds."""
+    try:
+        if "jpg" in data:
+            height, width = decode_strictly(data["jpg"]).shape[:2]
+            if (width, height) != (description["width"], description["height"]):
+                yield (
+                    f"{name}: the image has {width} x {height} pixels, its description says "
+                    f"{description['width']} x {description['height']}"
+                )
+        if "npy" in data:
+            load_regions(data["npy"])
+    except (Rejected, KeyError, ValueError) as error:
+        yield f"{name}: {error}"
+
+
+def _read(file: BinaryIO, member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.size)
