@@ -47,7 +47,7 @@ def test_every_row_is_its_own_embedding_in_the_order_of_the_dataset():
             expected = model.encode_images(model.image_spec.normalise(pixels))
             torch.testing.assert_close(found.images[row], expected[0], rtol=1e-5, atol=1e-6)
         for row, text in enumerate(texts):
-            expected = model.encode_captions(*tokenizer.encode([text]))
+            expected = model.encode_captions(*map(torch.from_numpy, tokenizer.encode([text])))
             torch.testing.assert_close(found.captions[row], expected[0], rtol=1e-5, atol=1e-6)
 
     assert found.image_ids == tuple(f"image-{row}" for row in range(21))

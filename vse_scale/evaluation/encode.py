@@ -154,7 +154,9 @@ def encode_split(
         for start in range(0, len(rows), batch):
             chosen = [texts[by_length[row]] for row in rows[start : start + batch]]
             token_ids, lengths = tokenizer.encode(chosen, max_tokens=max_caption_tokens)
-            yield model.encode_captions(token_ids.to(device), lengths.to(device))
+            yield model.encode_captions(
+                torch.from_numpy(token_ids).to(device), torch.from_numpy(lengths).to(device)
+            )
 
     was_training = model.training
     model.train(False)

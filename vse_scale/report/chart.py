@@ -1,0 +1,168 @@
+"""Line charts as HTML and SVG that stay legible at any width.
+
+The SVG holds shapes alone and is stretched to the box; its strokes do not scale. Words and numbers
+are HTML, placed in percent of the box, so they keep their size on a phone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: its label, the values at its ends, and ticks as (value, text)."""
+
+    label: str
+    low: float
+    high: float
+    ticks: tuple[tuple[float, str], ...]
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        """Return where ``value`` lies, 0 at the low end and 100 at the high end."""
+        if self.log:
+            low, high, value = math.log(self.low), math.log(self.high), math.log(value)
+        else:
+            low, high = self.low, self.high
+        return 100.0 * min(max((value - low) / (high - low), 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve; ``style`` is a class of style.css, ``label`` what the legend calls it, if at all."""
+
+    xs: Sequence[float]
+    ys: Sequence[float]
+    style: str
+    label: str = ""
+    dots: bool = False
+    filled: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """A shaded stretch of the x axis."""
+
+    start: float
+    stop: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A dashed vertical line."""
+
+    x: float
+    label: str
+
+
+def linear_axis(label: str, low: float, high: float) -> Axis:
+    """Return an axis over [low, high] with four to eight round ticks."""
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * power for unit in (1, 2, 2.5, 5, 10) if unit * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    values = [index * step for index in range(first, last + 1)]
+    return Axis(label, low, high, tuple((value, number(value)) for value in values))
+
+
+def log_axis(label: str, low: float, high: float) -> Axis:
+    """Return a logarithmic axis over [low, high], both positive, with ticks at 1, 2 and 5."""
+    low, high = low / 1.15, high * 1.15
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    digits = (1, 2, 5) if math.log10(high / low) < 2.5 else (1,)
+    values = [digit * 10.0**power for power in powers for digit in digits]
+    ticks = tuple((value, number(value)) for value in values if low <= value <= high)
+    return Axis(label, low, high, ticks, log=True)
+
+
+def number(value: float) -> str:
+    """Return ``value`` in at most four digits or so: 1,500 and 0.25 and 3."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def line_chart(
+    title: str,
+    summary: str,
+    x: Axis,
+    y: Axis,
+    lines: Sequence[Line],
+    bands: Sequence[Band] = (),
+    marks: Sequence[Mark] = (),
+) -> str:
+    """Return a figure; ``summary`` says in words what a reader who cannot see it should know."""
+    shapes = [_band(band, x) for band in bands]
+    shapes += [_rule("grid", 0, 100, level, level) for level in _levels(y)]
+    shapes += [_rule("mark", place, place, 0, 100) for place in (x.place(m.x) for m in marks)]
+    shapes += [shape for line in lines for shape in _curve(line, x, y)]
+    words = [
+        f'<span class="ytick" style="top:{100 - y.place(value):.2f}%">{escape(text)}</span>'
+        for value, text in y.ticks
+    ] + [
+        f'<span class="xtick" style="left:{x.place(value):.2f}%">{escape(text)}</span>'
+        for value, text in x.ticks
+    ]
+    return (
+        f'<figure class="chart"><figcaption><h3>{escape(title)}</h3>'
+        f'<span class="axis-label">{escape(y.label)}</span></figcaption>'
+        f'<div class="plot" role="img" aria-label="{escape(summary)}">'
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">'
+        f"{''.join(shapes)}</svg>{''.join(words)}</div>"
+        f'<span class="axis-label x">{escape(x.label)}</span>'
+        f"{_legend(lines, bands, marks)}</figure>"
+    )
+
+
+def _levels(axis: Axis) -> list[float]:
+    return [100 - axis.place(value) for value, _ in axis.ticks]
+
+
+def _rule(style: str, x1: float, x2: float, y1: float, y2: float) -> str:
+    return f'<path class="{style}" d="M{x1:.2f} {y1:.2f}L{x2:.2f} {y2:.2f}"/>'
+
+
+def _band(band: Band, x: Axis) -> str:
+    start, stop = x.place(band.start), x.place(band.stop)
+    return f'<rect class="band" x="{start:.2f}" y="0" width="{stop - start:.2f}" height="100"/>'
+
+
+def _curve(line: Line, x: Axis, y: Axis) -> list[str]:
+    points = [
+        f"{x.place(a):.2f} {100 - y.place(b):.2f}" for a, b in zip(line.xs, line.ys, strict=True)
+    ]
+    shapes = []
+    if line.filled:
+        start, stop = x.place(line.xs[0]), x.place(line.xs[-1])
+        outline = f"M{start:.2f} 100L{'L'.join(points)}L{stop:.2f} 100Z"
+        shapes.append(f'<path class="area {line.style}" d="{outline}"/>')
+    shapes.append(f'<path class="line {line.style}" d="M{"L".join(points)}"/>')
+    if line.dots:
+        # A stroke of no length with round ends is a dot that stretching leaves round.
+        dots = "".join(f"M{point}h0" for point in points)
+        shapes.append(f'<path class="dots {line.style}" d="{dots}"/>')
+    return shapes
+
+
+def _legend(lines: Sequence[Line], bands: Sequence[Band], marks: Sequence[Mark]) -> str:
+    entries = [(f"key-line {line.style}", line.label) for line in lines if line.label]
+    entries += [("key-band", band.label) for band in bands]
+    # Several marks of one kind need one entry.
+    entries += [("key-mark", label) for label in dict.fromkeys(mark.label for mark in marks)]
+    if not entries:
+        return ""
+    items = "".join(
+        f'<li><i class="{style}" aria-hidden="true"></i>{escape(label)}</li>'
+        for style, label in entries
+    )
+    return f'<ul class="legend">{items}</ul>'
