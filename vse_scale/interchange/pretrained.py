@@ -1,0 +1,96 @@
+"""The folder of a model: ``config.json``, ``model.safetensors`` and the tokenizer's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from safetensors.torch import save_file
+
+from vse_scale.config import ModelConfig
+from vse_scale.data.images import ImageSpec
+from vse_scale.errors import ModelError
+from vse_scale.model.weights import load_exactly, read_state_dict
+
+if TYPE_CHECKING:
+    from vse_scale.data.captions import CaptionTokenizer
+    from vse_scale.model.vse import VSEModel
+
+_FORMAT = "vse-scale-model"
+_VERSION = 1
+_CONFIG = "config.json"
+_WEIGHTS = "model.safetensors"
+
+
+def save(model: VSEModel, folder: Path, tokenizer: CaptionTokenizer | None = None) -> None:
+    """Write ``model`` to ``folder``, complete: nothing in it refers to another place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config.model_dump(mode="json")
+    config["init_from"] = config["image"]["weights"] = None
+    config["text"] |= {"path": None, "tokenizer": None, "architecture": model.text.architecture()}
+    described = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "model": config,
+        "image_spec": model.image_spec.to_dict(),
+        "vocab_size": model.vocab_size,
+        "pad_id": model.pad_id,
+    }
+    tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    (folder / _CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def load(kind: type[VSEModel], folder: Path) -> VSEModel:
+    """Build the model that ``folder`` holds, in evaluation mode, on the CPU.
+
+    Raises:
+        ModelError: the folder is missing or damaged, or holds something else.
+    """
+    described = _read_config(folder)
+    try:
+        config = ModelConfig.model_validate(described["model"])
+        model = kind(config, int(described["vocab_size"]), int(described["pad_id"]))
+        model.image_spec = ImageSpec.from_dict(described["image_spec"])
+    except KeyError as error:
+        raise ModelError(f"{folder / _CONFIG}: {error} is missing") from error
+    except (ValidationError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{folder / _CONFIG}: does not describe a model ({reason})") from error
+    load_weights(model, folder)
+    return model.eval()
+
+
+def load_weights(model: VSEModel, folder: Path) -> None:
+    """Copy the weights of the model in ``folder`` into ``model``, which must be of its shape.
+
+    Raises:
+        ModelError: the folder is missing or damaged, or its model is another.
+    """
+    _read_config(folder)
+    path = folder / _WEIGHTS
+    load_exactly(model, read_state_dict(path), str(path))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / _CONFIG
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such model folder")
+    if not path.is_file():
+        raise ModelError(f"{folder}: is no model folder, {_CONFIG} is missing")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(described, dict) or described.get("format") != _FORMAT:
+        raise ModelError(f"{path}: describes no model of this kind; give a folder made by export")
+    if described.get("version") != _VERSION:
+        raise ModelError(
+            f"{path}: has version {described.get('version')!r}, this release reads {_VERSION}; "
+            "upgrade vse-scale"
+        )
+    return described

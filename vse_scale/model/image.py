@@ -1,0 +1,89 @@
+"""The image tower over a grid: backbone, projection, pooling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vse_scale.config import ImageConfig
+from vse_scale.model.gpo import GPO
+from vse_scale.model.resnet import BACKBONES, ResNet
+
+# Size augmentation of VSE-infinity's code: images that draw at most this keep all cells; the
+# others lose each cell with this share of their draw.
+_KEEP_ALL = 0.2
+_DROP_SHARE = 0.2
+
+
+def kept_cells(draws: Tensor) -> Tensor:
+    """Decide which cells of each grid size augmentation keeps: bool (N, K), at least one a row.
+
+    Args:
+        draws: (N, 1 + K) uniform in [0, 1): u of the image, then one per cell. Where u > 0.2 a
+            cell is dropped with probability 0.2 u.
+    """
+    image, cells = draws[:, :1], draws[:, 1:]
+    keep = (image <= _KEEP_ALL) | (cells >= _DROP_SHARE * image)
+    return keep | (cells == cells.amax(1, keepdim=True))
+
+
+def drop_cells(grid: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply size augmentation without waiting for the device.
+
+    Args:
+        grid: (N, K, C) features.
+        draws: (N, 1 + K), as in `kept_cells`.
+
+    Returns:
+        The grid with the kept cells first, in their order, (N, K, C), and their number (N,) int64.
+    """
+    keep = kept_cells(draws)
+    order = torch.argsort(keep, dim=1, descending=True, stable=True)
+    return grid.gather(1, order[..., None].expand_as(grid)), keep.sum(1)
+
+
+class GridImageEncoder(nn.Module):
+    """Backbone -> one vector per cell -> Linear -> GPO.
+
+    Args:
+        config: the image section of a model's configuration.
+        embed_dim: D of the embeddings.
+
+    Raises:
+        ModelError: the configured weights are missing, damaged or of another network.
+    """
+
+    def __init__(self, config: ImageConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.backbone = ResNet(BACKBONES[config.backbone])
+        if config.weights is not None:
+            self.backbone.load_weights(config.weights)
+        self.projection = nn.Linear(self.backbone.channels, embed_dim)
+        # Xavier's uniform bounds, as published.
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+        self.pool = GPO()
+        self._drops_cells = config.drop_cells
+
+    def forward(
+        self, pixels: Tensor, cell_draws: Tensor | None = None, *, backbone_frozen: bool = False
+    ) -> Tensor:
+        """Pool ``pixels`` (N, 3, H, W) into (N, D), not normalised.
+
+        Args:
+            pixels: normalised.
+            cell_draws: (N, 1 + cells) for size augmentation, which evaluation leaves out.
+            backbone_frozen: whether to run the backbone without gradients.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not backbone_frozen):
+            grid = self.backbone(pixels).permute(0, 2, 3, 1).flatten(1, 2)
+        if self.training and self._drops_cells and cell_draws is not None:
+            grid, lengths = drop_cells(grid, cell_draws)
+        else:
+            lengths = torch.full(grid.shape[:1], grid.shape[1], device=grid.device)
+        pooled: Tensor = self.pool(self.projection(grid), lengths)
+        return pooled
+
+    def cells(self, size: int) -> int:
+        """Return how many cells an image of ``size`` pixels, both sides, has."""
+        return self.backbone.grid_side(size) ** 2

@@ -1,0 +1,317 @@
+"""Residual networks with torchvision's state-dict names, their BatchNorm statistics frozen.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; Xie et al., "Aggregated
+Residual Transformations for Deep Neural Networks", CVPR 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vse_scale.model.weights import load_exactly, read_state_dict
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of blocks of one width; the first block has the stride.
+
+    Attributes:
+        channels: of the blocks' 3x3 convolutions (a bottleneck's output has four times as many).
+        blocks: how many.
+        stride: of the first.
+    """
+
+    channels: int
+    blocks: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What tells one residual network from another.
+
+    Attributes:
+        stages: in order.
+        bottleneck: three convolutions per block (1x1, 3x3, 1x1) instead of two 3x3.
+        stem_channels: of the first convolution, whose stride is 2.
+        stem_kernel: its side in pixels.
+        pool: the 3x3 max-pool with stride 2 after it: "padded" as in torchvision, "ceil" without
+            padding and rounded up as in Caffe, or None.
+        stride_in_first: a bottleneck's stride in its first 1x1 convolution, as in Caffe, instead
+            of its 3x3.
+        groups: of a bottleneck's 3x3 convolution.
+        group_width: channels per group and 64 channels of the stage.
+    """
+
+    stages: tuple[Stage, ...]
+    bottleneck: bool = True
+    stem_channels: int = 64
+    stem_kernel: int = 7
+    pool: str | None = "padded"
+    stride_in_first: bool = False
+    groups: int = 1
+    group_width: int = 64
+
+
+def _stages(*blocks: int) -> tuple[Stage, ...]:
+    return tuple(
+        Stage(channels, count, stride)
+        for channels, count, stride in zip((64, 128, 256, 512), blocks, (1, 2, 2, 2), strict=True)
+    )
+
+
+BACKBONES = {
+    "tiny": Architecture(
+        (Stage(64, 1, 2), Stage(128, 1, 2), Stage(192, 1, 1)),
+        bottleneck=False,
+        stem_channels=32,
+        stem_kernel=5,
+        pool=None,
+    ),
+    "resnet50": Architecture(_stages(3, 4, 6, 3)),
+    "resnet101": Architecture(_stages(3, 4, 23, 3)),
+    "resnet152": Architecture(_stages(3, 8, 36, 3)),
+    "resnext101_32x8d": Architecture(_stages(3, 4, 23, 3), groups=32, group_width=8),
+    # The bottom-up-attention detector's ResNet-101, converted from Caffe.
+    "detector": Architecture(_stages(3, 4, 23, 3), pool="ceil", stride_in_first=True),
+}
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation by stored statistics in every mode; weight and bias train.
+
+    Names in the state dict are those of ``nn.BatchNorm2d``. `calibrate_batchnorm` alone changes
+    the statistics.
+
+    Args:
+        channels: C of the inputs (N, C, H, W).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    eps = 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+        self.population: Population | None = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalise ``inputs`` (N, C, H, W)."""
+        mean, variance = self.running_mean, self.running_var
+        if self.population is not None:
+            mean, variance = self.population.add(inputs)
+        return F.batch_norm(inputs, mean, variance, self.weight, self.bias, eps=self.eps)
+
+
+class Population:
+    """Mean and variance per channel of everything that was added, in float64."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum: Tensor | float = 0.0
+        self._squares: Tensor | float = 0.0
+
+    def add(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Add ``inputs`` (N, C, H, W); return their own mean and variance (C,)."""
+        variance, mean = torch.var_mean(inputs, dim=(0, 2, 3), correction=0)
+        count = inputs.numel() // inputs.shape[1]
+        self._count += count
+        self._sum = self._sum + count * mean.double()
+        self._squares = self._squares + count * (variance.double() + mean.double().square())
+        return mean, variance
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return mean and variance (C,), float64.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if not isinstance(self._sum, Tensor) or not isinstance(self._squares, Tensor):
+            raise ValueError("calibration was given no images")
+        mean = self._sum / self._count
+        return mean, (self._squares / self._count - mean.square()).clamp(min=0.0)
+
+
+@torch.no_grad()
+def calibrate_batchnorm(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the BatchNorm statistics of an untrained backbone to those of ``batches``.
+
+    Each layer gets the exact mean and variance of what reached it, over all batches together (not
+    a moving average). That takes one pass: while it lasts a layer normalises each batch by that
+    batch's own statistics, as live BatchNorm would, so a later layer's inputs differ from those
+    after calibration by as much as batches differ from one another. The exact alternative, one
+    pass per layer, costs a hundred passes for a ResNet-101. The result is a function of weights
+    and batches alone: the same images give the same statistics on every rank.
+
+    Args:
+        backbone: holds the layers.
+        batches: normalised pixels (N, 3, H, W), on the backbone's device.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    layers = [m for m in backbone.modules() if isinstance(m, FrozenBatchNorm2d)]
+    populations = [Population() for _ in layers]
+    try:
+        for layer, population in zip(layers, populations, strict=True):
+            layer.population = population
+        for pixels in batches:
+            backbone(pixels)
+    finally:
+        for layer in layers:
+            layer.population = None
+    for layer, population in zip(layers, populations, strict=True):
+        mean, variance = population.moments()
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(variance)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, stage: Stage, stride: int, architecture: Architecture) -> None:
+        super().__init__()
+        outputs = stage.channels
+        self.conv1 = _convolution(inputs, outputs, 3, stride)
+        self.bn1 = FrozenBatchNorm2d(outputs)
+        self.conv2 = _convolution(outputs, outputs, 3)
+        self.bn2 = FrozenBatchNorm2d(outputs)
+        self.downsample = _shortcut(inputs, outputs, stride)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H / stride, W / stride), sides rounded up."""
+        hidden = F.relu(self.bn1(self.conv1(inputs)), inplace=True)
+        hidden = self.bn2(self.conv2(hidden))
+        return F.relu(hidden.add_(self.downsample(inputs)), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, stage: Stage, stride: int, architecture: Architecture) -> None:
+        super().__init__()
+        groups = architecture.groups
+        width = stage.channels * architecture.group_width // 64 * groups
+        outputs = stage.channels * self.expansion
+        first, second = (stride, 1) if architecture.stride_in_first else (1, stride)
+        self.conv1 = _convolution(inputs, width, 1, first)
+        self.bn1 = FrozenBatchNorm2d(width)
+        self.conv2 = _convolution(width, width, 3, second, groups)
+        self.bn2 = FrozenBatchNorm2d(width)
+        self.conv3 = _convolution(width, outputs, 1)
+        self.bn3 = FrozenBatchNorm2d(outputs)
+        self.downsample = _shortcut(inputs, outputs, stride)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H / stride, W / stride), sides rounded up."""
+        hidden = F.relu(self.bn1(self.conv1(inputs)), inplace=True)
+        hidden = F.relu(self.bn2(self.conv2(hidden)), inplace=True)
+        hidden = self.bn3(self.conv3(hidden))
+        return F.relu(hidden.add_(self.downsample(inputs)), inplace=True)
+
+
+class ResNet(nn.Module):
+    """A residual network without its classifier.
+
+    Args:
+        architecture: one of `BACKBONES`.
+
+    Attributes:
+        channels: C' of the output.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        block = Bottleneck if architecture.bottleneck else BasicBlock
+        channels = architecture.stem_channels
+        self.conv1 = _convolution(3, channels, architecture.stem_kernel, stride=2)
+        self.bn1 = FrozenBatchNorm2d(channels)
+        self.maxpool = _max_pool(architecture.pool)
+        self._stage_names: list[str] = []
+        for number, stage in enumerate(architecture.stages, start=1):
+            layers = []
+            for index in range(stage.blocks):
+                stride = stage.stride if index == 0 else 1
+                layers.append(block(channels, stage, stride, architecture))
+                channels = stage.channels * block.expansion
+            self._stage_names.append(f"layer{number}")
+            self.add_module(self._stage_names[-1], nn.Sequential(*layers))
+        self.channels = channels
+        self._architecture = architecture
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map normalised pixels (N, 3, H, W) to a grid of features (N, C', H', W')."""
+        # Channels-last saves a tenth of a training step on a CPU, more on a GPU.
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        hidden: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(pixels)), inplace=True))
+        for name in self._stage_names:
+            hidden = self.get_submodule(name)(hidden)
+        return hidden
+
+    def grid_side(self, size: int) -> int:
+        """Return H' for H = ``size`` pixels."""
+        side = -(-size // 2)
+        if self._architecture.pool == "padded":
+            side = -(-side // 2)
+        elif self._architecture.pool == "ceil":
+            side = max(side // 2, 1)
+        for stage in self._architecture.stages:
+            side = -(-side // stage.stride)
+        return side
+
+    def load_weights(self, path: str | Path) -> None:
+        """Load a state dict with torchvision's names; its classifier ``fc.*`` is left out.
+
+        Raises:
+            ModelError: the file is missing or damaged, or its keys or shapes do not fit.
+        """
+        load_exactly(
+            self,
+            read_state_dict(Path(path)),
+            str(path),
+            surplus=(r"fc\.(weight|bias)",),
+            # Files older than 2018 lack the counter, which frozen statistics have no use for.
+            optional=(r".*num_batches_tracked",),
+        )
+
+
+def _convolution(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    return nn.Conv2d(
+        inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False
+    )
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(_convolution(inputs, outputs, 1, stride), FrozenBatchNorm2d(outputs))
+
+
+def _max_pool(kind: str | None) -> nn.Module:
+    if kind is None:
+        return nn.Identity()
+    if kind == "ceil":
+        return nn.MaxPool2d(3, 2, padding=0, ceil_mode=True)
+    return nn.MaxPool2d(3, 2, padding=1)

@@ -1,0 +1,125 @@
+"""The joint embedding of images and captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from vse_scale.config import ModelConfig
+from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.data.images import ImageSpec
+from vse_scale.interchange import pretrained
+from vse_scale.model.gpo import GPO
+from vse_scale.model.image import GridImageEncoder
+from vse_scale.model.text import TextEncoder
+
+
+class VSEModel(nn.Module):
+    """VSE-infinity: two towers whose embeddings are compared by their dot product.
+
+    Args:
+        config: the model section of a run's configuration.
+        vocab_size: number of token ids.
+        pad_id: the token id that fills a batch.
+
+    Attributes:
+        config: as given.
+        image_spec: the pixels that `encode_images` expects.
+        grid_cells: cells of an image of ``image_spec.size``.
+        backbone_frozen: while set, the image backbone runs without gradients.
+
+    Raises:
+        ModelError: weights that the configuration names are missing, damaged or do not fit.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, pad_id: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size, self.pad_id = vocab_size, pad_id
+        self.image_spec = ImageSpec.preset(
+            config.image.pixels, config.image.size, antialias=config.image.antialias
+        )
+        self.image = GridImageEncoder(config.image, config.embed_dim)
+        self.text = TextEncoder(
+            config.text,
+            config.embed_dim,
+            vocab_size=vocab_size,
+            pad_id=pad_id,
+            dropout=config.dropout,
+        )
+        self.grid_cells = self.image.cells(config.image.size)
+        self.backbone_frozen = False
+        if config.init_from is not None:
+            pretrained.load_weights(self, Path(config.init_from))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> VSEModel:
+        """Open a folder that `save_pretrained` wrote, in evaluation mode, on the CPU.
+
+        Raises:
+            ModelError: the folder is missing or damaged, or holds something else.
+        """
+        return pretrained.load(cls, Path(folder))
+
+    def save_pretrained(
+        self, folder: str | Path, tokenizer: CaptionTokenizer | None = None
+    ) -> None:
+        """Write ``config.json``, ``model.safetensors`` and, where given, the tokenizer's files."""
+        pretrained.save(self, Path(folder), tokenizer)
+
+    def forward(
+        self,
+        pixels: Tensor,
+        token_ids: Tensor,
+        token_lengths: Tensor,
+        cell_draws: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embed a batch of N images and P captions.
+
+        Args:
+            pixels: (N, 3, S, S) floating, normalised by `image_spec`.
+            token_ids: (P, L) int64.
+            token_lengths: (P,) int64, how many ids of a row are no padding.
+            cell_draws: (N, 1 + grid_cells) uniform draws for size augmentation in training.
+
+        Returns:
+            Image embeddings (N, D) and caption embeddings (P, D), float32 (float64 where the
+            weights are), of unit length.
+        """
+        pooled = self.image(pixels, cell_draws, backbone_frozen=self.backbone_frozen)
+        return unit_length(pooled), self.encode_captions(token_ids, token_lengths)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Embed ``pixels`` (N, 3, H, W) of any size that the backbone accepts, as (N, D)."""
+        return unit_length(self.image(pixels, backbone_frozen=self.backbone_frozen))
+
+    def encode_captions(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Embed ``token_ids`` (P, L) of ``lengths`` (P,) as (P, D)."""
+        return unit_length(self.text(token_ids, lengths))
+
+    def parameter_groups(self) -> dict[str, list[Parameter]]:
+        """Return all parameters by what they learn at: "heads", "text" and "backbone"."""
+        backbone = list(self.image.backbone.parameters())
+        text = list(self.text.encoder.parameters())
+        others = {id(parameter) for parameter in (*backbone, *text)}
+        heads = [p for p in self.parameters() if id(p) not in others]
+        return {"heads": heads, "text": text, "backbone": backbone}
+
+    @torch.no_grad()
+    def pooling_weights(self, side: Literal["image", "text"], length: int) -> Tensor:
+        """Return GPO's weights (length,) by position, the largest value's first; they sum to 1."""
+        pool: GPO = self.image.pool if side == "image" else self.text.pool
+        return pool.weight_table(torch.tensor([length]), length)[0]
+
+
+def unit_length(pooled: Tensor) -> Tensor:
+    """Divide rows (B, D) by their norm, at least in float32, whatever autocast does.
+
+    The published code adds 1e-8 to the norm; so does this, to give what it gives.
+    """
+    wide = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
+    return wide / (torch.linalg.vector_norm(wide, dim=-1, keepdim=True) + 1e-8)

@@ -1,0 +1,87 @@
+"""Weight files: read whole, fitted exactly, or refused with every key that disagrees."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vse_scale.errors import ModelError
+
+_LISTED = 20  # keys that an error message names before it counts the rest
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from ``path``: safetensors by its suffix, else what ``torch.save`` wrote.
+
+    Raises:
+        ModelError: the file is missing or damaged, or holds anything but named tensors.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{path}: cannot be read as weights ({reason})") from error
+    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise ModelError(f"{path}: holds {type(loaded).__name__}, not tensors by name")
+    return dict(loaded)
+
+
+def load_exactly(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    origin: str,
+    *,
+    surplus: Iterable[str] = (),
+    optional: Iterable[str] = (),
+) -> None:
+    """Copy ``tensors`` into ``module``, which must have these names and shapes and no others.
+
+    Args:
+        module: receives the values.
+        tensors: values by state-dict name.
+        origin: what an error message calls the source of ``tensors``.
+        surplus: patterns of names that may be in ``tensors`` alone.
+        optional: patterns of names that may be in ``module`` alone; these keep their values.
+
+    Raises:
+        ModelError: keys are missing or surplus, or shapes differ; ``module`` is left as it was.
+    """
+    own = module.state_dict()
+    missing = [k for k in own if k not in tensors and not _matches(k, optional)]
+    unknown = [k for k in tensors if k not in own and not _matches(k, surplus)]
+    differing = [
+        f"{k} {tuple(tensors[k].shape)} for {tuple(own[k].shape)}"
+        for k in own
+        if k in tensors and tensors[k].shape != own[k].shape
+    ]
+    complaints = [
+        f"{len(keys)} {kind}: {', '.join(keys[:_LISTED])}"
+        + (f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else "")
+        for kind, keys in (
+            ("missing", missing),
+            ("surplus", unknown),
+            ("of another shape", differing),
+        )
+        if keys
+    ]
+    if complaints:
+        raise ModelError(f"{origin}: does not fit this model; {'; '.join(complaints)}")
+    with torch.no_grad():
+        for name, value in own.items():
+            if name in tensors:
+                value.copy_(tensors[name])
+
+
+def _matches(key: str, patterns: Iterable[str]) -> bool:
+    return any(re.fullmatch(pattern, key) for pattern in patterns)
