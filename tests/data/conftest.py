@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from pathlib import Path
@@ -9,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vse_shards.manifest import Manifest, ShardRecord, Split, run_length_code
-from vse_shards.writer import ShardWriter
+from vse_shards.build import BuildOptions, build
+from vse_shards.sources.jsonl import JsonlSource
 
 WORDS = ["red", "green", "ball", "cube", "cone", "left", "above", "small", "large", "the", "of"]
 
@@ -52,52 +51,22 @@ def reference(jpeg: bytes, size: int, geometry=None) -> np.ndarray:
     return image[:, ::-1] if mirrored else image
 
 
-def write_split(folder: Path, name: str, shards: list[list[tuple[bytes, list[str]]]]) -> Split:
-    records, image = [], 0
-    for number, samples in enumerate(shards):
-        tar = f"{name}-{number:06d}.tar"
-        with (folder / tar).open("wb") as file:
-            writer = ShardWriter(file)
-            for jpeg, texts in samples:
-                width, height = Image.open(io.BytesIO(jpeg)).size
-                record = {
-                    "image_id": f"image {image}",
-                    "captions": [{"id": f"{image}.{j}", "text": t} for j, t in enumerate(texts)],
-                    "width": width,
-                    "height": height,
-                }
-                members = {"jpg": jpeg, "json": json.dumps(record).encode()}
-                writer.add(f"{image:08d}", members)
-                image += 1
-            written = writer.finish()
-        (folder / tar).with_suffix(".idx").write_text(written.index)
-        counts = [len(texts) for _, texts in samples]
-        records.append(
-            ShardRecord(
-                name=tar,
-                samples=written.samples,
-                pairs=sum(counts),
-                bytes=written.bytes,
-                sha256=written.sha256,
-                index_sha256=hashlib.sha256(written.index.encode()).hexdigest(),
-                captions=run_length_code(counts),
-            )
-        )
-    return Split(tuple(records))
-
-
-def write_dataset(folder: Path, splits: dict[str, list]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(
-        splits={name: write_split(folder, name, shards) for name, shards in splits.items()},
-        rejects=0,
-        rejects_sha256=hashlib.sha256(b"").hexdigest(),
-        build={},
-        source={"kind": "test"},
-    )
-    (folder / "rejects.jsonl").write_text("")
-    (folder / "manifest.json").write_text(manifest.dumps())
-    return folder
+def build_dataset(folder: Path, splits: dict[str, list], shard_samples: int) -> Path:
+    """Build a dataset of (JPEG, captions) samples; an image's id is its number over all splits."""
+    source = folder / "source"
+    source.mkdir(parents=True)
+    lines = []
+    for split, samples in splits.items():
+        for jpeg, captions in samples:
+            number = len(lines)
+            name = f"{number}.jpg"
+            (source / name).write_bytes(jpeg)
+            entry = {"image": name, "image_id": number, "captions": captions, "split": split}
+            lines.append(json.dumps(entry))
+    (source / "captions.jsonl").write_text("\n".join(lines))
+    rows = JsonlSource(str(source / "captions.jsonl"), str(source))
+    build(rows, str(folder / "set"), BuildOptions(shard_samples=shard_samples))
+    return folder / "set"
 
 
 def caption(rng: np.random.Generator) -> str:
@@ -115,5 +84,5 @@ def dataset_folder(tmp_path_factory) -> Path:
         )
         for _ in range(28)
     ]
-    splits = {"train": [samples[:9], samples[9:17], samples[17:23]], "val": [samples[23:]]}
-    return write_dataset(tmp_path_factory.mktemp("data") / "set", splits)
+    splits = {"train": samples[:23], "val": samples[23:]}
+    return build_dataset(tmp_path_factory.mktemp("data"), splits, shard_samples=9)

@@ -21,7 +21,7 @@ from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import ConfigError, DatasetError
 
-from .conftest import photo, reference, write_dataset
+from .conftest import build_dataset, photo, reference
 
 CPU = torch.device("cpu")
 SPEC = ImageSpec.preset("imagenet", 32)
@@ -209,7 +209,7 @@ def damaged(tmp_path):
     """A dataset whose fifth image went bad after the build, unseen by the manifest."""
     rng = np.random.default_rng(0)
     samples = [(photo(rng, 64, 80), [f"a red ball {i}"]) for i in range(12)]
-    folder = write_dataset(tmp_path / "set", {"train": [samples[:6], samples[6:]]})
+    folder = build_dataset(tmp_path, {"train": samples}, shard_samples=6)
     dataset = ShardDataset(folder, "train")
     victim = dataset.image_bytes(4)
     with (folder / "train-000000.tar").open("r+b") as file:
@@ -305,7 +305,7 @@ def test_real_photos_load(shared, tmp_path):
     root = shared / "data" / "flickr8k"
     lines = [json.loads(line) for line in (root / "captions.jsonl").read_text().splitlines()[:40]]
     samples = [((root / "images" / r["image"]).read_bytes(), r["captions"]) for r in lines]
-    folder = write_dataset(tmp_path / "set", {"train": [samples[:20], samples[20:]]})
+    folder = build_dataset(tmp_path, {"train": samples}, shard_samples=20)
     dataset = ShardDataset(folder, "train")
     tokenizer = CaptionTokenizer.load(shared / "data" / "bert-base-uncased")
     loader, plan = make(
@@ -315,7 +315,8 @@ def test_real_photos_load(shared, tmp_path):
     loader.close()
     seen = set()
     for batch in batches:
-        for row, image in enumerate(batch.image_ids.tolist()):
+        for row, number in enumerate(batch.image_ids.tolist()):
+            image = dataset.record(number).image_id
             text = tokens(batch)[row]
             caption = [tokenizer.encode([c])[0][0].tolist() for c in lines[image]["captions"]]
             seen.add((image, caption.index(text)))

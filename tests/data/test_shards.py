@@ -24,7 +24,7 @@ def test_everything_equals_what_tarfile_reads(dataset_folder):
     images = [member for member in members if member[1].endswith(".jpg")]
     records = [json.loads(data) for _, name, data in members if name.endswith(".json")]
     assert len(dataset) == len(images) == 23
-    assert dataset.shard_sizes == [9, 8, 6]
+    assert dataset.shard_sizes == [9, 9, 5]
     for number, (shard, name, data) in enumerate(images):
         assert dataset.image_bytes(number).tobytes() == data
         assert dataset.name(number) == f"{shard}: {name}"

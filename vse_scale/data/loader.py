@@ -154,6 +154,12 @@ class Loader:
             _keep_for_stream(item, torch.cuda.current_stream(self._device))
         return replace(item, wait_seconds=waited)
 
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Stop the thread and wait for it; closing twice does nothing."""
         self._finalizer()

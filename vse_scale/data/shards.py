@@ -41,6 +41,9 @@ class ShardDataset:
     """The images of one split, numbered in the order of its shards.
 
     Attributes:
+        folder: of the dataset.
+        split: that was opened.
+        splits: all that the folder has.
         captions_per_sample: (I,) int64, read from the manifest alone.
         pairs: number of captions in the split.
         shard_sizes: images of each shard.
@@ -62,6 +65,7 @@ class ShardDataset:
         manifest.check(folder)
         self.folder = folder
         self.split = split
+        self.splits = tuple(manifest.splits)
         self.fingerprint = manifest.fingerprint
         self.shard_sizes = [shard.samples for shard in shards]
         self.captions_per_sample = np.concatenate([shard.captions_per_sample() for shard in shards])
