@@ -71,6 +71,12 @@ class Evaluation:
         )
 
 
+def check_protocol(protocol: str) -> None:
+    """Raise ConfigError where there is no such protocol, before anything is encoded for it."""
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"protocol is {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
+
+
 def evaluate(
     protocol: str, embeddings: Embeddings, order: Sequence[int | str] | None = None
 ) -> Evaluation:
@@ -88,8 +94,7 @@ def evaluate(
         ConfigError: no such protocol.
         DatasetError: the split is not what the protocol ranks, or lacks an image of ``order``.
     """
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f"protocol is {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
+    check_protocol(protocol)
     rules = PROTOCOLS[protocol]
     if order is not None:
         embeddings = _reordered(embeddings, order)
