@@ -1,0 +1,98 @@
+"""Small sources made on the spot, and the command as a user runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def picture(seed: int, width: int = 40, height: int = 32) -> Image.Image:
+    """A picture that JPEG can hold, unlike any of another seed."""
+    draws = np.random.default_rng(seed)
+    coarse = draws.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of every file."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def tools():
+    """The helpers above, for tests that make files of their own."""
+
+    class Tools:
+        picture = staticmethod(picture)
+        encoded = staticmethod(encoded)
+        digests = staticmethod(digests)
+
+    return Tools
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """Write a jsonl source with the images that it names; gives the path of the file."""
+
+    def write(rows: Iterable[dict[str, object]], files: dict[str, bytes]) -> Path:
+        for name, data in files.items():
+            path = tmp_path / "source" / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        path = tmp_path / "source" / "captions.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def small_source(write_rows: Callable[..., Path]) -> Callable[..., Path]:
+    """A source of ``count`` good images, every fifth in split val, with one to three captions."""
+
+    def write(count: int) -> Path:
+        files = {f"{n:04d}.jpg": encoded(picture(n), quality=90) for n in range(count)}
+        rows = [
+            {
+                "image": name,
+                "image_id": 100 + n,
+                "split": "val" if n % 5 == 0 else "train",
+                "captions": [f"picture {n}, wording {k}" for k in range(1 + n % 3)],
+            }
+            for n, name in enumerate(files)
+        ]
+        return write_rows(rows, files)
+
+    return write
+
+
+@pytest.fixture
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``vse-shards`` in a process of its own."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        code = "from vse_shards.cli import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
