@@ -117,7 +117,7 @@ def query_ranks(
     image_embeddings: Rows, caption_embeddings: Rows, caption_to_image: Indices
 ) -> QueryRanks:
     """Return every query's rank; arguments and errors are those of :func:`recall_at_k`."""
-    images, captions = _matching_rows(image_embeddings, caption_embeddings)
+    images, captions = matching_rows(image_embeddings, caption_embeddings)
     owners = _owners(caption_to_image, len(captions), len(images))
 
     captions_per_image = torch.bincount(owners, minlength=len(images))
@@ -152,7 +152,7 @@ def nearest(queries: Rows, candidates: Rows, k: int) -> tuple[Tensor, Tensor]:
         ValueError: widths differ, ``k`` < 1, or there is no candidate.
         ModelError: an embedding is not finite.
     """
-    query_rows, candidate_rows = _matching_rows(queries, candidates)
+    query_rows, candidate_rows = matching_rows(queries, candidates)
     query_rows, candidate_rows = query_rows.float(), candidate_rows.float()
     if k < 1:
         raise ValueError(f"k is {k}; ask for at least 1 neighbour")
@@ -191,8 +191,13 @@ def _unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
     return bits.to(torch.int32).view(torch.float32), _LARGEST_COLUMN - (keys & _LARGEST_COLUMN)
 
 
-def _matching_rows(left: Rows, right: Rows) -> tuple[Tensor, Tensor]:
-    """Bring both to one float dtype on one device, and check them."""
+def matching_rows(left: Rows, right: Rows) -> tuple[Tensor, Tensor]:
+    """Bring two matrices of one width to one float dtype on one device.
+
+    Raises:
+        ValueError: their shapes do not fit, or one has no row.
+        ModelError: a value is not finite.
+    """
     tensors = [torch.as_tensor(rows).detach() for rows in (left, right)]
     wide = any(rows.dtype == torch.float64 for rows in tensors)
     dtype = torch.float64 if wide else torch.float32
