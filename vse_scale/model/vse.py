@@ -113,7 +113,8 @@ class VSEModel(nn.Module):
     def pooling_weights(self, side: Literal["image", "text"], length: int) -> Tensor:
         """Return GPO's weights (length,) by position, the largest value's first; they sum to 1."""
         pool: GPO = self.image.pool if side == "image" else self.text.pool
-        return pool.weight_table(torch.tensor([length]), length)[0]
+        row: Tensor = pool.weight_table(torch.tensor([length]), length)[0]
+        return row
 
 
 def unit_length(pooled: Tensor) -> Tensor:
@@ -122,4 +123,5 @@ def unit_length(pooled: Tensor) -> Tensor:
     The published code adds 1e-8 to the norm; so does this, to give what it gives.
     """
     wide = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
-    return wide / (torch.linalg.vector_norm(wide, dim=-1, keepdim=True) + 1e-8)
+    norm: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return wide / (norm + 1e-8)

@@ -1,1 +1,6 @@
-"""The hinge loss and its negatives over the global batch."""
+"""The loss: negatives out of the whole global batch, exact gradients, no gradient traffic."""
+
+from vse_scale.objective.hinge import hinge_loss
+from vse_scale.objective.negatives import HingeResult, global_hinge_loss
+
+__all__ = ["HingeResult", "global_hinge_loss", "hinge_loss"]

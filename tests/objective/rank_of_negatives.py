@@ -1,0 +1,42 @@
+"""One rank: computes its share of every case in a file and writes what it got beside it."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from vse_scale.objective import global_hinge_loss
+
+
+def main(folder: Path, rank: int, ranks: int) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
+    )
+    results = []
+    for case in torch.load(folder / "cases.pt"):
+        images, captions, ids, valid = (value.chunk(ranks)[rank].clone() for value in case["batch"])
+        images.requires_grad_()
+        captions.requires_grad_()
+        found = global_hinge_loss(images, captions, ids=ids, valid=valid, **case["options"])
+        found.loss.backward()
+        results.append(
+            {
+                "loss": found.loss.detach(),
+                "grads": (images.grad, captions.grad),
+                "statistics": (
+                    found.violating,
+                    found.positive_similarity,
+                    found.hardest_similarity,
+                ),
+                "bytes": found.bytes_sent,
+                "seconds": found.communication_seconds,
+            }
+        )
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

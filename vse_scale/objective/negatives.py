@@ -1,0 +1,278 @@
+"""The hinge loss with negatives out of the whole global batch, and its exact gradient.
+
+Embeddings and ids are gathered once, without autograd. From these each rank computes the gradient
+of the *global* loss with respect to its own embeddings, so no gradient of an embedding ever crosses
+ranks. In "hardest" mode a rank's embeddings also appear as other ranks' negatives: each rank mines
+its own rows (its images against all captions) and columns (its captions against all images) and
+gathers what it chose, two integers per pair. So no rank decides again what rounding could decide
+otherwise.
+
+The loss is the sum of margin + x_i . y_r(i) - x_i . y_i over the images whose hardest negative r(i)
+violates the margin, and of margin + x_c(j) . y_j - x_j . y_j over such captions. So for an image
+
+    dL/dx_i = [i violates] (y_r(i) - y_i) - [caption i violates] y_i + sum of y_j with c(j) = i
+
+and the same for a caption with the roles exchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vse_kernels import all_violations, hardest_negatives
+from vse_scale.objective.exchange import Exchange
+from vse_scale.objective.hinge import Mode, Reduction, check_choices
+
+
+@dataclass(frozen=True)
+class HingeResult:
+    """A global loss with what can be said about it; reading a number waits for the device.
+
+    Attributes:
+        loss: scalar, the global loss on every rank; its backward gives this rank's embeddings
+            their gradient of the global loss (not divided by the number of ranks).
+        statistics: (4,) float64, sums over all ranks: anchors that violate, positive similarity,
+            hardest negatives found, and their similarity. Anchors are images and captions alike.
+        pairs: scalar, valid pairs on all ranks.
+        exchange: what was communicated.
+    """
+
+    loss: Tensor
+    statistics: Tensor
+    pairs: Tensor
+    exchange: Exchange
+
+    @property
+    def violating(self) -> float:
+        """Share of valid images and captions that have a violating negative, 0 to 1."""
+        return float(self.statistics[0] / (2 * self.pairs))
+
+    @property
+    def positive_similarity(self) -> float:
+        """Mean dot product of valid pairs."""
+        return float(self.statistics[1] / self.pairs)
+
+    @property
+    def hardest_similarity(self) -> float:
+        """Mean dot product with the hardest negative, over the anchors that have one."""
+        return float(self.statistics[3] / self.statistics[2].clamp(min=1))
+
+    @property
+    def communication_seconds(self) -> float:
+        """Seconds spent in collectives, the wait for slower ranks included."""
+        return self.exchange.seconds()
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that left this rank for the others."""
+        return self.exchange.bytes_sent
+
+
+def global_hinge_loss(
+    images: Tensor,
+    captions: Tensor,
+    *,
+    ids: Tensor,
+    valid: Tensor,
+    margin: float = 0.2,
+    mode: Mode = "hardest",
+    reduction: Reduction = "sum",
+    group: dist.ProcessGroup | None = None,
+) -> HingeResult:
+    """Compute `hinge_loss` of the batches of all ranks together.
+
+    Needs no process group on one process. Products run in float32 (float64 for float64
+    embeddings) under autocast too.
+
+    Args:
+        images: (b, D) this rank's unit rows, one per caption; b is the same on every rank.
+        captions: (b, D) unit rows.
+        ids: (b,) int64, not negative; pairs with equal ids, on any rank, are never each other's
+            negatives.
+        valid: (b,) bool; what is False is padding.
+        margin: by how much a pair should beat a negative.
+        mode: "all" or "hardest", as in `hinge_loss`.
+        reduction: "mean" divides by the number of valid pairs on all ranks.
+        group: the ranks; None means all.
+
+    Raises:
+        ValueError: ``mode`` or ``reduction`` is unknown.
+    """
+    check_choices(mode, reduction)
+    exchange = Exchange(group, images.device)
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        batch = _GlobalBatch.gather(images, captions, ids, valid, exchange)
+        mined = _mine(batch, margin)
+        if mode == "hardest":
+            loss, grads, statistics = _hardest(batch, mined, margin, exchange)
+        else:
+            loss, grads, statistics = _all(batch, mined, margin, exchange)
+        pairs = (batch.ids >= 0).sum().clamp(min=1)
+        if reduction == "mean":
+            loss, grads = loss / pairs, [grad / pairs for grad in grads]
+    loss = _WithGradient.apply(  # type: ignore[no-untyped-call]
+        images, captions, loss.to(batch.images.dtype), *grads
+    )
+    return HingeResult(loss, statistics, pairs, exchange)
+
+
+@dataclass(frozen=True)
+class _GlobalBatch:
+    """Embeddings (B, D) and ids (B,) of all ranks, -1 for padding; ``own`` are this rank's."""
+
+    images: Tensor
+    captions: Tensor
+    ids: Tensor
+    positive: Tensor
+    own: slice
+
+    @classmethod
+    def gather(
+        cls, images: Tensor, captions: Tensor, ids: Tensor, valid: Tensor, exchange: Exchange
+    ) -> _GlobalBatch:
+        wide = torch.promote_types(images.dtype, torch.float32)
+        count = len(images)
+        both = exchange.gather(torch.cat([images, captions], dim=1).to(wide))
+        all_images, all_captions = both.chunk(2, dim=1)
+        return cls(
+            images=all_images,
+            captions=all_captions,
+            ids=exchange.gather(torch.where(valid, ids, -1)),
+            positive=(all_images * all_captions).sum(1),
+            own=slice(exchange.rank * count, (exchange.rank + 1) * count),
+        )
+
+
+@dataclass(frozen=True)
+class _Mined:
+    """The hardest negatives of this rank's images, and of its captions; all (b,) pairs.
+
+    ``index`` is into the global batch and -1 where there is none, ``similarity`` 0 there.
+    ``violates`` tells which enter the loss, and ``hinge`` is their share of it.
+    """
+
+    index: Tensor
+    similarity: Tensor
+    violates: Tensor
+    hinge: Tensor
+
+
+def _mine(batch: _GlobalBatch, margin: float) -> tuple[_Mined, _Mined]:
+    own_ids, positive = batch.ids[batch.own], batch.positive[batch.own]
+    sides = []
+    for anchors, others in ((batch.images, batch.captions), (batch.captions, batch.images)):
+        own = anchors[batch.own]
+        index = hardest_negatives(own, others, own_ids, batch.ids, columns=False).row_index
+        found = index >= 0
+        # The same kind of product as the positive's: a tile's last bits would not cancel.
+        similarity = (own * others[index.clamp(min=0)]).sum(1).where(found, 0.0)
+        hinge = margin + similarity - positive
+        # Written so that what is not a number violates, and shows in the loss.
+        violates = found & ~(hinge <= 0)
+        sides.append(_Mined(index, similarity, violates, hinge.where(violates, 0.0)))
+    return sides[0], sides[1]
+
+
+def _local_sums(batch: _GlobalBatch, mined: tuple[_Mined, _Mined], loss: Tensor) -> Tensor:
+    """This rank's share of the loss and of `HingeResult.statistics`, (5,) float64."""
+    own_valid = batch.ids[batch.own] >= 0
+    sums = (
+        loss,
+        sum(side.violates.sum() for side in mined),
+        batch.positive[batch.own].where(own_valid, 0.0).sum(dtype=torch.float64),
+        sum((side.index >= 0).sum() for side in mined),
+        sum(side.similarity.sum(dtype=torch.float64) for side in mined),
+    )
+    return torch.stack([torch.as_tensor(value).double() for value in sums])
+
+
+def _hardest(
+    batch: _GlobalBatch, mined: tuple[_Mined, _Mined], margin: float, exchange: Exchange
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Return the global loss, this rank's gradients and the global statistics."""
+    loss = sum(side.hinge.sum(dtype=torch.float64) for side in mined)
+    chosen = torch.stack([side.index.where(side.violates, -1) for side in mined])
+    count = chosen.shape[1]
+    # One collective for both: the sums travel as the bits of integers.
+    sums = _local_sums(batch, mined, torch.as_tensor(loss)).view(torch.int64)
+    gathered = exchange.gather(torch.cat([chosen.flatten(), sums])[None])
+    totals = gathered[:, 2 * count :].contiguous().view(torch.float64).sum(0)
+    of_images, of_captions = gathered[:, : 2 * count].view(-1, 2, count).unbind(1)
+    grads = [
+        _hardest_gradient(batch.images, batch.captions, of_images, of_captions, batch.own),
+        _hardest_gradient(batch.captions, batch.images, of_captions, of_images, batch.own),
+    ]
+    return totals[0], grads, totals[1:]
+
+
+def _hardest_gradient(
+    anchors: Tensor, others: Tensor, anchor_choice: Tensor, other_choice: Tensor, own: slice
+) -> Tensor:
+    """The formula at the top of this module for the anchors in ``own``, (b, D)."""
+    anchor_choice, other_choice = anchor_choice.flatten(), other_choice.flatten()
+    mine, partners = anchor_choice[own, None], others[own]
+    violates = mine >= 0
+    partner_violates = other_choice[own, None] >= 0
+    grad = (others[mine[:, 0].clamp(min=0)] - partners) * violates - partners * partner_violates
+    # Whoever did not choose one of mine adds to a last row, which is dropped.
+    count = len(partners)
+    slot = other_choice - own.start
+    slot = slot.where((slot >= 0) & (slot < count) & (other_choice >= 0), count)
+    return grad + _sum_by_row(others, slot, count + 1)[:count]
+
+
+def _sum_by_row(values: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Add up ``values`` (B, D) by ``row`` (B,) into (rows, D), always in the same order."""
+    total = values.new_zeros(rows, values.shape[1])
+    if values.is_cuda:
+        # Sorts first; index_add_ would add atomically, in any order.
+        return total.index_put_((row,), values, accumulate=True)
+    return total.index_add_(0, row, values)
+
+
+def _all(
+    batch: _GlobalBatch, mined: tuple[_Mined, _Mined], margin: float, exchange: Exchange
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """As `_hardest`, for every violating negative."""
+    own_ids, own_positive = batch.ids[batch.own], batch.positive[batch.own]
+    found = [
+        all_violations(
+            anchors[batch.own], others, own_ids, batch.ids, own_positive, batch.positive, margin
+        )
+        for anchors, others in ((batch.images, batch.captions), (batch.captions, batch.images))
+    ]
+    loss = torch.stack([side.row_loss.sum(dtype=torch.float64) for side in found]).sum()
+    # Each violation of an image or of its caption pulls their own similarity up.
+    pull = (found[0].row_count + found[1].row_count)[:, None]
+    grads = [
+        found[0].query_gradient - pull * batch.captions[batch.own],
+        found[1].query_gradient - pull * batch.images[batch.own],
+    ]
+    totals = exchange.gather(_local_sums(batch, mined, loss)[None]).sum(0)
+    return totals[0], grads, totals[1:]
+
+
+class _WithGradient(torch.autograd.Function):
+    """A loss whose gradient with respect to the embeddings is known already."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        captions: Tensor,
+        loss: Tensor,
+        grad_images: Tensor,
+        grad_captions: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(grad_images.to(images.dtype), grad_captions.to(captions.dtype))
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_images, grad_captions = ctx.saved_tensors
+        return grad * grad_images, grad * grad_captions, None, None, None
