@@ -17,7 +17,7 @@ and the same for a caption with the roles exchanged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,10 @@ class HingeResult:
     statistics: Tensor
     pairs: Tensor
     exchange: Exchange
+
+    def detached(self) -> HingeResult:
+        """Return the same with a loss that holds no graph."""
+        return replace(self, loss=self.loss.detach())
 
     @property
     def violating(self) -> float:
