@@ -178,3 +178,14 @@ def test_the_gpu_gives_nearly_the_same_pixels(dataset_folder):
     difference = (decoded[0].int() - decoded[1].int()).abs().float()
     assert difference.mean() <= 1.0
     assert difference.max() <= 12
+
+
+def test_pixels_that_answer_another_request_are_never_handed_out(dataset_folder):
+    dataset = ShardDataset(dataset_folder, "train")
+    requests = [Request(np.array([image]), tag=None) for image in range(6)]
+    spec = ImageSpec.preset("imagenet", 16)
+    decoder = Decoder(dataset, requests, batch=1, spec=spec, device=CPU, threads=1, training=False)
+    next(decoder)
+    decoder._pending.popleft()  # as if an answer had been lost
+    with pytest.raises(RuntimeError, match="not in the order"):
+        next(decoder)

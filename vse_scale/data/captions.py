@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ _MASKED, _REPLACED = 0.5, 0.6
 _MIN_FREQUENCY = 2
 
 Ids = npt.NDArray[np.int64]
+Draws = Callable[[int], npt.NDArray[np.float32]]
 
 
 class CaptionTokenizer:
@@ -154,7 +155,7 @@ class CaptionTokenizer:
     def encode(
         self,
         texts: Sequence[str],
-        draws: npt.NDArray[np.float32] | None = None,
+        draws: Draws | None = None,
         word_drop: float = 0.0,
         max_tokens: int = 128,
     ) -> tuple[Ids, Ids]:
@@ -162,9 +163,9 @@ class CaptionTokenizer:
 
         Args:
             texts: P captions.
-            draws: (P, at least 2 * max_tokens) uniform in [0, 1): for the piece at position t,
-                column 2t decides on the word that starts there, 2t + 1 on what replaces the piece.
-                None touches no word.
+            draws: gives (P, n) uniform draws in [0, 1) when called with n, the same whatever n: for
+                the piece at position t, column 2t decides on the word that starts there, 2t + 1
+                on what replaces the piece. None touches no word.
             word_drop: share of words that are touched.
             max_tokens: longer captions are cut, before words are dropped; [CLS] and [SEP] count.
 
@@ -174,11 +175,12 @@ class CaptionTokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         rows = [encoding.ids[: max_tokens - 2] for encoding in encodings]
         sizes = np.array([len(row) for row in rows], dtype=np.int64)
-        present = np.arange(sizes.max(initial=0)) < sizes[:, None]
+        width = int(sizes.max(initial=0))
+        present = np.arange(width) < sizes[:, None]
         pieces = np.full(present.shape, self.pad_id, dtype=np.int64)
         pieces[present] = [number for row in rows for number in row]
         if draws is not None and word_drop > 0.0:
-            pieces, present = self._drop_words(pieces, present, draws, word_drop)
+            pieces, present = self._drop_words(pieces, present, draws(2 * width), word_drop)
         return self._frame(pieces, present)
 
     def _drop_words(
@@ -188,14 +190,13 @@ class CaptionTokenizer:
         draws: npt.NDArray[np.float32],
         word_drop: float,
     ) -> tuple[Ids, npt.NDArray[np.bool_]]:
-        """Mask, replace or remove words; all arrays are (P, L) but ``draws``."""
-        width = pieces.shape[1]
-        position = np.arange(width)
+        """Mask, replace or remove words; all arrays are (P, L), ``draws`` (P, 2L)."""
+        position = np.arange(pieces.shape[1])
         word_start = np.maximum.accumulate(
             np.where(self._continues[pieces], 0, position[None, :]), axis=1
         )
-        fate = np.take_along_axis(draws[:, 0 : 2 * width : 2], word_start, axis=1) / word_drop
-        replacement = (draws[:, 1 : 2 * width : 2] * self.vocab_size).astype(np.int64)
+        fate = np.take_along_axis(draws[:, 0::2], word_start, axis=1) / word_drop
+        replacement = (draws[:, 1::2] * self.vocab_size).astype(np.int64)
         changed = np.where(fate < _MASKED, self._mask, replacement)
         dropped = np.where(fate < _REPLACED, changed, pieces)
         removed = (fate >= _REPLACED) & (fate < 1.0)

@@ -112,23 +112,24 @@ class Decoder(Generic[Tag]):
 
     def _blame(self, error: RuntimeError) -> None:
         """Raise DatasetError for the first pending image that fails on its own."""
-        for request, _ in self._pending:
-            for image in request.images.tolist():
-                alone = decode_pipeline(
-                    iter([([self._dataset.image_bytes(image)], np.array([image]))]),
-                    batch=1,
-                    spec=self._spec,
-                    device=self._device,
-                    threads=1,
-                    training=False,
-                )
-                try:
-                    alone.run()
-                except RuntimeError:
-                    raise DatasetError(
-                        f"{self._dataset.folder}: {self._dataset.name(image)} cannot be decoded; "
-                        "find all such images with `vse-shards verify --deep` and build again"
-                    ) from error
+        images = [image for request, _ in self._pending for image in request.images.tolist()]
+        singles = [([self._dataset.image_bytes(image)], np.array([image])) for image in images]
+        pipeline = decode_pipeline(
+            iter(singles),
+            batch=1,
+            spec=self._spec,
+            device=self._device,
+            threads=1,
+            training=False,
+        )
+        for image in images:
+            try:
+                pipeline.run()
+            except RuntimeError:
+                raise DatasetError(
+                    f"{self._dataset.folder}: {self._dataset.name(image)} cannot be decoded; "
+                    "find all such images with `vse-shards verify --deep` and build again"
+                ) from error
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:

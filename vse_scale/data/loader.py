@@ -7,6 +7,7 @@ decides where it is cut, and threads and queues only when it is ready.
 from __future__ import annotations
 
 import atexit
+import functools
 import threading
 import time
 import weakref
@@ -215,12 +216,11 @@ class _Assembler:
     def _assemble(self, pixels: torch.Tensor, planned: _Planned) -> Batch:
         pairs, epoch = planned.batch.pairs, planned.epoch
         k = self._plan.captions_per_image
-        longest = self._config.max_caption_tokens
         token_ids, token_lengths = self._tokenizer.encode(
             self._texts(pairs),
-            uniform(self._seed, epoch, pairs, Stream.WORDS, 2 * longest),
+            functools.partial(uniform, self._seed, epoch, pairs, Stream.WORDS),
             self._config.word_drop,
-            longest,
+            self._config.max_caption_tokens,
         )
         cells = uniform(self._seed, epoch, pairs[::k], Stream.CELLS, 1 + self._grid_cells)
         arrays = {
