@@ -12,10 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.random import Generator, Philox
-from numpy.typing import NDArray
-
 from vse_shards.duplicates import Digests, Occurrence, find_duplicates
 from vse_shards.errors import OutputError, SourceError
 from vse_shards.images import ImageOptions
@@ -23,8 +19,9 @@ from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord, 
 from vse_shards.output import OutputFolder
 from vse_shards.pool import Task, run_tasks
 from vse_shards.progress import Progress, say
-from vse_shards.rows import Filled, RowStore
+from vse_shards.rows import RowStore
 from vse_shards.shard import Outcome, ShardPlan, record_name
+from vse_shards.shuffle import shuffle
 from vse_shards.sources import Problem, Row, Source
 
 PLAN_NAME = ".build.json"  # what an unfinished build set out to do
@@ -103,12 +100,12 @@ def build(source: Source, out: str, options: BuildOptions) -> Summary:
     with folder.opened(), tempfile.TemporaryDirectory() as scratch:
         store_path = Path(scratch) / "rows.sqlite"
         with RowStore(store_path) as store:
-            filled = _read(source, store, options)
+            _read(source, store, options)
             recorded = {
                 "build": options.recorded(),
                 "source": {
                     "kind": source.kind,
-                    "rows": filled.rows,
+                    "rows": store.splits(),
                     "rows_sha256": store.digest(),
                 },
             }
@@ -117,19 +114,12 @@ def build(source: Source, out: str, options: BuildOptions) -> Summary:
             return _seal(folder, store, tasks, recorded, options)
 
 
-def shuffled(numbers: NDArray[np.int64], seed: int, split: str) -> NDArray[np.int64]:
-    """Permute the rows of a split; neighbours become strangers."""
-    stream = int.from_bytes(hashlib.sha256(split.encode()).digest()[:8], "big")
-    return Generator(Philox(key=[seed, stream])).permutation(numbers)
-
-
-def _read(source: Source, store: RowStore, options: BuildOptions) -> Filled:
+def _read(source: Source, store: RowStore, options: BuildOptions) -> None:
     """Read the source into the store, and refuse one that cannot give a dataset."""
     say(f"reading {source.name}")
     with Progress("reading", None, "rows") as progress:
-        filled = store.fill(_counted(source, progress), options.splits)
-    _check_rows(source, store, filled, options)
-    return filled
+        other_splits = store.fill(_counted(source, progress), options.splits)
+    _check_rows(source, store, other_splits, options)
 
 
 def _counted(source: Source, progress: Progress) -> Iterator[Row | Problem]:
@@ -138,15 +128,18 @@ def _counted(source: Source, progress: Progress) -> Iterator[Row | Problem]:
         progress.update(number)
 
 
-def _check_rows(source: Source, store: RowStore, filled: Filled, options: BuildOptions) -> None:
-    missing = filled.missing
+def _check_rows(
+    source: Source, store: RowStore, other_splits: dict[str, int], options: BuildOptions
+) -> None:
+    missing = store.missing()
+    splits = store.splits()
+    images = sum(splits.values())
     if missing.count and not options.allow_missing:
         raise SourceError(
-            f"{source.name}: {missing.count:,} of {filled.rows:,} images are missing: "
+            f"{source.name}: {missing.count:,} of {missing.count + images:,} images are missing: "
             f"{', '.join(missing.first)}{' ...' if missing.count > 3 else ''}; correct --images, "
             "or set them aside with --allow-missing"
         )
-    splits = store.splits()
     if not splits:
         problem = next(iter(store.problems()), None)
         if problem is not None:
@@ -155,7 +148,7 @@ def _check_rows(source: Source, store: RowStore, filled: Filled, options: BuildO
                 f"{source.name}: none of its rows can be used; the first: {first['source']}: "
                 f"{first['reason']}: {first['detail']}"
             )
-        other = ", ".join(filled.other_splits)
+        other = ", ".join(other_splits)
         raise SourceError(
             f"{source.name}: has no rows of the splits asked for; it has {other}"
             if other
@@ -172,7 +165,7 @@ def _check_rows(source: Source, store: RowStore, filled: Filled, options: BuildO
         if absent:
             raise SourceError(
                 f"{source.name}: has no rows for split {absent[0]!r}; it has other rows of "
-                f"{', '.join(filled.other_splits) or 'no other split'}"
+                f"{', '.join(other_splits) or 'no other split'}"
             )
     leaks, first_leaks = store.in_several_splits()
     if leaks and not options.allow_leaks:
@@ -229,7 +222,8 @@ def _plan(
 ) -> Iterator[Task]:
     """Shuffle every split and cut it into shards."""
     for split in sorted(store.splits()):
-        order = shuffled(store.numbers(split), options.seed, split)
+        numbers = store.numbers(split)
+        order = numbers[shuffle(len(numbers), options.seed, split)]
         for index, start in enumerate(range(0, len(order), options.shard_samples)):
             yield Task(
                 split=split,

@@ -15,7 +15,7 @@ from vse_shards.demo import make_demo
 from vse_shards.errors import SourceError, UserError
 from vse_shards.images import ImageOptions
 from vse_shards.pool import default_workers
-from vse_shards.sources.registry import SOURCES, SourceRequest
+from vse_shards.sources.registry import SOURCES, SourceRequest, open_source
 from vse_shards.verify import verify as verify_folder
 
 app = typer.Typer(
@@ -83,21 +83,35 @@ def build_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a dataset that was built otherwise.")
     ] = False,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="precomp: store region features alone.")
+    ] = False,
+    no_regions: Annotated[
+        bool, typer.Option("--no-regions", help="precomp: store images alone.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Check images and captions, and pack them into shards. Run again to resume."""
-    request = SourceRequest(input, images, dict(map(_assignment, column or [])))
+    splits = _splits(split or [])
+    request = SourceRequest(
+        input=input,
+        images=images,
+        columns=dict(map(_assignment, column or [])),
+        wanted=splits,
+        use_images=not no_images,
+        use_regions=not no_regions,
+    )
     options = BuildOptions(
         image=ImageOptions(max_side, quality, keep_bytes),
         shard_samples=shard_samples,
         seed=seed,
-        splits=_splits(split or []),
+        splits=splits,
         workers=workers or default_workers(),
         allow_missing=allow_missing,
         allow_leaks=allow_leaks,
         overwrite=overwrite,
     )
-    reports.show_summary(build(SOURCES[source.value](request), out, options), out, as_json=json)
+    reports.show_summary(build(open_source(source.value, request), out, options), out, as_json=json)
 
 
 @app.command()

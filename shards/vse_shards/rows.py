@@ -6,7 +6,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,27 +20,12 @@ from vse_shards.sources import Caption, Problem, RegionsAt, Row, Where
 MAX_FILE_BYTES = 1 << 29  # an image file of more than 512 MB is something else
 
 
-@dataclass
+@dataclass(frozen=True)
 class Missing:
-    """Images that rows name and that are not there."""
+    """How many images that rows name are not there, and the first three of them."""
 
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, name: str) -> None:
-        """Count one; the first three are kept."""
-        self.count += 1
-        if len(self.first) < 3:
-            self.first.append(name)
-
-
-@dataclass
-class Filled:
-    """What came of reading a source into a store."""
-
-    rows: int = 0
-    missing: Missing = field(default_factory=Missing)
-    other_splits: dict[str, int] = field(default_factory=dict)
+    count: int
+    first: list[str]
 
 
 @dataclass(frozen=True)
@@ -72,6 +57,7 @@ class RowStore:
             "CREATE TABLE rows (number INTEGER PRIMARY KEY, split TEXT, image_id TEXT,"
             " image TEXT, regions TEXT, body TEXT, UNIQUE (image_id, split))"
         )
+        self._db.execute("CREATE TABLE missing (number INTEGER PRIMARY KEY, name TEXT UNIQUE)")
         self._db.execute("CREATE TABLE problems (number INTEGER PRIMARY KEY, line TEXT)")
 
     def __enter__(self) -> RowStore:
@@ -85,27 +71,35 @@ class RowStore:
     ) -> None:
         self._db.close()
 
-    def fill(self, rows: Iterable[Row | Problem], splits: dict[str, str] | None) -> Filled:
+    def fill(self, rows: Iterable[Row | Problem], splits: dict[str, str] | None) -> dict[str, int]:
         """Store all rows and problems of a source.
 
         Args:
             rows: as the source yields them.
             splits: new name of each of the source's splits that is wanted; None: all, as named.
+
+        Returns:
+            The number of rows of each split that is not wanted.
         """
-        filled = Filled()
+        others: dict[str, int] = {}
         for row in rows:
             if row.split is not None and splits is not None:
                 if row.split not in splits:
-                    filled.other_splits[row.split] = filled.other_splits.get(row.split, 0) + 1
+                    others[row.split] = others.get(row.split, 0) + 1
                     continue
-                row = _renamed(row, splits[row.split])
+                row = replace(row, split=splits[row.split])
             if isinstance(row, Problem):
                 self._refuse(row)
             else:
-                self._add(row, filled.missing)
-                filled.rows += 1
+                self._add(row)
         self._db.commit()
-        return filled
+        return others
+
+    def missing(self) -> Missing:
+        """Give the images that are not there."""
+        (count,) = self._db.execute("SELECT COUNT(*) FROM missing").fetchone()
+        first = self._db.execute("SELECT name FROM missing ORDER BY number LIMIT 3")
+        return Missing(count, [name for (name,) in first])
 
     def splits(self) -> dict[str, int]:
         """Give the number of images of each split."""
@@ -144,7 +138,7 @@ class RowStore:
             digest.update(line.encode())
         return digest.hexdigest()
 
-    def _add(self, row: Row, missing: Missing) -> None:
+    def _add(self, row: Row) -> None:
         image_id = json.dumps(row.image_id)
         if row.partial and self._join(row, image_id):
             return
@@ -152,8 +146,10 @@ class RowStore:
         if row.image is not None and row.image.size is None:
             size = storage.file_size(row.image.path)
             if size < 0:
-                missing.add(row.name)
-                return self._refuse_row(row, "missing image", row.name)
+                first = self._db.execute(
+                    "INSERT OR IGNORE INTO missing (name) VALUES (?)", (row.name,)
+                ).rowcount
+                return self._refuse_row(row, "missing image", row.name) if first else None
             if size > MAX_FILE_BYTES:
                 limit = f"{size:,} bytes, limit {MAX_FILE_BYTES:,}"
                 return self._refuse_row(row, "too large", limit)
@@ -186,16 +182,13 @@ class RowStore:
         self._db.execute("INSERT INTO problems (line) VALUES (?)", (problem.to_line(),))
 
 
-def _renamed(row: Row | Problem, split: str) -> Row | Problem:
-    return type(row)(**{**row.__dict__, "split": split})
-
-
 def _to_columns(row: Row, size: int | None) -> tuple[str | None, str | None, str]:
     """Give the row's image path, regions path, and everything else, free of the machine."""
     body = {
         **row.__dict__,
         "captions": [[caption.id, caption.text] for caption in row.captions],
-        "image": row.image and [row.image.offset, row.image.size or size],
+        "image": row.image
+        and [row.image.offset, size if row.image.size is None else row.image.size],
         "regions": row.regions and [storage.base_name(row.regions.path), row.regions.row],
     }
     image = None if row.image is None else row.image.path

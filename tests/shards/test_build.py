@@ -17,11 +17,12 @@ from nvidia.dali import pipeline_def
 from PIL import Image
 from wds2idx import IndexCreator
 
-from vse_shards.build import BuildOptions, build, shuffled
+from vse_shards.build import BuildOptions, build
 from vse_shards.errors import OutputError, SourceError
 from vse_shards.images import ImageOptions, check_image
 from vse_shards.index import read_index
 from vse_shards.manifest import Manifest
+from vse_shards.shuffle import shuffle, source_positions
 from vse_shards.sources.jsonl import JsonlSource
 from vse_shards.verify import verify
 
@@ -93,12 +94,28 @@ def test_neighbours_are_strangers(dataset):
 
 
 def test_the_shuffle_depends_on_seed_and_split_alone():
-    numbers = np.arange(100)
-    orders = [shuffled(numbers, seed, split) for seed in (0, 1) for split in ("train", "val")]
+    orders = [shuffle(100, seed, split) for seed in (0, 1) for split in ("train", "val")]
 
     assert all(sorted(order) == list(range(100)) for order in orders)
     assert len({order.tobytes() for order in orders}) == 4
-    np.testing.assert_array_equal(orders[0], shuffled(numbers, 0, "train"))
+    np.testing.assert_array_equal(orders[0], shuffle(100, 0, "train"))
+
+
+def test_the_shuffle_is_this_one_for_ever():
+    assert shuffle(8, 0, "train").tolist() == [6, 1, 2, 0, 3, 4, 5, 7]
+
+
+def test_the_order_of_the_source_can_be_told(dataset):
+    manifest = Manifest.load(dataset)
+    for name, split in manifest.splits.items():
+        ids, keys = [], []
+        for place, (_, description) in stored(dataset).items():
+            if place.split("-")[0] == name:
+                ids.append(description["image_id"])
+                keys.append(place.split(": ")[1])
+        assert len(keys) == split.images
+        order = np.argsort(source_positions(manifest, name, keys))
+        assert np.array(ids)[order].tolist() == sorted(ids)
 
 
 def test_one_and_four_workers_give_the_same_files(small_source, tmp_path, tools):
@@ -238,7 +255,7 @@ def test_a_shard_that_would_be_empty_is_omitted_without_renumbering(write_rows, 
     source = JsonlSource(str(write_rows(rows, files)))
     build(source, str(tmp_path / "out"), BuildOptions(shard_samples=1))
     (shard,) = Manifest.load(tmp_path / "out").splits["train"].shards
-    place = shuffled(np.arange(1, 6), 0, "train").tolist().index(4)
+    place = shuffle(5, 0, "train").tolist().index(3)
 
     assert shard.name == f"train-{place:06d}.tar"
     assert [p.name for p in tmp_path.glob("out/*.tar")] == [shard.name]

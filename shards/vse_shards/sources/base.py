@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vse_shards import storage
+from vse_shards.errors import SourceError
+
 MAX_CAPTION_WORDS = 1000
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
+SPLIT_NAMES = {"train", "restval", "val", "valid", "validation", "dev", "test", "testall"}
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,28 @@ def usable_captions(
     if not captions:
         refuse("no caption", f"{len(texts)} captions, none of which can be used")
     return tuple(captions), problems
+
+
+def load_json(path: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        SourceError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(storage.read_bytes(path))
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: is not JSON: {error}") from None
+
+
+def decode_line(line: bytes) -> str | None:
+    """Give the text of a line without its white space, None if it is not UTF-8."""
+    try:
+        return line.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        return None
 
 
 def is_id(value: Any, *, optional: bool = False) -> bool:

@@ -1,0 +1,94 @@
+"""``coco``: the official ``captions_*.json``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from vse_shards import storage
+from vse_shards.errors import SourceError
+from vse_shards.sources.base import Problem, Row, Where, is_id, load_json, usable_captions
+
+_FILE = re.compile(r"captions_(([A-Za-z]+)\w*)\.json")
+
+
+class CocoSource:
+    """COCO's caption annotations; ``captions_val2014.json`` gives split ``val``.
+
+    Image and caption ids are COCO's own.
+
+    Args:
+        path: of one such file, or of the folder that holds several.
+        images: folder with the images, or with ``train2014`` and so on in it; by default that
+            beside the annotations, or beside their folder.
+
+    Raises:
+        SourceError: there is no such file or folder.
+    """
+
+    kind = "coco"
+
+    def __init__(self, path: str, images: str | None = None) -> None:
+        if storage.is_folder(path):
+            folder = storage.require_input(path, folder=True)
+            names = [name for name in storage.walk(folder) if _FILE.fullmatch(name)]
+            if not names:
+                raise SourceError(f"{folder}: has no captions_*.json")
+            self._paths = [storage.join(folder, name) for name in names]
+        else:
+            self._paths = [storage.require_input(path)]
+            folder = storage.parent(self._paths[0])
+        self.name = storage.base_name(self._paths[0] if len(self._paths) == 1 else folder)
+        if images is not None:
+            self._images = [storage.require_input(images, folder=True)]
+        else:
+            near = [folder, storage.parent(folder)]
+            self._images = [*near, *(storage.join(place, "images") for place in near)]
+
+    def rows(self) -> Iterator[Row | Problem]:
+        """Yield a row per image, in the order of the file's images.
+
+        Raises:
+            SourceError: a file is not one of COCO's.
+        """
+        for path in self._paths:
+            yield from self._file(path)
+
+    def _file(self, path: str) -> Iterator[Row | Problem]:
+        name = storage.base_name(path)
+        found = _FILE.fullmatch(name)
+        folder, split = (found[1], found[2]) if found else ("", "train")
+        content = load_json(path)
+        try:
+            images = {image["id"]: str(image["file_name"]) for image in content["images"]}
+            texts: dict[Any, list[dict[str, Any]]] = {image_id: [] for image_id in images}
+            notes = [(n["image_id"], n.get("id"), n["caption"]) for n in content["annotations"]]
+        except (KeyError, TypeError) as error:
+            raise SourceError(
+                f"{path}: is not COCO's layout of images and annotations: {error!r}"
+            ) from None
+        for image_id, caption_id, text in notes:
+            if image_id in texts:
+                texts[image_id].append({"id": caption_id, "text": text})
+            else:
+                detail = f"caption {caption_id} is for image {image_id}, which is not listed"
+                yield Problem(name, image_id, split, "caption for no image", detail)
+        place = self._place(folder, next(iter(images.values()), ""))
+        for image_id, file_name in images.items():
+            origin = f"{name} image {image_id}"
+            if not is_id(image_id):
+                yield Problem(origin, None, split, "malformed row", "its id is no id")
+                continue
+            captions, problems = usable_captions(
+                texts[image_id], None, origin=origin, key=image_id, split=split
+            )
+            yield from problems
+            if captions:
+                where = Where(storage.join(place, file_name))
+                yield Row(split, image_id, captions, where, origin, file_name)
+
+    def _place(self, folder: str, first_image: str) -> str:
+        """Find the folder of the images by the first of them."""
+        places = [p for base in self._images for p in (storage.join(base, folder), base)]
+        return next((p for p in places if storage.is_file(storage.join(p, first_image))), places[0])

@@ -1,0 +1,83 @@
+"""``folder``: ``name.jpg`` beside ``name.txt``, one caption a line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from vse_shards import storage
+from vse_shards.errors import SourceError
+from vse_shards.sources.base import (
+    IMAGE_SUFFIXES,
+    SPLIT_NAMES,
+    Problem,
+    Row,
+    Where,
+    decode_line,
+    is_unicode,
+    usable_captions,
+)
+
+
+class FolderSource:
+    """Images with a text file each, at any depth.
+
+    What lies under a folder named ``train``, ``val``, ``dev``, ``test`` and so on at the top is
+    that split; everything else is ``train``. The image id is the path.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        SourceError: there is no such folder.
+    """
+
+    kind = "folder"
+
+    def __init__(self, path: str) -> None:
+        self._path = storage.require_input(path, folder=True)
+        self.name = storage.base_name(self._path)
+
+    def rows(self) -> Iterator[Row | Problem]:
+        """Yield a row per image, sorted by path.
+
+        Raises:
+            SourceError: the folder cannot be listed.
+        """
+        try:
+            names = list(storage.walk(self._path))
+        except OSError as error:
+            raise SourceError(f"{self._path}: cannot be listed: {error}") from error
+        texts = {os.path.splitext(name)[0] for name in names if name.lower().endswith(".txt")}
+        described = set()
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() not in IMAGE_SUFFIXES:
+                continue
+            described.add(stem)
+            split = name.split("/")[0]
+            split = split if "/" in name and split in SPLIT_NAMES else "train"
+            if not is_unicode(name):
+                shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+                yield Problem(shown, None, split, "malformed row", "its name is not UTF-8")
+            elif stem not in texts:
+                yield Problem(name, name, split, "no caption", "there is no .txt beside it")
+            else:
+                yield from self._row(name, stem, split)
+        for stem in sorted(texts - described):
+            if is_unicode(stem):
+                detail = "there is no image beside it"
+                yield Problem(f"{stem}.txt", None, None, "caption for no image", detail)
+
+    def _row(self, name: str, stem: str, split: str) -> Iterator[Row | Problem]:
+        try:
+            data = storage.read_bytes(storage.join(self._path, f"{stem}.txt"))
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            yield Problem(name, name, split, "unreadable", f"{stem}.txt: {reason}")
+            return
+        lines = [decode_line(line) for line in data.split(b"\n") if line.strip()]
+        captions, problems = usable_captions(lines, None, origin=name, key=name, split=split)
+        yield from problems
+        if captions:
+            yield Row(split, name, captions, Where(storage.join(self._path, name)), name, name)

@@ -1,0 +1,77 @@
+"""``karpathy``: ``dataset_coco.json``, ``dataset_flickr30k.json``, ``dataset_flickr8k.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vse_shards import storage
+from vse_shards.errors import SourceError
+from vse_shards.sources.base import Problem, Row, Where, is_id, load_json, usable_captions
+
+
+class KarpathySource:
+    """The splits of Karpathy and Fei-Fei (2015): train, restval (COCO only), val and test.
+
+    The image id is COCO's where there is one, else ``imgid``; captions keep their ``sentid``,
+    which is COCO's annotation id. ``restval`` is a split of its own; everyone trains on it too:
+    ``--split train=train,restval --split val=val --split test=test``.
+
+    Args:
+        path: of the JSON file.
+        images: folder of the images, with or without COCO's ``train2014`` and ``val2014`` in it;
+            by default ``images`` beside the file.
+
+    Raises:
+        SourceError: there is no such file or folder.
+    """
+
+    kind = "karpathy"
+
+    def __init__(self, path: str, images: str | None = None) -> None:
+        self._path = storage.require_input(path)
+        self.name = storage.base_name(self._path)
+        beside = storage.join(storage.parent(self._path), "images")
+        self._images = storage.require_input(images or beside, folder=True)
+
+    def rows(self) -> Iterator[Row | Problem]:
+        """Yield a row per image.
+
+        Raises:
+            SourceError: the file is not one of Karpathy's.
+        """
+        content = load_json(self._path)
+        entries = content.get("images") if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise SourceError(f"{self._path}: has no list 'images'; is it a dataset_*.json?")
+        for number, entry in enumerate(entries):
+            yield from self._row(entry, f"{self.name} image {number}")
+
+    def _row(self, entry: Any, origin: str) -> Iterator[Row | Problem]:
+        try:
+            image_id = entry["cocoid"] if "cocoid" in entry else entry["imgid"]
+            split, file_name = entry["split"], entry["filename"]
+            texts = [{"id": s.get("sentid"), "text": s["raw"]} for s in entry["sentences"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            yield Problem(origin, None, None, "malformed row", f"no key {error}")
+            return
+        folder = entry.get("filepath", "")
+        if not is_id(image_id) or not all(isinstance(s, str) for s in (split, file_name, folder)):
+            detail = f"id {image_id!r}, split {split!r}, file {file_name!r} in {folder!r}"
+            yield Problem(origin, None, None, "malformed row", detail)
+            return
+        captions, problems = usable_captions(texts, None, origin=origin, key=image_id, split=split)
+        yield from problems
+        if captions:
+            name = storage.join(folder, file_name)
+            where = Where(self._find(name, file_name))
+            yield Row(split, image_id, captions, where, origin, name)
+
+    def _find(self, name: str, file_name: str) -> str:
+        """Give the path of an image, whether or not its folder is kept."""
+        path = storage.join(self._images, name)
+        if name != file_name and not storage.is_file(path):
+            flat = storage.join(self._images, file_name)
+            if storage.is_file(flat):
+                return flat
+        return path

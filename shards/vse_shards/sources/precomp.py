@@ -1,0 +1,203 @@
+"""``precomp``: the lists that VSE++, SCAN and VSE-infinity read, with images, regions or both."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+
+from vse_shards import storage
+from vse_shards.errors import SourceError
+from vse_shards.sources.base import (
+    Problem,
+    RegionsAt,
+    Row,
+    Where,
+    decode_line,
+    load_json,
+    usable_captions,
+)
+
+_IMAGE_FOLDERS = ("images", "flickr30k-images", "flickr8k-images")
+
+
+class PrecompSource:
+    """``{split}_ids.txt``, ``{split}_caps.txt`` and perhaps ``{split}_ims.npy``.
+
+    Ids name each image once, or once for every caption. Regions are (images, regions, channels)
+    with a row per image or per caption; the file is mapped, never loaded.
+
+    Args:
+        path: folder of the lists, or the folder above ``precomp``.
+        images: folder that the paths of ``id_mapping.json`` are relative to; by default
+            ``images`` or ``flickr30k-images`` beside ``precomp``.
+        wanted: splits to read; None: all, but not ``test`` where ``testall``, which holds the
+            same images, is there.
+        use_images: False leaves the images out.
+        use_regions: False leaves the region features out.
+
+    Raises:
+        SourceError: there is no such folder, or it has no such lists.
+    """
+
+    kind = "precomp"
+
+    def __init__(
+        self,
+        path: str,
+        images: str | None = None,
+        wanted: Collection[str] | None = None,
+        *,
+        use_images: bool = True,
+        use_regions: bool = True,
+    ) -> None:
+        self._folder = storage.require_input(path, folder=True)
+        self._above = self._folder
+        inner = storage.join(self._folder, "precomp")
+        if storage.is_folder(inner):
+            self._folder = inner
+        elif storage.base_name(self._folder) == "precomp":
+            self._above = storage.parent(self._folder)
+        self.name = storage.base_name(self._above)
+        self._splits = self._find_splits(wanted)
+        self._use_regions = use_regions
+        self._images = self._find_images(images) if use_images else None
+
+    def rows(self) -> Iterator[Row | Problem]:
+        """Yield a row per image, split by split, in the order of the ids.
+
+        Raises:
+            SourceError: lists that belong together disagree, or there is neither image nor region.
+        """
+        mapping = self._mapping() if self._images is not None else {}
+        for split in self._splits:
+            yield from self._split(split, mapping)
+
+    def _find_splits(self, wanted: Collection[str] | None) -> list[str]:
+        names = [name for name in storage.walk(self._folder) if "/" not in name]
+        found = [name.removesuffix("_ids.txt") for name in names if name.endswith("_ids.txt")]
+        if wanted is not None:
+            found = [split for split in found if split in wanted]
+        elif "testall" in found and "test" in found:
+            found.remove("test")
+        if not found:
+            asked = f" of {', '.join(sorted(wanted))}" if wanted else ""
+            raise SourceError(f"{self._folder}: has no *_ids.txt{asked}")
+        return found
+
+    def _find_images(self, images: str | None) -> str | None:
+        if images is not None:
+            return storage.require_input(images, folder=True)
+        places = (storage.join(self._above, name) for name in _IMAGE_FOLDERS)
+        return next((place for place in places if storage.is_folder(place)), None)
+
+    def _mapping(self) -> dict[str, str]:
+        for folder in (self._above, self._folder):
+            path = storage.join(folder, "id_mapping.json")
+            if storage.is_file(path):
+                content = load_json(path)
+                if not isinstance(content, dict):
+                    raise SourceError(f"{path}: is not an object of file names by id")
+                return {str(image_id): str(name) for image_id, name in content.items()}
+        raise SourceError(
+            f"{self._above}: has no id_mapping.json, so its images cannot be told by id; add it, "
+            "or leave the images out with --no-images"
+        )
+
+    def _split(self, split: str, mapping: dict[str, str]) -> Iterator[Row | Problem]:
+        ids = [line.strip() for line in self._lines(f"{split}_ids.txt")]
+        captions = self._lines(f"{split}_caps.txt")
+        per_image = self._captions_per_image(split, ids, len(captions))
+        images = len(captions) // per_image
+        ids = ids if len(ids) == images else ids[::per_image]
+        regions = self._regions(split, images, len(captions))
+        if regions is None and self._images is None:
+            raise SourceError(
+                f"{self._folder}: split {split!r} has neither images nor {split}_ims.npy; give "
+                "--images"
+            )
+        for number, raw_id in enumerate(ids):
+            first = number * per_image
+            origin = f"{split}_ids.txt image {number}"
+            text = decode_line(raw_id)
+            if not text:
+                yield Problem(origin, None, split, "malformed row", f"id is {raw_id!r}")
+                continue
+            image_id = int(text) if text.isdecimal() and str(int(text)) == text else text
+            row = None if regions is None else number * (per_image if regions[1] else 1)
+            yield from self._row(
+                split,
+                image_id,
+                [decode_line(line) for line in captions[first : first + per_image]],
+                mapping.get(text),
+                RegionsAt(regions[0], row) if regions and row is not None else None,
+                origin,
+            )
+
+    def _row(
+        self,
+        split: str,
+        image_id: str | int,
+        texts: list[str | None],
+        file_name: str | None,
+        regions: RegionsAt | None,
+        origin: str,
+    ) -> Iterator[Row | Problem]:
+        captions, problems = usable_captions(texts, None, origin=origin, key=image_id, split=split)
+        yield from problems
+        if self._images is not None and file_name is None:
+            detail = f"id_mapping.json has no file for id {image_id}"
+            yield Problem(origin, image_id, split, "missing image", detail)
+        elif captions:
+            where = file_name and self._images and Where(storage.join(self._images, file_name))
+            name = file_name or str(image_id)
+            yield Row(split, image_id, captions, where or None, origin, name, regions)
+
+    def _captions_per_image(self, split: str, ids: list[bytes], captions: int) -> int:
+        """Tell ids that are repeated for every caption from ids that are not."""
+        if not ids or not captions or captions % len(ids):
+            raise SourceError(
+                f"{self._folder}: {split}_ids.txt has {len(ids):,} ids and {split}_caps.txt "
+                f"{captions:,} captions; there must be a whole number of captions per id"
+            )
+        if captions > len(ids):
+            return captions // len(ids)
+        repeats = next((n for n, one in enumerate(ids) if one != ids[0]), len(ids))
+        if captions % repeats or any(
+            len(set(ids[start : start + repeats])) != 1 for start in range(0, len(ids), repeats)
+        ):
+            raise SourceError(
+                f"{self._folder}: {split}_ids.txt repeats its first id {repeats} times, but not "
+                "every id"
+            )
+        return repeats
+
+    def _regions(self, split: str, images: int, captions: int) -> tuple[str, bool] | None:
+        """Give the region file, if there is one, and whether it has a row per caption."""
+        path = storage.join(self._folder, f"{split}_ims.npy")
+        if not self._use_regions or not storage.is_file(path):
+            return None
+        if storage.is_url(path):
+            raise SourceError(f"{path}: region files must be on this machine to be mapped")
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise SourceError(f"{path}: cannot be read as .npy: {error}") from error
+        rows = len(array) if array.ndim else 0
+        if rows not in (images, captions):
+            raise SourceError(
+                f"{path}: has {rows:,} rows for {images:,} images and {captions:,} captions; "
+                "there must be one for each of either"
+            )
+        return path, rows == captions and captions != images
+
+    def _lines(self, name: str) -> list[bytes]:
+        path = storage.join(self._folder, name)
+        try:
+            lines = storage.read_bytes(path).split(b"\n")
+        except OSError as error:
+            raise SourceError(
+                f"{path}: cannot be read: {error.strerror or error}; leave the split out with "
+                "--split"
+            ) from None
+        return lines[:-1] if lines[-1] == b"" else lines

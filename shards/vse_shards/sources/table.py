@@ -1,0 +1,206 @@
+"""``csv`` and ``parquet``: one row per image, or one per (image, caption) pair."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from vse_shards import storage
+from vse_shards.errors import SourceError
+from vse_shards.sources.base import Problem, Row, Where, is_id, is_unicode, usable_captions
+
+# What people call the columns, the settled name first.
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "image": ("image", "image_path", "image_name", "file_name", "filename", "filepath", "path"),
+    "caption": ("caption", "captions", "text", "comment", "sentence"),
+    "split": ("split",),
+    "image_id": ("image_id", "imgid"),
+    "caption_id": ("caption_id", "caption_ids", "sentid", "sentids"),
+}
+_REQUIRED = ("image", "caption")
+_MAX_CELL = 16 << 20  # characters; csv's own limit is 128 kB
+
+
+class TableSource:
+    """What csv and parquet share: columns, and what a row says.
+
+    Rows of the same image follow each other or not: their captions are joined.
+
+    Args:
+        path: of the file.
+        images: folder that image paths are relative to; by default that of the file.
+        columns: the file's names of ``image``, ``caption``, ``split``, ``image_id`` and
+            ``caption_id``.
+
+    Raises:
+        SourceError: there is no such file or folder, or no such thing as a named column.
+    """
+
+    kind = "table"
+
+    def __init__(
+        self, path: str, images: str | None = None, columns: Mapping[str, str] | None = None
+    ) -> None:
+        self._path = storage.require_input(path)
+        self.name = storage.base_name(self._path)
+        self._images = (
+            storage.require_input(images, folder=True) if images else storage.parent(self._path)
+        )
+        self._named = dict(columns or {})
+        for name in self._named:
+            if name not in _ALIASES:
+                raise SourceError(
+                    f"--column {name}={self._named[name]}: {name!r} is not read; choose of "
+                    f"{', '.join(_ALIASES)}"
+                )
+
+    def _columns(self, found: Sequence[str]) -> dict[str, str]:
+        """Settle which column is which.
+
+        Raises:
+            SourceError: one is missing.
+        """
+        columns = {}
+        for name, aliases in _ALIASES.items():
+            if name in self._named:
+                if self._named[name] not in found:
+                    raise self._missing(self._named[name], found)
+                columns[name] = self._named[name]
+            else:
+                known = next((alias for alias in aliases if alias in found), None)
+                if known is not None:
+                    columns[name] = known
+                elif name in _REQUIRED:
+                    raise self._missing(name, found)
+        return columns
+
+    def _missing(self, name: str, found: Sequence[str]) -> SourceError:
+        near = difflib.get_close_matches(name, found, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return SourceError(
+            f"{self._path}: has no column {name!r}{hint} It has {', '.join(found[:12]) or 'none'}; "
+            "name it with --column, such as --column image=COLUMN"
+        )
+
+    def _row(self, cells: Mapping[str, Any], origin: str) -> Iterator[Row | Problem]:
+        """Make a row of the cells, by settled name; missing and empty cells are None or ``""``."""
+        image, split = cells.get("image"), cells.get("split") or "train"
+        image_id: Any = image if cells.get("image_id") in (None, "") else cells["image_id"]
+        if not isinstance(image, str) or not image or not is_unicode(image) or "\0" in image:
+            shown = type(image).__name__ if isinstance(image, (bytes, dict)) else repr(image)
+            yield Problem(origin, None, None, "malformed row", f"image is {shown}, not a path")
+            return
+        if not isinstance(split, str) or not is_id(image_id):
+            detail = f"split is {split!r}, image_id is {image_id!r}"
+            yield Problem(origin, image, None, "malformed row", detail)
+            return
+        texts, ids = cells.get("caption"), cells.get("caption_id")
+        several = isinstance(texts, list)
+        if not several:
+            texts, ids = [texts], None if ids in (None, "") else [ids]
+        captions, problems = usable_captions(texts, ids, origin=origin, key=image_id, split=split)
+        # Of a pair without its caption the image may well have others.
+        yield from (p for p in problems if several or p.reason != "no caption")
+        if captions:
+            where = Where(storage.join(self._images, image))
+            yield Row(split, image_id, captions, where, origin, image, partial=not several)
+
+
+class CsvSource(TableSource):
+    """A table with a header line, separated by ``,``, ``;``, ``|`` or tabs."""
+
+    kind = "csv"
+
+    def rows(self) -> Iterator[Row | Problem]:
+        """Yield a row per line.
+
+        Raises:
+            SourceError: the file cannot be read, or lacks a column.
+        """
+        csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL))
+        number = 1
+        try:
+            with storage.open_binary(self._path) as binary:
+                file = io.TextIOWrapper(binary, "utf-8-sig", errors="surrogateescape", newline="")
+                header = file.readline()
+                delimiter = max(",;|\t", key=header.count)
+                cells = next(csv.reader([header], delimiter=delimiter), [])
+                found = [cell.strip() for cell in cells]
+                if not any(found):
+                    raise SourceError(f"{self._path}: is empty; its first line must name columns")
+                places = {name: found.index(c) for name, c in self._columns(found).items()}
+                reader = csv.reader(file, delimiter=delimiter)
+                for line in reader:
+                    number = reader.line_num + 1
+                    if line:
+                        yield from self._line(line, places, f"{self.name} line {number}")
+        except (OSError, csv.Error) as error:
+            raise SourceError(f"{self._path}: line {number} cannot be read: {error}") from error
+
+    def _line(
+        self, line: list[str], places: Mapping[str, int], origin: str
+    ) -> Iterator[Row | Problem]:
+        if len(line) <= max(places.values()):
+            detail = f"has {len(line)} cells; the header names more"
+            yield Problem(origin, None, None, "malformed row", detail)
+            return
+        cells = {name: line[place].strip() for name, place in places.items()}
+        if not all(map(is_unicode, cells.values())):
+            yield Problem(origin, None, None, "malformed row", "not UTF-8")
+            return
+        yield from self._row({name: _number(name, cell) for name, cell in cells.items()}, origin)
+
+
+class ParquetSource(TableSource):
+    """A Parquet table; the caption column holds strings or lists of strings.
+
+    Needs pyarrow: ``pip install 'vse-scale[parquet]'``.
+    """
+
+    kind = "parquet"
+
+    def rows(self) -> Iterator[Row | Problem]:
+        """Yield a row per row, read batch by batch.
+
+        Raises:
+            SourceError: pyarrow is not installed, or the file cannot be read, or lacks a column.
+        """
+        parquet = import_parquet(self._path)
+        try:
+            with storage.open_binary(self._path) as binary:
+                table = parquet.ParquetFile(binary)
+                columns = self._columns(table.schema_arrow.names)
+                number = 0
+                for batch in table.iter_batches(1024, columns=sorted(set(columns.values()))):
+                    for entry in batch.to_pylist():
+                        cells = {name: entry[column] for name, column in columns.items()}
+                        yield from self._row(cells, f"{self.name} row {number}")
+                        number += 1
+        except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+            raise SourceError(f"{self._path}: cannot be read as Parquet: {error}") from error
+
+
+def import_parquet(path: str) -> Any:
+    """Give pyarrow's parquet module.
+
+    Raises:
+        SourceError: it is not installed; the message says how to mend that.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise SourceError(
+            f"{path}: reading Parquet needs pyarrow, which is not installed; "
+            "pip install 'vse-scale[parquet]'"
+        ) from None
+    return pyarrow.parquet
+
+
+def _number(name: str, cell: str) -> str | int:
+    """Make a number of an id that is one; csv has strings alone."""
+    if name in ("image_id", "caption_id") and cell.isdecimal() and str(int(cell)) == cell:
+        return int(cell)
+    return cell
