@@ -52,15 +52,18 @@ def load(kind: type[VSEModel], folder: Path) -> VSEModel:
         ModelError: the folder is missing or damaged, or holds something else.
     """
     described = _read_config(folder)
+    path = folder / _CONFIG
     try:
         config = ModelConfig.model_validate(described["model"])
         model = kind(config, int(described["vocab_size"]), int(described["pad_id"]))
         model.image_spec = ImageSpec.from_dict(described["image_spec"])
     except KeyError as error:
-        raise ModelError(f"{folder / _CONFIG}: {error} is missing") from error
+        raise ModelError(f"{path}: {error} is missing") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     except (ValidationError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(f"{folder / _CONFIG}: does not describe a model ({reason})") from error
+        raise ModelError(f"{path}: does not describe a model ({reason})") from error
     load_weights(model, folder)
     return model.eval()
 

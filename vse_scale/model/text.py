@@ -79,6 +79,8 @@ class TextEncoder(nn.Module):
     def architecture(self) -> dict[str, Any]:
         """Return what builds this encoder again, without weights, as `TextConfig.architecture`."""
         described: dict[str, Any] = self.encoder.config.to_dict()
+        # Where the weights came from means nothing elsewhere.
+        described.pop("_name_or_path", None)
         return described
 
 

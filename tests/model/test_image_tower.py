@@ -1,0 +1,95 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vse_scale.config import ImageConfig
+from vse_scale.model.image import GridImageEncoder, drop_cells, kept_cells
+
+# Fractions that meet the rule's borders.
+DRAWS = st.sampled_from([0.0, 0.05, 0.1, 0.15, 0.2, 0.5, 0.75, 0.999])
+
+
+def kept_by_definition(draws):
+    u, *cells = draws
+    kept = [not (u > 0.2 and cell < 0.2 * u) for cell in cells]
+    return kept if any(kept) else [cell == max(cells) for cell in cells]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    draws=st.integers(1, 6).flatmap(
+        lambda cells: st.lists(st.lists(DRAWS, min_size=cells + 1, max_size=cells + 1), min_size=1)
+    )
+)
+def test_size_augmentation_follows_its_definition(draws):
+    # float64, so that a product at the border is the definition's.
+    table = torch.tensor(draws, dtype=torch.float64)
+    keep = kept_cells(table)
+    assert keep.tolist() == [kept_by_definition(row) for row in draws]
+
+    grid = torch.arange(keep.numel() * 2.0).view(*keep.shape, 2)
+    compact, lengths = drop_cells(grid, table)
+    for cells, length, kept, original in zip(compact, lengths, keep, grid, strict=True):
+        assert torch.equal(cells[:length], original[kept])
+
+
+def test_cells_are_dropped_at_the_published_rate():
+    draws = torch.rand(4000, 145, generator=torch.Generator().manual_seed(0))
+    dropped = 1 - kept_cells(draws).double().mean(1)
+    spared = draws[:, 0] <= 0.2
+    assert not dropped[spared].any()
+    # The mean of 0.2 u over u in (0.2, 1) is 0.12.
+    assert dropped[~spared].mean().item() == pytest.approx(0.12, abs=0.002)
+    assert dropped[draws[:, 0] > 0.9].mean().item() == pytest.approx(0.19, abs=0.005)
+
+
+@pytest.fixture
+def tower():
+    torch.manual_seed(0)
+    return GridImageEncoder(ImageConfig(backbone="tiny", size=32), embed_dim=8)
+
+
+def test_cells_are_those_of_the_grid(tower):
+    assert tower.cells(32) == 16
+    assert tower.cells(33) == 25
+
+
+def test_only_training_drops_cells(tower):
+    pixels, draws = torch.randn(3, 3, 32, 32), torch.rand(3, 17)
+    draws[:, 0] = 0.999
+    draws[:, 1:4] = 0.0
+    whole = tower(pixels)
+    assert not torch.allclose(tower(pixels, draws), whole)
+    tower.eval()
+    torch.testing.assert_close(tower(pixels, draws), whole)
+
+
+def test_the_configuration_turns_dropping_off():
+    torch.manual_seed(0)
+    tower = GridImageEncoder(ImageConfig(backbone="tiny", size=32, drop_cells=False), embed_dim=8)
+    pixels, draws = torch.randn(2, 3, 32, 32), torch.zeros(2, 17)
+    draws[:, 0] = 0.999
+    assert torch.equal(tower(pixels, draws), tower(pixels))
+
+
+def test_dropped_cells_reach_neither_output_nor_gradient(tower):
+    draws = torch.full((1, 17), 0.9)
+    draws[0, 1] = 0.0
+    grid = torch.randn(1, 192, 4, 4, requires_grad=True)
+    tower.backbone.forward = lambda pixels: grid
+    tower(torch.empty(1, 3, 32, 32), draws).sum().backward()
+    assert not grid.grad[0, :, 0, 0].any()
+    assert (grid.grad[0].flatten(1)[:, 1:] != 0).any(0).all()
+
+
+def test_a_frozen_backbone_gets_no_gradient_and_the_heads_the_same(tower):
+    pixels = torch.randn(2, 3, 32, 32)
+    heads = {name: p for name, p in tower.named_parameters() if not name.startswith("backbone")}
+    grads = []
+    for frozen in (False, True):
+        tower.zero_grad()
+        tower(pixels, backbone_frozen=frozen).square().sum().backward()
+        grads.append({name: p.grad.clone() for name, p in heads.items()})
+        assert (tower.backbone.conv1.weight.grad is None) == frozen
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in heads)

@@ -1,0 +1,193 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from vse_scale.errors import ModelError
+from vse_scale.model.resnet import (
+    BACKBONES,
+    Architecture,
+    FrozenBatchNorm2d,
+    ResNet,
+    Stage,
+    calibrate_batchnorm,
+)
+
+SMALL = Architecture((Stage(8, 1, 1), Stage(16, 2, 2)), stem_channels=8, group_width=64)
+
+
+def on_meta(name):
+    with torch.device("meta"):
+        return ResNet(BACKBONES[name])
+
+
+# torchvision's published parameter counts, less its classifier of 1000 classes.
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
+        ("resnext101_32x8d", 88_791_336),
+    ],
+)
+def test_sizes_are_torchvisions(name, parameters):
+    classifier = 2048 * 1000 + 1000
+    assert sum(p.numel() for p in on_meta(name).parameters()) == parameters - classifier
+
+
+def test_detector_has_the_published_names_and_shapes(shared):
+    prefix = "module.backbone.resnet."
+    keys = json.loads((shared / "reference" / "keys_grid.json").read_text())["image"]
+    published = {
+        k.removeprefix(prefix): tuple(v)
+        for k, v in keys.items()
+        if k.startswith(prefix) and not k.startswith(f"{prefix}fc.")
+    }
+    ours = {k: tuple(v.shape) for k, v in on_meta("detector").state_dict().items()}
+    assert ours == published
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("size", [32, 96, 97, 130])
+def test_grid_side_is_what_the_network_gives(name, size):
+    backbone = on_meta(name)
+    grid = backbone(torch.empty(1, 3, size, size + 64, device="meta"))
+    assert grid.shape == (
+        1,
+        backbone.channels,
+        backbone.grid_side(size),
+        backbone.grid_side(size + 64),
+    )
+
+
+def test_tiny_sees_twelve_by_twelve_cells_at_96_pixels():
+    assert ResNet(BACKBONES["tiny"])(torch.randn(2, 3, 96, 96)).shape == (2, 192, 12, 12)
+
+
+def test_strides_are_where_the_weights_expect_them():
+    def strides(name):
+        block = on_meta(name).get_submodule("layer2.0")
+        return block.conv1.stride, block.conv2.stride
+
+    assert strides("resnet101") == ((1, 1), (2, 2))
+    assert strides("detector") == ((2, 2), (1, 1))
+
+
+class TestFrozenBatchNorm:
+    def test_training_changes_no_statistics_and_uses_the_stored_ones(self):
+        ours, theirs = FrozenBatchNorm2d(3), nn.BatchNorm2d(3)
+        for value in theirs.state_dict().values():
+            if value.is_floating_point():
+                value.uniform_(0.5, 2.0)
+        ours.load_state_dict(theirs.state_dict())
+        before = {k: v.clone() for k, v in ours.state_dict().items()}
+        inputs = torch.randn(4, 3, 5, 5)
+        torch.testing.assert_close(ours.train()(inputs), theirs.eval()(inputs))
+        ours(inputs).sum().backward()
+        assert ours.weight.grad is not None
+        assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items())
+
+    def test_calibration_gives_the_population_of_all_batches(self):
+        layer = FrozenBatchNorm2d(3)
+        batches = [torch.randn(n, 3, 4, 6) * n + n for n in (5, 2, 1)]
+        calibrate_batchnorm(layer, batches)
+        values = torch.cat([b.transpose(0, 1).flatten(1) for b in batches], dim=1).double()
+        torch.testing.assert_close(layer.running_mean.double(), values.mean(1))
+        torch.testing.assert_close(layer.running_var.double(), values.var(1, correction=0))
+
+    def test_calibration_on_one_batch_is_exact_for_every_layer(self):
+        torch.manual_seed(0)
+        backbone = ResNet(SMALL).double()
+        pixels = torch.randn(6, 3, 32, 32, dtype=torch.float64)
+        calibrate_batchnorm(backbone, [pixels])
+        inputs = {}
+        for module in backbone.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                module.register_forward_pre_hook(
+                    lambda module, args: inputs.update({module: args[0]})
+                )
+        backbone(pixels)
+        assert len(inputs) == 1 + 4 + 4 + 3
+        for layer, values in inputs.items():
+            variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
+            torch.testing.assert_close(layer.running_mean, mean, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(layer.running_var, variance, rtol=1e-9, atol=1e-9)
+
+    def test_calibration_is_the_same_every_time(self):
+        states = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            backbone = ResNet(SMALL)
+            calibrate_batchnorm(backbone, torch.randn(8, 3, 32, 32).split(3))
+            states.append(backbone.state_dict())
+        assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+        assert (states[0]["layer2.1.bn3.running_var"] != 1.0).all()
+
+    def test_calibration_needs_images_and_ends_in_any_case(self):
+        layer = FrozenBatchNorm2d(2)
+        with pytest.raises(ValueError, match="no images"):
+            calibrate_batchnorm(layer, [])
+        assert layer.population is None
+
+
+class TestWeights:
+    @pytest.fixture
+    def saved(self, tmp_path):
+        torch.manual_seed(0)
+        source = ResNet(SMALL)
+        weights = source.state_dict() | {"fc.weight": torch.zeros(5, 4), "fc.bias": torch.zeros(5)}
+        return source, weights, tmp_path / "weights.pth"
+
+    def test_a_classifier_is_left_out(self, saved):
+        source, weights, path = saved
+        torch.save(weights, path)
+        loaded = ResNet(SMALL)
+        loaded.load_weights(path)
+        assert all(torch.equal(v, source.state_dict()[k]) for k, v in loaded.state_dict().items())
+
+    def test_files_older_than_the_batch_counter_load(self, saved):
+        _, weights, path = saved
+        torch.save({k: v for k, v in weights.items() if "num_batches" not in k}, path)
+        ResNet(SMALL).load_weights(path)
+
+    def test_every_key_that_disagrees_is_named(self, saved):
+        _, weights, path = saved
+        del weights["layer1.0.bn1.bias"], weights["conv1.weight"]
+        weights["head.weight"] = torch.zeros(1)
+        weights["bn1.weight"] = torch.zeros(9)
+        torch.save(weights, path)
+        loaded = ResNet(SMALL)
+        before = loaded.layer2[0].conv1.weight.clone()
+        with pytest.raises(ModelError) as error:
+            loaded.load_weights(path)
+        message = str(error.value)
+        assert str(path) in message
+        assert "2 missing: conv1.weight, layer1.0.bn1.bias" in message
+        assert "1 surplus: head.weight" in message
+        assert "bn1.weight (9,) for (8,)" in message
+        assert "\n" not in message
+        assert torch.equal(loaded.layer2[0].conv1.weight, before)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "cannot be read as weights"),
+            (b"not a checkpoint", "cannot be read as weights"),
+            (None, "no such file"),
+        ],
+    )
+    def test_a_damaged_file_is_named(self, tmp_path, content, message):
+        for name in ("weights.pth", "weights.safetensors"):
+            path = tmp_path / name
+            if content is not None:
+                path.write_bytes(content)
+            with pytest.raises(ModelError, match=message) as error:
+                ResNet(SMALL).load_weights(path)
+            assert str(path) in str(error.value)
+
+    def test_a_checkpoint_that_is_no_state_dict_is_refused(self, tmp_path):
+        torch.save([torch.zeros(1)], tmp_path / "list.pth")
+        with pytest.raises(ModelError, match="holds list, not tensors by name"):
+            ResNet(SMALL).load_weights(tmp_path / "list.pth")
