@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vse_shards import storage
 from vse_shards.duplicates import Digests, Occurrence, find_duplicates
 from vse_shards.errors import OutputError, SourceError
 from vse_shards.images import ImageOptions
@@ -97,6 +98,7 @@ def build(source: Source, out: str, options: BuildOptions) -> Summary:
         OutputError: the folder cannot be written, or holds something else.
     """
     folder = OutputFolder(out)
+    storage.forget_listings()
     with folder.opened(), tempfile.TemporaryDirectory() as scratch:
         store_path = Path(scratch) / "rows.sqlite"
         with RowStore(store_path) as store:
@@ -244,9 +246,10 @@ def _seal(
 ) -> Summary:
     """Make all shards, look for duplicates, and write rejects and manifest."""
     rows = sum(len(task.numbers) for task in tasks)
-    say(f"building {rows:,} images in {len(tasks)} shards with {options.workers} workers")
+    workers = 1 if storage.lives_in_memory(folder.path) else options.workers
+    say(f"building {rows:,} images in {len(tasks)} shards with {workers} workers")
     with Progress("building", rows, "images") as progress:
-        run_tasks(tasks, options.workers, progress)
+        run_tasks(tasks, workers, progress)
     digests = Digests()
     shards: dict[str, list[ShardRecord]] = {}
     untouched = 0

@@ -15,6 +15,7 @@ from vse_shards.demo import make_demo
 from vse_shards.errors import SourceError, UserError
 from vse_shards.images import ImageOptions
 from vse_shards.pool import default_workers
+from vse_shards.preview import write_preview
 from vse_shards.sources.registry import SOURCES, SourceRequest, open_source
 from vse_shards.verify import verify as verify_folder
 
@@ -128,6 +129,18 @@ def verify(
 def info(folder: Folder, json: Json = False) -> None:
     """Say what a dataset holds."""
     reports.show_info(folder, as_json=json)
+
+
+@app.command()
+def preview(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
+    samples: Annotated[int, typer.Option(min=1, help="How many to show.")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed shows others.")] = 0,
+    json: Json = False,
+) -> None:
+    """Write a page of random samples with their captions; one file, no network."""
+    reports.show_preview(write_preview(folder, out, samples=samples, seed=seed), as_json=json)
 
 
 def main() -> None:

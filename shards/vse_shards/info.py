@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from vse_shards.errors import DatasetError
-from vse_shards.index import read_index
+from vse_shards.index import Index, read_index
 from vse_shards.manifest import REJECTS_NAME, Manifest, Split
 
 _QUANTILES = (0, 5, 50, 95, 100)
@@ -37,27 +37,38 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
-def samples(folder: Path, split: Split) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name (shard and key) and the description of every sample, in order."""
+def descriptions(folder: Path, split: Split) -> Iterator[dict[str, Any]]:
+    """Yield the description of every sample of a split, in order."""
     for shard in split.shards:
         index = read_index(folder / shard.index_name)
-        offsets, sizes = index.offset("json"), index.size("json")
         with (folder / shard.name).open("rb") as file:
-            for key, offset, size in zip(index.keys, offsets, sizes, strict=True):
-                file.seek(int(offset))
-                try:
-                    yield f"{shard.name}: {key}", json.loads(file.read(int(size)))
-                except ValueError as error:
-                    raise DatasetError(
-                        f"{folder / shard.name}: {key}.json cannot be read: {error}; run "
-                        "vse-shards verify"
-                    ) from None
+            for row in range(len(index)):
+                yield read_description(file, folder / shard.name, index, row)
+
+
+def read_description(file: BinaryIO, path: Path, index: Index, row: int) -> dict[str, Any]:
+    """Read the JSON member of one sample of an open tar; ``path`` is named in errors.
+
+    Raises:
+        DatasetError: it is missing, or not JSON.
+    """
+    offset, size = index.place(row, "json")
+    try:
+        if size < 0:
+            raise ValueError("it is missing")
+        file.seek(offset)
+        description: dict[str, Any] = json.loads(file.read(size))
+    except ValueError as error:
+        raise DatasetError(
+            f"{path}: {index.keys[row]}.json cannot be read: {error}; run vse-shards verify"
+        ) from None
+    return description
 
 
 def _describe(folder: Path, split: Split) -> dict[str, Any]:
     words, widths, heights = [], [], []
     without_image = 0
-    for _, description in samples(folder, split):
+    for description in descriptions(folder, split):
         words += [len(caption["text"].split()) for caption in description["captions"]]
         if description["width"] is None:
             without_image += 1

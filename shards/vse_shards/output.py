@@ -43,7 +43,10 @@ class OutputFolder:
         with contextlib.ExitStack() as stack:
             with _explained(self.path):
                 if self.remote:
-                    filesystem, inner = url_to_fs(self.path)
+                    try:
+                        filesystem, inner = url_to_fs(self.path)
+                    except (ImportError, ValueError) as error:  # a protocol that is not there
+                        raise OutputError(f"{self.path}: cannot be opened: {error}") from error
                     filesystem.makedirs(inner, exist_ok=True)
                 else:
                     os.makedirs(self.path, exist_ok=True)

@@ -88,6 +88,14 @@ def show_info(folder: Path, *, as_json: bool) -> None:
     print(f"rejects: {_reasons(content['rejects']) if content['rejects'] else 'none'}")
 
 
+def show_preview(content: dict[str, Any], *, as_json: bool) -> None:
+    """Print where the page of samples is."""
+    if as_json:
+        print(json.dumps(content))
+    else:
+        say(f"{len(content['samples'])} samples in {content['out']}")
+
+
 def _reasons(reasons: dict[str, Any]) -> str:
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count:,} {reason}" for reason, count in ordered)

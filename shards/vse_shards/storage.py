@@ -45,7 +45,10 @@ def base_name(path: str) -> str:
 
 
 def is_file(path: str) -> bool:
-    """Whether there is a file, or what links to one; a remote folder is listed once."""
+    """Whether there is a file, or what links to one."""
+    if is_url(path):
+        filesystem, inner = url_to_fs(path)
+        return bool(filesystem.isfile(inner))
     return file_size(path) >= 0
 
 
@@ -58,7 +61,10 @@ def is_folder(path: str) -> bool:
 
 
 def file_size(path: str) -> int:
-    """Give the size of a regular file in bytes, -1 where there is none."""
+    """Give the size of a regular file in bytes, -1 where there is none.
+
+    A remote folder is listed once, until :func:`forget_listings`.
+    """
     if is_url(path):
         return _remote_sizes(parent(path)).get(base_name(path), -1)
     try:
@@ -144,6 +150,11 @@ def require_input(path: str, *, folder: bool = False) -> str:
         what = f"is not a {kind}" if other else f"no such {kind}"
         raise SourceError(f"{path}: {what}; check the path")
     return path
+
+
+def forget_listings() -> None:
+    """Look at remote folders anew."""
+    _remote_sizes.cache_clear()
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,128 @@
+"""A page of samples to look at: one file, no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vse_shards.errors import DatasetError, OutputError
+from vse_shards.images import Rejected, decode_strictly
+from vse_shards.index import read_index
+from vse_shards.info import describe, read_description
+from vse_shards.manifest import Manifest, ShardRecord
+
+_SIDE = 320  # pixels; larger pictures are shrunk on the page
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px;
+  padding: 0 1rem; color: #222; background: #fafafa }}
+main {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)) }}
+figure {{ margin: 0; padding: .75rem; background: #fff; border: 1px solid #ddd;
+  border-radius: 6px }}
+img {{ width: 100%; height: auto; border-radius: 3px }}
+figcaption small {{ color: #666; overflow-wrap: anywhere }}
+ol {{ padding-left: 1.2rem; margin: .4rem 0 0 }}
+</style></head><body>
+<h1>{title}</h1><p>{summary}</p><main>
+{figures}
+</main></body></html>
+"""
+
+
+def write_preview(folder: Path, out: Path, *, samples: int = 48, seed: int = 0) -> dict[str, Any]:
+    """Write a self-contained HTML page of random samples of every split.
+
+    Args:
+        folder: of the dataset.
+        out: file to write.
+        samples: how many in all, shared among the splits by their size.
+        seed: of the choice.
+
+    Returns:
+        What was chosen: ``{"out": ..., "samples": [{"split", "shard", "key", "image_id"}]}``.
+
+    Raises:
+        DatasetError: there is no dataset, or it is not whole.
+        OutputError: the file cannot be written.
+    """
+    content = describe(folder)
+    manifest = Manifest.load(folder)
+    places = [
+        (split, shard, row)
+        for split, parts in manifest.splits.items()
+        for shard in parts.shards
+        for row in range(shard.samples)
+    ]
+    chosen = np.random.default_rng(seed).permutation(len(places))[:samples]
+    figures, listed = [], []
+    for split, shard, row in (places[number] for number in sorted(chosen)):
+        figure, entry = _figure(folder, split, shard, row)
+        figures.append(figure)
+        listed.append(entry)
+    summary = "; ".join(
+        f"{name}: {split['images']:,} images, {split['captions']:,} captions"
+        for name, split in content["splits"].items()
+    )
+    page = _PAGE.format(
+        title=html.escape(folder.absolute().name),
+        summary=html.escape(summary),
+        figures="\n".join(figures),
+    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, "utf-8")
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
+    return {"out": str(out), "samples": listed}
+
+
+def _figure(
+    folder: Path, split: str, shard: ShardRecord, row: int
+) -> tuple[str, dict[str, str | int]]:
+    index = read_index(folder / shard.index_name)
+    key = index.keys[row]
+    with (folder / shard.name).open("rb") as file:
+        description = read_description(file, folder / shard.name, index, row)
+        offset, size = index.place(row, "jpg")
+        if size >= 0:
+            file.seek(offset)
+            picture = (
+                f'<img alt="" src="data:image/jpeg;base64,{_thumbnail(file.read(size), key)}">'
+            )
+        else:
+            picture = "<p>region features, no image</p>"
+    captions = "".join(f"<li>{html.escape(c['text'])}</li>" for c in description["captions"])
+    place = html.escape(
+        f"{split} · {shard.name} {key} · {description['image_id']} · "
+        f"{description['width']} x {description['height']}"
+    )
+    entry: dict[str, str | int] = {
+        "split": split,
+        "shard": shard.name,
+        "key": key,
+        "image_id": description["image_id"],
+    }
+    return (
+        f"<figure>{picture}<figcaption><small>{place}</small><ol>{captions}</ol></figcaption>"
+        "</figure>",
+        entry,
+    )
+
+
+def _thumbnail(data: bytes, key: str) -> str:
+    try:
+        image = Image.fromarray(decode_strictly(data))
+    except Rejected as error:
+        raise DatasetError(f"{key}.jpg is damaged: {error}; run vse-shards verify") from None
+    image.thumbnail((_SIDE, _SIDE))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return base64.b64encode(file.getvalue()).decode()
