@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vse_scale.errors import ModelError, UserError
+from vse_scale.errors import OutputError, UserError
 
 app = typer.Typer(
     help="Train, evaluate and look at image-text retrieval models.",
@@ -38,8 +38,11 @@ def train(
     """
     import torch
 
+    from vse_scale.telemetry.progress import configure_logging
     from vse_scale.training.supervisor import Supervisor
     from vse_scale.training.trainer import check_run
+
+    configure_logging(main=True)
 
     processes = ranks or max(1, torch.cuda.device_count())
     arguments = list(overrides or [])
@@ -51,6 +54,70 @@ def train(
         max_restarts=max_restarts,
     )
     raise typer.Exit(supervisor.run())
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Option(help="a model folder, or a run's folder")],
+    data: Annotated[Path, typer.Option(help="a dataset folder")],
+    split: Annotated[str, typer.Option(help="the split to rank")] = "test",
+    protocol: Annotated[str, typer.Option(help="plain, coco-1k, coco-5k or flickr30k")] = "plain",
+    output: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="write the figures as JSON")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="images encoded at once")] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="decoding threads")] = 2,
+) -> None:
+    """Encode a split once and print its recalls in both directions."""
+    import torch
+
+    from vse_scale.data.captions import CaptionTokenizer
+    from vse_scale.data.shards import ShardDataset
+    from vse_scale.evaluation.encode import encode_split
+    from vse_scale.evaluation.protocols import check_protocol
+    from vse_scale.evaluation.protocols import evaluate as rank
+    from vse_scale.model.vse import VSEModel
+    from vse_scale.telemetry.progress import configure_logging, progress_of_encoding
+
+    configure_logging(main=True)
+    check_protocol(protocol)
+    if output is not None and not output.parent.is_dir():
+        raise OutputError(f"--json {output}: there is no folder {output.parent}; make it first")
+    folder = model / "model" if (model / "model").is_dir() else model
+    dataset = ShardDataset(data, split)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    opened = VSEModel.from_pretrained(folder).to(device)
+    tokenizer = CaptionTokenizer.load(folder)
+    with progress_of_encoding() as progress:
+        embeddings = encode_split(
+            opened, tokenizer, dataset,
+            batch=batch, device=device, threads=threads, progress=progress,
+        )  # fmt: skip
+    result = rank(protocol, embeddings)
+    print(result.table())
+    if output is not None:
+        output.write_text(json.dumps({**result.to_dict(), "split": split}, indent=1) + "\n")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Option(help="a run's folder")],
+    out: Annotated[
+        Path | None, typer.Option(help="default: report.html in the run's folder")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="decoding threads")] = 2,
+) -> None:
+    """Write a run's report: one HTML file that opens without a network."""
+    import torch
+
+    from vse_scale.report.from_run import report_run
+    from vse_scale.telemetry.progress import configure_logging, progress_of_encoding
+
+    configure_logging(main=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with progress_of_encoding() as progress:
+        written = report_run(run, out, device=device, threads=threads, progress=progress)
+    print(f"report: {written}")
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ from vse_scale.training.stopping import StopRequest
 from vse_scale.training.supervisor import DONE, EXIT_STOPPED
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.world import World, join_world
+from vse_shards.manifest import Manifest
 
 
 def check_run(path: str, overrides: list[str], ranks: int) -> Config:
@@ -56,6 +57,7 @@ def check_run(path: str, overrides: list[str], ranks: int) -> Config:
         raise ConfigError(f"{path}: {error}") from error
     dataset = ShardDataset(Path(config.data.path), config.data.split)
     _plan(config, dataset)
+    _validation_split(config)
     checkpoints = Checkpoints(Path(config.run.dir) / "checkpoints", config.run.keep_checkpoints)
     if found := checkpoints.newest():
         origin, state = found
@@ -82,7 +84,7 @@ class Trainer:
         self.config, self.world = config, world
         self.folder = Path(config.run.dir)
         self.dataset = ShardDataset(Path(config.data.path), config.data.split)
-        self.validation = _validation_split(config, self.dataset)
+        self.validation = _validation_split(config)
         self.plan = _plan(config, self.dataset)
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
         self.tokenizer = self._tokenizer()
@@ -223,7 +225,8 @@ class Trainer:
             self._save()
 
     def _record_evaluation(self, epoch: int, recalls: Recalls, seconds: float) -> None:
-        split = self.config.eval.split or "val"
+        assert self.validation is not None
+        split = self.validation.split
         record = {"step": self.state.step - 1, "epoch": epoch, "split": split, **recalls.to_dict()}
         best = self.state.best_rsum
         if best is None or recalls.rsum > best:
@@ -362,11 +365,14 @@ def _plan(config: Config, dataset: ShardDataset) -> Plan:
     )
 
 
-def _validation_split(config: Config, train: ShardDataset) -> ShardDataset | None:
+def _validation_split(config: Config) -> ShardDataset | None:
     """Open the validation split: the configured one, or "val" where the dataset has it."""
-    if config.eval.split is None and "val" not in train.splits:
-        return None
-    return ShardDataset(Path(config.data.path), config.eval.split or "val")
+    split = config.eval.split
+    if split is None:
+        if "val" not in Manifest.load(Path(config.data.path)).splits:
+            return None
+        split = "val"
+    return ShardDataset(Path(config.data.path), split)
 
 
 def _details(record: dict[str, Any]) -> str:

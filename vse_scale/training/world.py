@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import socket
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -45,14 +46,15 @@ def join_world(timeout_seconds: float) -> World:
         torch.cuda.set_device(local_rank)
         device, backend = torch.device("cuda", local_rank), "nccl"
     else:
-        # Without this DeepSpeed probes for accelerators and says so on standard output.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         device, backend = torch.device("cpu"), "gloo"
         _share_cores()
     with heartbeat("joining the other ranks; the first time, DeepSpeed compiles a CPU operation"):
         import deepspeed
 
-        deepspeed.utils.logger.setLevel("WARNING")
+        # It warns of optimizers it has not tried; ours is tested under every stage.
+        deepspeed.utils.logger.setLevel("ERROR")
+        # DeepSpeed's use of names that torch is about to retire is not the user's concern.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         with contextlib.redirect_stdout(io.StringIO()):  # its compiler talks there
             deepspeed.init_distributed(
                 dist_backend=backend, timeout=timedelta(seconds=timeout_seconds), verbose=False
