@@ -13,7 +13,9 @@ from vse_kernels.checks import (
     require_same_device,
     require_shape,
 )
+from vse_kernels.dispatch import use_triton
 from vse_kernels.gpo.autograd import GPOPool
+from vse_kernels.gpo.choice import unsupported
 
 __all__ = ["gpo_pool"]
 
@@ -51,11 +53,11 @@ def gpo_pool(
             VSE_KERNELS_CHECK=1 in the environment, lengths or rows out of range.
     """
     _check(features, lengths, weight_table, rows)
-    if impl not in ("auto", "torch"):
-        raise ValueError(f'impl is "{impl}"; it must be "auto" or "torch"')
+    limit = unsupported(features.shape[1], features.dtype, weight_table.dtype)
+    with_triton = use_triton("gpo_pool", impl, features, limit)
     keep = torch.is_grad_enabled() and (features.requires_grad or weight_table.requires_grad)
     pooled: Tensor = GPOPool.apply(  # type: ignore[no-untyped-call]
-        features, lengths, weight_table, rows, keep
+        features, lengths, weight_table, rows, with_triton, keep
     )
     return pooled
 

@@ -1,4 +1,8 @@
-"""Differentiation of the pooling, and the choice of its implementation."""
+"""Differentiation of the pooling, its implementations behind two operators.
+
+Eager code calls the implementations directly. While torch.compile traces, it sees two opaque
+operators instead, which cost more per call but leave nothing to break the graph.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,92 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vse_kernels.gpo import network, reference
+from vse_kernels.gpo import choice, network, reference
+
+
+def forward(
+    features: Tensor,
+    lengths: Tensor,
+    weight_table: Tensor,
+    rows: Tensor,
+    with_triton: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """Pool features (B, K, D).
+
+    Returns:
+        pooled (B, D), and what a backward needs of the order: as the implementation defines it, or
+        empty without `keep`.
+    """
+    if with_triton:
+        from vse_kernels.gpo import launch
+
+        how = choice.forward_launch(features.shape[1])
+        return launch.forward(features, lengths, weight_table, rows, how, keep)
+    if keep:
+        return reference.forward(features, lengths, weight_table, rows)
+    nothing = torch.empty(0, dtype=torch.uint8, device=features.device)
+    if features.device.type == "cpu":
+        return network.forward(features, lengths, weight_table, rows), nothing
+    return reference.forward(features, lengths, weight_table, rows)[0], nothing
+
+
+def backward(
+    gradient: Tensor,
+    features: Tensor,
+    lengths: Tensor,
+    weight_table: Tensor,
+    rows: Tensor,
+    order: Tensor,
+    with_triton: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of features (B, K, D) and weight_table (R, K)."""
+    if with_triton:
+        from vse_kernels.gpo import launch
+
+        how = choice.backward_launch(features.shape[1])
+        return launch.backward(gradient, features, lengths, weight_table, rows, order, how)
+    return reference.backward(gradient, features, lengths, weight_table, rows, order)
+
+
+_forward_operator = torch.library.custom_op("vse_kernels::gpo_forward", forward, mutates_args=())
+_backward_operator = torch.library.custom_op("vse_kernels::gpo_backward", backward, mutates_args=())
+
+
+@_forward_operator.register_fake
+def _forward_shapes(
+    features: Tensor,
+    lengths: Tensor,
+    weight_table: Tensor,
+    rows: Tensor,
+    with_triton: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    samples, positions, columns = features.shape
+    pooled = features.new_empty(samples, columns)
+    if not keep or (with_triton and choice.forward_launch(positions).comparators is not None):
+        return pooled, features.new_empty(0, dtype=torch.uint8)
+    if with_triton:
+        return pooled, features.new_empty(samples, positions, columns, dtype=torch.uint8)
+    order = features.new_empty(samples, columns, positions, dtype=reference.order_dtype(positions))
+    return pooled, order
+
+
+@_backward_operator.register_fake
+def _backward_shapes(
+    gradient: Tensor,
+    features: Tensor,
+    lengths: Tensor,
+    weight_table: Tensor,
+    rows: Tensor,
+    order: Tensor,
+    with_triton: bool,
+) -> tuple[Tensor, Tensor]:
+    return features.new_empty(features.shape), weight_table.new_empty(weight_table.shape)
 
 
 class GPOPool(torch.autograd.Function):
-    """gpo_pool's forward and backward; `keep` says whether a backward will follow."""
+    """gpo_pool and its gradients; `keep` says whether a backward will follow."""
 
     @staticmethod
     def forward(
@@ -21,18 +106,32 @@ class GPOPool(torch.autograd.Function):
         lengths: Tensor,
         weight_table: Tensor,
         rows: Tensor,
+        with_triton: bool,
         keep: bool,
     ) -> Tensor:
         """Pool features (B, K, D) to (B, D)."""
-        if not keep and features.device.type == "cpu":
-            return network.forward(features, lengths, weight_table, rows)
-        pooled, order = reference.forward(features, lengths, weight_table, rows)
+        run = _forward_operator if torch.compiler.is_compiling() else forward
+        pooled, order = run(features, lengths, weight_table, rows, with_triton, keep)
         ctx.save_for_backward(features, lengths, weight_table, rows, order)
+        ctx.with_triton = with_triton
         return pooled
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
+    def backward(
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, None, Tensor | None, None, None, None]:
         """Gradients of features (B, K, D) and weight_table (R, K)."""
-        features, table = reference.backward(gradient, *ctx.saved_tensors)
-        return features, None, table, None, None
+        run = _backward_operator if torch.compiler.is_compiling() else backward
+        features, lengths, weight_table, rows, order = ctx.saved_tensors
+        to_features, to_table = run(
+            gradient, features, lengths, weight_table, rows, order, ctx.with_triton
+        )
+        return (
+            to_features if ctx.needs_input_grad[0] else None,
+            None,
+            to_table if ctx.needs_input_grad[2] else None,
+            None,
+            None,
+            None,
+        )

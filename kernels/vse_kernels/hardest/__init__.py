@@ -14,7 +14,8 @@ from vse_kernels.checks import (
     require_same_device,
     require_shape,
 )
-from vse_kernels.hardest import reference
+from vse_kernels.dispatch import use_triton
+from vse_kernels.hardest import choice, operator
 from vse_kernels.hardest.violations import Violations, violations
 
 __all__ = ["HardestNegatives", "Violations", "all_violations", "hardest_negatives"]
@@ -66,11 +67,14 @@ def hardest_negatives(
         ValueError: shapes, dtypes or devices that disagree, or an unknown `impl`.
     """
     _check(queries, candidates, query_ids, candidate_ids)
-    if impl not in ("auto", "torch"):
-        raise ValueError(f'impl is "{impl}"; it must be "auto" or "torch"')
-    return HardestNegatives(
-        *reference.hardest(queries, candidates, query_ids, candidate_ids, columns)
-    )
+    limit = choice.unsupported(queries.shape[0], candidates.shape[0], queries.dtype)
+    with_triton = use_triton("hardest_negatives", impl, queries, limit)
+    operands = (queries, candidates, query_ids, candidate_ids, columns, with_triton)
+    run = operator.mine if torch.compiler.is_compiling() else operator.hardest
+    row_score, row_index, column_score, column_index = run(*operands)
+    if not columns:
+        return HardestNegatives(row_score, row_index, None, None)
+    return HardestNegatives(row_score, row_index, column_score, column_index)
 
 
 @torch.no_grad()

@@ -56,8 +56,8 @@ def _keep_better(score: Tensor, index: Tensor, new_score: Tensor, new_index: Ten
 
 def hardest(
     queries: Tensor, candidates: Tensor, query_ids: Tensor, candidate_ids: Tensor, columns: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Arguments and results as those of `vse_kernels.hardest_negatives`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Arguments and results as those of `vse_kernels.hardest_negatives`; empty without columns."""
     sides = (queries.shape[0], candidates.shape[0] if columns else 0)
     row_score, column_score = (
         torch.full((size,), -torch.inf, dtype=score_dtype(queries), device=queries.device)
@@ -75,6 +75,4 @@ def hardest(
         if columns:
             best, index = scores.max(dim=0)
             _keep_better(column_score[cols], column_index[cols], best, index + rows.start)
-    if not columns:
-        return row_score, row_index, None, None
     return row_score, row_index, column_score, column_index

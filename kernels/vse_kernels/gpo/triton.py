@@ -1,0 +1,261 @@
+"""Sort-and-weight pooling in Triton.
+
+Two families. Up to 64 positions a thread holds a whole column in registers and sorts it with an
+unrolled network; the backward pass sorts again rather than read an order from memory. From 65 to
+256 positions a block of columns is sorted across threads, and the forward pass leaves the order,
+one byte per element, for the backward pass.
+
+Exact, stable orders come from integer keys: the value's bits, made monotonic, above the position
+counted down. -0 equals +0 and NaN is the largest, as in a stable descending torch.sort.
+"""
+
+# Triton types a kernel's parameters when it compiles, and its language has tuples that grow by
+# concatenation alone.
+# ruff: noqa: ANN001, ANN201, RUF005
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vse_kernels.ordering import ordered_bits, ordered_value
+
+
+@triton.jit
+def sort_key(x, position):
+    """Keys whose descending order is the stable descending order: int64 for float32, else int32.
+
+    They end in 255 - position: among equal values the lower position is the larger key.
+    """
+    bits = ordered_bits(x)
+    if x.dtype == tl.float32:
+        bits = bits.to(tl.int64)
+    return (bits << 8) | (255 - position).to(bits.dtype)
+
+
+@triton.jit
+def descend(x, PAIRS: tl.constexpr):
+    """Sort a tuple of tensors, elementwise, by the comparators PAIRS; a NaN spreads."""
+    for s in tl.static_range(len(PAIRS)):
+        high = tl.maximum(x[PAIRS[s][0]], x[PAIRS[s][1]], propagate_nan=tl.PropagateNan.ALL)
+        low = tl.minimum(x[PAIRS[s][0]], x[PAIRS[s][1]], propagate_nan=tl.PropagateNan.ALL)
+        x = (
+            x[: PAIRS[s][0]]
+            + (high,)
+            + x[PAIRS[s][0] + 1 : PAIRS[s][1]]
+            + (low,)
+            + x[PAIRS[s][1] + 1 :]
+        )
+    return x
+
+
+@triton.jit
+def place(D, COLUMNS: tl.constexpr):
+    """Sample (int64), block and columns of this program."""
+    blocks = tl.cdiv(D, COLUMNS)
+    program = tl.program_id(0)
+    block = program % blocks
+    return (program // blocks).to(tl.int64), block, block * COLUMNS + tl.arange(0, COLUMNS)
+
+
+@triton.jit
+def network_forward(
+    features,
+    lengths,
+    table,
+    rows,
+    pooled,
+    K,
+    D,
+    stride_sample,
+    stride_position,
+    SIZE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Pool COLUMNS columns of one sample; a value per register, no order needed."""
+    sample, _, column = place(D, COLUMNS)
+    inside = column < D
+    length = tl.zeros_like(column) + tl.load(lengths + sample).to(tl.int32)
+    source = features + sample * stride_sample + column
+    x = ()
+    for k in tl.static_range(SIZE):
+        value = tl.load(
+            source + k * tl.cast(stride_position, tl.int64),
+            mask=inside & (length > k),
+            other=float("-inf"),
+        )
+        x = x + (value.to(tl.float32),)
+    x = descend(x, PAIRS)
+    weights = table + tl.load(rows + sample).to(tl.int64) * K
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for k in tl.static_range(SIZE):
+        weight = tl.load(weights + k, mask=k < K, other=0.0).to(tl.float32)
+        total += tl.where(length > k, x[k] * weight, 0.0)
+    tl.store(pooled + sample * D + column, total.to(pooled.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def network_backward(
+    gradient,
+    features,
+    lengths,
+    table,
+    rows,
+    features_gradient,
+    partial,
+    K,
+    D,
+    stride_sample,
+    stride_position,
+    SIZE: tl.constexpr,
+    PAIRS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Both gradients for COLUMNS columns of one sample.
+
+    Sorts keys to find the values in order (for the weights), then sorts the positions back to find
+    each position's rank (for the features), so that loads and stores stay coalesced.
+    """
+    sample, block, column = place(D, COLUMNS)
+    inside = column < D
+    length = tl.zeros_like(column) + tl.load(lengths + sample).to(tl.int32)
+    source = features + sample * stride_sample + column
+    upstream = tl.load(gradient + sample * D + column, mask=inside, other=0.0).to(tl.float32)
+    x = ()
+    for k in tl.static_range(SIZE):
+        value = tl.load(
+            source + k * tl.cast(stride_position, tl.int64),
+            mask=inside & (length > k),
+            other=float("-inf"),
+        )
+        x = x + (sort_key(value, tl.zeros_like(column) + k),)
+    x = descend(x, PAIRS)
+
+    sums = partial + (sample * tl.cdiv(D, COLUMNS) + block) * K
+    ranks = ()
+    for k in tl.static_range(SIZE):
+        value = ordered_value((x[k] >> 8).to(tl.int32), features.dtype.element_ty)
+        share = tl.where(inside & (length > k), value * upstream, 0.0)
+        tl.store(sums + k, tl.sum(share, axis=0), mask=k < K)
+        ranks = ranks + (((x[k] & 255).to(tl.int32) << 8) | k,)
+    ranks = descend(ranks, PAIRS)
+
+    weights = table + tl.load(rows + sample).to(tl.int64) * K
+    target = features_gradient + sample * K * D + column
+    for k in tl.static_range(SIZE):
+        valid = inside & (length > k)
+        weight = tl.load(weights + (ranks[k] & 255), mask=valid, other=0.0).to(tl.float32)
+        result = tl.where(valid, weight * upstream, 0.0)
+        tl.store(
+            target + k * tl.cast(D, tl.int64),
+            result.to(features_gradient.dtype.element_ty),
+            mask=inside & (k < K),
+        )
+
+
+@triton.jit
+def sort_forward(
+    features,
+    lengths,
+    table,
+    rows,
+    pooled,
+    order,
+    K,
+    D,
+    stride_sample,
+    stride_position,
+    SIZE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """Pool COLUMNS columns of one sample; with KEEP store the order (B, K, D) uint8 too."""
+    sample, _, column = place(D, COLUMNS)
+    position = tl.arange(0, SIZE)[None, :]
+    length = tl.load(lengths + sample).to(tl.int32)
+    column = column[:, None]
+    valid = (column < D) & (position < length)
+    offsets = position.to(tl.int64) * stride_position + column
+    value = tl.load(features + sample * stride_sample + offsets, mask=valid, other=float("-inf"))
+    if KEEP:
+        key = tl.sort(sort_key(value, position), dim=1, descending=True)
+        kept = 255 - (key & 255).to(tl.int32)
+        target = order + sample * K * D + position.to(tl.int64) * D + column
+        tl.store(target, kept.to(tl.uint8), mask=valid)
+        bits = (key >> 8).to(tl.int32)
+    else:
+        bits = tl.sort(ordered_bits(value), dim=1, descending=True)
+    value = ordered_value(bits, features.dtype.element_ty)
+    weights = table + tl.load(rows + sample).to(tl.int64) * K
+    weight = tl.load(weights + position, mask=position < length, other=0.0).to(tl.float32)
+    total = tl.sum(tl.where(valid, value * weight, 0.0), axis=1)[:, None]
+    tl.store(pooled + sample * D + column, total.to(pooled.dtype.element_ty), mask=column < D)
+
+
+@triton.jit
+def sort_backward(
+    gradient,
+    features,
+    lengths,
+    table,
+    rows,
+    order,
+    features_gradient,
+    partial,
+    K,
+    D,
+    stride_sample,
+    stride_position,
+    SIZE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Both gradients for COLUMNS columns of one sample from the order that forward kept."""
+    sample, block, column = place(D, COLUMNS)
+    position = tl.arange(0, SIZE)[None, :]
+    length = tl.load(lengths + sample).to(tl.int32)
+    column = column[:, None]
+    valid = (column < D) & (position < length)
+    upstream = tl.load(gradient + sample * D + column, mask=column < D, other=0.0).to(tl.float32)
+    offsets = position.to(tl.int64) * D + column
+    kept = tl.load(order + sample * K * D + offsets, mask=valid, other=0).to(tl.int32)
+
+    source = features + sample * stride_sample + column
+    value = tl.load(source + kept.to(tl.int64) * stride_position, mask=valid, other=0.0)
+    share = tl.where(valid, value.to(tl.float32) * upstream, 0.0)
+    sums = partial + (sample * tl.cdiv(D, COLUMNS) + block) * K
+    rank = tl.arange(0, SIZE)
+    tl.store(sums + rank, tl.sum(share, axis=0), mask=rank < K)
+
+    # The inverse order: sorted by position, the ranks; positions beyond the length keep theirs.
+    pairs = (tl.where(position < length, kept, position) << 8) | position
+    ranks = tl.sort(pairs, dim=1) & 255
+    weights = table + tl.load(rows + sample).to(tl.int64) * K
+    weight = tl.load(weights + ranks, mask=valid, other=0.0).to(tl.float32)
+    result = tl.where(valid, weight * upstream, 0.0).to(features_gradient.dtype.element_ty)
+    stored = (column < D) & (position < K)
+    tl.store(features_gradient + sample * K * D + offsets, result, mask=stored)
+
+
+@triton.jit
+def reduce_rows(
+    sums,
+    rows,
+    table_gradient,
+    B,
+    K,
+    SAMPLES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+):
+    """Add up the rows of sums (B, K) that belong to one row of the table, in a fixed order."""
+    row = tl.program_id(0)
+    position = tl.program_id(1) * POSITIONS + tl.arange(0, POSITIONS)
+    total = tl.zeros((POSITIONS,), tl.float32)
+    for start in range(0, B, SAMPLES):
+        sample = start + tl.arange(0, SAMPLES)
+        own = tl.load(rows + sample, mask=sample < B, other=-1).to(tl.int32) == row
+        source = sums + sample.to(tl.int64)[:, None] * K + position[None, :]
+        total += tl.sum(tl.load(source, mask=own[:, None] & (position < K)[None, :], other=0.0), 0)
+    target = table_gradient + row.to(tl.int64) * K + position
+    tl.store(target, total.to(table_gradient.dtype.element_ty), mask=position < K)

@@ -1,0 +1,96 @@
+"""The hardest negatives in Triton: one pass over tiles of the similarity matrix, none stored.
+
+A tile leaves the largest score of each of its rows and columns as one 64-bit key, the ordered bits
+of the score above the index counted down, through an atomic maximum. A maximum does not depend on
+the order of its arguments, so the result is deterministic, and ties go to the lowest index.
+"""
+
+# Triton types a kernel's parameters when it compiles.
+# ruff: noqa: ANN001, ANN201
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vse_kernels.ordering import ordered_bits
+
+
+@triton.jit
+def record(keys, size, index, score, partner, LOWEST: tl.constexpr):
+    """Offer `score` (ordered bits) with `partner` to the running maximum of each `index`."""
+    key = (score.to(tl.int64) << 32) | (0x7FFFFFFF - partner).to(tl.int64)
+    tl.atomic_max(keys + index, key, mask=(index < size) & (score > LOWEST), sem="relaxed")
+
+
+@triton.jit
+def mine(
+    queries,
+    candidates,
+    query_ids,
+    candidate_ids,
+    row_keys,
+    column_keys,
+    M,
+    N,
+    E,
+    stride_query,
+    stride_candidate,
+    LOWEST: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BOTH: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Mine one tile of ROWS x COLUMNS scores.
+
+    LOWEST: the ordered bits of -inf, which stands for "not a negative".
+    WHOLE: E is a multiple of DEPTH.
+    BOTH: mine the columns too.
+    UPCAST: multiply in float32; the interpreter cannot multiply bfloat16.
+    """
+    # GROUP rows of tiles are walked column by column, so that they share candidates in L2.
+    row_tiles = tl.cdiv(M, ROWS)
+    per_group = GROUP * tl.cdiv(N, COLUMNS)
+    program = tl.program_id(0)
+    first = program // per_group * GROUP
+    height = min(row_tiles - first, GROUP)
+    row_tile = first + program % per_group % height
+    column_tile = program % per_group // height
+
+    row = row_tile * ROWS + tl.arange(0, ROWS)
+    column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+    depth = tl.arange(0, DEPTH)
+    left = queries + row.to(tl.int64)[:, None] * stride_query + depth[None, :]
+    right = candidates + column.to(tl.int64)[:, None] * stride_candidate + depth[None, :]
+    left_inside = (row < M)[:, None]
+    right_inside = (column < N)[:, None]
+    scores = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, E, DEPTH):
+        if WHOLE:
+            a = tl.load(left + start, mask=left_inside, other=0.0)
+            b = tl.load(right + start, mask=right_inside, other=0.0)
+        else:
+            within = (depth + start < E)[None, :]
+            a = tl.load(left + start, mask=left_inside & within, other=0.0)
+            b = tl.load(right + start, mask=right_inside & within, other=0.0)
+        if UPCAST:
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        scores = tl.dot(a, tl.trans(b), scores, input_precision="ieee")
+
+    # What lies beyond the matrix counts as padding. With -1 for all padding, one test covers equal
+    # ids (0), padding on one side (negative) and on both (0).
+    query_id = tl.maximum(tl.load(query_ids + row, mask=row < M, other=-1), -1)
+    candidate_id = tl.maximum(tl.load(candidate_ids + column, mask=column < N, other=-1), -1)
+    apart = (query_id[:, None] ^ candidate_id[None, :]) > 0
+    ordered = tl.where(apart, ordered_bits(scores), LOWEST)
+    best, index = tl.max(ordered, axis=1, return_indices=True)
+    record(row_keys, M, row, best, column_tile * COLUMNS + index, LOWEST)
+    if BOTH:
+        best, index = tl.max(ordered, axis=0, return_indices=True)
+        record(column_keys, N, column, best, row_tile * ROWS + index, LOWEST)

@@ -1,0 +1,207 @@
+"""Compile every shipped kernel configuration ahead of time, without a GPU, and read the cubins.
+
+A child process of the tests, because a process that interprets kernels cannot compile them:
+
+    python tests/kernels/compiled.py CAPABILITY [PATTERN] [--json]
+
+prints one line per configuration: registers, spills, shared memory, instructions and
+tensor-core instructions, for compute capability 80, 90 (sm_90a) or 100 (sm_100a).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+# Both before the first import of triton.
+os.environ.pop("TRITON_INTERPRET", None)
+os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vse_kernels.gpo import choice as pooling
+from vse_kernels.gpo import triton as gpo
+from vse_kernels.hardest import choice as mining
+from vse_kernels.hardest import triton as hardest
+from vse_kernels.hardest.launch import LOWEST
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+COLUMNS = 1024
+
+
+@dataclass(frozen=True)
+class Case:
+    """One compilation: a kernel, the types of its arguments and its constants."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    aligned: tuple[str, ...]
+    warps: int
+    stages: int = 3
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a cubin holds."""
+
+    name: str
+    registers: int
+    spills: int
+    shared_bytes: int
+    instructions: int
+    tensor_core: int
+    wide_offsets: bool
+
+
+def pooling_cases() -> Iterator[Case]:
+    """Forward and backward of every size of the network and of the sort, per dtype."""
+    sizes = [*pooling.NETWORK_SIZES, 100, 256]
+    for dtype, pointer in POINTERS.items():
+        for positions in sizes:
+            for backward in (False, True):
+                yield pooling_case(positions, dtype, pointer, backward)
+
+
+def pooling_case(positions: int, dtype: torch.dtype, pointer: str, backward: bool) -> Case:
+    choose = pooling.backward_launch if backward else pooling.forward_launch
+    launch = choose(positions)
+    common = {"features": pointer, "lengths": "*i64", "table": "*fp32", "rows": "*i64"}
+    results = (
+        {"features_gradient": pointer, "partial": "*fp32"} if backward else {"pooled": pointer}
+    )
+    types = {**({"gradient": pointer} if backward else {}), **common}
+    constants: dict[str, Any] = {"SIZE": launch.size, "COLUMNS": launch.columns}
+    network = launch.comparators is not None
+    if network:
+        constants["PAIRS"] = launch.comparators
+    elif backward:
+        types["order"] = "*u8"
+    else:
+        results["order"] = "*u8"
+        constants["KEEP"] = True
+    types |= results | dict.fromkeys(("K", "D", "stride_sample", "stride_position"), "i32")
+    aligned = [name for name, kind in types.items() if kind.startswith("*")]
+    aligned += ["D", "stride_sample", "stride_position"] + ["K"] * (positions % 16 == 0)
+    kernel = getattr(
+        gpo, f"{'network' if network else 'sort'}_{'backward' if backward else 'forward'}"
+    )
+    name = f"gpo-{'backward' if backward else 'forward'}-{positions}-{SHORT[dtype]}"
+    return Case(name, kernel, types, constants, tuple(aligned), launch.warps)
+
+
+def mining_cases(capability: int) -> Iterator[Case]:
+    """The mining kernel per dtype, rows alone and with columns."""
+    for dtype, pointer in POINTERS.items():
+        for both in (True, False):
+            blocks = mining.blocks(dtype, capability // 10)
+            types = {"queries": pointer, "candidates": pointer}
+            types |= dict.fromkeys(
+                ("query_ids", "candidate_ids", "row_keys", "column_keys"), "*i64"
+            )
+            types |= dict.fromkeys(("M", "N", "E", "stride_query", "stride_candidate"), "i32")
+            constants = {
+                "LOWEST": LOWEST,
+                "ROWS": blocks.rows,
+                "COLUMNS": blocks.columns,
+                "DEPTH": blocks.depth,
+                "GROUP": blocks.group,
+                "WHOLE": True,
+                "BOTH": both,
+                "UPCAST": False,
+            }
+            name = f"hardest-{'both' if both else 'rows'}-{SHORT[dtype]}"
+            yield Case(
+                name, hardest.mine, types, constants, tuple(types), blocks.warps, blocks.stages
+            )
+
+
+def reduce_case() -> Case:
+    types = {"sums": "*fp32", "rows": "*i64", "table_gradient": "*fp32", "B": "i32", "K": "i32"}
+    constants = {"SAMPLES": 64, "POSITIONS": 64}
+    return Case("gpo-reduce", gpo.reduce_rows, types, constants, tuple(types), 4)
+
+
+def all_cases(capability: int) -> list[Case]:
+    return [*pooling_cases(), reduce_case(), *mining_cases(capability)]
+
+
+def compile_case(case: Case, capability: int) -> Report:
+    """Compile as the JIT would for aligned pointers and sizes, and read the machine code."""
+    names = case.kernel.arg_names
+    types = {name: case.types.get(name, "constexpr") for name in names}
+    source = ASTSource(
+        case.kernel,
+        signature=types,
+        constexprs={(names.index(name),): value for name, value in case.constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in case.aligned},
+    )
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": case.warps, "num_stages": case.stages},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = run_tool("cuobjdump", "--dump-resource-usage", file.name)
+        code = run_tool("nvdisasm", "-c", file.name)
+    operations = Counter(
+        re.findall(
+            r"^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)[ .;]", code, re.M
+        )
+    )
+    registers = re.search(r"REG:(\d+)", usage)
+    if registers is None:
+        raise RuntimeError(f"{case.name}: cuobjdump named no registers")
+    return Report(
+        name=case.name,
+        registers=int(registers[1]),
+        spills=operations["STL"] + operations["LDL"],
+        shared_bytes=compiled.metadata.shared,
+        instructions=sum(operations.values()),
+        tensor_core=sum(operations[name] for name in ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")),
+        wide_offsets="mul.wide.s32" in compiled.asm["ptx"] or "mul.lo.s64" in compiled.asm["ptx"],
+    )
+
+
+def run_tool(name: str, *arguments: str) -> str:
+    done = subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("capability", type=int, choices=(80, 90, 100))
+    parser.add_argument("pattern", nargs="*", default=["*"])
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    for case in all_cases(arguments.capability):
+        if not any(fnmatch(case.name, pattern) for pattern in arguments.pattern):
+            continue
+        report = asdict(compile_case(case, arguments.capability))
+        if arguments.json:
+            print(json.dumps(report), flush=True)
+        else:
+            name = report.pop("name")
+            print(f"{name:24}", *(f"{key} {value:>6}" for key, value in report.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

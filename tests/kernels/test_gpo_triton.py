@@ -1,0 +1,153 @@
+"""The pooling kernels in Triton's interpreter: numbers, not speed.
+
+Both families run here at small sizes; tests/gpu runs every size on a device.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+import torch
+
+from tests.kernels.test_gpo import close, problem, run
+from tests.kernels.truth import pool_truth
+from vse_kernels import gpo_pool
+from vse_kernels.gpo import choice
+from vse_kernels.gpo.triton import reduce_rows
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="needs the interpreter"
+)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=["network", "sort"])
+def family(request, monkeypatch):
+    """Each family in turn, whatever the number of positions."""
+    if request.param == "sort":
+        monkeypatch.setattr(choice, "NETWORK_SIZES", ())
+    return request.param
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("positions", [1, 2, 5, 8])
+def test_values_and_gradients(family, positions, dtype):
+    given = problem(3, positions, 19, dtype, seed=positions, ties=True)
+    expected = pool_truth(*given)
+    for actual, want in zip(run(*given, impl="triton"), expected, strict=True):
+        close(actual, want, dtype)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("positions", "dtype"),
+    [
+        (36, torch.bfloat16),
+        pytest.param(31, torch.float32, marks=pytest.mark.slow),
+        pytest.param(36, torch.float32, marks=pytest.mark.slow),
+        pytest.param(64, torch.float16, marks=pytest.mark.slow),
+    ],
+)
+def test_network_sizes(positions, dtype):
+    given = problem(2, positions, 40, dtype, seed=positions, ties=True)
+    expected = pool_truth(*given)
+    for actual, want in zip(run(*given, impl="triton"), expected, strict=True):
+        close(actual, want, dtype)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_training_and_inference_agree_bitwise(family):
+    given = problem(2, 6, 9, ties=True)
+    trained = run(*given, impl="triton")[0]
+    with torch.no_grad():
+        assert torch.equal(gpo_pool(*given[:4], impl="triton"), trained)
+    for left, right in zip(run(*given, impl="triton"), run(*given, impl="triton"), strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [
+        [math.nan, 1.0, -1.0],
+        [-1.0, math.inf, -math.inf],
+        [-math.inf, -math.inf, -math.inf],
+        [0.0, -0.0, 0.0],
+        [-0.0, 0.0, -0.0],
+        [6e4, -6e4, 1e-7],
+        [1e-40, -1e-40, 1e-45],
+    ],
+    ids=str,
+)
+def test_edge_values_as_torch_has_them(family, values, dtype):
+    """Values and the order of equal ones, which the gradient shows."""
+    features = torch.tensor(values, dtype=dtype)[None, :, None]
+    table = torch.tensor([[0.5, 0.375, 0.125]])
+    arguments = (torch.tensor([3]), table, torch.tensor([0]), torch.ones(1, 1, dtype=dtype))
+    expected = run(features, *arguments, impl="torch")
+    for actual, want in zip(run(features, *arguments, impl="triton"), expected, strict=True):
+        torch.testing.assert_close(actual, want, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_padding_gets_no_gradient_and_no_say(family):
+    features, lengths, table, rows, upstream = problem(3, 7, 5)
+    upstream[0] = math.inf
+    hostile = torch.where(features.isnan(), math.inf, features)
+    for x in (features, hostile):
+        pooled, gradient, _ = run(x, lengths, table, rows, upstream, impl="triton")
+        assert pooled.isfinite().all()
+        beyond = torch.arange(7) >= lengths[:, None]
+        assert torch.equal(gradient[beyond], torch.zeros(int(beyond.sum()), 5))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", ["transposed", "sliced", "columns"])
+def test_strides_do_not_matter(family, kind):
+    features, lengths, table, rows, upstream = problem(3, 6, 8)
+    strided = {
+        "transposed": lambda: features.transpose(0, 1).contiguous().transpose(0, 1),
+        "sliced": lambda: torch.cat([features, features], 2)[:, :, :8],
+        "columns": lambda: features.transpose(1, 2).contiguous().transpose(1, 2),
+    }[kind]()
+    assert not strided.is_contiguous()
+    lengths32, rows32 = lengths.int(), rows.int()
+    for left, right in zip(
+        run(features, lengths, table, rows, upstream, impl="triton"),
+        run(strided, lengths32, table, rows32, upstream, impl="triton"),
+        strict=True,
+    ):
+        assert torch.equal(left, right)
+
+
+def test_table_in_half_precision():
+    features, lengths, table, rows, upstream = problem(3, 5, 8, torch.bfloat16)
+    table = table.bfloat16()
+    expected = pool_truth(features, lengths, table, rows, upstream)
+    results = run(features, lengths, table, rows, upstream, impl="triton")
+    assert results[2].dtype == torch.bfloat16
+    for actual, want in zip(results, expected, strict=True):
+        close(actual, want, torch.bfloat16)
+
+
+def test_every_row_of_the_table_sums_its_samples():
+    """More samples than one step of the reduction takes, and rows that nobody uses."""
+    sums = torch.arange(210.0).view(70, 3)
+    rows = torch.arange(70) % 3
+    gradient = torch.empty(5, 3)
+    reduce_rows[5, 1](sums, rows, gradient, 70, 3, SAMPLES=64, POSITIONS=4)
+    expected = torch.zeros(5, 3).index_add_(0, rows, sums)
+    assert torch.equal(gradient, expected)
+
+
+def test_what_triton_does_not_cover():
+    features, lengths, table, rows, _ = problem(2, 257, 2)
+    with pytest.raises(ValueError, match="K = 257 positions, above 256"):
+        gpo_pool(features, lengths, table, rows, impl="triton")
+    features, lengths, table, rows, _ = problem(2, 3, 2, torch.float64)
+    with pytest.raises(ValueError, match="float64 is computed by torch alone"):
+        gpo_pool(features, lengths, table, rows, impl="triton")

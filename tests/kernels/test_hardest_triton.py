@@ -1,0 +1,83 @@
+"""The mining kernel in Triton's interpreter."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+import torch
+
+from tests.kernels.test_hardest import expect_hardest, mining_problem
+from tests.kernels.truth import masked_scores
+from vse_kernels import hardest_negatives
+from vse_kernels.hardest.launch import LOWEST
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="needs the interpreter"
+)
+
+
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "columns", "width", "dtype"),
+    [
+        (1, 1, 1, torch.float32),
+        (1, 257, 5, torch.float16),
+        (130, 70, 33, torch.float32),
+        (300, 200, 64, torch.bfloat16),
+        (63, 129, 128, torch.bfloat16),
+    ],
+)
+def test_against_the_whole_matrix(rows, columns, width, dtype, both):
+    given = mining_problem(rows, columns, width, rows, dtype)
+    found = hardest_negatives(*given, columns=both, impl="triton")
+    expect_hardest(found, masked_scores(*given), both)
+
+
+def test_same_bits_as_torch_in_every_case_of_an_id():
+    """Equal ids, negative ids on either side and both, wide ids, 32-bit ids."""
+    queries, candidates, *_ = mining_problem(8, 8, 4, 0)
+    ids = torch.tensor([-3, -1, 0, 1, 2**40, 2**40 + 1, -(2**40), 7])
+    given = (queries, candidates, ids, ids.flip(0))
+    expect_hardest(hardest_negatives(*given, impl="triton"), masked_scores(*given))
+    small = ids.clamp(-9, 9)
+    given = (queries, candidates, small.int(), small.int())
+    expect_hardest(hardest_negatives(*given, impl="triton"), masked_scores(*given))
+
+
+def test_edge_scores_as_torch_has_them():
+    queries = torch.tensor([[1.0], [math.nan], [-1.0], [math.inf], [1e-40]])
+    candidates = torch.tensor([[1.0], [2.0], [-3.0], [-1e-40], [0.0]])
+    ids = torch.arange(5)
+    expected = hardest_negatives(queries, candidates, ids, ids + 1, impl="torch")
+    for actual, want in zip(
+        hardest_negatives(queries, candidates, ids, ids + 1, impl="triton"), expected, strict=True
+    ):
+        torch.testing.assert_close(actual, want, equal_nan=True)
+
+
+def test_strides_do_not_matter():
+    queries, candidates, *ids = mining_problem(20, 30, 8, 1)
+    wide = torch.cat([queries, queries], 1)[:, :8]
+    tall = candidates.T.contiguous().T
+    expected = hardest_negatives(queries, candidates, *ids, impl="triton")
+    for actual, want in zip(
+        hardest_negatives(wide, tall, *ids, impl="triton"), expected, strict=True
+    ):
+        assert torch.equal(actual, want)
+
+
+def test_nothing_to_mine_and_empty():
+    ids = torch.zeros(3, dtype=torch.int64)
+    found = hardest_negatives(torch.ones(3, 2), torch.ones(3, 2), ids, ids, impl="triton")
+    assert found.row_index.tolist() == [-1, -1, -1]
+    assert found.column_score.tolist() == [-math.inf] * 3
+    empty = hardest_negatives(torch.ones(3, 2), torch.ones(0, 2), ids, ids[:0], impl="triton")
+    assert empty.row_index.tolist() == [-1, -1, -1]
+    assert empty.column_index.shape == (0,)
+
+
+def test_lowest_is_minus_infinity():
+    bits = torch.tensor(-math.inf).view(torch.int32)
+    assert int(bits ^ ((bits >> 31) & 0x7FFFFFFF)) == LOWEST
