@@ -19,16 +19,12 @@ POSITION_CHANNELS = 32
 TEMPERATURE = 0.1
 
 
-def position_code(steps: int, channels: int = POSITION_CHANNELS) -> Tensor:
-    """Return the sinusoidal code (steps, channels) of Vaswani et al. 2017, float32."""
-    position = torch.arange(steps, dtype=torch.float32)[:, None]
-    frequency = torch.exp(
-        torch.arange(0, channels, 2, dtype=torch.float32) * (-math.log(10000.0) / channels)
-    )
-    code = torch.empty(steps, channels, dtype=torch.float32)
-    code[:, 0::2] = torch.sin(position * frequency)
-    code[:, 1::2] = torch.cos(position * frequency)
-    return code
+def position_code(steps: int, device: torch.device) -> Tensor:
+    """Return the sinusoidal code (steps, POSITION_CHANNELS) of Vaswani et al. 2017, float32."""
+    channels = torch.arange(0, POSITION_CHANNELS, 2, dtype=torch.float32, device=device)
+    frequency = torch.exp(channels * (-math.log(10000.0) / POSITION_CHANNELS))
+    angle = torch.arange(steps, dtype=torch.float32, device=device)[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
 
 
 def table_rows(lengths: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -88,7 +84,7 @@ class GPO(nn.Module):
         aligned = position - (steps - lengths[:, None])  # (R, steps): position in its sequence
         # The weights keep the parameters' precision under autocast: they are shared by all samples.
         with torch.autocast(device.type, enabled=False):
-            code = position_code(steps).to(device, dtype)
+            code = position_code(steps, device).to(dtype)
             states = self.gru(torch.cat([code[None], code[aligned.clamp(min=0)]]))
             forward, backward = self.linear(states)[..., 0].unbind()  # (1 + R, steps) each
             shifted = (position + (steps - lengths[:, None])).clamp(max=steps - 1)

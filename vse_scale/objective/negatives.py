@@ -223,11 +223,13 @@ def _hardest_gradient(
     violates = mine >= 0
     partner_violates = other_choice[own, None] >= 0
     grad = (others[mine[:, 0].clamp(min=0)] - partners) * violates - partners * partner_violates
-    # Whoever did not choose one of mine adds to a last row, which is dropped.
+    # Whoever did not choose one of mine adds to a second half, which is dropped. They are spread
+    # over it: a GPU adds to one row one after the other.
     count = len(partners)
     slot = other_choice - own.start
-    slot = slot.where((slot >= 0) & (slot < count) & (other_choice >= 0), count)
-    return grad + _sum_by_row(others, slot, count + 1)[:count]
+    elsewhere = count + torch.arange(len(slot), device=slot.device) % count
+    slot = slot.where((slot >= 0) & (slot < count) & (other_choice >= 0), elsewhere)
+    return grad + _sum_by_row(others, slot, 2 * count)[:count]
 
 
 def _sum_by_row(values: Tensor, row: Tensor, rows: int) -> Tensor:
