@@ -39,8 +39,8 @@ def train(
     import torch
 
     from vse_scale.telemetry.progress import configure_logging
+    from vse_scale.training.setup import check_run
     from vse_scale.training.supervisor import Supervisor
-    from vse_scale.training.trainer import check_run
 
     configure_logging(main=True)
 

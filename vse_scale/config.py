@@ -7,6 +7,7 @@ training scripts of its code) unless a comment says otherwise.
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -125,6 +126,9 @@ class EngineConfig(Section):
     """DeepSpeed."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
+    # Above 1 a rank encodes its part of the batch in so many pieces, twice each, in the memory of
+    # one: gradients are cached, and negatives still come from the whole global batch.
+    micro_batches: Count = 1
     # "auto": bfloat16 autocast on a GPU, float32 on a CPU.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     timeout_seconds: Positive = 600.0  # a rank silent for so long in a collective ends the run
@@ -191,12 +195,14 @@ class Config(Section):
 
     def check_layout(self, ranks: int) -> None:
         """Raise ConfigError where the global batch does not divide over ``ranks``."""
-        unit = ranks * (self.data.captions_per_image if self.data.mode == "images" else 1)
-        batch = self.data.global_batch
+        factors = [(ranks, "rank" if ranks == 1 else "ranks")]
+        if self.engine.micro_batches > 1:
+            factors.append((self.engine.micro_batches, "micro-batches"))
+        if self.data.captions_per_image > 1:
+            factors.append((self.data.captions_per_image, "captions per image"))
+        unit, batch = math.prod(count for count, _ in factors), self.data.global_batch
         if batch % unit:
-            parts = f"{ranks} rank{'s' if ranks > 1 else ''}"
-            if unit != ranks:
-                parts += f" x {self.data.captions_per_image} captions per image"
+            parts = " x ".join(f"{count} {what}" for count, what in factors)
             below, above = batch // unit * unit, (batch // unit + 1) * unit
             choice = f"{below} or {above}" if below else str(above)
             raise ConfigError(

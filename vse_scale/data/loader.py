@@ -59,6 +59,19 @@ class Batch:
     cell_draws: torch.Tensor
     wait_seconds: float
 
+    def split(self, parts: int) -> list[Batch]:
+        """Cut into ``parts`` of as many whole images with their pairs, in order."""
+        cut = {
+            field.name: getattr(self, field.name).chunk(parts)
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), torch.Tensor)
+        }
+        cut["image_rows"] = tuple(rows - rows[0] for rows in cut["image_rows"])
+        return [
+            replace(self, **{name: pieces[part] for name, pieces in cut.items()})
+            for part in range(parts)
+        ]
+
 
 @dataclass(frozen=True)
 class _Planned:

@@ -22,7 +22,8 @@ def main() -> int:
     try:
         # Imported here: a mistyped option should not wait for torch.
         from vse_scale.telemetry.progress import configure_logging
-        from vse_scale.training.trainer import check_run, train
+        from vse_scale.training.setup import check_run
+        from vse_scale.training.trainer import train
 
         configure_logging(main=main_rank)
         config = check_run(

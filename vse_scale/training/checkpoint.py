@@ -25,7 +25,8 @@ from vse_scale.telemetry.progress import log
 # What may change when a run goes on: none of it alters what the next step computes.
 _FREE = (
     "run.dir", "run.checkpoint_epochs", "run.keep_checkpoints", "eval.", "train.max_steps",
-    "train.epochs", "engine.timeout_seconds", "data.threads", "data.prefetch", "data.path",
+    "train.epochs", "engine.timeout_seconds", "engine.micro_batches",
+    "data.threads", "data.prefetch", "data.path",
     "model.init_from",
 )  # fmt: skip
 

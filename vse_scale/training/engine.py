@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,6 +49,17 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Add this rank's part of the gradient of the global loss, reduced over ranks."""
         self.deepspeed.backward(loss * self._world.ranks)
+
+    @contextmanager
+    def one_reduction(self) -> Iterator[None]:
+        """Reduce what several ``backward`` calls within the block add up to once, at its end."""
+        # Stage 0 reduces after each call, which comes to the same: the mean over ranks of what is
+        # the mean already is itself.
+        if self._stage == 0:
+            yield
+        else:
+            with self.deepspeed.coalesce_grad_reduction():
+                yield
 
     def step(self, plan: StepPlan) -> float:
         """Apply ``plan``'s rates and freezing, and update; return the gradient's norm.

@@ -7,24 +7,24 @@ import math
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from vse_scale.config import Config
-from vse_scale.data.captions import CaptionTokenizer
-from vse_scale.data.loader import Batch, Loader, image_batches
-from vse_scale.data.plan import Plan
+from vse_scale.data.loader import Batch, Loader
 from vse_scale.data.shards import ShardDataset
-from vse_scale.errors import ConfigError, TrainingError
+from vse_scale.errors import TrainingError
 from vse_scale.evaluation.encode import encode_split
 from vse_scale.evaluation.retrieval import Recalls, recall_at_k
-from vse_scale.model.resnet import calibrate_batchnorm
 from vse_scale.model.vse import VSEModel
-from vse_scale.objective.negatives import global_hinge_loss
+from vse_scale.objective.cached import cached_backward
+from vse_scale.objective.negatives import HingeResult, global_hinge_loss
 from vse_scale.telemetry.journal import Journal, read_journal
 from vse_scale.telemetry.progress import (
     Progress,
@@ -36,33 +36,11 @@ from vse_scale.telemetry.progress import (
 from vse_scale.training.checkpoint import Checkpoints, RunState
 from vse_scale.training.engine import Engine
 from vse_scale.training.schedule import Schedule, StepPlan
+from vse_scale.training.setup import calibrate, make_plan, prepare_tokenizer, validation_split
 from vse_scale.training.stopping import StopRequest
 from vse_scale.training.supervisor import DONE, EXIT_STOPPED
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.world import World, join_world
-from vse_shards.manifest import Manifest
-
-
-def check_run(path: str, overrides: list[str], ranks: int) -> Config:
-    """Read a configuration and find what would stop its run before anything is started.
-
-    Raises:
-        UserError: the configuration, the dataset or the checkpoints that the run would resume from
-            are missing, damaged or do not fit together.
-    """
-    config = Config.load(path, overrides)
-    try:
-        config.check_layout(ranks)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    dataset = ShardDataset(Path(config.data.path), config.data.split)
-    _plan(config, dataset)
-    _validation_split(config)
-    checkpoints = Checkpoints(Path(config.run.dir) / "checkpoints", config.run.keep_checkpoints)
-    if found := checkpoints.newest():
-        origin, state = found
-        state.check(config, dataset.fingerprint, ranks, origin)
-    return config
 
 
 def train(config: Config) -> int:
@@ -84,10 +62,12 @@ class Trainer:
         self.config, self.world = config, world
         self.folder = Path(config.run.dir)
         self.dataset = ShardDataset(Path(config.data.path), config.data.split)
-        self.validation = _validation_split(config)
-        self.plan = _plan(config, self.dataset)
+        self.validation = validation_split(config)
+        self.plan = make_plan(config, self.dataset)
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
-        self.tokenizer = self._tokenizer()
+        self.tokenizer = prepare_tokenizer(
+            config, self.dataset, self.folder / "tokenizer", main=world.main
+        )
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.run.keep_checkpoints)
 
         torch.manual_seed(config.run.seed)
@@ -95,7 +75,7 @@ class Trainer:
         model.to(world.device)
         found = self.checkpoints.newest()
         if found is None and config.model.image.weights is None:
-            self._calibrate(model)
+            calibrate(model, self.dataset, config, world)
         with heartbeat("building the engine"):
             self.engine = Engine(model, config, world)
         self.state = RunState(
@@ -152,33 +132,28 @@ class Trainer:
         timer.start(waited=batch.wait_seconds)
         # Dropout depends on these alone, so a resumed run draws what it would have drawn.
         torch.manual_seed(_mix(self.config.run.seed, step, self.world.rank))
-        model = self.engine.model
-        model.backbone_frozen = "backbone" in plan.frozen
-        images, captions = self.engine.forward(
-            model.image_spec.normalise(batch.pixels),
-            batch.token_ids,
-            batch.token_lengths,
-            batch.cell_draws,
-        )
-        timer.mark("forward")
-        found = global_hinge_loss(
-            # An image's captions are neighbours in the batch: one image row per caption.
-            images.repeat_interleave(len(captions) // len(images), dim=0),
-            captions,
-            ids=batch.image_ids,
-            valid=batch.valid,
-            margin=self.config.objective.margin,
-            mode=plan.objective,
-            reduction=self.config.objective.reduction,
-        )
-        timer.mark("objective")
-        self.engine.backward(found.loss * plan.loss_scale)
+        self.engine.model.backbone_frozen = "backbone" in plan.frozen
+        if self.config.engine.micro_batches == 1:
+            images, captions = self._encode(batch)
+            timer.mark("forward")
+            found = self._objective(batch, plan, images, captions)
+            timer.mark("objective")
+            self.engine.backward(found.loss * plan.loss_scale)
+        else:
+            with self.engine.one_reduction():
+                found = cached_backward(
+                    batch.split(self.config.engine.micro_batches),
+                    self._encode,
+                    partial(self._objective, batch, plan),
+                    lambda share: self.engine.backward(share * plan.loss_scale),
+                )
         timer.mark("backward")
         norm = self.engine.step(plan)
         timer.mark("optimizer")
         seconds = timer.seconds()
         seconds["communication"] = found.communication_seconds
-        seconds["objective"] -= found.communication_seconds
+        if "objective" in seconds:
+            seconds["objective"] -= found.communication_seconds
         loss = float(found.loss.detach())
         return {
             "step": step,
@@ -195,6 +170,30 @@ class Trainer:
             "hardest_similarity": found.hardest_similarity,
             "seconds": seconds,
         }
+
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Embed images and captions, one image row per caption."""
+        images, captions = self.engine.forward(
+            self.engine.model.image_spec.normalise(batch.pixels),
+            batch.token_ids,
+            batch.token_lengths,
+            batch.cell_draws,
+        )
+        # An image's captions are neighbours in the batch.
+        return images.repeat_interleave(len(captions) // len(images), dim=0), captions
+
+    def _objective(
+        self, batch: Batch, plan: StepPlan, images: Tensor, captions: Tensor
+    ) -> HingeResult:
+        return global_hinge_loss(
+            images,
+            captions,
+            ids=batch.image_ids,
+            valid=batch.valid,
+            margin=self.config.objective.margin,
+            mode=plan.objective,
+            reduction=self.config.objective.reduction,
+        )
 
     def validate(self, dataset: ShardDataset) -> Recalls:
         """Encode ``dataset`` over all ranks and rank it."""
@@ -316,63 +315,6 @@ class Trainer:
             start=divmod(first, self.plan.steps_per_epoch),
             grid_cells=self.engine.model.grid_cells,
         )
-
-    def _tokenizer(self) -> CaptionTokenizer:
-        """Load the tokenizer; where none is given, the main rank makes one from the captions."""
-        text = self.config.model.text
-        if given := text.tokenizer or text.path:
-            return CaptionTokenizer.load(Path(given))
-        folder = self.folder / "tokenizer"
-        if self.world.main and not folder.exists():
-            captions = (
-                c.text for i in range(len(self.dataset)) for c in self.dataset.record(i).captions
-            )
-            with heartbeat("making a vocabulary from the training captions"):
-                made = CaptionTokenizer.train(captions, text.vocab_size)
-            partial = folder.with_name(".tokenizer.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            made.save(partial)
-            partial.rename(folder)
-        dist.barrier()
-        return CaptionTokenizer.load(folder)
-
-    def _calibrate(self, model: VSEModel) -> None:
-        """Set an untrained backbone's BatchNorm statistics from the first training images."""
-        count = min(self.config.train.calibration_images, len(self.dataset))
-        with heartbeat("calibrating BatchNorm"):
-            batches = image_batches(
-                self.dataset, np.arange(count), model.image_spec,
-                batch=self.config.eval.batch, device=self.world.device,
-                threads=self.config.data.threads,
-            )  # fmt: skip
-            calibrate_batchnorm(model.image.backbone, map(model.image_spec.normalise, batches))
-        # Another kind of processor could differ in the last bits.
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
-
-
-def _plan(config: Config, dataset: ShardDataset) -> Plan:
-    data = config.data
-    return Plan(
-        dataset.captions_per_sample,
-        seed=config.run.seed,
-        global_batch=data.global_batch,
-        mode=data.mode,
-        captions_per_image=data.captions_per_image,
-        last_batch=data.last_batch,
-        shard_sizes=dataset.shard_sizes,
-        shuffle_window=data.shuffle_window,
-    )
-
-
-def _validation_split(config: Config) -> ShardDataset | None:
-    """Open the validation split: the configured one, or "val" where the dataset has it."""
-    split = config.eval.split
-    if split is None:
-        if "val" not in Manifest.load(Path(config.data.path)).splits:
-            return None
-        split = "val"
-    return ShardDataset(Path(config.data.path), split)
 
 
 def _details(record: dict[str, Any]) -> str:
