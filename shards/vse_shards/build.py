@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -30,7 +30,7 @@ DUPLICATES_NAME = "duplicates.jsonl"
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _OURS = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9_-]*-\d{6}\.(tar|idx|json)|manifest\.json|rejects\.jsonl|"
-    r"duplicates\.jsonl|\.build\.json|\..*\.tmp"
+    r"duplicates\.jsonl|\.build\.json"
 )
 
 
@@ -99,21 +99,27 @@ def build(source: Source, out: str, options: BuildOptions) -> Summary:
     """
     folder = OutputFolder(out)
     storage.forget_listings()
-    with folder.opened(), tempfile.TemporaryDirectory() as scratch:
-        store_path = Path(scratch) / "rows.sqlite"
-        with RowStore(store_path) as store:
-            _read(source, store, options)
-            recorded = {
-                "build": options.recorded(),
-                "source": {
-                    "kind": source.kind,
-                    "rows": store.splits(),
-                    "rows_sha256": store.digest(),
-                },
-            }
-            _claim(folder, recorded, options.overwrite)
-            tasks = list(_plan(store, folder, store_path, options))
-            return _seal(folder, store, tasks, recorded, options)
+    with folder.opened(), folder.scratch("rows") as store_path:
+        _refuse_foreign(folder)
+        try:
+            with RowStore(store_path) as store:
+                _read(source, store, options)
+                recorded = {
+                    "build": options.recorded(),
+                    "source": {
+                        "kind": source.kind,
+                        "rows": store.splits(),
+                        "rows_sha256": store.digest(),
+                    },
+                }
+                _claim(folder, recorded, options.overwrite)
+                tasks = list(_plan(store, folder, store_path, options))
+                return _seal(folder, store, tasks, recorded, options)
+        except sqlite3.Error as error:
+            raise OutputError(
+                f"{store_path}: cannot be written: {error}; make room, then run the same command "
+                "again: finished shards are kept"
+            ) from error
 
 
 def _read(source: Source, store: RowStore, options: BuildOptions) -> None:
@@ -178,18 +184,25 @@ def _check_rows(
         )
 
 
-def _claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> None:
-    """Take the folder for this build, unless it holds something else.
+def _refuse_foreign(folder: OutputFolder) -> None:
+    """Leave a folder alone that holds anything but a dataset.
 
     Raises:
-        OutputError: it holds something else, or a dataset of other rows or options.
+        OutputError: it does.
     """
-    names = folder.names()
-    foreign = [name for name in names if not _OURS.fullmatch(name)]
+    foreign = [name for name in folder.names() if not _OURS.fullmatch(name)]
     if foreign:
         raise OutputError(
             f"{folder.path}: holds something else ({foreign[0]}); choose an empty or new folder"
         )
+
+
+def _claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> None:
+    """Take the folder for this build, unless it holds a dataset that was built otherwise.
+
+    Raises:
+        OutputError: it was built from other rows, or with other options.
+    """
     earlier = folder.read(FILE_NAME) or folder.read(PLAN_NAME)
     difference = _difference(earlier, recorded)
     if difference and not overwrite:
@@ -198,7 +211,7 @@ def _claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> N
             "folder, or replace it with --overwrite"
         )
     if overwrite:
-        for name in names:
+        for name in folder.names():
             folder.remove(name)
     if overwrite or folder.read(FILE_NAME) is None:
         folder.write(PLAN_NAME, json.dumps(recorded, sort_keys=True).encode())

@@ -17,7 +17,7 @@ from fsspec.core import url_to_fs
 from vse_shards import storage
 from vse_shards.errors import OutputError
 
-_TEMPORARY = ".tmp"
+_TEMPORARY = ".vse-tmp"
 
 
 class OutputFolder:
@@ -53,7 +53,7 @@ class OutputFolder:
                     handle = os.open(self.path, os.O_RDONLY)
                     stack.callback(os.close, handle)
                     _lock(handle, self.path)
-                    for name in self.names():
+                    for name in os.listdir(self.path):
                         if name.endswith(_TEMPORARY):
                             os.unlink(os.path.join(self.path, name))
                     with tempfile.TemporaryFile(dir=self.path):
@@ -83,6 +83,19 @@ class OutputFolder:
                     os.unlink(temporary)
                 raise
 
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """Give the path of a file that is removed at the end, or by the next build."""
+        with contextlib.ExitStack() as stack:
+            folder = self.path
+            if self.remote:
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+            path = Path(folder) / f".{name}{_TEMPORARY}"
+            try:
+                yield path
+            finally:
+                path.unlink(missing_ok=True)
+
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file.
 
@@ -93,11 +106,11 @@ class OutputFolder:
             file.write(data)
 
     def names(self) -> list[str]:
-        """Give the names of all files."""
+        """Give the names of all files but those that are being made."""
         if self.remote:
             filesystem, inner = url_to_fs(self.path)
             return sorted(storage.base_name(found) for found in filesystem.ls(inner, detail=False))
-        return sorted(os.listdir(self.path))
+        return sorted(name for name in os.listdir(self.path) if not name.endswith(_TEMPORARY))
 
     def read(self, name: str) -> bytes | None:
         """Give the content of a file, None if there is none."""

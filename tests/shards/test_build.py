@@ -315,10 +315,12 @@ def test_likeness_is_not_taken_for_equality(write_rows, tmp_path, tools):
 
 def test_a_folder_of_something_else_is_left_alone(small_source, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/thesis.tex").write_text("years of work")
+    for name in ("thesis.tex", "thesis.tmp"):
+        (tmp_path / "out" / name).write_text("years of work")
 
     with pytest.raises(OutputError, match=r"holds something else \(thesis\.tex\)"):
         build(JsonlSource(str(small_source(5))), str(tmp_path / "out"), SMALL)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["thesis.tex", "thesis.tmp"]
 
 
 def test_a_dataset_of_other_options_is_replaced_only_when_asked(small_source, tmp_path, tools):
