@@ -50,15 +50,18 @@ class DataConfig(Section):
 class ImageConfig(Section):
     """The image tower."""
 
-    # "tiny" is a three-stage residual network for demonstrations and tests.
+    # "tiny" is a three-stage residual network for demonstrations and tests; "regions" takes the
+    # features of a detector's regions in place of pixels.
     backbone: Literal[
-        "tiny", "resnet50", "resnet101", "resnet152", "resnext101_32x8d", "detector"
+        "tiny", "resnet50", "resnet101", "resnet152", "resnext101_32x8d", "detector", "regions"
     ] = "resnet152"
     weights: str | None = None  # a state dict with torchvision's names; None: random
     size: Annotated[int, Field(ge=16)] = 512  # pixels, both sides
     pixels: Literal["imagenet", "detector"] = "imagenet"
     antialias: bool = False  # the published pipeline resizes with OpenCV, which does not
-    drop_cells: bool = True  # size augmentation of the grid in training
+    drop_cells: bool = True  # size augmentation of the grid, or of the regions, in training
+    max_regions: Count = 36  # of an image; 36 as in bottom-up attention's fixed features
+    region_channels: Count = 2048  # of a region's features
 
 
 class TextConfig(Section):
@@ -161,6 +164,15 @@ class Config(Section):
             raise ValueError(
                 f"data.captions_per_image is {self.data.captions_per_image}, which needs "
                 "data.mode=images; set it, or captions_per_image=1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _training_reads_pixels(self) -> Config:
+        if self.model.image.backbone == "regions":
+            raise ValueError(
+                "model.image.backbone is regions, and training reads images only; "
+                "choose a backbone that takes pixels"
             )
         return self
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vse_scale.config import ImageConfig
-from vse_scale.model.image import GridImageEncoder, drop_cells, kept_cells
+from vse_scale.model.image import GridImageEncoder, compact, kept_cells
 
 # Fractions that meet the rule's borders.
 DRAWS = st.sampled_from([0.0, 0.05, 0.1, 0.15, 0.2, 0.5, 0.75, 0.999])
@@ -29,8 +29,8 @@ def test_size_augmentation_follows_its_definition(draws):
     assert keep.tolist() == [kept_by_definition(row) for row in draws]
 
     grid = torch.arange(keep.numel() * 2.0).view(*keep.shape, 2)
-    compact, lengths = drop_cells(grid, table)
-    for cells, length, kept, original in zip(compact, lengths, keep, grid, strict=True):
+    front, lengths = compact(grid, keep)
+    for cells, length, kept, original in zip(front, lengths, keep, grid, strict=True):
         assert torch.equal(cells[:length], original[kept])
 
 

@@ -154,3 +154,46 @@ def test_a_model_starts_from_another(small_model, small_config, tmp_path):
     other = config.model_copy(update={"embed_dim": 12})
     with pytest.raises(ModelError, match=r"of another shape: .*image\.projection\.weight"):
         VSEModel(other, 50, 0)
+
+
+class TestRegionModel:
+    @pytest.fixture
+    def region_model(self, small_config):
+        image = {"backbone": "regions", "region_channels": 12, "max_regions": 5}
+        torch.manual_seed(0)
+        config = ModelConfig.model_validate(small_config.model_dump() | {"image": image})
+        return VSEModel(config, vocab_size=50, pad_id=0)
+
+    def test_lengths_are_optional(self, region_model):
+        region_model.eval()
+        regions = torch.randn(3, 5, 12)
+        everything = region_model.encode_images(regions)
+        torch.testing.assert_close(
+            region_model.encode_images(regions, torch.tensor([5, 5, 5])), everything
+        )
+        some = region_model.encode_images(regions, torch.tensor([5, 2, 5]))
+        torch.testing.assert_close(some[1:2], region_model.encode_images(regions[1:2, :2]))
+
+    def test_all_of_it_learns_and_none_of_it_is_a_backbone(self, region_model):
+        _, token_ids, lengths = made_batch()
+        images, captions = region_model(
+            torch.randn(3, 5, 12), token_ids, lengths, torch.rand(3, 6), torch.tensor([5, 2, 4])
+        )
+        (images.square().sum() + images.sum() + captions.sum()).backward()
+        assert [name for name, p in region_model.named_parameters() if p.grad is None] == []
+        groups = region_model.parameter_groups()
+        assert groups["backbone"] == []
+        assert sum(map(len, groups.values())) == len(list(region_model.parameters()))
+
+    def test_it_is_saved_and_opened(self, region_model, tmp_path):
+        region_model.eval().save_pretrained(tmp_path)
+        regions = torch.randn(2, 5, 12)
+        with torch.no_grad():
+            assert torch.equal(
+                VSEModel.from_pretrained(tmp_path).encode_images(regions),
+                region_model.encode_images(regions),
+            )
+
+    def test_pixels_have_no_lengths(self, small_model):
+        with pytest.raises(ValueError, match="takes pixels"):
+            small_model.encode_images(torch.randn(1, 3, 32, 32), torch.tensor([4]))

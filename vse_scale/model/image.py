@@ -27,19 +27,18 @@ def kept_cells(draws: Tensor) -> Tensor:
     return keep | (cells == cells.amax(1, keepdim=True))
 
 
-def drop_cells(grid: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply size augmentation without waiting for the device.
+def compact(vectors: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Move what is kept to the front, without waiting for the device.
 
     Args:
-        grid: (N, K, C) features.
-        draws: (N, 1 + K), as in `kept_cells`.
+        vectors: (N, K, C).
+        keep: (N, K) bool.
 
     Returns:
-        The grid with the kept cells first, in their order, (N, K, C), and their number (N,) int64.
+        The vectors, those kept first and in their order, (N, K, C), and their number (N,) int64.
     """
-    keep = kept_cells(draws)
     order = torch.argsort(keep, dim=1, descending=True, stable=True)
-    return grid.gather(1, order[..., None].expand_as(grid)), keep.sum(1)
+    return vectors.gather(1, order[..., None].expand_as(vectors)), keep.sum(1)
 
 
 class GridImageEncoder(nn.Module):
@@ -78,7 +77,7 @@ class GridImageEncoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not backbone_frozen):
             grid = self.backbone(pixels).permute(0, 2, 3, 1).flatten(1, 2)
         if self.training and self._drops_cells and cell_draws is not None:
-            grid, lengths = drop_cells(grid, cell_draws)
+            grid, lengths = compact(grid, kept_cells(cell_draws))
         else:
             lengths = torch.full(grid.shape[:1], grid.shape[1], device=grid.device)
         pooled: Tensor = self.pool(self.projection(grid), lengths)

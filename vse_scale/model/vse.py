@@ -15,6 +15,7 @@ from vse_scale.data.images import ImageSpec
 from vse_scale.interchange import pretrained
 from vse_scale.model.gpo import GPO
 from vse_scale.model.image import GridImageEncoder
+from vse_scale.model.region import RegionImageEncoder
 from vse_scale.model.text import TextEncoder
 
 
@@ -29,7 +30,7 @@ class VSEModel(nn.Module):
     Attributes:
         config: as given.
         image_spec: the pixels that `encode_images` expects.
-        grid_cells: cells of an image of ``image_spec.size``.
+        grid_cells: cells of an image of ``image_spec.size``, or most regions of one.
         backbone_frozen: while set, the image backbone runs without gradients.
 
     Raises:
@@ -43,7 +44,13 @@ class VSEModel(nn.Module):
         self.image_spec = ImageSpec.preset(
             config.image.pixels, config.image.size, antialias=config.image.antialias
         )
-        self.image = GridImageEncoder(config.image, config.embed_dim)
+        self.image: GridImageEncoder | RegionImageEncoder
+        if config.image.backbone == "regions":
+            self.image = RegionImageEncoder(config.image, config.embed_dim)
+            self.grid_cells = config.image.max_regions
+        else:
+            self.image = GridImageEncoder(config.image, config.embed_dim)
+            self.grid_cells = self.image.cells(config.image.size)
         self.text = TextEncoder(
             config.text,
             config.embed_dim,
@@ -51,7 +58,6 @@ class VSEModel(nn.Module):
             pad_id=pad_id,
             dropout=config.dropout,
         )
-        self.grid_cells = self.image.cells(config.image.size)
         self.backbone_frozen = False
         if config.init_from is not None:
             pretrained.load_weights(self, Path(config.init_from))
@@ -73,29 +79,55 @@ class VSEModel(nn.Module):
 
     def forward(
         self,
-        pixels: Tensor,
+        images: Tensor,
         token_ids: Tensor,
         token_lengths: Tensor,
         cell_draws: Tensor | None = None,
+        region_lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Embed a batch of N images and P captions.
 
         Args:
-            pixels: (N, 3, S, S) floating, normalised by `image_spec`.
+            images: pixels (N, 3, S, S) floating, normalised by `image_spec`; for a region model
+                features (N, K, C).
             token_ids: (P, L) int64.
             token_lengths: (P,) int64, how many ids of a row are no padding.
             cell_draws: (N, 1 + grid_cells) uniform draws for size augmentation in training.
+            region_lengths: (N,) int64, how many regions of a row are no padding; None: all.
 
         Returns:
             Image embeddings (N, D) and caption embeddings (P, D), float32 (float64 where the
             weights are), of unit length.
+
+        Raises:
+            ValueError: ``region_lengths`` were given for pixels.
         """
-        pooled = self.image(pixels, cell_draws, backbone_frozen=self.backbone_frozen)
+        pooled = self._pool_images(images, region_lengths, cell_draws)
         return unit_length(pooled), self.encode_captions(token_ids, token_lengths)
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Embed ``pixels`` (N, 3, H, W) of any size that the backbone accepts, as (N, D)."""
-        return unit_length(self.image(pixels, backbone_frozen=self.backbone_frozen))
+    def encode_images(self, images: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Embed images as (N, D).
+
+        Args:
+            images: pixels (N, 3, H, W) of any size that the backbone accepts; for a region model
+                features (N, K, C).
+            lengths: (N,) int64, how many regions of a row are no padding; None: all.
+
+        Raises:
+            ValueError: ``lengths`` were given for pixels.
+        """
+        return unit_length(self._pool_images(images, lengths, None))
+
+    def _pool_images(self, images: Tensor, lengths: Tensor | None, draws: Tensor | None) -> Tensor:
+        if isinstance(self.image, RegionImageEncoder):
+            # The first draw is a grid's: how many of its cells are dropped.
+            own = None if draws is None else draws[:, 1 : 1 + images.shape[1]]
+            regions: Tensor = self.image(images, lengths, own)
+            return regions
+        if lengths is not None:
+            raise ValueError("lengths are a region model's; this one takes pixels")
+        pixels: Tensor = self.image(images, draws, backbone_frozen=self.backbone_frozen)
+        return pixels
 
     def encode_captions(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Embed ``token_ids`` (P, L) of ``lengths`` (P,) as (P, D)."""
