@@ -74,7 +74,7 @@ class Trainer:
         model = VSEModel(config.model, self.tokenizer.vocab_size, self.tokenizer.pad_id)
         model.to(world.device)
         found = self.checkpoints.newest()
-        if found is None and config.model.image.weights is None:
+        if found is None and config.model.image.weights is None and not config.model.init_from:
             calibrate(model, self.dataset, config, world)
         with heartbeat("building the engine"):
             self.engine = Engine(model, config, world)
