@@ -8,6 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Renamed in torch 2.13, which warns of the former name.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class Exchange:
     """Gathers tensors over the ranks of a group; without torch.distributed there is one rank.
@@ -43,7 +46,7 @@ class Exchange:
         gathered = values.new_empty(self.ranks * len(values), *values.shape[1:])
         began = time.perf_counter()
         before = self._event()
-        dist.all_gather_into_tensor(gathered, values, group=self._group)
+        _all_gather(gathered, values, group=self._group)
         after = self._event()
         if before is not None and after is not None:
             self._events.append((before, after))
