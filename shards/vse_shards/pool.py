@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -93,6 +94,7 @@ def _start(counters: SynchronizedArray[int], in_worker: bool = True) -> None:
     """Prepare a process: it counts, leaves Ctrl-C to its parent, and does not outlive it."""
     global _counters
     _counters = counters
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it finds goes to the rejects
     if in_worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_end_with_parent, daemon=True).start()

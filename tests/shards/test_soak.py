@@ -1,0 +1,114 @@
+"""Long runs: many kills, many images, many rows. `make soak` runs them."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
+
+# Builds in this one process and says the most memory it held, in MB, and what it built.
+BUILD = """
+import json, resource, sys
+from vse_shards.build import BuildOptions, build
+from vse_shards.sources.registry import SourceRequest, open_source
+kind, path, out = sys.argv[1:]
+summary = build(open_source(kind, SourceRequest(path)), out, BuildOptions())
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"peak": peak, "images": summary.images, "pairs": summary.pairs}))
+"""
+
+
+def tiny_images(folder: Path, count: int) -> list[str]:
+    """Different JPEGs of 8 x 8 pixels, a thousand a folder."""
+    draws = np.random.default_rng(0)
+    names = []
+    for number in range(count):
+        if number % 1000 == 0:
+            (folder / f"{number // 1000:04d}").mkdir(parents=True)
+        name = f"{number // 1000:04d}/{number:07d}.jpg"
+        pixels = draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        (folder / name).write_bytes(simplejpeg.encode_jpeg(pixels, 80))
+        names.append(name)
+    return names
+
+
+def build_alone(kind: str, path: Path, out: Path) -> dict[str, float]:
+    result = subprocess.run(
+        [sys.executable, "-c", BUILD, kind, str(path), str(out)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(result.stdout)
+
+
+def test_memory_is_flat_in_the_number_of_images(tmp_path):
+    names = tiny_images(tmp_path / "in", 100_000)
+    peaks = {}
+    for count in (10_000, 100_000):
+        path = tmp_path / f"in/rows{count}.jsonl"
+        with path.open("w") as rows:
+            for name in names[:count]:
+                rows.write(json.dumps({"image": name, "captions": ["tiny words"] * 5}) + "\n")
+        built = build_alone("jsonl", path, tmp_path / f"out{count}")
+        assert built["images"] == count
+        peaks[count] = built["peak"]
+    print(f"peak memory in MB by images: {peaks}")
+    assert peaks[100_000] < 1.1 * peaks[10_000]
+
+
+def test_a_million_rows_are_planned_and_shuffled_in_bounded_memory(tmp_path):
+    names = tiny_images(tmp_path / "in", 200_000)
+    path = tmp_path / "in/rows.csv"
+    with path.open("w") as rows:
+        rows.write("image,caption\n")
+        for number in range(5):  # the captions of an image do not stand side by side
+            rows.writelines(f"{name},wording {number} of {name}\n" for name in names)
+    started = time.monotonic()
+    built = build_alone("csv", path, tmp_path / "out")
+    print(f"{built}, {time.monotonic() - started:.0f} s")
+
+    assert (built["images"], built["pairs"]) == (200_000, 1_000_000)
+    assert built["peak"] < 300
+
+
+def test_twenty_kills_and_resumes_give_the_same_files(small_source, tmp_path, tools):
+    source = small_source(1500)
+
+    def start(out: str, workers: int) -> subprocess.Popen[bytes]:
+        arguments = ["build", "--source", "jsonl", "--input", source, "--out", tmp_path / out]
+        arguments += ["--shard-samples", 10, "--workers", workers]
+        code = "from vse_shards.cli import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)], stderr=subprocess.DEVNULL
+        )
+
+    assert start("whole", 1).wait() == 0
+    draws = random.Random(1)
+    kills = 0
+    while kills < 20:
+        process = start("killed", draws.choice([1, 2, 4]))
+        before = len(list(tmp_path.glob("killed/*.tar")))
+        wanted = before + draws.randint(0, 6)
+        while process.poll() is None and len(list(tmp_path.glob("killed/*.tar"))) < wanted:
+            time.sleep(0.001)
+        time.sleep(draws.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() != -signal.SIGKILL:
+            break  # it was done before it was killed
+        kills += 1
+    time.sleep(0.2)
+    assert start("killed", 2).wait() == 0
+
+    assert kills >= 15
+    assert tools.digests(tmp_path / "killed") == tools.digests(tmp_path / "whole")
