@@ -26,12 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import webdataset
 from PIL import Image
-
-from vse_shards.build import BuildOptions, build
-from vse_shards.images import ImageOptions
-from vse_shards.sources.jsonl import JsonlSource
 
 PROCESSES = 2
 QUALITY = 90
@@ -75,10 +70,12 @@ def side_off(offset: int) -> int:
 
 def ours(rows: Path, out: Path, side: int | None) -> None:
     """Build with `vse-shards`: checked strictly, shuffled, indexed, synced to disk."""
-    options = BuildOptions(
-        ImageOptions(max_side=side, quality=QUALITY), shard_samples=SHARD, workers=PROCESSES
-    )
-    build(JsonlSource(str(rows)), str(out), options)
+    arguments = ["build", "--source", "jsonl", "--input", rows, "--out", out]
+    arguments += ["--workers", PROCESSES, "--shard-samples", SHARD, "--quality", QUALITY]
+    if side is not None:
+        arguments += ["--max-side", side]
+    code = "from vse_shards.cli import main; main()"
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
 
 
 def by_hand(rows: Path, out: Path, side: int | None) -> None:
@@ -93,6 +90,8 @@ def by_hand(rows: Path, out: Path, side: int | None) -> None:
 def _by_hand_share(
     lines: Sequence[str], folder: Path, out: Path, share: int, side: int | None
 ) -> None:
+    import webdataset  # here, so that starting the other contestants does not pay for it
+
     pattern = str(out / f"{share}-%06d.tar")
     with webdataset.ShardWriter(pattern, maxcount=SHARD, verbose=0) as writer:
         for number, line in enumerate(lines):

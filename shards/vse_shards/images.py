@@ -93,8 +93,8 @@ def check_image(data: bytes, options: ImageOptions) -> CheckedImage:
     if is_jpeg(data):
         header = _jpeg_header(data)
         if _is_fit(data, header, options):
-            width, height, digest = _decode_small(data)
-            return CheckedImage(data, width, height, digest, untouched=True)
+            digest = _decode_small(data, header.width, header.height)
+            return CheckedImage(data, header.width, header.height, digest, untouched=True)
         pixels = _decode_jpeg(data, header, options.max_side)
     else:
         pixels = _decode_other(data)
@@ -106,7 +106,9 @@ def check_image(data: bytes, options: ImageOptions) -> CheckedImage:
             "too large", f"{width} x {height}; a JPEG has at most {MAX_JPEG_SIDE} a side"
         )
     stored = simplejpeg.encode_jpeg(pixels, options.quality, "RGB", "420")
-    return CheckedImage(stored, width, height, _decode_small(stored)[2], untouched=False)
+    return CheckedImage(
+        stored, width, height, _decode_small(stored, width, height), untouched=False
+    )
 
 
 def decode_strictly(data: bytes) -> NDArray[np.uint8]:
@@ -154,13 +156,12 @@ def _colorspace(data: bytes) -> str:
         raise _refusal(error) from None
 
 
-def _decode_small(data: bytes) -> tuple[int, int, str]:
-    """Decode all of the entropy-coded data, but only an eighth of the pixels."""
-    header = read_header(data)
+def _decode_small(data: bytes, width: int, height: int) -> str:
+    """Decode all of the entropy-coded data, but only an eighth of the pixels; give the digest."""
     pixels = _strict(data, colorspace="RGB", min_height=1, min_width=1, min_factor=8)
-    digest = hashlib.sha256(f"{header.width} {header.height} ".encode())
+    digest = hashlib.sha256(f"{width} {height} ".encode())
     digest.update(pixels.tobytes())
-    return header.width, header.height, digest.hexdigest()[:32]
+    return digest.hexdigest()[:32]
 
 
 def _decode_jpeg(data: bytes, header: JpegHeader, max_side: int | None) -> NDArray[np.uint8]:

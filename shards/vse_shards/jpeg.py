@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}  # TEM and RSTn carry no length
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOFn, without DHT, JPG and DAC
+_PROGRESSIVE = 2
 _ORIENTATION = 0x0112
 
 
@@ -19,7 +20,8 @@ class JpegHeader:
         height: pixels.
         components: 1 grey, 3 colour, 4 CMYK.
         frame: number n of the SOFn marker: 0 baseline, 1 extended, 2 progressive.
-        scans: number of start-of-scan markers, those of an embedded thumbnail included.
+        scans: start-of-scan markers, those of an embedded thumbnail included; counted in
+            progressive JPEGs alone, where they have no natural limit.
         orientation: Exif orientation, 1 to 8; 1 where it is missing or not valid.
     """
 
@@ -72,7 +74,7 @@ def read_header(data: bytes) -> JpegHeader:
         height=height,
         components=components,
         frame=number,
-        scans=data.count(b"\xff\xda"),
+        scans=data.count(b"\xff\xda") if number == _PROGRESSIVE else 1,
         orientation=orientation,
     )
 
