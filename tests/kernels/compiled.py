@@ -67,7 +67,7 @@ class Report:
     shared_bytes: int
     instructions: int
     tensor_core: int
-    wide_offsets: bool
+    wide_addresses: int
 
 
 def pooling_cases() -> Iterator[Case]:
@@ -96,9 +96,12 @@ def pooling_case(positions: int, dtype: torch.dtype, pointer: str, backward: boo
     else:
         results["order"] = "*u8"
         constants["KEEP"] = True
-    types |= results | dict.fromkeys(("K", "D", "stride_sample", "stride_position"), "i32")
+    sizes = ("D", "stride_sample", "stride_position")
+    if backward or not network:
+        sizes = ("K", *sizes)
+    types |= results | dict.fromkeys(sizes, "i32")
     aligned = [name for name, kind in types.items() if kind.startswith("*")]
-    aligned += ["D", "stride_sample", "stride_position"] + ["K"] * (positions % 16 == 0)
+    aligned += [name for name in sizes if name != "K" or positions % 16 == 0]
     kernel = getattr(
         gpo, f"{'network' if network else 'sort'}_{'backward' if backward else 'forward'}"
     )
@@ -177,7 +180,7 @@ def compile_case(case: Case, capability: int) -> Report:
         shared_bytes=compiled.metadata.shared,
         instructions=sum(operations.values()),
         tensor_core=sum(operations[name] for name in ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")),
-        wide_offsets="mul.wide.s32" in compiled.asm["ptx"] or "mul.lo.s64" in compiled.asm["ptx"],
+        wide_addresses=len(re.findall(r"tt\.addptr .*i64(?:>|$)", compiled.asm["ttir"], re.M)),
     )
 
 

@@ -21,6 +21,12 @@ def _unit_stride(features: Tensor) -> Tensor:
     return features if features.stride(2) == 1 else features.contiguous()
 
 
+def _padded(weight_table: Tensor, size: int) -> Tensor:
+    """The table with `size` columns; a copy only where K was rounded up."""
+    missing = size - weight_table.shape[1]
+    return torch.nn.functional.pad(weight_table, (0, missing)) if missing else weight_table
+
+
 def forward(
     features: Tensor,
     lengths: Tensor,
@@ -52,7 +58,9 @@ def forward(
         if launch.comparators is None:
             sort_forward[grid](*operands, order, *shape, KEEP=stored, **options)
         else:
-            network_forward[grid](*operands, *shape, PAIRS=launch.comparators, **options)
+            table = _padded(weight_table, launch.size)
+            operands = (features, lengths.contiguous(), table, rows.contiguous(), pooled)
+            network_forward[grid](*operands, *shape[1:], PAIRS=launch.comparators, **options)
     return pooled, order
 
 

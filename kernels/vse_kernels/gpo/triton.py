@@ -66,7 +66,6 @@ def network_forward(
     table,
     rows,
     pooled,
-    K,
     D,
     stride_sample,
     stride_position,
@@ -74,7 +73,11 @@ def network_forward(
     PAIRS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Pool COLUMNS columns of one sample; a value per register, no order needed."""
+    """Pool COLUMNS columns of one sample; a value per register, no order needed.
+
+    The table has SIZE columns: weights that need no mask are read when they are used, while masked
+    ones are read ahead and take a register each.
+    """
     sample, _, column = place(D, COLUMNS)
     inside = column < D
     length = tl.zeros_like(column) + tl.load(lengths + sample).to(tl.int32)
@@ -88,10 +91,10 @@ def network_forward(
         )
         x = x + (value.to(tl.float32),)
     x = descend(x, PAIRS)
-    weights = table + tl.load(rows + sample).to(tl.int64) * K
+    weights = table + tl.load(rows + sample).to(tl.int64) * SIZE
     total = tl.zeros((COLUMNS,), tl.float32)
     for k in tl.static_range(SIZE):
-        weight = tl.load(weights + k, mask=k < K, other=0.0).to(tl.float32)
+        weight = tl.load(weights + k).to(tl.float32)
         total += tl.where(length > k, x[k] * weight, 0.0)
     tl.store(pooled + sample * D + column, total.to(pooled.dtype.element_ty), mask=inside)
 

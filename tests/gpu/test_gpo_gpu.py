@@ -1,0 +1,124 @@
+"""Pooling on a device: every range of K against float64, streams, graphs, memory, wide offsets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.kernels.test_gpo import POSITIONS, close, problem, run
+from tests.kernels.truth import pool_truth, published_pool
+from vse_kernels import gpo_pool
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def on(device, given):
+    return tuple(tensor.to(device) for tensor in given)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_values_and_gradients(device, scaled, positions, dtype, ties):
+    if positions > scaled(256, 8):
+        pytest.skip("too slow to rehearse")
+    samples, columns = scaled((33, 1025), (2, 5))
+    given = problem(samples, positions, columns, dtype, seed=positions, ties=ties)
+    expected = pool_truth(*given)
+    results = run(*on(device, given), impl="triton")
+    for actual, want in zip(results, expected, strict=True):
+        close(actual.cpu(), want, dtype)
+    again = run(*on(device, given), impl="triton")
+    assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
+
+
+@pytest.mark.parametrize("positions", [4, 257])
+def test_torch_path(device, scaled, positions):
+    """The fall-back above K = 256, and by name below it."""
+    samples, columns = scaled((9, 130), (2, 5))
+    given = problem(samples, positions, columns, seed=positions, ties=True)
+    for actual, want in zip(run(*on(device, given), impl="torch"), pool_truth(*given), strict=True):
+        close(actual.cpu(), want, torch.float32)
+
+
+@pytest.mark.parametrize("positions", [36, 100])
+def test_waits_for_nothing_and_fits_a_graph(device, on_device, positions):
+    features, lengths, table, rows, upstream = on(device, problem(16, positions, 256))
+    expected = run(features, lengths, table, rows, upstream)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        x, w = features.clone().requires_grad_(), table.clone().requires_grad_()
+        torch.autograd.grad(gpo_pool(x, lengths, w, rows), (x, w), upstream)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.autograd.grad(gpo_pool(x, lengths, w, rows), (x, w), upstream)
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        pooled = gpo_pool(x, lengths, w, rows)
+        gradients = torch.autograd.grad(pooled, (x, w), upstream)
+    graph.replay()
+    torch.cuda.synchronize()
+    for actual, want in zip((pooled.detach(), *gradients), expected, strict=True):
+        assert torch.equal(actual, want)
+
+
+@pytest.mark.parametrize("positions", [36, 100])
+def test_under_inductor(device, on_device, positions):
+    given = on(device, problem(16, positions, 256))
+    expected = run(*given)
+    compiled = torch.compile(gpo_pool, fullgraph=True)
+    x, w = given[0].clone().requires_grad_(), given[2].clone().requires_grad_()
+    pooled = compiled(x, given[1], w, given[3])
+    gradients = torch.autograd.grad(pooled, (x, w), given[4])
+    for actual, want in zip((pooled.detach(), *gradients), expected, strict=True):
+        torch.testing.assert_close(actual, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("positions", [36, 64, 256])
+def test_an_eighth_of_the_published_memory(device, on_device, positions, dtype):
+    features, lengths, table, rows, _ = on(device, problem(64, positions, 1024, dtype))
+    features = features.nan_to_num(0.0).requires_grad_()
+    table.requires_grad_()
+
+    def kept(pool):
+        """Bytes that wait for the backward pass, and the peak beyond the inputs on the way."""
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        pooled = pool()
+        torch.cuda.synchronize()
+        del pooled
+        return torch.cuda.max_memory_allocated() - before
+
+    ours = kept(lambda: gpo_pool(features, lengths, table, rows))
+    theirs = kept(lambda: published_pool(features, lengths, table[rows].to(dtype)))
+    assert ours * 8 <= theirs
+
+
+@pytest.mark.parametrize("axis", ["sample", "position"])
+def test_offsets_beyond_two_to_the_31(device, scaled, axis):
+    """A view whose strides pass 2^31 elements; only the pages that it touches are ever used."""
+    samples, positions, columns = 9, 4, 8
+    stride = 2**28
+    if axis == "position":
+        samples, positions = 2, 9
+    strides = (stride, columns, 1) if axis == "sample" else (columns, stride, 1)
+    memory = torch.empty(8 * stride + 1024, dtype=torch.bfloat16, device=device)
+    view = memory.as_strided((samples, positions, columns), strides)
+    features, lengths, table, rows, upstream = on(
+        device, problem(samples, positions, columns, torch.bfloat16)
+    )
+    view.copy_(features)
+    expected = run(features, lengths, table, rows, upstream, impl="triton")
+    w = table.clone().requires_grad_()
+    x = view.detach().requires_grad_()
+    pooled = gpo_pool(x, lengths, w, rows, impl="triton")
+    gradients = torch.autograd.grad(pooled, (x, w), upstream)
+    for actual, want in zip((pooled.detach(), *gradients), expected, strict=True):
+        assert torch.equal(actual, want)

@@ -1,0 +1,97 @@
+"""Every shipped configuration, compiled ahead of time, against the table of limits.
+
+VSE_KERNELS_PYTHON names another interpreter to compile with, such as that of an environment with
+the oldest triton that is supported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.limits import limit_of
+from vse_kernels.gpo.choice import NETWORK_SIZES
+
+SCRIPT = Path(__file__).with_name("compiled.py")
+PYTHON = os.environ.get("VSE_KERNELS_PYTHON", sys.executable)
+
+
+def reports(capability, *patterns):
+    """What `compiled.py` says about the configurations that match, in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    root = SCRIPT.parents[2]
+    environment["PYTHONPATH"] = str(root / "kernels")
+    done = subprocess.run(
+        [PYTHON, SCRIPT, str(capability), *patterns, "--json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def breaches(report, capability):
+    """Which limits a report breaks, in words."""
+    limit = limit_of(report["name"], capability)
+    found = [f"spills {report['spills']}, allowed 0"] if report["spills"] else []
+    for key in ("registers", "shared_bytes"):
+        if report[key] > getattr(limit, key):
+            found.append(f"{key} {report[key]}, allowed {getattr(limit, key)}")
+    for key in ("tensor_core", "wide_addresses"):
+        if report[key] < getattr(limit, key):
+            found.append(f"{key} {report[key]}, needed {getattr(limit, key)}")
+    return [f"{report['name']} on sm_{capability}: {text}" for text in found]
+
+
+def expect_within_limits(capability, *patterns):
+    compiled = reports(capability, *patterns)
+    assert compiled
+    assert [text for report in compiled for text in breaches(report, capability)] == []
+
+
+@pytest.mark.timeout(900)
+def test_the_commonest_on_hopper():
+    """Regions, forward; a backward pass; mining with its tensor cores; in seconds."""
+    expect_within_limits(
+        90, "gpo-forward-36-bf16", "gpo-backward-8-bf16", "gpo-reduce", "hardest-both-bf16"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_mining(capability, dtype):
+    expect_within_limits(capability, f"hardest-*-{dtype}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("size", [*NETWORK_SIZES, 100, 256])
+def test_pooling(capability, dtype, size):
+    expect_within_limits(capability, f"gpo-*-{size}-{dtype}")
+
+
+def test_a_breach_is_told_in_words():
+    report = {
+        "name": "hardest-both-bf16",
+        "registers": 200,
+        "spills": 3,
+        "shared_bytes": 98304,
+        "instructions": 1,
+        "tensor_core": 0,
+        "wide_addresses": 6,
+    }
+    assert breaches(report, 90) == [
+        "hardest-both-bf16 on sm_90: spills 3, allowed 0",
+        "hardest-both-bf16 on sm_90: registers 200, allowed 128",
+        "hardest-both-bf16 on sm_90: tensor_core 0, needed 4",
+    ]
