@@ -102,6 +102,7 @@ class OptimConfig(Section):
     text_scale: Annotated[float, Field(ge=0.0)] = 0.1
     backbone_scale: Annotated[float, Field(ge=0.0)] = 0.01  # 0.1 for ImageNet weights
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 0  # rates rise linearly; for untrained encoders
     drop_epochs: tuple[Annotated[float, Field(gt=0.0)], ...] = (15,)  # may be fractions of an epoch
     drop_factor: Positive = 0.1
     clip: Annotated[float, Field(ge=0.0)] = 2.0  # norm of the loss's gradient; 0: never clip
@@ -173,6 +174,15 @@ class Config(Section):
             raise ValueError(
                 "model.image.backbone is regions, and training reads images only; "
                 "choose a backbone that takes pixels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _crop_scale_is_a_range(self) -> Config:
+        low, high = self.data.crop_scale
+        if not 0 < low <= high:
+            raise ValueError(
+                f"data.crop_scale is [{low}, {high}]; give [low, high], 0 < low <= high"
             )
         return self
 

@@ -47,7 +47,11 @@ def main(path: str, out: str, first: int, count: int, overrides: list[str]) -> N
                 name: (safe_get_full_fp32_param(p) if sharded else p.detach()).clone()
                 for name, p in names.items()
             }
-            kept[-1] |= {"loss": record["loss"], "norm": record["gradient_norm"], "weights": weights}
+            kept[-1] |= {
+                "loss": record["loss"],
+                "norm": record["gradient_norm"],
+                "weights": weights,
+            }
     if world.main:
         torch.save(kept, out)
     torch.distributed.barrier()

@@ -53,6 +53,12 @@ def test_drops_may_fall_within_an_epoch() -> None:
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
+def test_rates_rise_over_the_first_steps() -> None:
+    plan = schedule(optim={"warmup_steps": 4, "lr": 1.0})
+    rates = [plan.at(step).learning_rates["heads"] for step in range(6)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+
+
 def test_max_steps_ends_a_run_early_and_never_later() -> None:
     assert schedule(train={"epochs": 3}).total_steps == 30
     assert schedule(train={"epochs": 3, "max_steps": 7}).total_steps == 7

@@ -59,7 +59,8 @@ class Schedule:
         )
         position = step / self.steps_per_epoch
         drops = sum(position >= drop for drop in self._optim.drop_epochs)
-        rate = self._optim.lr * self._optim.drop_factor**drops
+        rise = min(1.0, (step + 1) / (self._optim.warmup_steps or 1))
+        rate = self._optim.lr * self._optim.drop_factor**drops * rise
         return StepPlan(
             epoch=epoch,
             index=index,

@@ -12,21 +12,23 @@ from vse_scale.training.world import World
 
 
 class StopRequest:
-    """Listens for SIGTERM and for SIGUSR1, SLURM's warning that the time limit is near."""
+    """Listens for SIGTERM, SIGINT, and SIGUSR1, SLURM's warning that the time limit is near."""
 
     def __init__(self, world: World) -> None:
         self._heard = torch.zeros((), dtype=torch.int32, device=world.device)
         self._ranks = world.ranks
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._heard.fill_(1)
+        # Who presses Ctrl-C twice does not want to wait for the step.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def requested(self) -> bool:
         """Return whether any rank was asked to stop. Every rank calls this after every step."""
-        if self._ranks > 1:
-            agreed = self._heard.clone()
-            dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
-            return bool(agreed.item())
-        return bool(self._heard.item())
+        if self._ranks == 1:
+            return bool(self._heard.item())
+        agreed = self._heard.clone()
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        return bool(agreed.item())

@@ -6,17 +6,22 @@ port that goes on from the newest checkpoint.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 from vse_scale.config import Config
 from vse_scale.errors import TrainingError, UserError
 from vse_scale.telemetry.progress import log
+from vse_scale.training.world import free_port
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: asked to stop, checkpointed; the same command goes on
 DONE = "done"  # the file in a run's folder that says that its work is complete
@@ -65,31 +70,29 @@ class Supervisor:
             log.warning("the run died with exit code %d; starting it again", code)
 
     def _launch(self) -> int:
+        # The part of DeepSpeed's launcher that starts the ranks of one machine. `deepspeed` itself
+        # would add a process that dies of a signal without passing it on.
+        world = base64.urlsafe_b64encode(json.dumps({"localhost": [*range(self._ranks)]}).encode())
         arguments = [
-            *("--num_gpus", str(self._ranks), "--master_port", str(_free_port())),
-            *("--quiet", "--no_local_rank", "--module", "vse_scale.training"),
+            *(f"--world_info={world.decode()}", "--master_addr=127.0.0.1"),
+            *(f"--master_port={free_port()}", "--no_local_rank", "--quiet"),
+            *("--module", "vse_scale.training", *self._command),
         ]
         environment = dict(os.environ)
         cores = len(os.sched_getaffinity(0))
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self._ranks)))
         self._launcher = subprocess.Popen(
-            [str(Path(sys.executable).with_name("deepspeed")), *arguments, *self._command],
-            env=environment,
+            [sys.executable, "-u", "-m", "deepspeed.launcher.launch", *arguments], env=environment
         )
         return self._launcher.wait()
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        # The launcher passes SIGTERM on to every rank, and knows no SIGUSR1.
+        """Ask the ranks themselves to stop: the launcher would kill them after 30 seconds."""
         self._stopping = True
-        if self._launcher is not None and self._launcher.poll() is None:
-            self._launcher.send_signal(signal.SIGTERM)
+        if self._launcher is not None:
+            with suppress(psutil.NoSuchProcess):
+                for rank in psutil.Process(self._launcher.pid).children():
+                    rank.send_signal(signal.SIGTERM)
 
     def _newest_checkpoint(self) -> str | None:
         return max((p.name for p in (self._folder / "checkpoints").glob("step-*")), default=None)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,0 +1,168 @@
+"""Whole runs through the launcher: what they leave behind, how they stop and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launching import vse_scale
+
+from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.model.vse import VSEModel
+from vse_scale.telemetry.journal import read_journal
+
+
+def train(config: Path, folder: Path, *overrides: str, ranks: int = 2) -> str:
+    result = vse_scale(
+        "train", "--ranks", str(ranks), "--config", config, f"run.dir={folder}", *overrides
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stderr
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    newest = max((folder / "checkpoints").glob("step-*"))
+    return torch.load(newest / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    """Bit-equal weights, losses and results."""
+    ours, theirs = weights(left), weights(right)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    losses = [[r["loss"] for r in read_journal(run / "metrics.jsonl")] for run in (left, right)]
+    assert losses[0] == losses[1]
+    recalls = [json.loads((run / "results.json").read_text())["i2t"] for run in (left, right)]
+    assert recalls[0] == recalls[1]
+
+
+@pytest.fixture(scope="module")
+def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A configuration with dropout, and the folder of a run of it that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = folder / "small.yaml"
+    config.write_text(
+        f"""
+data: {{path: {scenes}, global_batch: 16, threads: 1, word_drop: 0.3}}
+model:
+  embed_dim: 24
+  dropout: 0.2
+  image: {{backbone: tiny, size: 32}}
+  text:
+    vocab_size: 120
+    architecture:
+      {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
+optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, drop_epochs: [1.5]}}
+train: {{epochs: 2, calibration_images: 32}}
+eval: {{batch: 16}}
+run: {{dir: {folder / "unused"}}}
+"""
+    )
+    train(config, folder / "run")
+    return config, folder / "run"
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_is_promised(whole: tuple[Path, Path]) -> None:
+    _, folder = whole
+    steps = read_journal(folder / "metrics.jsonl")
+    assert [r["step"] for r in steps] == list(range(50))  # 400 pairs / 16, two epochs
+    assert {r["objective"] for r in steps[:25]} == {"all"}
+    assert {r["objective"] for r in steps[25:]} == {"hardest"}
+    for record in steps:
+        phases = sum(v for k, v in record["seconds"].items() if k != "step")
+        assert phases == pytest.approx(record["seconds"]["step"])
+    evaluations = read_journal(folder / "evaluations.jsonl")
+    assert [e["epoch"] for e in evaluations] == [0, 1]
+    results = json.loads((folder / "results.json").read_text())
+    assert results["rsum"] == max(e["rsum"] for e in evaluations)
+    assert results["steps"] == 50
+    model = VSEModel.from_pretrained(folder / "model")
+    ids, lengths = CaptionTokenizer.load(folder / "model").encode(["a big red ring"])
+    embedded = model.encode_captions(*map(torch.as_tensor, (ids, lengths)))
+    assert embedded.shape == (1, 24)
+
+
+@pytest.mark.slow
+def test_stopped_after_an_epoch_and_started_again_is_bit_equal(
+    whole: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, uninterrupted = whole
+    train(config, tmp_path / "run", "train.max_steps=25")
+    said = train(config, tmp_path / "run")
+    assert "resumed from" in said
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_asked_to_stop_in_mid_epoch_and_started_again_is_bit_equal(
+    whole: tuple[Path, Path], tmp_path: Path, number: int
+) -> None:
+    config, uninterrupted = whole
+    folder = tmp_path / "run"
+    command = [Path(sys.executable).with_name("vse-scale"), "train", "--ranks", "2"]
+    process = subprocess.Popen(
+        [*command, "--config", config, f"run.dir={folder}"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "steps an epoch" in line:
+            break
+    time.sleep(0.7)
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 75, said
+    assert "stopped after step" in said
+    stopped = len(read_journal(folder / "metrics.jsonl"))
+    assert 0 < stopped < 50
+    train(config, folder)
+    assert_same_run(folder, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_replaced_and_the_run_is_bit_equal(
+    whole: tuple[Path, Path], tmp_path: Path
+) -> None:
+    import psutil
+
+    config, uninterrupted = whole
+    folder = tmp_path / "run"
+    command = [Path(sys.executable).with_name("vse-scale"), "train", "--ranks", "2"]
+    process = subprocess.Popen(
+        [*command, "--config", config, f"run.dir={folder}"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "checkpoint" in line:
+            break
+    (launcher,) = psutil.Process(process.pid).children()
+    launcher.children()[1].kill()
+    said = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, said[-4000:]
+    assert "starting it again" in said
+    assert "resumed from" in said
+    assert_same_run(folder, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_finished_run_started_again_trains_nothing(whole: tuple[Path, Path]) -> None:
+    config, folder = whole
+    before = (folder / "metrics.jsonl").read_text()
+    results = json.loads((folder / "results.json").read_text())
+    train(config, folder)
+    assert (folder / "metrics.jsonl").read_text() == before
+    assert json.loads((folder / "results.json").read_text()) == results
