@@ -7,6 +7,7 @@ import torch
 
 from tests.kernels.test_gpo import POSITIONS, close, problem, run
 from tests.kernels.truth import pool_truth, published_pool
+from tests.kernels.wide import expect_wide_pooling
 from vse_kernels import gpo_pool
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
@@ -102,23 +103,5 @@ def test_an_eighth_of_the_published_memory(device, on_device, positions, dtype):
 
 
 @pytest.mark.parametrize("axis", ["sample", "position"])
-def test_offsets_beyond_two_to_the_31(device, scaled, axis):
-    """A view whose strides pass 2^31 elements; only the pages that it touches are ever used."""
-    samples, positions, columns = 9, 4, 8
-    stride = 2**28
-    if axis == "position":
-        samples, positions = 2, 9
-    strides = (stride, columns, 1) if axis == "sample" else (columns, stride, 1)
-    memory = torch.empty(8 * stride + 1024, dtype=torch.bfloat16, device=device)
-    view = memory.as_strided((samples, positions, columns), strides)
-    features, lengths, table, rows, upstream = on(
-        device, problem(samples, positions, columns, torch.bfloat16)
-    )
-    view.copy_(features)
-    expected = run(features, lengths, table, rows, upstream, impl="triton")
-    w = table.clone().requires_grad_()
-    x = view.detach().requires_grad_()
-    pooled = gpo_pool(x, lengths, w, rows, impl="triton")
-    gradients = torch.autograd.grad(pooled, (x, w), upstream)
-    for actual, want in zip((pooled.detach(), *gradients), expected, strict=True):
-        assert torch.equal(actual, want)
+def test_offsets_beyond_two_to_the_31(device, axis):
+    expect_wide_pooling(device, axis)

@@ -7,6 +7,7 @@ import torch
 
 from tests.kernels.test_hardest import expect_hardest, mining_problem
 from tests.kernels.truth import masked_scores
+from tests.kernels.wide import expect_wide_mining
 from vse_kernels import all_violations, hardest_negatives, retrieval_ranks
 from vse_kernels.ranks import reference as rank_tiles
 
@@ -40,16 +41,7 @@ def test_triton_and_torch_agree(device, scaled):
 
 
 def test_offsets_beyond_two_to_the_31(device):
-    """Rows 2^22 elements apart: the last of 600 begin beyond 2^31."""
-    stride, rows = 2**22, 600
-    memory = torch.empty(stride * (rows - 1) + 64, dtype=torch.float16, device=device)
-    queries, candidates, qids, cids = mining_problem(rows, 40, 16, 0, torch.float16)
-    view = memory.as_strided((rows, 16), (stride, 1))
-    view.copy_(queries)
-    for given in ((view, candidates, qids, cids), (candidates, view, cids, qids)):
-        found = hardest_negatives(*(tensor.to(device) for tensor in given), impl="triton")
-        given = tuple(tensor.cpu() for tensor in given)
-        expect_hardest(type(found)(*(tensor.cpu() for tensor in found)), masked_scores(*given))
+    expect_wide_mining(device)
 
 
 def test_mining_stores_no_matrix(device, on_device):

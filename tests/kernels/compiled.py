@@ -66,7 +66,7 @@ class Report:
     spills: int
     shared_bytes: int
     instructions: int
-    tensor_core: int
+    tensor_core: dict[str, int]
     wide_addresses: int
 
 
@@ -179,7 +179,7 @@ def compile_case(case: Case, capability: int) -> Report:
         spills=operations["STL"] + operations["LDL"],
         shared_bytes=compiled.metadata.shared,
         instructions=sum(operations.values()),
-        tensor_core=sum(operations[name] for name in ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")),
+        tensor_core={name: count for name, count in operations.items() if name.endswith("MMA")},
         wide_addresses=len(re.findall(r"tt\.addptr .*i64(?:>|$)", compiled.asm["ttir"], re.M)),
     )
 
@@ -203,7 +203,9 @@ def main() -> None:
             print(json.dumps(report), flush=True)
         else:
             name = report.pop("name")
-            print(f"{name:24}", *(f"{key} {value:>6}" for key, value in report.items()), flush=True)
+            tensor_core = report.pop("tensor_core")
+            figures = (f"{key} {value:>6}" for key, value in report.items())
+            print(f"{name:24}", *figures, tensor_core or "", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class Limit:
         capabilities: compute capabilities it holds for.
         registers: per thread, at most.
         shared_bytes: per program, at most.
-        tensor_core: HMMA, HGMMA or UTCHMMA instructions, at least.
+        tensor_core: the instruction that has to multiply, or None.
         wide_addresses: address computations with a 64-bit offset, at least.
     """
 
@@ -28,7 +28,7 @@ class Limit:
     capabilities: tuple[int, ...] = (80, 90, 100)
     registers: int = 255
     shared_bytes: int = 0
-    tensor_core: int = 0
+    tensor_core: str | None = None
     wide_addresses: int = 4
 
 
@@ -49,9 +49,9 @@ LIMITS = (
     Limit(("gpo-reduce",), registers=48, shared_bytes=1024, wide_addresses=1),
     Limit(("hardest-*-fp32",), registers=168, shared_bytes=32768),
     # Two programs per multiprocessor on sm_90: one multiplies while the other takes its maxima.
-    Limit(("hardest-*",), (90,), registers=128, shared_bytes=98304, tensor_core=4),
-    Limit(("hardest-*",), (80,), registers=168, shared_bytes=65536, tensor_core=32),
-    Limit(("hardest-*",), (100,), registers=224, shared_bytes=98320, tensor_core=4),
+    Limit(("hardest-*",), (90,), registers=128, shared_bytes=98304, tensor_core="HGMMA"),
+    Limit(("hardest-*",), (80,), registers=168, shared_bytes=65536, tensor_core="HMMA"),
+    Limit(("hardest-*",), (100,), registers=224, shared_bytes=98320, tensor_core="UTCHMMA"),
 )
 
 

@@ -43,9 +43,10 @@ def breaches(report, capability):
     for key in ("registers", "shared_bytes"):
         if report[key] > getattr(limit, key):
             found.append(f"{key} {report[key]}, allowed {getattr(limit, key)}")
-    for key in ("tensor_core", "wide_addresses"):
-        if report[key] < getattr(limit, key):
-            found.append(f"{key} {report[key]}, needed {getattr(limit, key)}")
+    if report["wide_addresses"] < limit.wide_addresses:
+        found.append(f"wide_addresses {report['wide_addresses']}, needed {limit.wide_addresses}")
+    if limit.tensor_core and limit.tensor_core not in report["tensor_core"]:
+        found.append(f"no {limit.tensor_core}")
     return [f"{report['name']} on sm_{capability}: {text}" for text in found]
 
 
@@ -87,11 +88,11 @@ def test_a_breach_is_told_in_words():
         "spills": 3,
         "shared_bytes": 98304,
         "instructions": 1,
-        "tensor_core": 0,
+        "tensor_core": {"HMMA": 4},
         "wide_addresses": 6,
     }
     assert breaches(report, 90) == [
         "hardest-both-bf16 on sm_90: spills 3, allowed 0",
         "hardest-both-bf16 on sm_90: registers 200, allowed 128",
-        "hardest-both-bf16 on sm_90: tensor_core 0, needed 4",
+        "hardest-both-bf16 on sm_90: no HGMMA",
     ]

@@ -13,6 +13,7 @@ import torch
 
 from tests.kernels.test_gpo import close, problem, run
 from tests.kernels.truth import pool_truth
+from tests.kernels.wide import expect_wide_pooling
 from vse_kernels import gpo_pool
 from vse_kernels.gpo import choice
 from vse_kernels.gpo.triton import reduce_rows
@@ -122,6 +123,11 @@ def test_strides_do_not_matter(family, kind):
         strict=True,
     ):
         assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("axis", ["sample", pytest.param("position", marks=pytest.mark.slow)])
+def test_offsets_beyond_two_to_the_31(family, axis):
+    expect_wide_pooling("cpu", axis)
 
 
 def test_table_in_half_precision():

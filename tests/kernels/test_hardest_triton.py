@@ -10,6 +10,7 @@ import torch
 
 from tests.kernels.test_hardest import expect_hardest, mining_problem
 from tests.kernels.truth import masked_scores
+from tests.kernels.wide import expect_wide_mining
 from vse_kernels import hardest_negatives
 from vse_kernels.hardest.launch import LOWEST
 
@@ -66,6 +67,10 @@ def test_strides_do_not_matter():
         hardest_negatives(wide, tall, *ids, impl="triton"), expected, strict=True
     ):
         assert torch.equal(actual, want)
+
+
+def test_offsets_beyond_two_to_the_31():
+    expect_wide_mining("cpu")
 
 
 def test_nothing_to_mine_and_empty():
