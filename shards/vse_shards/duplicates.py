@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from vse_shards.images import decode_strictly
 from vse_shards.index import Index, parse_index
 from vse_shards.output import OutputFolder
+from vse_shards.progress import Progress
 from vse_shards.storage import read_bytes
 
 _DIGEST_BYTES = 16
@@ -73,12 +74,17 @@ def find_duplicates(out: OutputFolder, digests: Digests) -> list[list[Occurrence
     """
     shards = _Shards(out)
     found = []
-    for group in digests.groups():
-        by_pixels: dict[bytes, list[Occurrence]] = {}
-        for split, stem, row in group:
-            occurrence = Occurrence(split, stem, row, shards.image_id(stem, row))
-            by_pixels.setdefault(shards.pixels(stem, row), []).append(occurrence)
-        found += [same for same in by_pixels.values() if len(same) > 1]
+    with Progress("comparing images of equal digest", None, "images") as progress:
+        compared = 0
+        for group in digests.groups():
+            by_pixels: dict[bytes, list[tuple[str, str, int]]] = {}
+            for split, stem, row in group:
+                by_pixels.setdefault(shards.pixels(stem, row), []).append((split, stem, row))
+                compared += 1
+                progress.update(compared)
+            for same in by_pixels.values():
+                if len(same) > 1:
+                    found.append([Occurrence(*at, shards.image_id(*at[1:])) for at in same])
     return found
 
 

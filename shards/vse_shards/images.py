@@ -70,8 +70,8 @@ class CheckedImage:
         data: baseline JPEG.
         width: pixels.
         height: pixels.
-        digest: equal for equal pixels (and, rarely, for nearly equal ones): a digest of size and
-            of the image decoded at an eighth of its size.
+        digest: equal for equal pixels (and, rarely, for nearly equal ones): of the size, and of
+            the image decoded at an eighth of it.
         untouched: the bytes are those of the source.
     """
 
@@ -158,7 +158,9 @@ def _colorspace(data: bytes) -> str:
 
 def _decode_small(data: bytes, width: int, height: int) -> str:
     """Decode all of the entropy-coded data, but only an eighth of the pixels; give the digest."""
-    pixels = _strict(data, colorspace="RGB", min_height=1, min_width=1, min_factor=8)
+    # Of a tiny image an eighth would be too little to tell it from others.
+    smaller = {"min_height": 1, "min_width": 1, "min_factor": 8} if min(width, height) >= 64 else {}
+    pixels = _strict(data, colorspace="RGB", **smaller)
     digest = hashlib.sha256(f"{width} {height} ".encode())
     digest.update(pixels.tobytes())
     return digest.hexdigest()[:32]

@@ -13,6 +13,7 @@ import numpy as np
 from vse_shards.errors import DatasetError
 from vse_shards.index import Index, read_index
 from vse_shards.manifest import REJECTS_NAME, Manifest, Split
+from vse_shards.progress import Progress
 
 _QUANTILES = (0, 5, 50, 95, 100)
 
@@ -68,13 +69,15 @@ def read_description(file: BinaryIO, path: Path, index: Index, row: int) -> dict
 def _describe(folder: Path, split: Split) -> dict[str, Any]:
     words, widths, heights = [], [], []
     without_image = 0
-    for description in descriptions(folder, split):
-        words += [len(caption["text"].split()) for caption in description["captions"]]
-        if description["width"] is None:
-            without_image += 1
-        else:
-            widths.append(description["width"])
-            heights.append(description["height"])
+    with Progress("reading descriptions", split.images, "images") as progress:
+        for number, description in enumerate(descriptions(folder, split), start=1):
+            words += [len(caption["text"].split()) for caption in description["captions"]]
+            if description["width"] is None:
+                without_image += 1
+            else:
+                widths.append(description["width"])
+                heights.append(description["height"])
+            progress.update(number)
     counts = np.concatenate([shard.captions_per_sample() for shard in split.shards])
     return {
         "images": split.images,

@@ -14,7 +14,7 @@ from PIL import Image
 from vse_shards.errors import DatasetError, OutputError
 from vse_shards.images import Rejected, decode_strictly
 from vse_shards.index import read_index
-from vse_shards.info import describe, read_description
+from vse_shards.info import read_description
 from vse_shards.manifest import Manifest, ShardRecord
 
 _SIDE = 320  # pixels; larger pictures are shrunk on the page
@@ -53,23 +53,21 @@ def write_preview(folder: Path, out: Path, *, samples: int = 48, seed: int = 0) 
         DatasetError: there is no dataset, or it is not whole.
         OutputError: the file cannot be written.
     """
-    content = describe(folder)
     manifest = Manifest.load(folder)
-    places = [
-        (split, shard, row)
-        for split, parts in manifest.splits.items()
-        for shard in parts.shards
-        for row in range(shard.samples)
-    ]
-    chosen = np.random.default_rng(seed).permutation(len(places))[:samples]
+    manifest.check(folder)
+    shards = [(name, shard) for name, split in manifest.splits.items() for shard in split.shards]
+    ends = np.cumsum([shard.samples for _, shard in shards])
+    chosen = np.sort(np.random.default_rng(seed).permutation(ends[-1])[:samples])
     figures, listed = [], []
-    for split, shard, row in (places[number] for number in sorted(chosen)):
-        figure, entry = _figure(folder, split, shard, row)
+    for number in chosen:
+        place = int(np.searchsorted(ends, number, side="right"))
+        split, shard = shards[place]
+        figure, entry = _figure(folder, split, shard, int(number - ends[place] + shard.samples))
         figures.append(figure)
         listed.append(entry)
     summary = "; ".join(
-        f"{name}: {split['images']:,} images, {split['captions']:,} captions"
-        for name, split in content["splits"].items()
+        f"{name}: {split.images:,} images, {split.pairs:,} captions"
+        for name, split in manifest.splits.items()
     )
     page = _PAGE.format(
         title=html.escape(folder.absolute().name),

@@ -32,6 +32,8 @@ class KarpathySource:
         self._path = storage.require_input(path)
         self.name = storage.base_name(self._path)
         beside = storage.join(storage.parent(self._path), "images")
+        if images is None and not storage.is_folder(beside):
+            raise SourceError(f"{self._path}: has no folder 'images' beside it; give --images")
         self._images = storage.require_input(images or beside, folder=True)
 
     def rows(self) -> Iterator[Row | Problem]:
