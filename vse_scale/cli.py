@@ -84,10 +84,10 @@ def evaluate(
     if output is not None and not output.parent.is_dir():
         raise OutputError(f"--json {output}: there is no folder {output.parent}; make it first")
     folder = model / "model" if (model / "model").is_dir() else model
-    dataset = ShardDataset(data, split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     opened = VSEModel.from_pretrained(folder).to(device)
     tokenizer = CaptionTokenizer.load(folder)
+    dataset = ShardDataset(data, split)
     with progress_of_encoding() as progress:
         embeddings = encode_split(
             opened, tokenizer, dataset,
@@ -130,7 +130,7 @@ def main() -> None:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"vse-scale: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 

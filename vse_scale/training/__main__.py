@@ -35,7 +35,7 @@ def main() -> int:
             raise
         # Every rank finds the same mistake; one says so.
         if main_rank:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"vse-scale: error: {error}", file=sys.stderr)
         return error.exit_code
 
 
