@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 
 from vse_scale.errors import UserError
+
+_GRACE_SECONDS = 10.0
 
 
 def main() -> int:
@@ -33,9 +36,11 @@ def main() -> int:
     except UserError as error:
         if arguments.debug:
             raise
-        # Every rank finds the same mistake; one says so.
-        if main_rank:
-            print(f"vse-scale: error: {error}", file=sys.stderr)
+        if not main_rank:
+            # Mostly every rank finds the same mistake, and the launcher ends all when one leaves:
+            # let the main rank say it. What this rank alone found is said after the wait.
+            time.sleep(_GRACE_SECONDS)
+        print(f"vse-scale: error: {error}", file=sys.stderr)
         return error.exit_code
 
 
