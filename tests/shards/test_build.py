@@ -141,9 +141,8 @@ def test_killed_at_random_moments_and_resumed_gives_the_same_files(small_source,
             [sys.executable, "-c", code, *map(str, arguments)], stderr=subprocess.DEVNULL
         )
         before = len(list(tmp_path.glob("killed/*.tar")))
-        started = time.monotonic()
         wanted = before + draws.randint(1, 12)
-        while process.poll() is None and time.monotonic() - started < 30:
+        while process.poll() is None:
             if len(list(tmp_path.glob("killed/*.tar"))) >= wanted:
                 time.sleep(draws.random() * 0.02)
                 process.send_signal(signal.SIGKILL)
