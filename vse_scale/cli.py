@@ -39,14 +39,15 @@ def train(
     import torch
 
     from vse_scale.telemetry.progress import configure_logging
-    from vse_scale.training.setup import check_run
+    from vse_scale.training.setup import check_run, load_config
     from vse_scale.training.supervisor import Supervisor
 
     configure_logging(main=True)
 
     processes = ranks or max(1, torch.cuda.device_count())
     arguments = list(overrides or [])
-    checked = check_run(str(config), arguments, processes)
+    checked = load_config(str(config), arguments, processes)
+    check_run(checked, processes)
     supervisor = Supervisor(
         checked,
         ["--config", str(config), *arguments],

@@ -25,14 +25,12 @@ def main() -> int:
     try:
         # Imported here: a mistyped option should not wait for torch.
         from vse_scale.telemetry.progress import configure_logging
-        from vse_scale.training.setup import check_run
+        from vse_scale.training.setup import load_config
         from vse_scale.training.trainer import train
 
         configure_logging(main=main_rank)
-        config = check_run(
-            arguments.config, arguments.overrides, ranks=int(os.environ.get("WORLD_SIZE", "1"))
-        )
-        return train(config)
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        return train(load_config(arguments.config, arguments.overrides, ranks))
     except UserError as error:
         if arguments.debug:
             raise

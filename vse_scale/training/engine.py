@@ -86,6 +86,15 @@ class Engine:
         self.deepspeed.step()
         return norm
 
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Within the block ``model`` holds whole parameters, which stage 3 spreads over ranks."""
+        import deepspeed
+
+        spread = list(self.model.parameters()) if self._stage == 3 else []
+        with deepspeed.zero.GatheredParameters(spread, enabled=bool(spread)):
+            yield
+
     def save(self, folder: str, tag: str) -> None:
         """Write this engine's state below ``folder / tag``; returns when every rank has."""
         self.deepspeed.save_checkpoint(folder, tag=tag, save_latest=False)

@@ -22,18 +22,27 @@ from vse_scale.training.world import World
 from vse_shards.manifest import Manifest
 
 
-def check_run(path: str, overrides: list[str], ranks: int) -> Config:
-    """Read a configuration and find what would stop its run before anything is started.
+def load_config(path: str, overrides: list[str], ranks: int) -> Config:
+    """Read a configuration that ``ranks`` processes can share.
 
     Raises:
-        UserError: the configuration, the dataset or the checkpoints that the run would resume from
-            are missing, damaged or do not fit together.
+        ConfigError: it is missing or malformed, or its batch does not divide.
     """
     config = Config.load(path, overrides)
     try:
         config.check_layout(ranks)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return config
+
+
+def check_run(config: Config, ranks: int) -> None:
+    """Find what would stop a run before anything is started.
+
+    Raises:
+        UserError: the dataset, or the checkpoints that the run would resume from, are missing,
+            damaged or do not fit the configuration.
+    """
     dataset = ShardDataset(Path(config.data.path), config.data.split)
     make_plan(config, dataset)
     validation_split(config)
@@ -41,7 +50,6 @@ def check_run(path: str, overrides: list[str], ranks: int) -> Config:
     if found := checkpoints.newest():
         origin, state = found
         state.check(config, dataset.fingerprint, ranks, origin)
-    return config
 
 
 def make_plan(config: Config, dataset: ShardDataset) -> Plan:

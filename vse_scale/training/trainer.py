@@ -19,7 +19,7 @@ from torch import Tensor
 from vse_scale.config import Config
 from vse_scale.data.loader import Batch, Loader
 from vse_scale.data.shards import ShardDataset
-from vse_scale.errors import TrainingError
+from vse_scale.errors import CheckpointError, TrainingError
 from vse_scale.evaluation.encode import encode_split
 from vse_scale.evaluation.retrieval import Recalls, recall_at_k
 from vse_scale.model.vse import VSEModel
@@ -73,7 +73,7 @@ class Trainer:
         torch.manual_seed(config.run.seed)
         model = VSEModel(config.model, self.tokenizer.vocab_size, self.tokenizer.pad_id)
         model.to(world.device)
-        found = self.checkpoints.newest()
+        found = self._newest_checkpoint()
         if found is None and config.model.image.weights is None and not config.model.init_from:
             calibrate(model, self.dataset, config, world)
         with heartbeat("building the engine"):
@@ -89,6 +89,20 @@ class Trainer:
             self.state = replace(state, config=self.state.config)
             log.info("resumed from %s", origin)
         self._saved = self.state if found is not None else None
+
+    def _newest_checkpoint(self) -> tuple[Path, RunState] | None:
+        """Let one rank read and verify, so that all go on from the same checkpoint or none."""
+        found: list[Any] = [None]
+        if self.world.main:
+            try:
+                found = [self.checkpoints.newest()]
+            except CheckpointError as error:
+                found = [error]
+        dist.broadcast_object_list(found, src=0)
+        if isinstance(found[0], CheckpointError):
+            raise found[0]
+        newest: tuple[Path, RunState] | None = found[0]
+        return newest
 
     def run(self) -> int:
         """Train from the restored position to the end of the schedule; return the exit code."""
@@ -242,12 +256,13 @@ class Trainer:
 
     def _export(self) -> None:
         """Write the current weights to ``model/``, replacing what was there at once."""
-        if self.world.main:
-            partial, final = self.folder / ".model.partial", self.folder / "model"
-            shutil.rmtree(partial, ignore_errors=True)
-            self.engine.model.save_pretrained(partial, tokenizer=self.tokenizer)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
+        with self.engine.whole_weights():
+            if self.world.main:
+                partial, final = self.folder / ".model.partial", self.folder / "model"
+                shutil.rmtree(partial, ignore_errors=True)
+                self.engine.model.save_pretrained(partial, tokenizer=self.tokenizer)
+                shutil.rmtree(final, ignore_errors=True)
+                partial.rename(final)
         dist.barrier()
 
     def _save(self) -> None:
