@@ -75,7 +75,7 @@ def evaluate(
     from vse_scale.data.captions import CaptionTokenizer
     from vse_scale.data.shards import ShardDataset
     from vse_scale.evaluation.encode import encode_split
-    from vse_scale.evaluation.protocols import check_protocol
+    from vse_scale.evaluation.protocols import PROTOCOLS, check_protocol
     from vse_scale.evaluation.protocols import evaluate as rank
     from vse_scale.model.vse import VSEModel
     from vse_scale.telemetry.progress import configure_logging, progress_of_encoding
@@ -94,7 +94,10 @@ def evaluate(
             opened, tokenizer, dataset,
             batch=batch, device=device, threads=threads, progress=progress,
         )  # fmt: skip
-    result = rank(protocol, embeddings)
+    # Folds are consecutive in the source; the build has shuffled them.
+    folded = PROTOCOLS[protocol].folds > 1
+    order = [embeddings.image_ids[row] for row in dataset.source_order()] if folded else None
+    result = rank(protocol, embeddings, order)
     print(result.table())
     if output is not None:
         output.write_text(json.dumps({**result.to_dict(), "split": split}, indent=1) + "\n")

@@ -39,6 +39,13 @@ def test_everything_equals_what_tarfile_reads(dataset_folder):
     assert dataset.pairs == sum(counts)
 
 
+def test_the_order_of_the_source_comes_back(dataset_folder):
+    train = ShardDataset(dataset_folder, "train")
+    ids = [train.record(image).image_id for image in range(len(train))]
+    assert ids != sorted(ids)  # the fixture numbers images in the order of the source
+    assert [ids[image] for image in train.source_order()] == sorted(ids)
+
+
 def test_images_are_read_only_views(dataset_folder):
     dataset = ShardDataset(dataset_folder, "val")
     with pytest.raises(ValueError, match="read-only"):

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from vse_scale.errors import DatasetError
 from vse_shards.index import Index, read_index
 from vse_shards.manifest import Manifest
+from vse_shards.shuffle import source_positions
 
 _TAR_HEADER = 512
 _TAR_NAME = 100
@@ -63,6 +64,7 @@ class ShardDataset:
         if not shards:
             raise DatasetError(f"{folder}: split {split!r} has no images; build it from more rows")
         manifest.check(folder)
+        self._manifest = manifest
         self.folder = folder
         self.split = split
         self.splits = tuple(manifest.splits)
@@ -101,6 +103,22 @@ class ShardDataset:
         start = int(self._images[image, 0]) - _TAR_HEADER
         member = self._tars[shard][start : start + _TAR_NAME].tobytes().rstrip(b"\0").decode()
         return f"{self._names[shard]}: {member}"
+
+    def source_order(self) -> npt.NDArray[np.int64]:
+        """Return the images (I,) in the order of their source, which a build shuffles.
+
+        COCO's five folds of 1,000 images are consecutive there.
+
+        Raises:
+            DatasetError: the manifest does not say how many rows the source had.
+        """
+        keys = [
+            key
+            for name in self._names
+            for key in read_index((self.folder / name).with_suffix(".idx")).keys
+        ]
+        positions = source_positions(self._manifest, self.split, keys)
+        return np.argsort(positions, kind="stable")
 
     def _shard(self, image: int) -> int:
         if not 0 <= image < len(self):
