@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from vse_scale.errors import OutputError, UserError
+from vse_scale.telemetry.progress import configure_logging, log, progress_of_encoding
 
 app = typer.Typer(
     help="Train, evaluate and look at image-text retrieval models.",
@@ -36,13 +37,11 @@ def train(
 
     The same command goes on from the newest checkpoint.
     """
+    log.info("checking the configuration, the dataset and the run's folder")
     import torch
 
-    from vse_scale.telemetry.progress import configure_logging
     from vse_scale.training.setup import check_run, load_config
     from vse_scale.training.supervisor import Supervisor
-
-    configure_logging(main=True)
 
     processes = ranks or max(1, torch.cuda.device_count())
     arguments = list(overrides or [])
@@ -70,6 +69,7 @@ def evaluate(
     threads: Annotated[int, typer.Option(min=1, help="decoding threads")] = 2,
 ) -> None:
     """Encode a split once and print its recalls in both directions."""
+    log.info("evaluating %s on %s of %s", model, split, data)
     import torch
 
     from vse_scale.data.captions import CaptionTokenizer
@@ -78,9 +78,7 @@ def evaluate(
     from vse_scale.evaluation.protocols import PROTOCOLS, check_protocol
     from vse_scale.evaluation.protocols import evaluate as rank
     from vse_scale.model.vse import VSEModel
-    from vse_scale.telemetry.progress import configure_logging, progress_of_encoding
 
-    configure_logging(main=True)
     check_protocol(protocol)
     if output is not None and not output.parent.is_dir():
         raise OutputError(f"--json {output}: there is no folder {output.parent}; make it first")
@@ -112,12 +110,11 @@ def report(
     threads: Annotated[int, typer.Option(min=1, help="decoding threads")] = 2,
 ) -> None:
     """Write a run's report: one HTML file that opens without a network."""
+    log.info("writing the report of %s", run)
     import torch
 
     from vse_scale.report.from_run import report_run
-    from vse_scale.telemetry.progress import configure_logging, progress_of_encoding
 
-    configure_logging(main=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with progress_of_encoding() as progress:
         written = report_run(run, out, device=device, threads=threads, progress=progress)
@@ -129,6 +126,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    configure_logging(main=True)
     try:
         app(standalone_mode=True)
     except UserError as error:

@@ -24,11 +24,13 @@ def main() -> int:
     main_rank = os.environ.get("RANK", "0") == "0"
     try:
         # Imported here: a mistyped option should not wait for torch.
-        from vse_scale.telemetry.progress import configure_logging
+        from vse_scale.telemetry.progress import configure_logging, log
+
+        configure_logging(main=main_rank)
+        log.info("loading torch, DeepSpeed and DALI")
         from vse_scale.training.setup import load_config
         from vse_scale.training.trainer import train
 
-        configure_logging(main=main_rank)
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         return train(load_config(arguments.config, arguments.overrides, ranks))
     except UserError as error:

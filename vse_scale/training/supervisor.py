@@ -78,6 +78,7 @@ class Supervisor:
             *(f"--master_port={free_port()}", "--no_local_rank", "--quiet"),
             *("--module", "vse_scale.training", *self._command),
         ]
+        log.info("starting %d rank%s", self._ranks, "s"[: self._ranks - 1])
         environment = dict(os.environ)
         cores = len(os.sched_getaffinity(0))
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self._ranks)))
