@@ -179,3 +179,16 @@ def test_weights_spread_over_ranks_are_exported_whole(
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert json.loads(out.read_text())["i2t"] == results["i2t"]
     train(small_run, tmp_path / "run", "engine.zero_stage=3", "train.max_steps=14")
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_another_runs_model(
+    whole: tuple[Path, Path], scenes: Path, tmp_path: Path
+) -> None:
+    config, trained = whole
+    start = f"model.init_from={trained / 'model'}"
+    # Frozen by a rate too small to matter: what is evaluated is what it started from.
+    train(config, tmp_path / "run", start, "train.max_steps=1", "optim.lr=1e-12", ranks=1)
+    ours = json.loads((tmp_path / "run" / "results.json").read_text())
+    theirs = json.loads((trained / "results.json").read_text())
+    assert ours["rsum"] == pytest.approx(theirs["rsum"], abs=6.0)

@@ -89,7 +89,8 @@ def prepare_tokenizer(
     A made one is kept in ``folder`` and read from there when the run goes on.
     """
     text = config.model.text
-    if given := text.tokenizer or text.path:
+    # A model to start from brings the vocabulary that its weights know.
+    if given := text.tokenizer or config.model.init_from or text.path:
         return CaptionTokenizer.load(Path(given))
     if main and not folder.exists():
         records = (dataset.record(image) for image in range(len(dataset)))
