@@ -76,7 +76,7 @@ def test_the_configuration_turns_dropping_off():
 def test_dropped_cells_reach_neither_output_nor_gradient(tower):
     draws = torch.full((1, 17), 0.9)
     draws[0, 1] = 0.0
-    grid = torch.randn(1, 192, 4, 4, requires_grad=True)
+    grid = torch.randn(1, 128, 4, 4, requires_grad=True)
     tower.backbone.forward = lambda pixels: grid
     tower(torch.empty(1, 3, 32, 32), draws).sum().backward()
     assert not grid.grad[0, :, 0, 0].any()

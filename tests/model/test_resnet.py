@@ -63,7 +63,7 @@ def test_grid_side_is_what_the_network_gives(name, size):
 
 
 def test_tiny_sees_twelve_by_twelve_cells_at_96_pixels():
-    assert ResNet(BACKBONES["tiny"])(torch.randn(2, 3, 96, 96)).shape == (2, 192, 12, 12)
+    assert ResNet(BACKBONES["tiny"])(torch.randn(2, 3, 96, 96)).shape == (2, 128, 12, 12)
 
 
 def test_strides_are_where_the_weights_expect_them():

@@ -68,7 +68,7 @@ def _stages(*blocks: int) -> tuple[Stage, ...]:
 
 BACKBONES = {
     "tiny": Architecture(
-        (Stage(64, 1, 2), Stage(128, 1, 2), Stage(192, 1, 1)),
+        (Stage(64, 1, 2), Stage(128, 1, 2), Stage(128, 1, 1)),
         bottleneck=False,
         stem_channels=32,
         stem_kernel=5,
