@@ -18,13 +18,6 @@ from tests.kernels.limits import limit_of
 from vse_kernels.gpo.choice import NETWORK_SIZES
 
 SCRIPT = Path(__file__).with_name("compiled.py")
-# All of the table takes an hour or two of compiling: Hopper with two dtypes is what CI waits for.
-CAPABILITIES = [
-    pytest.param(80, marks=pytest.mark.soak),
-    90,
-    pytest.param(100, marks=pytest.mark.soak),
-]
-DTYPES = ["fp32", "bf16", pytest.param("fp16", marks=pytest.mark.soak)]
 PYTHON = os.environ.get("VSE_KERNELS_PYTHON", sys.executable)
 
 
@@ -71,18 +64,18 @@ def test_the_commonest_on_hopper():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # all of the table takes an hour or two of compiling
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_mining(capability, dtype):
     expect_within_limits(capability, f"hardest-*-{dtype}")
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # all of the table takes an hour or two of compiling
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("size", [*NETWORK_SIZES, 100, 256])
 def test_pooling(capability, dtype, size):
     expect_within_limits(capability, f"gpo-*-{size}-{dtype}")
