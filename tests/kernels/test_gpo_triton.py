@@ -47,9 +47,9 @@ def test_values_and_gradients(family, positions, dtype):
     ("positions", "dtype"),
     [
         (36, torch.bfloat16),
-        pytest.param(31, torch.float32, marks=pytest.mark.slow),
-        pytest.param(36, torch.float32, marks=pytest.mark.slow),
-        pytest.param(64, torch.float16, marks=pytest.mark.slow),
+        pytest.param(31, torch.float32, marks=pytest.mark.soak),
+        pytest.param(36, torch.float32, marks=pytest.mark.soak),
+        pytest.param(64, torch.float16, marks=pytest.mark.soak),
     ],
 )
 def test_network_sizes(positions, dtype):
@@ -125,7 +125,7 @@ def test_strides_do_not_matter(family, kind):
         assert torch.equal(left, right)
 
 
-@pytest.mark.parametrize("axis", ["sample", pytest.param("position", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("axis", ["sample", pytest.param("position", marks=pytest.mark.soak)])
 def test_offsets_beyond_two_to_the_31(family, axis):
     expect_wide_pooling("cpu", axis)
 
