@@ -166,29 +166,3 @@ def test_a_finished_run_started_again_trains_nothing(whole: tuple[Path, Path]) -
     train(config, folder)
     assert (folder / "metrics.jsonl").read_text() == before
     assert json.loads((folder / "results.json").read_text()) == results
-
-
-@pytest.mark.slow
-def test_weights_spread_over_ranks_are_exported_whole(
-    small_run: Path, scenes: Path, tmp_path: Path
-) -> None:
-    train(small_run, tmp_path / "run", "engine.zero_stage=3", "train.max_steps=12")
-    out = tmp_path / "recalls.json"
-    arguments = ("--model", tmp_path / "run", "--data", scenes, "--split", "val", "--batch", "16")
-    assert vse_scale("eval", *arguments, "--json", out).returncode == 0
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert json.loads(out.read_text())["i2t"] == results["i2t"]
-    train(small_run, tmp_path / "run", "engine.zero_stage=3", "train.max_steps=14")
-
-
-@pytest.mark.slow
-def test_a_run_starts_from_another_runs_model(
-    whole: tuple[Path, Path], scenes: Path, tmp_path: Path
-) -> None:
-    config, trained = whole
-    start = f"model.init_from={trained / 'model'}"
-    # Frozen by a rate too small to matter: what is evaluated is what it started from.
-    train(config, tmp_path / "run", start, "train.max_steps=1", "optim.lr=1e-12", ranks=1)
-    ours = json.loads((tmp_path / "run" / "results.json").read_text())
-    theirs = json.loads((trained / "results.json").read_text())
-    assert ours["rsum"] == pytest.approx(theirs["rsum"], abs=6.0)

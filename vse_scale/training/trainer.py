@@ -312,6 +312,7 @@ class Trainer:
 
     def _open_journals(self, next_step: int) -> None:
         if self.world.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(self.config.to_yaml())
             self.metrics = Journal(self.folder / "metrics.jsonl", next_step=next_step)
             self.evaluations = Journal(self.folder / "evaluations.jsonl", next_step=next_step)
