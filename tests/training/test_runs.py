@@ -27,6 +27,22 @@ def train(config: Path, folder: Path, *overrides: str, ranks: int = 2) -> str:
     return result.stderr
 
 
+def start_until(config: Path, folder: Path, said: str) -> subprocess.Popen[str]:
+    """Start a run on two ranks and return it once it has logged ``said``."""
+    command = [Path(sys.executable).with_name("vse-scale"), "train", "--ranks", "2"]
+    process = subprocess.Popen(
+        [*command, "--config", config, f"run.dir={folder}"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if said in line:
+            return process
+    raise AssertionError(f"the run ended without saying {said!r}")
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     newest = max((folder / "checkpoints").glob("step-*"))
     return torch.load(newest / "mp_rank_00_model_states.pt", weights_only=False)["module"]
@@ -108,17 +124,7 @@ def test_asked_to_stop_in_mid_epoch_and_started_again_is_bit_equal(
 ) -> None:
     config, uninterrupted = whole
     folder = tmp_path / "run"
-    command = [Path(sys.executable).with_name("vse-scale"), "train", "--ranks", "2"]
-    process = subprocess.Popen(
-        [*command, "--config", config, f"run.dir={folder}"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "steps an epoch" in line:
-            break
+    process = start_until(config, folder, "steps an epoch")
     time.sleep(0.7)
     process.send_signal(number)
     said = process.communicate(timeout=120)[1]
@@ -138,17 +144,7 @@ def test_a_killed_rank_is_replaced_and_the_run_is_bit_equal(
 
     config, uninterrupted = whole
     folder = tmp_path / "run"
-    command = [Path(sys.executable).with_name("vse-scale"), "train", "--ranks", "2"]
-    process = subprocess.Popen(
-        [*command, "--config", config, f"run.dir={folder}"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "checkpoint" in line:
-            break
+    process = start_until(config, folder, "checkpoint")
     (launcher,) = psutil.Process(process.pid).children()
     launcher.children()[1].kill()
     said = process.communicate(timeout=240)[1]
