@@ -78,7 +78,7 @@ def test_a_manifest_that_does_not_match_its_tars(
 def test_a_checkpoint_of_another_dataset(small_run: Path, scenes: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000005"
     checkpoint.mkdir(parents=True)
-    state = json.dumps({"step": 5, "ranks": 2, "fingerprint": "0" * 64, "config": {}})
+    state = json.dumps({"step": 5, "fingerprint": "0" * 64, "config": {}})
     (checkpoint / "state.json").write_text(state)
     listed = {"bytes": len(state), "sha256": hashlib.sha256(state.encode()).hexdigest()}
     (checkpoint / "files.json").write_text(json.dumps({"state.json": listed}))

@@ -46,7 +46,7 @@ def train(
     processes = ranks or max(1, torch.cuda.device_count())
     arguments = list(overrides or [])
     checked = load_config(str(config), arguments, processes)
-    check_run(checked, processes)
+    check_run(checked)
     supervisor = Supervisor(
         checked,
         ["--config", str(config), *arguments],

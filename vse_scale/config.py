@@ -114,6 +114,9 @@ class TrainConfig(Section):
     epochs: Count = 25
     max_steps: Annotated[int, Field(ge=1)] | None = None  # stop earlier than `epochs`
     frozen_backbone_epochs: int = Field(default=1, ge=0)
+    # After that the backbone's last stage trains alone for so many epochs, then the last two, then
+    # three, then all of it. Published: 0, all at once.
+    backbone_warmup_epochs: int = Field(default=0, ge=0)
     calibration_images: Annotated[int, Field(ge=2)] = 256  # BatchNorm of an untrained backbone
     max_skipped_steps: Count = 10  # non-finite steps in a row that end the run
 
@@ -123,6 +126,9 @@ class EvalConfig(Section):
 
     split: str | None = None  # None: "val" where the dataset has one
     every_epochs: Count = 1
+    every_steps: Count | None = None  # in place of every_epochs, where an epoch is long
+    # Evaluations without a better RSUM after which training ends; None: it runs to its end.
+    patience: Count | None = None
     batch: Count = 64  # images or captions encoded at once, per rank
 
 
@@ -135,6 +141,8 @@ class EngineConfig(Section):
     micro_batches: Count = 1
     # "auto": bfloat16 autocast on a GPU, float32 on a CPU.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    activation_checkpointing: bool = False  # a third more computing for much less memory
+    compile: bool = False  # torch.compile for both encoders; minutes at the start of a run
     timeout_seconds: Positive = 600.0  # a rank silent for so long in a collective ends the run
 
 
@@ -144,6 +152,7 @@ class RunConfig(Section):
     dir: str
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     checkpoint_epochs: Count = 1
+    checkpoint_steps: Count | None = None  # in place of checkpoint_epochs, where an epoch is long
     keep_checkpoints: Count = 2
 
 

@@ -77,19 +77,32 @@ def test_dropped_cells_reach_neither_output_nor_gradient(tower):
     draws = torch.full((1, 17), 0.9)
     draws[0, 1] = 0.0
     grid = torch.randn(1, 128, 4, 4, requires_grad=True)
-    tower.backbone.forward = lambda pixels: grid
+    tower.backbone.forward = lambda pixels, trained_stages: grid
     tower(torch.empty(1, 3, 32, 32), draws).sum().backward()
     assert not grid.grad[0, :, 0, 0].any()
     assert (grid.grad[0].flatten(1)[:, 1:] != 0).any(0).all()
 
 
-def test_a_frozen_backbone_gets_no_gradient_and_the_heads_the_same(tower):
+def gradients_of(tower, *inputs):
+    tower.zero_grad()
+    tower(*inputs).square().sum().backward()
+    return {name: p.grad.clone() for name, p in tower.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("stages", [0, 1, 2, 3])
+def test_frozen_stages_get_no_gradient_and_all_else_the_same(tower, stages):
     pixels = torch.randn(2, 3, 32, 32)
-    heads = {name: p for name, p in tower.named_parameters() if not name.startswith("backbone")}
-    grads = []
-    for frozen in (False, True):
-        tower.zero_grad()
-        tower(pixels, backbone_frozen=frozen).square().sum().backward()
-        grads.append({name: p.grad.clone() for name, p in heads.items()})
-        assert (tower.backbone.conv1.weight.grad is None) == frozen
-    assert all(torch.equal(grads[0][name], grads[1][name]) for name in heads)
+    everything = gradients_of(tower, pixels)
+    some = gradients_of(tower, pixels, None, stages)
+    frozen = {id(p) for stage in tower.backbone.parameter_stages()[: 3 - stages] for p in stage}
+    assert some.keys() == {name for name, p in tower.named_parameters() if id(p) not in frozen}
+    assert all(torch.equal(some[name], everything[name]) for name in some)
+
+
+def test_recomputed_activations_give_the_same_gradients(tower):
+    pixels = torch.randn(2, 3, 32, 32)
+    kept = gradients_of(tower, pixels)
+    tower.backbone.recompute = True
+    recomputed = gradients_of(tower, pixels)
+    assert kept.keys() == recomputed.keys()
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)

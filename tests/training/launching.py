@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 WORKER = Path(__file__).with_name("rank_of_training.py")
 
@@ -26,7 +33,86 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_ranks(ranks: int, arguments: list[str], timeout: float = 240) -> None:
+@dataclass(frozen=True)
+class Job:
+    """A run of a few steps.
+
+    Attributes:
+        overrides: of the configuration.
+        first: step to begin with; None goes on from the checkpoint in the run's folder.
+        count: how many steps.
+        save: whether to write a checkpoint after them.
+        poisoned: steps at which the last rank's gradient, and no other's, is infinite.
+        folder: of the run; None makes a new one.
+    """
+
+    overrides: tuple[str, ...] = ()
+    first: int | None = 0
+    count: int = 1
+    save: bool = False
+    poisoned: tuple[int, ...] = ()
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a job left.
+
+    Attributes:
+        first: its first step.
+        start: whole weights and optimizer state by name, as in ``Engine.state``, before it.
+        steps: by step ``gradient`` (of the global loss, by parameter), ``record`` (the line of the
+            journal), ``pairs`` (image id and sum of token ids of the global batch) and ``state``.
+        folder: of the run.
+    """
+
+    first: int
+    start: dict[str, torch.Tensor]
+    steps: list[dict[str, Any]]
+    folder: Path
+
+
+def train_jobs(config: Path, folder: Path, ranks: int, jobs: dict[str, Job]) -> dict[str, Trained]:
+    """Run all ``jobs`` one after the other in the same ``ranks`` processes."""
+    here = Path(tempfile.mkdtemp(dir=folder))
+    described = []
+    folders = {name: job.folder or here / f"run-{name}" for name, job in jobs.items()}
+    for name, job in jobs.items():
+        overrides = [*job.overrides, f"run.dir={folders[name]}"]
+        described.append(
+            {**asdict(job), "folder": None, "overrides": overrides, "out": str(here / f"{name}.pt")}
+        )
+    (here / "jobs.json").write_text(json.dumps(described))
+    _run_ranks(ranks, [str(config), str(here / "jobs.json")])
+    return {name: Trained(**torch.load(here / f"{name}.pt"), folder=folders[name]) for name in jobs}
+
+
+def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """Relative distance of two sets of tensors, taken as one vector each."""
+    assert left.keys() == right.keys()
+    difference = sum((left[name].double() - right[name].double()).square().sum() for name in left)
+    return float((difference / sum(t.double().square().sum() for t in left.values())) ** 0.5)
+
+
+def assert_same_step(found: dict, expected: dict, tolerance: float = 1e-5) -> None:
+    """Same pairs; loss, gradient and updated weights within ``tolerance``."""
+    assert torch.equal(found["pairs"], expected["pairs"])
+    for key in ("loss", "gradient_norm"):
+        assert found["record"][key] == pytest.approx(expected["record"][key], rel=tolerance)
+    assert distance(expected["gradient"], found["gradient"]) < tolerance
+    assert distance(weights_of(expected["state"]), weights_of(found["state"])) < tolerance
+
+
+def weights_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if name.startswith("model.")}
+
+
+def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert not [name for name in found if not torch.equal(found[name], expected[name])]
+
+
+def _run_ranks(ranks: int, arguments: list[str], timeout: float = 280) -> None:
     """Run the worker once per rank; fail with what the first failing one said."""
     port = free_port()
     processes = [

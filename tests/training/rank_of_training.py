@@ -1,62 +1,93 @@
-"""One rank that trains some steps and keeps what every one of them did.
+"""One rank that trains some steps of several jobs, and keeps what every one of them did.
 
-Usage: rank_of_training.py CONFIG OUT FIRST COUNT [section.key=value ...]
+Usage: rank_of_training.py CONFIG JOBS.json
 
-Rank 0 writes to OUT a list with, for each step: its loss, and by parameter name the global gradient
-and the updated weights, whole whatever the ZeRO stage.
+A job is a run of its own, as in ``launching.Job``. Rank 0 writes to its ``out`` what
+``launching.Trained`` describes.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_grad
 
 from vse_scale.config import Config
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.trainer import Trainer
-from vse_scale.training.world import join_world
+from vse_scale.training.world import World, join_world
 
 
-def main(path: str, out: str, first: int, count: int, overrides: list[str]) -> None:
-    config = Config.load(path, overrides)
-    world = join_world(config.engine.timeout_seconds)
-    trainer = Trainer(config, world)
-    names = dict(trainer.engine.model.named_parameters())
-    sharded = config.engine.zero_stage > 0
-    kept = []
-    original = trainer.engine.step
+def main(path: str, jobs_path: str) -> None:
+    with open(jobs_path) as file:
+        jobs = json.load(file)
+    world = join_world(Config.load(path).engine.timeout_seconds)
+    for job in jobs:
+        run_job(path, job, world)
+    dist.barrier()
+    dist.destroy_process_group()
 
-    def step_and_look(plan):
-        gradients = {
-            name: (safe_get_full_grad(p) if sharded else p.grad.clone())
-            for name, p in names.items()
-            if p.grad is not None or sharded
-        }
-        kept.append({"gradient": {n: g.cpu() for n, g in gradients.items() if g is not None}})
-        return original(plan)
 
-    trainer.engine.step = step_and_look
+def run_job(path: str, job: dict, world: World) -> None:
+    trainer = Trainer(Config.load(path, job["overrides"]), world)
+    first = trainer.state.step if job["first"] is None else job["first"]
+    steps: list[dict] = []
+    look_at_gradients(trainer, steps)
+    poison = Poison(trainer, rank_poisoned=world.rank == world.ranks - 1)
     timer = PhaseTimer(world.device)
+    start = trainer.engine.state(keep=world.main)
     with trainer._loader(first) as batches:
-        for step in range(first, first + count):
-            plan = trainer.schedule.at(step)
-            record = trainer.train_step(next(batches), step, plan, timer)
-            weights = {
-                name: (safe_get_full_fp32_param(p) if sharded else p.detach()).clone()
-                for name, p in names.items()
-            }
-            kept[-1] |= {
-                "loss": record["loss"],
-                "norm": record["gradient_norm"],
-                "weights": weights,
-            }
+        for step in range(first, first + job["count"]):
+            batch = next(batches)
+            poison.active = step in job["poisoned"]
+            record = trainer.train_step(batch, step, trainer.schedule.at(step), timer)
+            pairs = torch.stack([batch.image_ids, batch.token_ids.sum(1)], dim=1)
+            parts = [None] * world.ranks
+            dist.all_gather_object(parts, pairs)
+            state = trainer.engine.state(keep=world.main)
+            steps[-1] |= {"record": record, "pairs": torch.cat(parts), "state": state}
+    trainer.state = replace(trainer.state, step=first + job["count"])
+    if job["save"]:
+        trainer.checkpoints.save(trainer.engine, trainer.state, main=world.main)
     if world.main:
-        torch.save(kept, out)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+        torch.save({"first": first, "start": start, "steps": steps}, job["out"])
+
+
+def look_at_gradients(trainer: Trainer, steps: list[dict]) -> None:
+    """Add the whole global gradient to ``steps`` before each update."""
+    sharded = trainer.config.engine.zero_stage > 0
+    update = trainer.engine.step
+
+    def look_and_update(plan):
+        gradients = {
+            name: safe_get_full_grad(parameter) if sharded else parameter.grad
+            for name, parameter in trainer.engine.model.named_parameters()
+        }
+        steps.append({"gradient": {n: g.clone() for n, g in gradients.items() if g is not None}})
+        return update(plan)
+
+    trainer.engine.step = look_and_update
+
+
+class Poison:
+    """Makes the gradient of one rank's captions infinite, while ``active``."""
+
+    def __init__(self, trainer: Trainer, *, rank_poisoned: bool) -> None:
+        self.active = False
+        encode = trainer._encode
+
+        def encode_and_poison(batch):
+            images, captions = encode(batch)
+            if self.active and rank_poisoned and captions.requires_grad:
+                captions.register_hook(lambda gradient: gradient * torch.inf)
+            return images, captions
+
+        trainer._encode = encode_and_poison
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])
+    main(*sys.argv[1:])

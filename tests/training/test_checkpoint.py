@@ -6,23 +6,23 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from vse_scale.config import Config
 from vse_scale.errors import CheckpointError
-from vse_scale.training.checkpoint import Checkpoints, RunState
+from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
 
 CONFIG = Config.parse({"data": {"path": "shards"}, "run": {"dir": "out"}})
-STATE = RunState(step=3, ranks=2, fingerprint="f" * 64, config=CONFIG.model_dump(mode="json"))
+STATE = RunState(step=3, fingerprint="f" * 64, config=CONFIG.model_dump(mode="json"))
 
 
-class FileEngine:
-    """Saves one file, as DeepSpeed saves several."""
+class SmallEngine:
+    """Has one tensor to keep."""
 
-    def save(self, folder: str, tag: str) -> None:
-        path = Path(folder, tag)
-        path.mkdir(parents=True)
-        (path / "weights.pt").write_bytes(bytes(range(256)) * 8)
+    def state(self, *, keep: bool) -> dict[str, torch.Tensor]:
+        return {"model.weight": torch.arange(500.0)}
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def save(checkpoints: Checkpoints, step: int) -> Path:
-    return checkpoints.save(FileEngine(), dataclasses.replace(STATE, step=step), main=True)
+    return checkpoints.save(SmallEngine(), dataclasses.replace(STATE, step=step), main=True)
 
 
 def test_the_newest_comes_back_with_its_state(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_the_newest_comes_back_with_its_state(tmp_path: Path) -> None:
     save(checkpoints, 3)
     path = save(checkpoints, 12)
     assert checkpoints.newest() == (path, dataclasses.replace(STATE, step=12))
-    assert (tmp_path / "checkpoints" / "latest").read_text() == path.name
+    assert torch.equal(load_file(path / TENSORS)["model.weight"], torch.arange(500.0))
 
 
 def test_only_so_many_are_kept(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_only_so_many_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000010", "step-00000030"]
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "state.json", "files.json"])
+@pytest.mark.parametrize("name", [TENSORS, "state.json", "files.json"])
 @pytest.mark.parametrize("kept_bytes", [0, 1, 100])
 def test_a_truncated_one_is_passed_over_for_the_one_before(
     tmp_path: Path, name: str, kept_bytes: int, caplog: pytest.LogCaptureFixture
@@ -66,34 +66,56 @@ def test_a_truncated_one_is_passed_over_for_the_one_before(
 
 def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
-    path = save(checkpoints, 1) / "weights.pt"
+    path = save(checkpoints, 1) / TENSORS
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"weights\.pt is not what was written"):
+    with pytest.raises(CheckpointError, match=r"state\.safetensors is not what was written"):
         checkpoints.newest()
 
 
-def test_a_write_that_was_cut_off_leaves_nothing_that_counts(tmp_path: Path) -> None:
+def test_a_write_that_was_cut_off_leaves_nothing_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     whole = save(checkpoints, 1)
 
-    class DyingEngine(FileEngine):
-        def save(self, folder: str, tag: str) -> None:
-            super().save(folder, tag)
-            raise KeyboardInterrupt
+    def die(*arguments: object) -> None:
+        raise KeyboardInterrupt
 
+    # After the tensors, before what makes the folder count.
+    monkeypatch.setattr("vse_scale.training.checkpoint._inventory", die)
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.save(DyingEngine(), dataclasses.replace(STATE, step=2), main=True)
-    found = checkpoints.newest()
-    assert found is not None
-    assert found[0] == whole
+        save(checkpoints, 2)
+    monkeypatch.undo()
+    monkeypatch.setattr(dist, "barrier", lambda: None)
+    assert checkpoints.newest() == (whole, dataclasses.replace(STATE, step=1))
+    (left,) = tmp_path.glob(".*.partial")
     assert save(checkpoints, 2).name == "step-00000002"
+    assert not left.exists()
+
+
+def test_a_full_disk_leaves_the_one_before_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    whole = save(checkpoints, 1)
+
+    def fill(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vse_scale.training.checkpoint.save_file", fill)
+    with pytest.raises(
+        CheckpointError, match=r"step-00000002: cannot be written .*No space.*step-00000001 stays"
+    ):
+        save(checkpoints, 2)
+    assert checkpoints.newest() == (whole, dataclasses.replace(STATE, step=1))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_another_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="fingerprint ffffffffffff, but shards has 000000"):
-        STATE.check(CONFIG, "0" * 64, 2, tmp_path)
+        STATE.check(CONFIG, "0" * 64, tmp_path)
 
 
 def test_another_configuration_is_refused_and_the_difference_named(tmp_path: Path) -> None:
@@ -101,7 +123,7 @@ def test_another_configuration_is_refused_and_the_difference_named(tmp_path: Pat
         {"data": {"path": "shards", "global_batch": 64}, "run": {"dir": "out", "seed": 1}}
     )
     with pytest.raises(CheckpointError) as caught:
-        STATE.check(changed, "f" * 64, 2, tmp_path)
+        STATE.check(changed, "f" * 64, tmp_path)
     assert "data.global_batch was 128, is 64" in str(caught.value)
     assert "run.seed was 0, is 1" in str(caught.value)
 
@@ -114,9 +136,4 @@ def test_what_changes_no_step_may_change(tmp_path: Path) -> None:
             "train": {"max_steps": 100},
         }
     )
-    STATE.check(changed, "f" * 64, 2, tmp_path)
-
-
-def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="written by 2 ranks, and this run has 4"):
-        STATE.check(CONFIG, "f" * 64, 4, tmp_path)
+    STATE.check(changed, "f" * 64, tmp_path)

@@ -2,80 +2,155 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from launching import run_ranks
-
-SGD = ("optim.algorithm=sgd", "optim.clip=0", "objective.reduction=mean", "optim.lr=0.1")
-# Adam divides a gradient by its own size, noise included, so its steps are kept small.
-ADAM = ("optim.lr=1e-5",)
-LATE = 12  # in epoch 1: hardest negatives, everything trains
-
-
-def train_steps(config: Path, out: Path, ranks: int, first: int, count: int, *overrides: str):
-    run = f"run.dir={out.with_suffix('')}"
-    run_ranks(ranks, [str(config), str(out), str(first), str(count), run, *overrides])
-    return torch.load(out)
-
-
-def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
-    """Relative distance of two sets of tensors, taken as one vector each."""
-    assert left.keys() == right.keys()
-    difference = sum((left[name].double() - right[name].double()).square().sum() for name in left)
-    return float((difference / sum(t.double().square().sum() for t in left.values())) ** 0.5)
-
-
-def assert_same_step(found, expected, tolerance: float = 1e-5) -> None:
-    assert found["loss"] == pytest.approx(expected["loss"], rel=tolerance)
-    assert found["norm"] == pytest.approx(expected["norm"], rel=tolerance)
-    assert distance(expected["gradient"], found["gradient"]) < tolerance
-    assert distance(expected["weights"], found["weights"]) < tolerance
-
-
-@pytest.mark.parametrize("first", [0, LATE])
-@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adamw"])
-def test_one_rank_and_two(small_run: Path, tmp_path: Path, first: int, optimizer) -> None:
-    alone, together = (
-        train_steps(small_run, tmp_path / f"{ranks}.pt", ranks, first, 1, *optimizer)
-        for ranks in (1, 2)
-    )
-    assert len(alone[0]["gradient"]) >= 20
-    assert_same_step(together[0], alone[0])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("ranks", "stage", "micro_batches", "optimizer"),
-    [
-        (2, 0, 1, SGD),
-        (2, 1, 2, ADAM),
-        (2, 2, 4, SGD),
-        (2, 3, 1, SGD),
-        (2, 3, 2, ADAM),
-        (1, 0, 4, ADAM),
-        (1, 3, 2, SGD),
-        (4, 0, 2, ADAM),
-        (4, 1, 1, SGD),
-        (4, 2, 1, ADAM),
-    ],
+from launching import (
+    Job,
+    Trained,
+    assert_same_bits,
+    assert_same_step,
+    distance,
+    train_jobs,
+    weights_of,
 )
-def test_ten_layouts_and_one_process(
-    small_run: Path, tmp_path: Path, ranks: int, stage: int, micro_batches: int, optimizer
+
+OPTIMIZERS = {
+    # Adam with clipping hides a wrong scale of the gradient; this does not.
+    "sgd": ("optim.algorithm=sgd", "optim.clip=0", "objective.reduction=mean", "optim.lr=0.1"),
+    # Adam divides a gradient by its own size, noise included, so its steps are kept small.
+    "adamw": ("optim.lr=1e-5",),
+}
+LATE = 40
+
+Layout = tuple[int, int, int, str]  # ranks, ZeRO stage, micro-batches, optimizer
+EVERY = [*itertools.product((1, 2, 4), (0, 1, 2, 3), (1, 2, 4), OPTIMIZERS)]
+# Every pair of values of two different columns is in one of these.
+PAIRWISE = [
+    (1, 0, 1, "sgd"), (1, 1, 2, "adamw"), (1, 2, 4, "sgd"), (1, 3, 1, "adamw"),
+    (2, 0, 2, "sgd"), (2, 1, 4, "adamw"), (2, 2, 1, "adamw"), (2, 3, 2, "sgd"),
+    (4, 0, 4, "adamw"), (4, 1, 1, "sgd"), (4, 2, 2, "adamw"), (4, 3, 4, "sgd"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference(few_steps: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+    """One process: by optimizer the first step, 40 steps with a checkpoint, and the one after."""
+    folder = tmp_path_factory.mktemp("reference")
+    jobs = {}
+    for name, overrides in OPTIMIZERS.items():
+        early = Job(overrides, count=LATE, save=True, folder=folder / name)
+        jobs |= {name: early, f"{name} late": Job(overrides, first=None, folder=folder / name)}
+    return train_jobs(few_steps, folder, 1, jobs)
+
+
+def check_layouts(
+    config: Path, folder: Path, layouts: list[Layout], reference: dict[str, Trained]
 ) -> None:
-    reference = train_steps(small_run, tmp_path / "one.pt", 1, LATE, 1, *optimizer)
-    layout = (f"engine.zero_stage={stage}", f"engine.micro_batches={micro_batches}")
-    found = train_steps(small_run, tmp_path / "many.pt", ranks, LATE, 1, *layout, *optimizer)
-    assert_same_step(found[0], reference[0])
+    """Hold the steps 0 and 40 of each of ``layouts`` to the reference's."""
+    (ranks,) = {layout[0] for layout in layouts}
+    jobs = {}
+    for layout in layouts:
+        _, stage, micro_batches, optimizer = layout
+        overrides = (
+            *OPTIMIZERS[optimizer],
+            f"engine.zero_stage={stage}",
+            f"engine.micro_batches={micro_batches}",
+        )
+        # Going on from a checkpoint that one process wrote at ZeRO-2.
+        late = folder / "-".join(map(str, layout))
+        shutil.copytree(reference[optimizer].folder, late)
+        jobs[f"{layout}"] = Job(overrides)
+        jobs[f"{layout} late"] = Job(overrides, first=None, folder=late)
+    trained = train_jobs(config, folder, ranks, jobs)
+    for layout in layouts:
+        optimizer = layout[-1]
+        early, late = trained[f"{layout}"], trained[f"{layout} late"]
+        assert late.first == LATE
+        assert_same_bits(early.start, reference[optimizer].start)
+        assert_same_bits(late.start, reference[f"{optimizer} late"].start)
+        assert_same_step(early.steps[0], reference[optimizer].steps[0])
+        assert_same_step(late.steps[0], reference[f"{optimizer} late"].steps[0])
+
+
+def test_two_ranks_and_one(few_steps: Path, tmp_path: Path, reference: dict[str, Trained]) -> None:
+    assert len(reference["sgd"].steps[0]["gradient"]) >= 20
+    check_layouts(few_steps, tmp_path, [(2, 2, 1, "sgd"), (2, 2, 1, "adamw")], reference)
 
 
 @pytest.mark.slow
-def test_twenty_steps_stay_together(small_run: Path, tmp_path: Path) -> None:
-    alone, together = (
-        train_steps(small_run, tmp_path / f"{ranks}.pt", ranks, LATE, 8, "optim.lr=1e-5")
-        for ranks in (1, 2)
-    )
-    for found, expected in zip(together, alone, strict=True):
-        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-    assert distance(alone[-1]["weights"], together[-1]["weights"]) < 1e-4
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_layouts_that_cover_all_pairs(
+    few_steps: Path, tmp_path: Path, reference: dict[str, Trained], ranks: int
+) -> None:
+    layouts = [layout for layout in PAIRWISE if layout[0] == ranks]
+    check_layouts(few_steps, tmp_path, layouts, reference)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_every_layout(
+    few_steps: Path, tmp_path: Path, reference: dict[str, Trained], ranks: int
+) -> None:
+    layouts = [layout for layout in EVERY if layout[0] == ranks]
+    check_layouts(few_steps, tmp_path, layouts, reference)
+
+
+def test_the_layouts_cover_all_pairs() -> None:
+    for left, right in itertools.combinations(range(4), 2):
+        wanted = {(layout[left], layout[right]) for layout in EVERY}
+        assert wanted == {(layout[left], layout[right]) for layout in PAIRWISE}
+
+
+@pytest.mark.slow
+def test_twenty_steps_stay_together(few_steps: Path, tmp_path: Path) -> None:
+    jobs = {
+        f"stage {stage}": Job(("optim.lr=1e-5", f"engine.zero_stage={stage}"), count=20)
+        for stage in range(4)
+    }
+    alone = train_jobs(few_steps, tmp_path, 1, {"alone": jobs["stage 0"]})["alone"]
+    for together in train_jobs(few_steps, tmp_path, 2, jobs).values():
+        for found, expected in zip(together.steps, alone.steps, strict=True):
+            assert found["record"]["loss"] == pytest.approx(expected["record"]["loss"], rel=1e-4)
+        ends = (weights_of(run.steps[-1]["state"]) for run in (alone, together))
+        assert distance(*ends) < 1e-4
+
+
+@pytest.mark.slow
+def test_going_on_is_bit_equal_on_the_same_layout(few_steps: Path, tmp_path: Path) -> None:
+    jobs = {}
+    for stage in range(4):
+        overrides, folder = (f"engine.zero_stage={stage}",), tmp_path / f"stage-{stage}"
+        jobs |= {
+            f"whole {stage}": Job(overrides, count=12),
+            f"first part {stage}": Job(overrides, count=7, save=True, folder=folder),
+            f"second part {stage}": Job(overrides, first=None, count=5, folder=folder),
+        }
+    trained = train_jobs(few_steps, tmp_path, 2, jobs)
+    for stage in range(4):
+        whole, second = trained[f"whole {stage}"], trained[f"second part {stage}"]
+        assert_same_bits(second.start, whole.steps[6]["state"])
+        for found, expected in zip(second.steps, whole.steps[7:], strict=True):
+            assert found["record"]["loss"] == expected["record"]["loss"]
+            assert_same_bits(found["state"], expected["state"])
+
+
+@pytest.mark.slow
+def test_a_gradient_that_overflows_on_one_rank_is_skipped_on_all(
+    few_steps: Path, tmp_path: Path
+) -> None:
+    jobs = {
+        f"stage {stage}": Job((f"engine.zero_stage={stage}",), count=8, poisoned=(0, 6))
+        for stage in range(4)
+    }
+    for run in train_jobs(few_steps, tmp_path, 2, jobs).values():
+        states = [run.start, *(step["state"] for step in run.steps)]
+        applied = [step["record"]["applied"] for step in run.steps]
+        assert applied == [step not in (0, 6) for step in range(8)]
+        for step, (before, after) in enumerate(itertools.pairwise(states)):
+            if applied[step]:
+                assert distance(weights_of(before), weights_of(after)) > 0
+            else:
+                assert_same_bits(after, before)

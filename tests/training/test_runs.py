@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from launching import vse_scale
+from safetensors.torch import load_file
 
 from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.telemetry.journal import read_journal
+from vse_scale.training.checkpoint import TENSORS
 
 
 def train(config: Path, folder: Path, *overrides: str, ranks: int = 2) -> str:
@@ -45,7 +47,7 @@ def start_until(config: Path, folder: Path, said: str) -> subprocess.Popen[str]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     newest = max((folder / "checkpoints").glob("step-*"))
-    return torch.load(newest / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    return load_file(newest / TENSORS)
 
 
 def assert_same_run(left: Path, right: Path) -> None:

@@ -16,16 +16,18 @@ def schedule(**sections: dict[str, object]) -> Schedule:
 
 
 @pytest.mark.parametrize(
-    ("epoch", "rate", "objective", "frozen"),
+    ("epoch", "rate", "objective", "trained_stages"),
     [
-        (0, 5e-4, "all", {"backbone"}),
-        (1, 5e-4, "hardest", set()),
-        (14, 5e-4, "hardest", set()),
-        (15, 5e-5, "hardest", set()),
-        (24, 5e-5, "hardest", set()),
+        (0, 5e-4, "all", 0),
+        (1, 5e-4, "hardest", None),
+        (14, 5e-4, "hardest", None),
+        (15, 5e-5, "hardest", None),
+        (24, 5e-5, "hardest", None),
     ],
 )
-def test_published_table(epoch: int, rate: float, objective: str, frozen: set[str]) -> None:
+def test_published_table(
+    epoch: int, rate: float, objective: str, trained_stages: int | None
+) -> None:
     for index in (0, STEPS - 1):
         plan = schedule().at(epoch * STEPS + index)
         assert (plan.epoch, plan.index) == (epoch, index)
@@ -33,7 +35,13 @@ def test_published_table(epoch: int, rate: float, objective: str, frozen: set[st
             {"heads": rate, "text": 0.1 * rate, "backbone": 0.01 * rate}, rel=1e-12
         )
         assert plan.objective == objective
-        assert plan.frozen == frozen
+        assert plan.trained_stages == trained_stages
+
+
+def test_the_backbone_thaws_stage_by_stage() -> None:
+    plan = schedule(train={"frozen_backbone_epochs": 1, "backbone_warmup_epochs": 2})
+    thawed = [plan.at(epoch * STEPS).trained_stages for epoch in range(9)]
+    assert thawed == [0, 1, 1, 2, 2, 3, 3, None, None]
 
 
 def test_the_loss_is_ramped_during_epoch_1_alone() -> None:

@@ -65,17 +65,17 @@ class GridImageEncoder(nn.Module):
         self._drops_cells = config.drop_cells
 
     def forward(
-        self, pixels: Tensor, cell_draws: Tensor | None = None, *, backbone_frozen: bool = False
+        self, pixels: Tensor, cell_draws: Tensor | None = None, trained_stages: int | None = None
     ) -> Tensor:
         """Pool ``pixels`` (N, 3, H, W) into (N, D), not normalised.
 
         Args:
             pixels: normalised.
             cell_draws: (N, 1 + cells) for size augmentation, which evaluation leaves out.
-            backbone_frozen: whether to run the backbone without gradients.
+            trained_stages: how many of the backbone's last stages compute gradients; None: all of
+                it does.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not backbone_frozen):
-            grid = self.backbone(pixels).permute(0, 2, 3, 1).flatten(1, 2)
+        grid = self.backbone(pixels, trained_stages).permute(0, 2, 3, 1).flatten(1, 2)
         if self.training and self._drops_cells and cell_draws is not None:
             grid, lengths = compact(grid, kept_cells(cell_draws))
         else:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vse_scale.model.weights import load_exactly, read_state_dict
 
@@ -235,10 +237,13 @@ class ResNet(nn.Module):
 
     Attributes:
         channels: C' of the output.
+        recompute: whether training keeps only the blocks' inputs and computes the rest again in
+            the backward pass.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
+        self.recompute = False
         block = Bottleneck if architecture.bottleneck else BasicBlock
         channels = architecture.stem_channels
         self.conv1 = _convolution(3, channels, architecture.stem_kernel, stride=2)
@@ -259,14 +264,34 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Map normalised pixels (N, 3, H, W) to a grid of features (N, C', H', W')."""
+    def forward(self, pixels: Tensor, trained_stages: int | None = None) -> Tensor:
+        """Map normalised pixels (N, 3, H, W) to a grid of features (N, C', H', W').
+
+        Args:
+            pixels: of any size.
+            trained_stages: how many of the last stages compute gradients; None: all layers do.
+        """
+        with_gradients = torch.is_grad_enabled()
+        stages = len(self._stage_names)
+        first_trained = stages - min(stages if trained_stages is None else trained_stages, stages)
         # Channels-last saves a tenth of a training step on a CPU, more on a GPU.
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        hidden: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(pixels)), inplace=True))
-        for name in self._stage_names:
-            hidden = self.get_submodule(name)(hidden)
+        with torch.set_grad_enabled(with_gradients and first_trained == 0):
+            hidden: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(pixels)), inplace=True))
+        for number, name in enumerate(self._stage_names):
+            with torch.set_grad_enabled(with_gradients and number >= first_trained):
+                for block in self.get_submodule(name).children():
+                    if self.recompute and torch.is_grad_enabled():
+                        hidden = checkpoint(block, hidden, use_reentrant=False)
+                    else:
+                        hidden = block(hidden)
         return hidden
+
+    def parameter_stages(self) -> list[list[Parameter]]:
+        """Return all parameters by stage, the stem's with the first stage's."""
+        stages = [list(self.get_submodule(name).parameters()) for name in self._stage_names]
+        stages[0] = [*self.conv1.parameters(), *self.bn1.parameters(), *stages[0]]
+        return stages
 
     def grid_side(self, size: int) -> int:
         """Return H' for H = ``size`` pixels."""

@@ -31,7 +31,8 @@ class VSEModel(nn.Module):
         config: as given.
         image_spec: the pixels that `encode_images` expects.
         grid_cells: cells of an image of ``image_spec.size``, or most regions of one.
-        backbone_frozen: while set, the image backbone runs without gradients.
+        trained_stages: how many of the image backbone's last stages compute gradients; None: all of
+            it does.
 
     Raises:
         ModelError: weights that the configuration names are missing, damaged or do not fit.
@@ -58,7 +59,7 @@ class VSEModel(nn.Module):
             pad_id=pad_id,
             dropout=config.dropout,
         )
-        self.backbone_frozen = False
+        self.trained_stages: int | None = None
         if config.init_from is not None:
             pretrained.load_weights(self, Path(config.init_from))
 
@@ -126,7 +127,7 @@ class VSEModel(nn.Module):
             return regions
         if lengths is not None:
             raise ValueError("lengths are a region model's; this one takes pixels")
-        pixels: Tensor = self.image(images, draws, backbone_frozen=self.backbone_frozen)
+        pixels: Tensor = self.image(images, draws, self.trained_stages)
         return pixels
 
     def encode_captions(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
@@ -134,12 +135,32 @@ class VSEModel(nn.Module):
         return unit_length(self.text(token_ids, lengths))
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
-        """Return all parameters by what they learn at: "heads", "text" and "backbone"."""
-        backbone = list(self.image.backbone.parameters())
+        """Return all parameters by what learns together: "heads", "text" and the backbone's stages.
+
+        These are called "backbone.1", "backbone.2" and so on, counted from the last.
+        """
         text = list(self.text.encoder.parameters())
-        others = {id(parameter) for parameter in (*backbone, *text)}
+        stages: list[list[Parameter]] = []
+        if isinstance(self.image, GridImageEncoder):
+            stages = self.image.backbone.parameter_stages()[::-1]
+        others = {id(parameter) for group in (text, *stages) for parameter in group}
         heads = [p for p in self.parameters() if id(p) not in others]
-        return {"heads": heads, "text": text, "backbone": backbone}
+        numbered = {f"backbone.{place}": stage for place, stage in enumerate(stages, start=1)}
+        return {"heads": heads, "text": text, **numbered}
+
+    def recompute_activations(self) -> None:
+        """Let training keep the inputs of each block or layer alone, and compute the rest again.
+
+        Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
+        """
+        if isinstance(self.image, GridImageEncoder):
+            self.image.backbone.recompute = True
+        self.text.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def compile_encoders(self) -> None:
+        """Compile the backbone and the text encoder with `torch.compile`, at their first use."""
+        self.image.backbone.compile()
+        self.text.encoder.compile()
 
     @torch.no_grad()
     def pooling_weights(self, side: Literal["image", "text"], length: int) -> Tensor:

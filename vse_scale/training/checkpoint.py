@@ -1,8 +1,8 @@
 """Checkpoints that are whole or absent: written aside, verified on load, the previous one kept.
 
-A checkpoint is a folder ``step-00000123`` with DeepSpeed's files, ``state.json`` (position, best
-result, data fingerprint, configuration) and ``files.json`` (size and sha256 of every file). It is
-written under a temporary name and renamed; ``latest`` moves last.
+A checkpoint is a folder ``step-00000123`` with ``state.safetensors`` (weights and optimizer, see
+`Engine.state`), ``state.json`` (position, best result, data fingerprint, configuration) and
+``files.json`` (size and sha256 of the others). It is written under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -17,25 +17,32 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from vse_scale.config import Config
 from vse_scale.errors import CheckpointError
 from vse_scale.telemetry.progress import log
 
+TENSORS = "state.safetensors"
+
 # What may change when a run goes on: none of it alters what the next step computes.
 _FREE = (
-    "run.dir", "run.checkpoint_epochs", "run.keep_checkpoints", "eval.", "train.max_steps",
-    "train.epochs", "engine.timeout_seconds", "engine.micro_batches",
+    "run.dir", "run.checkpoint_", "run.keep_checkpoints", "eval.", "train.max_steps",
+    "train.epochs", "engine.timeout_seconds", "engine.micro_batches", "engine.zero_stage",
+    "engine.activation_checkpointing",
     "data.threads", "data.prefetch", "data.path",
     "model.init_from",
 )  # fmt: skip
 
 
-class Saves(Protocol):
+class HasState(Protocol):
     """What has state to keep: the engine."""
 
-    def save(self, folder: str, tag: str) -> None:
-        """Write the state of all ranks below ``folder / tag``."""
+    def state(self, *, keep: bool) -> dict[str, Tensor]:
+        """Return it on the ranks that ``keep`` it; every rank calls."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,21 +51,21 @@ class RunState:
 
     Attributes:
         step: The next step to train; the steps before it are in the weights.
-        ranks: Number of ranks that wrote the checkpoint.
         fingerprint: Fingerprint of the dataset.
         config: The resolved configuration, as nested mappings.
         best_rsum: The best validation result so far, or None before the first.
         best_step: The step after which it was reached.
+        stale: Evaluations since then.
     """
 
     step: int
-    ranks: int
     fingerprint: str
     config: dict[str, Any]
     best_rsum: float | None = None
     best_step: int | None = None
+    stale: int = 0
 
-    def check(self, config: Config, fingerprint: str, ranks: int, origin: Path) -> None:
+    def check(self, config: Config, fingerprint: str, origin: Path) -> None:
         """Raise CheckpointError unless a run like this one may go on from here."""
         if fingerprint != self.fingerprint:
             raise CheckpointError(
@@ -76,11 +83,6 @@ class RunState:
             raise CheckpointError(
                 f"{origin}: was trained with another configuration ({'; '.join(changed)}); give "
                 "the same one, or another run.dir to start anew"
-            )
-        if ranks != self.ranks:
-            raise CheckpointError(
-                f"{origin}: was written by {self.ranks} ranks, and this run has {ranks}; start "
-                f"it with {self.ranks}"
             )
 
 
@@ -111,28 +113,45 @@ class Checkpoints:
             )
         return None
 
-    def save(self, engine: Saves, state: RunState, *, main: bool) -> Path:
-        """Write a checkpoint of all ranks; every rank calls this, and ``main`` is the first."""
+    def save(self, engine: HasState, state: RunState, *, main: bool) -> Path:
+        """Write a checkpoint of all ranks; every rank calls this, and ``main`` writes.
+
+        Raises:
+            CheckpointError: it cannot be written, as on a full disk; those before it stay.
+        """
         final = self.folder / f"step-{state.step:08d}"
-        partial = self.folder / f".{final.name}.partial"
+        tensors = engine.state(keep=main)
         if main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-        dist.barrier()
-        engine.save(str(self.folder), partial.name)
-        if main:
-            _write(partial / "state.json", json.dumps(dataclasses.asdict(state), indent=1))
-            _write(partial / "files.json", json.dumps(_inventory(partial), indent=1))
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            # For DeepSpeed's own tools; a run looks at the folders, which are whole once renamed.
-            _write(self.folder / "latest.partial", final.name)
-            os.replace(self.folder / "latest.partial", self.folder / "latest")
-            _sync(self.folder)
-            for old in self._finished()[self._keep :]:
-                shutil.rmtree(old)
+            partial = self.folder / f".{final.name}.partial"
+            try:
+                self._write(partial, final, tensors, state)
+            except (OSError, SafetensorError) as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                left = self._finished()
+                raise CheckpointError(
+                    f"{final}: cannot be written ({error}); "
+                    + (f"{left[0].name} stays" if left else "there is none before it")
+                    + "; make room, and the same command goes on from there"
+                ) from error
         dist.barrier()
         return final
+
+    def _write(
+        self, partial: Path, final: Path, tensors: dict[str, Tensor], state: RunState
+    ) -> None:
+        # What a kill left half-written, this step's or another's, only takes up room.
+        for left in self.folder.glob(".*.partial"):
+            shutil.rmtree(left)
+        partial.mkdir(parents=True)
+        save_file(tensors, partial / TENSORS)
+        _write(partial / "state.json", json.dumps(dataclasses.asdict(state), indent=1))
+        _write(partial / "files.json", json.dumps(_inventory(partial), indent=1))
+        _sync(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(self.folder)
+        for old in self._finished()[self._keep :]:
+            shutil.rmtree(old)
 
     def _finished(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), reverse=True)

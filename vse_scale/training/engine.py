@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from vse_scale.config import Config
 from vse_scale.model.vse import VSEModel
 from vse_scale.training.optim import apply_plan, build_optimizer
 from vse_scale.training.schedule import StepPlan
+from vse_scale.training.state import SharedTensors
 from vse_scale.training.world import World
 
 
@@ -33,6 +34,12 @@ class Engine:
         self._world = world
         self._stage = config.engine.zero_stage
         self._clip = config.optim.clip
+        # Stage 3 takes the model's own weights apart; see `whole_model`.
+        self._whole = copy.deepcopy(model).cpu() if self._stage == 3 else model
+        if config.engine.activation_checkpointing:
+            model.recompute_activations()
+        if config.engine.compile:
+            model.compile_encoders()
         self.optimizer = build_optimizer(model.parameter_groups(), config.optim, world.device)
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
@@ -40,6 +47,12 @@ class Engine:
             config=_deepspeed_config(config, world),
             dist_init_required=False,
         )
+        # Now rather than at the first update: a checkpoint restores into it, and who lacks the
+        # memory learns it at once.
+        for _, master in self._masters():
+            self.optimizer.allocate_state(master)
+        if self._stage in (1, 2):
+            self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Run the model: (image, caption) embeddings of this rank's part of the batch."""
@@ -87,22 +100,108 @@ class Engine:
         return norm
 
     @contextmanager
-    def whole_weights(self) -> Iterator[None]:
-        """Within the block ``model`` holds whole parameters, which stage 3 spreads over ranks."""
-        import deepspeed
+    def whole_model(self) -> Iterator[VSEModel]:
+        """Yield a model with the current weights that a rank can use without the others.
 
-        spread = list(self.model.parameters()) if self._stage == 3 else []
-        with deepspeed.zero.GatheredParameters(spread, enabled=bool(spread)):
-            yield
+        Up to stage 3 that is ``model``. Under stage 3 a pass through ``model`` gathers weights
+        layer by layer, and would wait for ranks that evaluate fewer batches; there it is a copy,
+        on the device for as long as the block lasts. Every rank enters together.
+        """
+        if self._stage < 3:
+            yield self.model
+            return
+        with torch.no_grad():
+            own = dict(self.model.named_parameters())
+            for name, parameter in self._whole.named_parameters():
+                parameter.copy_(self._weight(own[name]))
+            buffers = dict(self.model.named_buffers())
+            for name, buffer in self._whole.named_buffers():
+                buffer.copy_(buffers[name])
+        try:
+            yield self._whole.to(self._world.device)
+        finally:
+            self._whole.cpu()
 
-    def save(self, folder: str, tag: str) -> None:
-        """Write this engine's state below ``folder / tag``; returns when every rank has."""
-        self.deepspeed.save_checkpoint(folder, tag=tag, save_latest=False)
-        dist.barrier()
+    def state(self, *, keep: bool) -> dict[str, Tensor]:
+        """Return all that training has changed, whole tensors by name, whatever the layout.
 
-    def load(self, folder: str, tag: str) -> None:
-        """Read the state that ``save`` wrote, on the same number of ranks."""
-        self.deepspeed.load_checkpoint(folder, tag=tag)
+        Every rank calls; those that ``keep`` get the tensors, float32 on the CPU: ``model.NAME``
+        for weights and buffers, ``exp_avg.NAME`` and so on for the optimizer's, and ``step.GROUP``.
+        """
+        kept: dict[str, Tensor] = {}
+
+        def take(name: str, value: Tensor) -> None:
+            if keep:
+                kept[name] = value.detach().to("cpu", copy=True).contiguous()
+
+        for name, parameter in self.model.named_parameters():
+            take(f"model.{name}", self._weight(parameter))
+            for moment in self.optimizer.moments:
+                take(f"{moment}.{name}", self._moment(parameter, moment))
+        for name, buffer in self.model.named_buffers():
+            take(f"model.{name}", buffer)
+        for group, master in self._masters():
+            if "step" in self.optimizer.state[master]:
+                # The same for all of a group.
+                take(f"step.{group}", self.optimizer.state[master]["step"])
+        return kept
+
+    def restore(self, tensors: SharedTensors) -> None:
+        """Take over the optimizer's part of what ``state`` returned, from any layout.
+
+        The weights are the model's, and were there before the engine was built.
+        """
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for name, parameter in self.model.named_parameters():
+            for moment in self.optimizer.moments:
+                # Stage 3 leaves an empty tensor where the parameter was.
+                shape = getattr(parameter, "ds_shape", parameter.shape)
+                value = tensors.get(f"{moment}.{name}", shape)
+                if self._stage == 0:
+                    self.optimizer.state[parameter][moment].copy_(value)
+                else:
+                    safe_set_full_optimizer_state(parameter, value, moment)
+        steps: dict[str, Tensor] = {}
+        for group, master in self._masters():
+            if "step" in self.optimizer.state[master]:
+                if group not in steps:
+                    steps[group] = tensors.get(f"step.{group}", torch.Size())
+                self.optimizer.state[master]["step"].copy_(steps[group])
+
+    def _masters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield what the optimizer updates, each with the name of its parameter group."""
+        names = [group["name"] for group in self.optimizer.param_groups]
+        if self._stage == 0:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    yield group["name"], parameter
+        elif self._stage < 3:
+            yield from zip(
+                names, self.deepspeed.optimizer.single_partition_of_fp32_groups, strict=True
+            )
+        else:
+            zero = self.deepspeed.optimizer
+            for number, flat in enumerate(zero.fp32_partitioned_groups_flat):
+                yield names[zero.sub_group_to_group_id[number]], flat
+
+    def _weight(self, parameter: Tensor) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if self._stage < 3:
+            return parameter
+        whole: Tensor = safe_get_full_fp32_param(parameter)
+        return whole
+
+    def _moment(self, parameter: Tensor, name: str) -> Tensor:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        whole: Tensor = (
+            self.optimizer.state[parameter][name]
+            if self._stage == 0
+            else safe_get_full_optimizer_state(parameter, name)
+        )
+        return whole
 
 
 def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:

@@ -19,34 +19,37 @@ from vse_scale.training.schedule import StepPlan
 
 
 class _SkipsFrozenGroups(torch.optim.Optimizer):
-    """Passes over every group whose ``frozen`` is set: no update, no decay, no step count."""
+    """Passes over every group whose ``frozen`` is set: no update, no decay, no step count.
 
-    def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        return {}
+    Attributes:
+        moments: names of the optimizer state that has a parameter's shape.
+    """
+
+    moments: tuple[str, ...] = ()
+
+    def allocate_state(self, parameter: Tensor) -> None:
+        """Give ``parameter`` the state that its first update would start from."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         for group in self.param_groups:
-            if not group["frozen"]:
-                continue
-            for parameter in group["params"]:
-                parameter.grad = None
-                # Zero state, so that a checkpoint taken while frozen holds what a loader expects.
-                if not self.state[parameter] and parameter.numel():
-                    self.state[parameter].update(self._initial_state(parameter))
+            if group["frozen"]:
+                for parameter in group["params"]:
+                    parameter.grad = None
         return super().step(closure)
 
 
 class StagedAdamW(_SkipsFrozenGroups, torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter, 2019) with groups that can be frozen."""
 
-    def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+    moments = ("exp_avg", "exp_avg_sq")
+
+    def allocate_state(self, parameter: Tensor) -> None:
+        """Give ``parameter`` its step count of 0 and moments of 0."""
         fused = bool(self.defaults["fused"])
-        step = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
-        return {
-            "step": step,
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
+        self.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device if fused else "cpu"),
+            **{name: torch.zeros_like(parameter.detach()) for name in self.moments},
         }
 
 
@@ -77,7 +80,12 @@ def build_optimizer(
 
 
 def apply_plan(optimizer: torch.optim.Optimizer, plan: StepPlan) -> None:
-    """Set each named group's learning rate and freezing to what ``plan`` says."""
+    """Set the learning rate and freezing of each of a model's groups to what ``plan`` says.
+
+    Groups are named as in ``VSEModel.parameter_groups``.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = plan.learning_rates[group["name"]]
-        group["frozen"] = group["name"] in plan.frozen
+        part, _, place = group["name"].partition(".")
+        group["lr"] = plan.learning_rates[part]
+        trained = plan.trained_stages
+        group["frozen"] = part == "backbone" and trained is not None and int(place) > trained

@@ -12,8 +12,6 @@ from typing import Literal
 
 from vse_scale.config import Config
 
-GROUPS = ("heads", "text", "backbone")
-
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -24,8 +22,9 @@ class StepPlan:
         index: Step within the epoch, from 0.
         objective: Whether every violating negative counts, or only the hardest.
         loss_scale: Factor on the loss before its gradient; what is logged is unscaled.
-        learning_rates: Learning rate per parameter group.
-        frozen: Groups that do not move: no update, no decay, no optimizer state.
+        learning_rates: Learning rate of the "heads", the "text" encoder and the "backbone".
+        trained_stages: How many of the backbone's last stages train; the others do not move: no
+            update, no decay, no step count. None: all of them.
     """
 
     epoch: int
@@ -33,7 +32,7 @@ class StepPlan:
     objective: Literal["all", "hardest"]
     loss_scale: float
     learning_rates: dict[str, float]
-    frozen: frozenset[str]
+    trained_stages: int | None
 
 
 class Schedule:
@@ -71,5 +70,12 @@ class Schedule:
                 "text": rate * self._optim.text_scale,
                 "backbone": rate * self._optim.backbone_scale,
             },
-            frozen=frozenset({"backbone"} if epoch < self._train.frozen_backbone_epochs else ()),
+            trained_stages=self._trained_stages(epoch),
         )
+
+    def _trained_stages(self, epoch: int) -> int | None:
+        thawing = epoch - self._train.frozen_backbone_epochs
+        if thawing < 0:
+            return 0
+        each = self._train.backbone_warmup_epochs
+        return thawing // each + 1 if thawing < 3 * each else None

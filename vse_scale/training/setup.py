@@ -36,7 +36,7 @@ def load_config(path: str, overrides: list[str], ranks: int) -> Config:
     return config
 
 
-def check_run(config: Config, ranks: int) -> None:
+def check_run(config: Config) -> None:
     """Find what would stop a run before anything is started.
 
     Raises:
@@ -49,7 +49,7 @@ def check_run(config: Config, ranks: int) -> None:
     checkpoints = Checkpoints(Path(config.run.dir) / "checkpoints", config.run.keep_checkpoints)
     if found := checkpoints.newest():
         origin, state = found
-        state.check(config, dataset.fingerprint, ranks, origin)
+        state.check(config, dataset.fingerprint, origin)
 
 
 def make_plan(config: Config, dataset: ShardDataset) -> Plan:

@@ -33,10 +33,11 @@ from vse_scale.telemetry.progress import (
     log,
     progress_of_encoding,
 )
-from vse_scale.training.checkpoint import Checkpoints, RunState
+from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
 from vse_scale.training.engine import Engine
 from vse_scale.training.schedule import Schedule, StepPlan
 from vse_scale.training.setup import calibrate, make_plan, prepare_tokenizer, validation_split
+from vse_scale.training.state import SharedTensors
 from vse_scale.training.stopping import StopRequest
 from vse_scale.training.supervisor import DONE, EXIT_STOPPED
 from vse_scale.training.timing import PhaseTimer
@@ -73,22 +74,23 @@ class Trainer:
         torch.manual_seed(config.run.seed)
         model = VSEModel(config.model, self.tokenizer.vocab_size, self.tokenizer.pad_id)
         model.to(world.device)
-        found = self._newest_checkpoint()
-        if found is None and config.model.image.weights is None and not config.model.init_from:
+        resolved = config.model_dump(mode="json")
+        self.state = RunState(step=0, fingerprint=self.dataset.fingerprint, config=resolved)
+        self._saved: RunState | None = None
+        tensors: SharedTensors | None = None
+        if found := self._newest_checkpoint():
+            origin, state = found
+            state.check(config, self.dataset.fingerprint, origin)
+            tensors = SharedTensors(origin / TENSORS, world)
+            tensors.fill(model)
+            self.state = self._saved = replace(state, config=resolved)
+        elif config.model.image.weights is None and not config.model.init_from:
             calibrate(model, self.dataset, config, world)
         with heartbeat("building the engine"):
             self.engine = Engine(model, config, world)
-        self.state = RunState(
-            step=0, ranks=world.ranks, fingerprint=self.dataset.fingerprint,
-            config=config.model_dump(mode="json"),
-        )  # fmt: skip
-        if found is not None:
-            origin, state = found
-            state.check(config, self.dataset.fingerprint, world.ranks, origin)
-            self.engine.load(str(origin.parent), origin.name)
-            self.state = replace(state, config=self.state.config)
+        if tensors is not None:
+            self.engine.restore(tensors)
             log.info("resumed from %s", origin)
-        self._saved = self.state if found is not None else None
 
     def _newest_checkpoint(self) -> tuple[Path, RunState] | None:
         """Let one rank read and verify, so that all go on from the same checkpoint or none."""
@@ -114,7 +116,8 @@ class Trainer:
         self._open_journals(first)
         skipped = 0
         with self._loader(first) as batches:
-            for step in range(first, total):
+            # A run that had lost patience has ended, and goes on only if given more.
+            for step in range(first, first if self._patience_is_spent() else total):
                 plan = self.schedule.at(step)
                 record = self.train_step(next(batches), step, plan, timer)
                 skipped = 0 if record["applied"] else skipped + 1
@@ -128,11 +131,15 @@ class Trainer:
                     self.metrics.write(record)
                     progress.advance(details=_details(record))
                 stopping = stop.requested()
-                last = step + 1 == total
-                if last or (step + 1) % self.plan.steps_per_epoch == 0:
-                    self._end_epoch(plan.epoch, last=last)
-                if stopping and not last:
+                done, run, evaluation = step + 1, self.config.run, self.config.eval
+                if done == total or self._due(evaluation.every_steps, evaluation.every_epochs):
+                    self._evaluate(plan.epoch)
+                ended = done == total or self._patience_is_spent()
+                if stopping or ended or self._due(run.checkpoint_steps, run.checkpoint_epochs):
                     self._save()
+                if ended:
+                    break
+                if stopping:
                     log.info("stopped after step %d as asked; the same command goes on", step)
                     return EXIT_STOPPED
         progress.close()
@@ -146,7 +153,7 @@ class Trainer:
         timer.start(waited=batch.wait_seconds)
         # Dropout depends on these alone, so a resumed run draws what it would have drawn.
         torch.manual_seed(_mix(self.config.run.seed, step, self.world.rank))
-        self.engine.model.backbone_frozen = "backbone" in plan.frozen
+        self.engine.model.trained_stages = plan.trained_stages
         if self.config.engine.micro_batches == 1:
             images, captions = self._encode(batch)
             timer.mark("forward")
@@ -211,9 +218,12 @@ class Trainer:
 
     def validate(self, dataset: ShardDataset) -> Recalls:
         """Encode ``dataset`` over all ranks and rank it."""
-        with progress_of_encoding(visible=self.world.main) as report:
+        with (
+            progress_of_encoding(visible=self.world.main) as report,
+            self.engine.whole_model() as model,
+        ):
             embeddings = encode_split(
-                self.engine.model,
+                model,
                 self.tokenizer,
                 dataset,
                 batch=self.config.eval.batch,
@@ -226,16 +236,20 @@ class Trainer:
             )
         return recall_at_k(embeddings.images, embeddings.captions, embeddings.caption_to_image)
 
-    def _end_epoch(self, epoch: int, *, last: bool) -> None:
-        """Validate, keep the best model, and checkpoint, each as often as configured."""
-        if self.validation is not None and (
-            last or (epoch + 1) % self.config.eval.every_epochs == 0
-        ):
+    def _due(self, steps: int | None, epochs: int) -> bool:
+        """Whether what is done every so many steps, or else epochs, is done after this one."""
+        return self.state.step % (steps or epochs * self.plan.steps_per_epoch) == 0
+
+    def _patience_is_spent(self) -> bool:
+        patience = self.config.eval.patience
+        return patience is not None and self.state.stale >= patience
+
+    def _evaluate(self, epoch: int) -> None:
+        """Validate, where there is a split to validate on, and keep the best model."""
+        if self.validation is not None:
             began = time.perf_counter()
             recalls = self.validate(self.validation)
             self._record_evaluation(epoch, recalls, time.perf_counter() - began)
-        if last or (epoch + 1) % self.config.run.checkpoint_epochs == 0:
-            self._save()
 
     def _record_evaluation(self, epoch: int, recalls: Recalls, seconds: float) -> None:
         assert self.validation is not None
@@ -243,8 +257,11 @@ class Trainer:
         record = {"step": self.state.step - 1, "epoch": epoch, "split": split, **recalls.to_dict()}
         best = self.state.best_rsum
         if best is None or recalls.rsum > best:
-            self.state = replace(self.state, best_rsum=recalls.rsum, best_step=self.state.step)
+            now = self.state.step
+            self.state = replace(self.state, best_rsum=recalls.rsum, best_step=now, stale=0)
             self._export()
+        else:
+            self.state = replace(self.state, stale=self.state.stale + 1)
         if self.world.main:
             self.evaluations.write({**record, "seconds": seconds})
             self.evaluations.flush()
@@ -256,11 +273,11 @@ class Trainer:
 
     def _export(self) -> None:
         """Write the current weights to ``model/``, replacing what was there at once."""
-        with self.engine.whole_weights():
+        with self.engine.whole_model() as model:
             if self.world.main:
                 partial, final = self.folder / ".model.partial", self.folder / "model"
                 shutil.rmtree(partial, ignore_errors=True)
-                self.engine.model.save_pretrained(partial, tokenizer=self.tokenizer)
+                model.save_pretrained(partial, tokenizer=self.tokenizer)
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
         dist.barrier()
