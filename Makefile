@@ -28,7 +28,7 @@ help:
 	@touch $@
 
 data/demo/source/captions.jsonl: | .venv/.ready
-	@$(BIN)/vse-shards demo --images 6500 --out data/demo/source
+	@$(BIN)/vse-shards demo --images 12500 --out data/demo/source
 
 data/demo/shards/manifest.json: data/demo/source/captions.jsonl
 	@$(BIN)/vse-shards build --source jsonl --input data/demo/source/captions.jsonl \

@@ -42,6 +42,7 @@ class Job:
         first: step to begin with; None goes on from the checkpoint in the run's folder.
         count: how many steps.
         save: whether to write a checkpoint after them.
+        every_state: whether to keep the state after each step, rather than after the last.
         poisoned: steps at which the last rank's gradient, and no other's, is infinite.
         folder: of the run; None makes a new one.
     """
@@ -50,6 +51,7 @@ class Job:
     first: int | None = 0
     count: int = 1
     save: bool = False
+    every_state: bool = False
     poisoned: tuple[int, ...] = ()
     folder: Path | None = None
 
@@ -62,7 +64,8 @@ class Trained:
         first: its first step.
         start: whole weights and optimizer state by name, as in ``Engine.state``, before it.
         steps: by step ``gradient`` (of the global loss, by parameter), ``record`` (the line of the
-            journal), ``pairs`` (image id and sum of token ids of the global batch) and ``state``.
+            journal), ``pairs`` (image id and sum of token ids of the global batch) and, after the
+            last or every one, ``state``.
         folder: of the run.
     """
 

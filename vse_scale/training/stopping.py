@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,13 +13,24 @@ from vse_scale.training.world import World
 
 
 class StopRequest:
-    """Listens for SIGTERM, SIGINT, and SIGUSR1, SLURM's warning that the time limit is near."""
+    """Listens for SIGTERM, SIGINT, and SIGUSR1, SLURM's warning that the time limit is near.
+
+    It does so within its ``with`` block, in the main thread.
+    """
 
     def __init__(self, world: World) -> None:
         self._heard = torch.zeros((), dtype=torch.int32, device=world.device)
         self._ranks = world.ranks
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._hear)
+            self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._heard.fill_(1)

@@ -1,7 +1,8 @@
 """Start a run through DeepSpeed's launcher, and start it again when it dies.
 
 A process group does not survive the death of one of its ranks, so recovery is a new group on a new
-port that goes on from the newest checkpoint.
+port that goes on from the newest checkpoint. A dead rank ends the others within `GRACE_SECONDS`; a
+silent one makes the others leave a collective after ``engine.timeout_seconds``, and dies with them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -25,6 +27,10 @@ from vse_scale.training.world import free_port
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: asked to stop, checkpointed; the same command goes on
 DONE = "done"  # the file in a run's folder that says that its work is complete
+# How long ranks may outlive the first that ended. More than `__main__` lets them wait for the main
+# rank's message; less than the 30 seconds after which DeepSpeed's launcher would do the same.
+GRACE_SECONDS = 15.0
+_POLL_SECONDS = 0.2
 
 
 class Supervisor:
@@ -85,15 +91,45 @@ class Supervisor:
         self._launcher = subprocess.Popen(
             [sys.executable, "-u", "-m", "deepspeed.launcher.launch", *arguments], env=environment
         )
-        return self._launcher.wait()
+        return self._wait(self._launcher)
+
+    def _wait(self, launcher: subprocess.Popen[bytes]) -> int:
+        """Return the launcher's exit code, once no rank is left."""
+        ranks: set[psutil.Process] = set()
+        ended_at: float | None = None
+        while launcher.poll() is None:
+            time.sleep(_POLL_SECONDS)
+            alive = self._living_ranks()
+            ranks |= alive
+            if ended_at is None and ranks > alive:
+                ended_at = time.monotonic()
+            if ended_at is not None and time.monotonic() > ended_at + GRACE_SECONDS:
+                # A stopped process, or one that waits in a collective for a dead one, does not
+                # heed SIGTERM.
+                for rank in alive:
+                    with suppress(psutil.NoSuchProcess):
+                        rank.kill()
+        for rank in ranks:
+            # The launcher may have died before them.
+            with suppress(psutil.NoSuchProcess):
+                rank.kill()
+        psutil.wait_procs(list(ranks), timeout=GRACE_SECONDS)
+        return launcher.returncode
+
+    def _living_ranks(self) -> set[psutil.Process]:
+        if self._launcher is None:
+            return set()
+        with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self._launcher.pid).children()
+            return {rank for rank in children if rank.status() != psutil.STATUS_ZOMBIE}
+        return set()
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         """Ask the ranks themselves to stop: the launcher would kill them after 30 seconds."""
         self._stopping = True
-        if self._launcher is not None:
+        for rank in self._living_ranks():
             with suppress(psutil.NoSuchProcess):
-                for rank in psutil.Process(self._launcher.pid).children():
-                    rank.send_signal(signal.SIGTERM)
+                rank.send_signal(signal.SIGTERM)
 
     def _newest_checkpoint(self) -> str | None:
         return max((p.name for p in (self._folder / "checkpoints").glob("step-*")), default=None)

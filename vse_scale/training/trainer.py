@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -19,7 +20,7 @@ from torch import Tensor
 from vse_scale.config import Config
 from vse_scale.data.loader import Batch, Loader
 from vse_scale.data.shards import ShardDataset
-from vse_scale.errors import CheckpointError, TrainingError
+from vse_scale.errors import CheckpointError, OutputError, TrainingError
 from vse_scale.evaluation.encode import encode_split
 from vse_scale.evaluation.retrieval import Recalls, recall_at_k
 from vse_scale.model.vse import VSEModel
@@ -45,13 +46,28 @@ from vse_scale.training.world import World, join_world
 
 
 def train(config: Config) -> int:
-    """Train, validate and checkpoint as ``config`` says; return the process's exit code."""
+    """Train, validate and checkpoint as ``config`` says; return the process's exit code.
+
+    Without a launcher this process is the only rank: this is the call for notebooks and scripts.
+
+    Raises:
+        UserError: the configuration, the dataset, a model or a checkpoint does not fit, or the disk
+            is full; what was checkpointed stays, and the same call goes on from there.
+    """
     world = join_world(config.engine.timeout_seconds)
-    trainer = Trainer(config, world)
-    code = trainer.run()
-    if world.main and code == 0:
-        (trainer.folder / DONE).touch()
-    dist.barrier()
+    try:
+        trainer = Trainer(config, world)
+        code = trainer.run()
+        if world.main and code == 0:
+            (trainer.folder / DONE).touch()
+        dist.barrier()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise OutputError(
+            f"{error.filename or config.run.dir}: cannot be written ({error.strerror}); make room, "
+            "and the same command goes on from the newest checkpoint"
+        ) from error
     dist.destroy_process_group()
     return code
 
@@ -110,12 +126,11 @@ class Trainer:
         """Train from the restored position to the end of the schedule; return the exit code."""
         first, total = self.state.step, self.schedule.total_steps
         self._announce(first, total)
-        stop = StopRequest(self.world)
         timer = PhaseTimer(self.world.device)
         progress = Progress("step", total, initial=first, unit="steps", visible=self.world.main)
         self._open_journals(first)
         skipped = 0
-        with self._loader(first) as batches:
+        with self._loader(first) as batches, StopRequest(self.world) as stop:
             # A run that had lost patience has ended, and goes on only if given more.
             for step in range(first, first if self._patience_is_spent() else total):
                 plan = self.schedule.at(step)

@@ -1,0 +1,261 @@
+"""Killed, stopped, starved of disk: a run goes on where it was, to the bit."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from launching import assert_same_bits, vse_scale
+from safetensors.torch import load_file
+
+from vse_scale.telemetry.journal import read_journal
+from vse_scale.training.checkpoint import TENSORS
+from vse_scale.training.supervisor import GRACE_SECONDS
+
+STEPS = 150
+
+
+@pytest.fixture(scope="module")
+def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A configuration that draws at random wherever it can, and a run of it, never stopped."""
+    folder = tmp_path_factory.mktemp("faults")
+    config = folder / "faults.yaml"
+    config.write_text(
+        f"""
+data: {{path: {scenes}, global_batch: 16, threads: 1, word_drop: 0.3}}
+model:
+  embed_dim: 24
+  dropout: 0.2
+  image: {{backbone: tiny, size: 32}}
+  text:
+    vocab_size: 120
+    architecture:
+      {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
+optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, drop_epochs: [4.5]}}
+train: {{epochs: 6, calibration_images: 32}}
+eval: {{batch: 16, every_epochs: 3}}
+run: {{dir: {folder / "unused"}, checkpoint_steps: 8}}
+"""
+    )
+    result = vse_scale("train", "--ranks", "2", "--config", config, f"run.dir={folder / 'run'}")
+    assert result.returncode == 0, result.stderr[-4000:]
+    return config, folder / "run"
+
+
+class Run:
+    """A supervised run on two ranks, in the background, with what it has said so far."""
+
+    def __init__(self, config: Path, folder: Path, *overrides: str) -> None:
+        self.folder = folder
+        self.log = folder.with_suffix(".log")
+        command = [str(Path(sys.executable).with_name("vse-scale")), "train", "--ranks", "2"]
+        command += ["--max-restarts", "99", "--config", str(config), f"run.dir={folder}"]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, *overrides],
+                stderr=log,
+                stdout=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def ranks(self) -> list[psutil.Process]:
+        launchers = psutil.Process(self.process.pid).children()
+        return [rank for launcher in launchers for rank in launcher.children()]
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> bool:
+        """Wait until ``condition`` holds; False where the run ended before that."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None:
+                return False
+            assert time.monotonic() < deadline, self.said()[-4000:]
+            time.sleep(0.001)
+        return True
+
+    def wait_for_words(self, words: str, times: int = 1) -> bool:
+        return self.wait_for(lambda: self.said().count(words) >= times)
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(timeout=240)
+        except subprocess.TimeoutExpired:
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                process.kill()
+            self.process.kill()
+            raise
+
+
+def newest(folder: Path) -> Path:
+    return max((folder / "checkpoints").glob("step-*"))
+
+
+def assert_as_if_never_stopped(run: Path, uninterrupted: Path) -> None:
+    """Every step of the plan once, with the same loss; the same weights, to the bit."""
+    steps, expected = (read_journal(folder / "metrics.jsonl") for folder in (run, uninterrupted))
+    assert [record["step"] for record in steps] == list(range(STEPS))
+    assert [record["loss"] for record in steps] == [record["loss"] for record in expected]
+    assert_same_bits(*(load_file(newest(folder) / TENSORS) for folder in (run, uninterrupted)))
+
+
+def kill_at_random(run: Run, rounds: int, draws: random.Random) -> list[str]:
+    """Kill a random rank ``rounds`` times, every other time during a checkpoint."""
+    moments = []
+    for number in range(1, rounds + 1):
+        if not run.wait_for_words("steps an epoch", times=number):
+            break
+        if number % 2:
+            moments.append("step")
+            time.sleep(draws.uniform(0.0, 1.5))
+        else:
+            moments.append("checkpoint")
+            partial = (run.folder / "checkpoints").glob
+            if not run.wait_for(lambda partial=partial: any(partial(".*.partial"))):
+                break
+        ranks = run.ranks()
+        if not ranks:
+            break
+        draws.choice(ranks).send_signal(signal.SIGKILL)
+        if not run.wait_for_words("starting it again", times=number):
+            break
+    return moments
+
+
+def check_kills(whole: tuple[Path, Path], folder: Path, rounds: int) -> None:
+    """Runs, one after the other, until ``rounds`` kills have happened; each ends as it should."""
+    config, uninterrupted = whole
+    draws = random.Random(rounds)
+    killed = 0
+    for number in itertools.count():
+        run = Run(config, folder / f"run-{number}")
+        try:
+            kill_at_random(run, rounds - killed, draws)
+        finally:
+            code = run.end()
+        assert code == 0, run.said()[-4000:]
+        restarts = run.said().count("starting it again")
+        assert run.said().count("resumed from") + run.said().count("steps 0 to") >= restarts + 1
+        assert_as_if_never_stopped(run.folder, uninterrupted)
+        killed += restarts
+        if killed >= rounds:
+            return
+
+
+@pytest.mark.slow
+def test_six_kills_leave_no_trace(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    check_kills(whole, tmp_path, 6)
+
+
+@pytest.mark.soak
+def test_fifty_kills_leave_no_trace(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    check_kills(whole, tmp_path, 50)
+
+
+@pytest.mark.slow
+def test_a_rank_that_falls_silent_is_found_and_replaced(
+    whole: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, uninterrupted = whole
+    limit = 10
+    run = Run(config, tmp_path / "run", f"engine.timeout_seconds={limit}")
+    try:
+        assert run.wait_for_words("checkpoint ")
+        run.ranks()[1].send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        assert run.wait_for_words("starting it again")
+        # The collective's limit, the others' grace, and a machine that has more to do.
+        assert time.monotonic() - began < limit + GRACE_SECONDS + 15
+    finally:
+        code = run.end()
+    assert code == 0, run.said()[-4000:]
+    assert_as_if_never_stopped(run.folder, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    whole: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, uninterrupted = whole
+    arguments = ("train", "--ranks", "2", "--config", config, f"run.dir={tmp_path / 'run'}")
+    assert vse_scale(*arguments, "train.max_steps=20").returncode == 0
+    damaged = newest(tmp_path / "run") / TENSORS
+    size = damaged.stat().st_size
+    os.truncate(damaged, random.Random(1).randrange(size))
+    result = vse_scale(*arguments)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert f"step-00000020: {TENSORS} has " in result.stderr
+    assert "trying the one before it" in result.stderr
+    assert "step-00000016" in result.stderr
+    assert_as_if_never_stopped(tmp_path / "run", uninterrupted)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_in_one_line_and_loses_nothing(
+    whole: tuple[Path, Path], small_disk: Path
+) -> None:
+    config, uninterrupted = whole
+    folder = small_disk / "run"
+    arguments = ("train", "--ranks", "2", "--config", config, f"run.dir={folder}")
+    assert vse_scale(*arguments, "train.max_steps=20").returncode == 0
+    filler = small_disk / "filler"
+    free = os.statvfs(small_disk)
+    room = newest(folder).joinpath(TENSORS).stat().st_size // 2
+    filler.write_bytes(bytes(free.f_bavail * free.f_bsize - room))
+    result = vse_scale(*arguments)
+    assert result.returncode == 2, result.stderr[-4000:]
+    (line,) = (line for line in result.stderr.splitlines() if "vse-scale: error: " in line)
+    assert "step-00000024: cannot be written" in line
+    assert "No space left" in line
+    assert "step-00000020 stays" in line
+    assert "Traceback" not in result.stderr
+    filler.unlink()
+    result = vse_scale(*arguments)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert_as_if_never_stopped(folder, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_left_for_another(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    from vse_scale.config import Config
+    from vse_scale.training import supervisor
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        free = supervisor.free_port
+        ports = iter([taken.getsockname()[1]])
+        monkeypatch.setattr(supervisor, "free_port", lambda: next(ports, None) or free())
+        overrides = ["train.max_steps=2", "eval.every_epochs=9"]
+        config = Config.load(small_run, overrides)
+        watched = supervisor.Supervisor(
+            config, ["--config", str(small_run), *overrides], ranks=2, max_restarts=1
+        )
+        assert watched.run() == 0
+    assert "starting it again" in caplog.text
+    assert len(read_journal(Path(config.run.dir) / "metrics.jsonl")) == 2
