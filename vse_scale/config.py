@@ -146,6 +146,15 @@ class EngineConfig(Section):
     timeout_seconds: Positive = 600.0  # a rank silent for so long in a collective ends the run
 
 
+class TelemetryConfig(Section):
+    """Who follows a run while it goes."""
+
+    # Each rank serves Prometheus on this port plus its local rank, on all interfaces; null: none
+    # does. 9840 to 9855 are away from the exporters of machines (9100) and of GPUs (9400).
+    prometheus_port: Annotated[int, Field(ge=1, le=65535)] | None = 9840
+    tensorboard: bool = True  # curves in `tensorboard/` of the run's folder
+
+
 class RunConfig(Section):
     """Where a run keeps its files, and its seed."""
 
@@ -167,6 +176,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     engine: EngineConfig = EngineConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @model_validator(mode="after")
     def _captions_need_images_mode(self) -> Config:

@@ -22,6 +22,7 @@ import psutil
 
 from vse_scale.config import Config
 from vse_scale.errors import TrainingError, UserError
+from vse_scale.telemetry.observers import RESTARTS
 from vse_scale.telemetry.progress import log
 from vse_scale.training.world import free_port
 
@@ -46,6 +47,7 @@ class Supervisor:
         self._max_restarts = max_restarts
         self._launcher: subprocess.Popen[bytes] | None = None
         self._stopping = False
+        self._starts = 0
 
     def run(self) -> int:
         """Start, and start again after a failure; return the exit code.
@@ -88,6 +90,8 @@ class Supervisor:
         environment = dict(os.environ)
         cores = len(os.sched_getaffinity(0))
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self._ranks)))
+        environment[RESTARTS] = str(self._starts)
+        self._starts += 1
         self._launcher = subprocess.Popen(
             [sys.executable, "-u", "-m", "deepspeed.launcher.launch", *arguments], env=environment
         )

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from vse_scale.model.vse import VSEModel
 from vse_scale.objective.cached import cached_backward
 from vse_scale.objective.negatives import HingeResult, global_hinge_loss
 from vse_scale.telemetry.journal import Journal, read_journal
+from vse_scale.telemetry.observers import Observers
 from vse_scale.telemetry.progress import (
     Progress,
     duration,
@@ -130,7 +132,12 @@ class Trainer:
         progress = Progress("step", total, initial=first, unit="steps", visible=self.world.main)
         self._open_journals(first)
         skipped = 0
-        with self._loader(first) as batches, StopRequest(self.world) as stop:
+        observers = Observers(self.config, self.world, next_step=first, total_steps=total)
+        with (
+            closing(observers) as self.observers,
+            self._loader(first) as batches,
+            StopRequest(self.world) as stop,
+        ):
             # A run that had lost patience has ended, and goes on only if given more.
             for step in range(first, first if self._patience_is_spent() else total):
                 plan = self.schedule.at(step)
@@ -142,6 +149,7 @@ class Trainer:
                         "lower optim.lr, or look at the data of these steps"
                     )
                 self.state = replace(self.state, step=step + 1)
+                self.observers.step(record)
                 if self.world.main:
                     self.metrics.write(record)
                     progress.advance(details=_details(record))
@@ -188,8 +196,8 @@ class Trainer:
         timer.mark("optimizer")
         seconds = timer.seconds()
         seconds["communication"] = found.communication_seconds
-        if "objective" in seconds:
-            seconds["objective"] -= found.communication_seconds
+        within = "objective" if "objective" in seconds else "backward"
+        seconds[within] -= found.communication_seconds
         loss = float(found.loss.detach())
         return {
             "step": step,
@@ -204,6 +212,7 @@ class Trainer:
             "violating": found.violating,
             "positive_similarity": found.positive_similarity,
             "hardest_similarity": found.hardest_similarity,
+            "bytes_sent": found.bytes_sent,
             "seconds": seconds,
         }
 
@@ -278,8 +287,10 @@ class Trainer:
         else:
             self.state = replace(self.state, stale=self.state.stale + 1)
         if self.world.main:
-            self.evaluations.write({**record, "seconds": seconds})
+            record["seconds"] = seconds
+            self.evaluations.write(record)
             self.evaluations.flush()
+            self.observers.evaluation(record)
             log.info(
                 "epoch %d: %s R@1 %.1f image to text, %.1f text to image, RSUM %.1f%s",
                 epoch + 1, split, recalls.i2t.r1, recalls.t2i.r1, recalls.rsum,
@@ -303,7 +314,9 @@ class Trainer:
         if self.world.main:
             # First, so that a checkpoint never holds steps that the records lack.
             self.metrics.flush()
+        began = time.perf_counter()
         path = self.checkpoints.save(self.engine, self.state, main=self.world.main)
+        self.observers.checkpoint(path, time.perf_counter() - began)
         self._saved = self.state
         log.info("checkpoint %s", path)
 
