@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
+from types import FrameType
 
 from vse_scale.errors import UserError
 
 _GRACE_SECONDS = 10.0
+_STOPPED = 75  # the supervisor's EXIT_STOPPED, which is slow to import
+# What gloo says where another rank is gone; NCCL ends the process by itself.
+_RANK_IS_GONE = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer")
 
 
 def main() -> int:
@@ -22,6 +27,8 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()
     main_rank = os.environ.get("RANK", "0") == "0"
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _stop_before_the_first_step)
     try:
         # Imported here: a mistyped option should not wait for torch.
         from vse_scale.telemetry.progress import configure_logging, log
@@ -42,6 +49,19 @@ def main() -> int:
             time.sleep(_GRACE_SECONDS)
         print(f"vse-scale: error: {error}", file=sys.stderr)
         return error.exit_code
+    except RuntimeError as error:
+        if arguments.debug or not any(words in str(error) for words in _RANK_IS_GONE):
+            raise
+        log.error(
+            "another rank died, or was silent for engine.timeout_seconds; the same command goes "
+            "on from the newest checkpoint (%s)", str(error).splitlines()[0],
+        )  # fmt: skip
+        return 1
+
+
+def _stop_before_the_first_step(number: int, frame: FrameType | None) -> None:
+    """Leave at once: there is nothing to save, and the same command starts as it would have."""
+    os._exit(_STOPPED)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from vse_scale.model.vse import VSEModel
 from vse_scale.training.optim import apply_plan, build_optimizer
 from vse_scale.training.schedule import StepPlan
 from vse_scale.training.state import SharedTensors
-from vse_scale.training.world import World
+from vse_scale.training.world import World, bound_waits
 
 
 class Engine:
@@ -47,6 +47,7 @@ class Engine:
             config=_deepspeed_config(config, world),
             dist_init_required=False,
         )
+        bound_waits(config.engine.timeout_seconds)
         # Now rather than at the first update: a checkpoint restores into it, and who lacks the
         # memory learns it at once.
         for _, master in self._masters():

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import socket
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from vse_scale.telemetry.progress import heartbeat
 
@@ -56,10 +59,39 @@ def join_world(timeout_seconds: float) -> World:
         # DeepSpeed's use of names that torch is about to retire is not the user's concern.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         with contextlib.redirect_stdout(io.StringIO()):  # its compiler talks there
+            _load_cpu_operation()
             deepspeed.init_distributed(
                 dist_backend=backend, timeout=timedelta(seconds=timeout_seconds), verbose=False
             )
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _load_cpu_operation() -> None:
+    """Compile and load DeepSpeed's CPU operation, where it wants one, in one process at a time.
+
+    It would do so by itself, under a lock of torch's: a file that a killed process leaves behind,
+    and for which all processes after it wait without end. The system takes a killed one's `flock`.
+    """
+    from deepspeed.comm.torch import build_shm_op
+    from torch.utils import cpp_extension
+
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with (Path(folder) / "vse_scale.lock").open("w") as ours:
+        fcntl.flock(ours, fcntl.LOCK_EX)
+        for left_behind in Path(folder).glob("**/deepspeed_shm_comm/lock"):
+            left_behind.unlink()
+        build_shm_op()
+
+
+def bound_waits(timeout_seconds: float) -> None:
+    """Let no collective of any group that there is now wait longer for a silent rank.
+
+    DeepSpeed reduces in groups of its own, which it makes with torch's default: half an hour on
+    gloo, ten minutes on NCCL.
+    """
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
 
 
 def _share_cores() -> None:
