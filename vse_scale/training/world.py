@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import io
 import os
 import socket
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -51,37 +47,21 @@ def join_world(timeout_seconds: float) -> World:
     else:
         device, backend = torch.device("cpu"), "gloo"
         _share_cores()
-    with heartbeat("joining the other ranks; the first time, DeepSpeed compiles a CPU operation"):
+    with heartbeat("joining the other ranks"):
         import deepspeed
 
         # It warns of optimizers it has not tried; ours is tested under every stage.
         deepspeed.utils.logger.setLevel("ERROR")
         # DeepSpeed's use of names that torch is about to retire is not the user's concern.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-        with contextlib.redirect_stdout(io.StringIO()):  # its compiler talks there
-            _load_cpu_operation()
-            deepspeed.init_distributed(
-                dist_backend=backend, timeout=timedelta(seconds=timeout_seconds), verbose=False
-            )
+        # On CPUs it would compile an all-reduce for inference through shared memory: a minute of
+        # every new machine, a lock that a killed process leaves behind for all after it, and 69 MB
+        # of memory per rank and run that nobody frees. Training never calls it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(
+            dist_backend=backend, timeout=timedelta(seconds=timeout_seconds), verbose=False
+        )
     return World(dist.get_rank(), dist.get_world_size(), device)
-
-
-def _load_cpu_operation() -> None:
-    """Compile and load DeepSpeed's CPU operation, where it wants one, in one process at a time.
-
-    It would do so by itself, under a lock of torch's: a file that a killed process leaves behind,
-    and for which all processes after it wait without end. The system takes a killed one's `flock`.
-    """
-    from deepspeed.comm.torch import build_shm_op
-    from torch.utils import cpp_extension
-
-    folder = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with (Path(folder) / "vse_scale.lock").open("w") as ours:
-        fcntl.flock(ours, fcntl.LOCK_EX)
-        for left_behind in Path(folder).glob("**/deepspeed_shm_comm/lock"):
-            left_behind.unlink()
-        build_shm_op()
 
 
 def bound_waits(timeout_seconds: float) -> None:
