@@ -164,3 +164,27 @@ def test_a_finished_run_started_again_trains_nothing(whole: tuple[Path, Path]) -
     train(config, folder)
     assert (folder / "metrics.jsonl").read_text() == before
     assert json.loads((folder / "results.json").read_text()) == results
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_model_and_ends_when_nothing_gets_better(
+    whole: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, other = whole
+    folder = tmp_path / "run"
+    options = (
+        f"model.init_from={other / 'model'}",
+        "optim.lr=1e-12",
+        "eval.every_steps=5",
+        "eval.patience=2",
+    )
+    train(config, folder, *options)
+    evaluations = read_journal(folder / "evaluations.jsonl")
+    assert [record["step"] for record in evaluations] == [4, 9, 14]
+    assert len({record["rsum"] for record in evaluations}) == 1
+    assert json.loads((folder / "results.json").read_text())["steps"] == 15
+    started, ended = (load_file(run / "model" / "model.safetensors") for run in (other, folder))
+    for name, value in started.items():
+        torch.testing.assert_close(ended[name], value, rtol=0, atol=1e-9)
+    train(config, folder, *options)
+    assert len(read_journal(folder / "metrics.jsonl")) == 15

@@ -37,9 +37,12 @@ def main() -> int:
         log.info("loading torch, DeepSpeed and DALI")
         from vse_scale.training.setup import load_config
         from vse_scale.training.trainer import train
+        from vse_scale.training.world import leave_world
 
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        return train(load_config(arguments.config, arguments.overrides, ranks))
+        code = train(load_config(arguments.config, arguments.overrides, ranks))
+        leave_world()
+        return code
     except UserError as error:
         if arguments.debug:
             raise

@@ -70,7 +70,6 @@ def train(config: Config) -> int:
             f"{error.filename or config.run.dir}: cannot be written ({error.strerror}); make room, "
             "and the same command goes on from the newest checkpoint"
         ) from error
-    dist.destroy_process_group()
     return code
 
 

@@ -33,7 +33,8 @@ def join_world(timeout_seconds: float) -> World:
     """Join the process group that the launcher describes in the environment.
 
     Without a launcher this process is a world of its own. A rank that stays silent in a collective
-    for ``timeout_seconds`` ends the run.
+    for ``timeout_seconds`` ends the run. Who has joined stays until `leave_world`: DeepSpeed keeps
+    hold of its groups, and a second run in a process needs the same ones.
     """
     if "RANK" not in os.environ:
         os.environ.update(
@@ -62,6 +63,11 @@ def join_world(timeout_seconds: float) -> World:
             dist_backend=backend, timeout=timedelta(seconds=timeout_seconds), verbose=False
         )
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def leave_world() -> None:
+    """Take the process group down, before the process ends."""
+    dist.destroy_process_group()
 
 
 def bound_waits(timeout_seconds: float) -> None:
