@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -126,8 +125,7 @@ def test_asked_to_stop_in_mid_epoch_and_started_again_is_bit_equal(
 ) -> None:
     config, uninterrupted = whole
     folder = tmp_path / "run"
-    process = start_until(config, folder, "steps an epoch")
-    time.sleep(0.7)
+    process = start_until(config, folder, "checkpoint")
     process.send_signal(number)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 75, said

@@ -64,6 +64,8 @@ def main() -> int:
 
 def _stop_before_the_first_step(number: int, frame: FrameType | None) -> None:
     """Leave at once: there is nothing to save, and the same command starts as it would have."""
+    if os.environ.get("RANK", "0") == "0":
+        os.write(sys.stderr.fileno(), b"stopped before the first step; the same command goes on\n")
     os._exit(_STOPPED)
 
 
