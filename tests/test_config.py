@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vse_scale.config import Config
 from vse_scale.errors import ConfigError
@@ -112,3 +114,67 @@ def test_every_shipped_recipe_resolves() -> None:
     assert recipes
     for recipe in recipes:
         Config.load(recipe)
+
+
+class TestBases:
+    @pytest.fixture
+    def write(self, tmp_path: Path) -> Callable[[str, str], Path]:
+        def write(name: str, text: str) -> Path:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            return path
+
+        return write
+
+    def test_a_recipe_states_what_differs(self, write: Callable[[str, str], Path]) -> None:
+        write(
+            "below/base.yaml",
+            "data: {path: a, global_batch: 64, crop_scale: [0.5, 1.0]}\nrun: {dir: out, seed: 3}\n"
+            "model: {text: {architecture: {hidden_size: 32, num_hidden_layers: 2}}}\n",
+        )
+        write("text.yaml", "model: {text: {architecture: {num_hidden_layers: 1}}, embed_dim: 8}\n")
+        path = write(
+            "top.yaml",
+            "base: [below/base.yaml, text.yaml]\ndata: {path: b, crop_scale: [0.9, 1.0]}\n",
+        )
+        config = Config.load(path, ["run.seed=4"])
+        assert (config.data.path, config.data.global_batch) == ("b", 64)
+        assert config.data.crop_scale == (0.9, 1.0)
+        assert config.model.text.architecture == {"hidden_size": 32, "num_hidden_layers": 1}
+        assert (config.model.embed_dim, config.run.dir, config.run.seed) == (8, "out", 4)
+        assert "base" not in yaml.safe_load(config.to_yaml())
+
+    def test_a_base_is_found_from_the_file_that_names_it(
+        self, write: Callable[[str, str], Path]
+    ) -> None:
+        write("a/root.yaml", "data: {path: x}\nrun: {dir: out}\n")
+        write("a/b/middle.yaml", "base: ../root.yaml\noptim: {lr: 0.1}\n")
+        path = write("c/top.yaml", "base: ../a/b/middle.yaml\n")
+        assert Config.load(path).optim.lr == 0.1
+
+    def test_two_files_may_share_a_base(self, write: Callable[[str, str], Path]) -> None:
+        write("root.yaml", "data: {path: x}\nrun: {dir: out}\n")
+        write("left.yaml", "base: root.yaml\noptim: {lr: 0.1}\n")
+        write("right.yaml", "base: root.yaml\noptim: {clip: 1}\n")
+        config = Config.load(write("top.yaml", "base: [left.yaml, right.yaml]\n"))
+        assert (config.optim.lr, config.optim.clip) == (0.1, 1.0)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("base: gone.yaml", r"top\.yaml: base .*gone\.yaml: cannot be read \(No such file"),
+            ("base: {a: 1}", r"top\.yaml: base is \{'a': 1\}; give a file, or a list of files"),
+            ("base: top.yaml", r"is built upon itself \(.*top\.yaml -> .*top\.yaml\)"),
+            ("base: loop.yaml", r"upon itself \(.*top\.yaml -> .*loop\.yaml -> .*top\.yaml\)"),
+            ("base: list.yaml", r"list\.yaml: holds list, not sections of keys"),
+        ],
+    )
+    def test_a_wrong_base_is_one_line(
+        self, write: Callable[[str, str], Path], text: str, said: str
+    ) -> None:
+        write("loop.yaml", "base: top.yaml\n")
+        write("list.yaml", "[1]\n")
+        with pytest.raises(ConfigError, match=said) as caught:
+            Config.load(write("top.yaml", text))
+        assert "\n" not in str(caught.value)

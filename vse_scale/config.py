@@ -209,19 +209,17 @@ class Config(Section):
     def load(cls, path: str | Path, overrides: list[str] | None = None) -> Config:
         """Read ``path`` and apply ``section.key=value`` overrides, values as YAML.
 
+        A file states what differs from others with ``base: other.yaml``, or a list of them, each
+        relative to the file itself: sections are merged key by key, a later file's value counts,
+        and the file's own comes last.
+
         Raises:
-            ConfigError: the file is missing or is no YAML mapping, or a key or value is wrong;
-                the message names the file or override, the key, its value and the remedy.
+            ConfigError: the file or a base is missing or is no YAML mapping, a base leads back to
+                the file, or a key or value is wrong; the message names the file or override, the
+                key, its value and the remedy.
         """
         path = Path(path)
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{path}: holds {type(raw).__name__}, not sections of keys")
+        raw = _read(path, ())
         for override in overrides or []:
             _apply_override(raw, override)
         return cls.parse(raw, origin=str(path))
@@ -253,6 +251,41 @@ class Config(Section):
     def to_yaml(self) -> str:
         """Return the resolved configuration, one that ``load`` reads back as equal."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Read ``path``, which the files ``above`` build upon, over the bases that it names."""
+    asked = f"{above[-1]}: base " if above else ""
+    if path.resolve() in (file.resolve() for file in above):
+        chain = " -> ".join(str(file) for file in (*above, path))
+        raise ConfigError(f"{path}: is built upon itself ({chain}); take one base out")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{asked}{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: holds {type(raw).__name__}, not sections of keys")
+    bases = raw.pop("base", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: base is {bases!r}; give a file, or a list of files")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = _merge(merged, _read(path.parent / base, (*above, path)))
+    return _merge(merged, raw)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Lay ``above`` over ``below``; where both hold mappings these are merged likewise."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        both = isinstance(under, dict) and isinstance(value, dict)
+        merged[key] = _merge(under, value) if both else value
+    return merged
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
