@@ -65,18 +65,24 @@ class ImageConfig(Section):
 
 
 class TextConfig(Section):
-    """The text tower: a BERT-like encoder from a local Hugging Face folder, or a new one."""
+    """The text tower: an encoder from a local Hugging Face folder or a new one, or a BiGRU."""
 
+    encoder: Literal["huggingface", "bigru"] = "huggingface"
     path: str | None = None  # folder with config.json and weights; None: `architecture`, random
-    tokenizer: str | None = None  # folder or vocab.txt; None: `path`'s, or one made from captions
-    vocab_size: Annotated[int, Field(ge=32)] = 8000  # of a vocabulary made from captions; ours
-    architecture: dict[str, Any] = Field(default_factory=dict)  # transformers.BertConfig's keys
+    tokenizer: str | None = None  # folder or file; None: `path`'s, or one made from the captions
+    # A made vocabulary is of word pieces, at most so many (ours), or for a BiGRU of the words that
+    # occur so often (as SCAN's, which the published code reads).
+    vocab_size: Annotated[int, Field(ge=32)] = 8000
+    min_count: Count = 4
+    architecture: dict[str, Any] = Field(default_factory=dict)  # keys of its transformers config
+    word_channels: Count = 300  # of a BiGRU's word embedding
 
 
 class ModelConfig(Section):
     """The joint embedding."""
 
     embed_dim: Count = 1024
+    pool: Literal["gpo", "mean"] = "gpo"  # of both towers; mean: VSE++
     image: ImageConfig = ImageConfig()
     text: TextConfig = TextConfig()
     dropout: Fraction | None = None  # of the text encoder; None keeps the encoder's own
@@ -188,6 +194,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_bigru_is_made_here(self) -> Config:
+        text = self.model.text
+        if text.encoder == "bigru" and (text.path or text.architecture):
+            raise ValueError(
+                "model.text.encoder is bigru, which has neither path nor architecture; take them "
+                "out, or set model.text.encoder=huggingface"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _training_reads_pixels(self) -> Config:
         if self.model.image.backbone == "regions":
             raise ValueError(
@@ -283,8 +299,9 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
-        both = isinstance(under, dict) and isinstance(value, dict)
-        merged[key] = _merge(under, value) if both else value
+        if isinstance(under, dict) and isinstance(value, dict):
+            value = _merge(under, value)
+        merged[key] = value
     return merged
 
 

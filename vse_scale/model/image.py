@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vse_scale.config import ImageConfig
-from vse_scale.model.gpo import GPO
+from vse_scale.model.pooling import PoolKind, make_pool
 from vse_scale.model.resnet import BACKBONES, ResNet
 
 # Size augmentation of VSE-infinity's code: images that draw at most this keep all cells; the
@@ -42,17 +42,18 @@ def compact(vectors: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class GridImageEncoder(nn.Module):
-    """Backbone -> one vector per cell -> Linear -> GPO.
+    """Backbone -> one vector per cell -> Linear -> pooling.
 
     Args:
         config: the image section of a model's configuration.
         embed_dim: D of the embeddings.
+        pool: makes one vector of an image's.
 
     Raises:
         ModelError: the configured weights are missing, damaged or of another network.
     """
 
-    def __init__(self, config: ImageConfig, embed_dim: int) -> None:
+    def __init__(self, config: ImageConfig, embed_dim: int, pool: PoolKind = "gpo") -> None:
         super().__init__()
         self.backbone = ResNet(BACKBONES[config.backbone])
         if config.weights is not None:
@@ -61,7 +62,7 @@ class GridImageEncoder(nn.Module):
         # Xavier's uniform bounds, as published.
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
-        self.pool = GPO()
+        self.pool = make_pool(pool)
         self._drops_cells = config.drop_cells
 
     def forward(

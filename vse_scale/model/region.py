@@ -10,22 +10,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vse_scale.config import ImageConfig
-from vse_scale.model.gpo import GPO
 from vse_scale.model.image import compact
+from vse_scale.model.pooling import PoolKind, make_pool
 
 _MOMENTUM = 0.1  # of BatchNorm's running statistics, torch's default
 _DROP = 0.2  # share of the regions that training leaves out (VSE-infinity's code)
 
 
 class RegionImageEncoder(nn.Module):
-    """Linear plus a two-layer MLP with BatchNorm, per region -> GPO.
+    """Linear plus a two-layer MLP with BatchNorm, per region -> pooling.
 
     Args:
         config: the image section of a model's configuration.
         embed_dim: D of the embeddings.
+        pool: makes one vector of an image's.
     """
 
-    def __init__(self, config: ImageConfig, embed_dim: int) -> None:
+    def __init__(self, config: ImageConfig, embed_dim: int, pool: PoolKind = "gpo") -> None:
         super().__init__()
         channels = config.region_channels
         self.backbone = nn.Identity()  # the detector that made the features stays outside
@@ -36,7 +37,7 @@ class RegionImageEncoder(nn.Module):
         self.hidden = nn.Linear(channels, embed_dim // 2)
         self.norm = SharedBatchNorm(embed_dim // 2)
         self.output = nn.Linear(embed_dim // 2, embed_dim)
-        self.pool = GPO()
+        self.pool = make_pool(pool)
         self._drops_regions = config.drop_cells
 
     def forward(

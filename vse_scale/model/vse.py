@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from vse_scale.config import ModelConfig
 from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.images import ImageSpec
 from vse_scale.interchange import pretrained
-from vse_scale.model.gpo import GPO
+from vse_scale.model.bigru import BiGRUTextEncoder
 from vse_scale.model.image import GridImageEncoder
 from vse_scale.model.region import RegionImageEncoder
 from vse_scale.model.text import TextEncoder
@@ -47,18 +47,25 @@ class VSEModel(nn.Module):
         )
         self.image: GridImageEncoder | RegionImageEncoder
         if config.image.backbone == "regions":
-            self.image = RegionImageEncoder(config.image, config.embed_dim)
+            self.image = RegionImageEncoder(config.image, config.embed_dim, config.pool)
             self.grid_cells = config.image.max_regions
         else:
-            self.image = GridImageEncoder(config.image, config.embed_dim)
+            self.image = GridImageEncoder(config.image, config.embed_dim, config.pool)
             self.grid_cells = self.image.cells(config.image.size)
-        self.text = TextEncoder(
-            config.text,
-            config.embed_dim,
-            vocab_size=vocab_size,
-            pad_id=pad_id,
-            dropout=config.dropout,
-        )
+        self.text: TextEncoder | BiGRUTextEncoder
+        if config.text.encoder == "bigru":
+            self.text = BiGRUTextEncoder(
+                config.text, config.embed_dim, vocab_size=vocab_size, pool=config.pool
+            )
+        else:
+            self.text = TextEncoder(
+                config.text,
+                config.embed_dim,
+                vocab_size=vocab_size,
+                pad_id=pad_id,
+                dropout=config.dropout,
+                pool=config.pool,
+            )
         self.trained_stages: int | None = None
         if config.init_from is not None:
             pretrained.load_weights(self, Path(config.init_from))
@@ -164,8 +171,8 @@ class VSEModel(nn.Module):
 
     @torch.no_grad()
     def pooling_weights(self, side: Literal["image", "text"], length: int) -> Tensor:
-        """Return GPO's weights (length,) by position, the largest value's first; they sum to 1."""
-        pool: GPO = self.image.pool if side == "image" else self.text.pool
+        """Return the pooling's weights (length,), the largest value's first; they sum to 1."""
+        pool: Any = self.image.pool if side == "image" else self.text.pool
         row: Tensor = pool.weight_table(torch.tensor([length]), length)[0]
         return row
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -65,22 +65,26 @@ def load_exactly(
         for k in own
         if k in tensors and tensors[k].shape != own[k].shape
     ]
-    complaints = [
-        f"{len(keys)} {kind}: {', '.join(keys[:_LISTED])}"
-        + (f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else "")
-        for kind, keys in (
-            ("missing", missing),
-            ("surplus", unknown),
-            ("of another shape", differing),
-        )
-        if keys
-    ]
-    if complaints:
-        raise ModelError(f"{origin}: does not fit this model; {'; '.join(complaints)}")
+    complain(origin, missing=missing, surplus=unknown, differing=differing)
     with torch.no_grad():
         for name, value in own.items():
             if name in tensors:
                 value.copy_(tensors[name])
+
+
+def complain(
+    origin: str, *, missing: Sequence[str], surplus: Sequence[str], differing: Sequence[str]
+) -> None:
+    """Raise ModelError, in the name of ``origin``, that lists keys which do not fit, if any."""
+    kinds = {"missing": missing, "surplus": surplus, "of another shape": differing}
+    complaints = [
+        f"{len(keys)} {kind}: {', '.join(keys[:_LISTED])}"
+        + (f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else "")
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    if complaints:
+        raise ModelError(f"{origin}: does not fit this model; {'; '.join(complaints)}")
 
 
 def _matches(key: str, patterns: Iterable[str]) -> bool:

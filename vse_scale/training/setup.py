@@ -96,7 +96,10 @@ def prepare_tokenizer(
         records = (dataset.record(image) for image in range(len(dataset)))
         captions = (caption.text for record in records for caption in record.captions)
         with heartbeat("making a vocabulary from the training captions"):
-            made = CaptionTokenizer.train(captions, text.vocab_size)
+            if text.encoder == "bigru":
+                made = CaptionTokenizer.train_words(captions, text.min_count)
+            else:
+                made = CaptionTokenizer.train(captions, text.vocab_size)
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         made.save(partial)
