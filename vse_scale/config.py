@@ -50,13 +50,19 @@ class DataConfig(Section):
 class ImageConfig(Section):
     """The image tower."""
 
-    # "tiny" is a three-stage residual network for demonstrations and tests; "regions" takes the
-    # features of a detector's regions in place of pixels.
+    # "tiny" is a three-stage residual network for demonstrations and tests; "resnet152_caffe" has
+    # the detector's strides, see launch/recipes/coco_imagenet_bert.yaml; "huggingface" is a vision
+    # model of the transformers library; "regions" takes a detector's features in place of pixels.
     backbone: Literal[
-        "tiny", "resnet50", "resnet101", "resnet152", "resnext101_32x8d", "detector", "regions"
-    ] = "resnet152"
-    weights: str | None = None  # a state dict with torchvision's names; None: random
+        "tiny", "resnet50", "resnet101", "resnet152", "resnet152_caffe", "resnext101_32x8d",
+        "detector", "huggingface", "regions",
+    ] = "resnet152"  # fmt: skip
+    # A state dict with torchvision's names, or the published detector's file; None: random.
+    weights: str | None = None
+    path: str | None = None  # huggingface: folder with config.json and weights
+    architecture: dict[str, Any] = Field(default_factory=dict)  # huggingface without path: random
     size: Annotated[int, Field(ge=16)] = 512  # pixels, both sides
+    # huggingface: what the folder's preprocessor_config.json says comes first.
     pixels: Literal["imagenet", "detector"] = "imagenet"
     antialias: bool = False  # the published pipeline resizes with OpenCV, which does not
     drop_cells: bool = True  # size augmentation of the grid, or of the regions, in training
@@ -190,6 +196,27 @@ class Config(Section):
             raise ValueError(
                 f"data.captions_per_image is {self.data.captions_per_image}, which needs "
                 "data.mode=images; set it, or captions_per_image=1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_backbone_has_one_source(self) -> Config:
+        image = self.model.image
+        if image.backbone == "huggingface":
+            if image.weights is not None:
+                raise ValueError(
+                    "model.image.weights is of the built-in backbones; give a huggingface backbone "
+                    "its folder as model.image.path"
+                )
+            if not image.path and "model_type" not in image.architecture:
+                raise ValueError(
+                    "model.image.backbone is huggingface; set model.image.path to a folder, or "
+                    "model.image.architecture.model_type and what differs from its defaults"
+                )
+        elif image.path or image.architecture:
+            raise ValueError(
+                f"model.image.backbone is {image.backbone}, which has neither path nor "
+                "architecture; take them out, or set model.image.backbone=huggingface"
             )
         return self
 

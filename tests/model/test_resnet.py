@@ -13,6 +13,7 @@ from vse_scale.model.resnet import (
     Stage,
     calibrate_batchnorm,
 )
+from vse_scale.model.weights import _torchvision_names
 
 SMALL = Architecture((Stage(8, 1, 1), Stage(16, 2, 2)), stem_channels=8, group_width=64)
 
@@ -29,12 +30,25 @@ def on_meta(name):
         ("resnet50", 25_557_032),
         ("resnet101", 44_549_160),
         ("resnet152", 60_192_808),
+        ("resnet152_caffe", 60_192_808),
         ("resnext101_32x8d", 88_791_336),
     ],
 )
 def test_sizes_are_torchvisions(name, parameters):
     classifier = 2048 * 1000 + 1000
     assert sum(p.numel() for p in on_meta(name).parameters()) == parameters - classifier
+
+
+@pytest.mark.parametrize("half", ["base", "top"])
+def test_the_detectors_file_has_the_published_names_and_shapes(shared, half):
+    keys = json.loads((shared / "reference" / "keys_grid.json").read_text())["image"]
+    prefix = f"module.backbone.{half}."
+    published = {k.removeprefix(prefix): v for k, v in keys.items() if k.startswith(prefix)}
+    both = {"base": {}, "top": {}} | {half: published}
+    ours = {k: list(v.shape) for k, v in on_meta("detector").state_dict().items()}
+    renamed = _torchvision_names(both)
+    assert renamed
+    assert renamed == {k: v for k, v in ours.items() if k.startswith("layer4") == (half == "top")}
 
 
 def test_detector_has_the_published_names_and_shapes(shared):
@@ -169,6 +183,27 @@ class TestWeights:
         assert "bn1.weight (9,) for (8,)" in message
         assert "\n" not in message
         assert torch.equal(loaded.layer2[0].conv1.weight, before)
+
+    def test_the_published_detectors_file_loads(self, saved, tmp_path):
+        source = ResNet(Architecture((*SMALL.stages, Stage(8, 1, 2), Stage(8, 1, 2))))
+        numbers = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6"}
+        base, top = {}, {}
+        for name, value in source.state_dict().items():
+            layer, _, rest = name.partition(".")
+            if layer == "layer4":
+                top[f"0.{rest}"] = value
+            else:
+                base[f"{numbers[layer]}.{rest}"] = value
+        torch.save({"base": base, "top": top}, tmp_path / "detector.pth")
+        loaded = ResNet(Architecture((*SMALL.stages, Stage(8, 1, 2), Stage(8, 1, 2))))
+        loaded.load_weights(tmp_path / "detector.pth")
+        assert all(torch.equal(v, source.state_dict()[k]) for k, v in loaded.state_dict().items())
+        del base["4.0.conv1.weight"]
+        base["7.0.conv1.weight"] = top["9.bias"] = torch.zeros(1)
+        torch.save({"base": base, "top": top}, tmp_path / "detector.pth")
+        with pytest.raises(ModelError, match=r"1 missing: layer1\.0\.conv1\.weight") as error:
+            loaded.load_weights(tmp_path / "detector.pth")
+        assert "2 surplus: base.7.0.conv1.weight, top.9.bias" in str(error.value)
 
     @pytest.mark.parametrize(
         ("content", "message"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
 from vse_scale.config import TextConfig
 from vse_scale.errors import ModelError
@@ -77,6 +77,53 @@ def test_another_kind_of_encoder_works():
     assert all(p.grad is not None for p in tower.parameters())
 
 
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+OTHERS = {
+    "roberta": SMALL | {"pad_token_id": 1, "max_position_embeddings": 30},
+    "xlm-roberta": SMALL | {"pad_token_id": 1, "max_position_embeddings": 30},
+    "albert": SMALL | {"embedding_size": 16},
+    "mpnet": SMALL | {"pad_token_id": 1},
+    "deberta-v2": SMALL,
+    "clip_text_model": SMALL | {"bos_token_id": 1, "eos_token_id": 2},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2},
+    "t5": {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 2, "num_heads": 2},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_padding_changes_nothing_to_other_encoders(kind):
+    tower = made(architecture={"model_type": kind, **OTHERS[kind]}).eval()
+    token_ids, lengths = torch.randint(3, 50, (3, 9)), torch.tensor([9, 4, 1])
+    with torch.no_grad():
+        alone = [
+            tower(ids[None, :n], n[None])[0] for ids, n in zip(token_ids, lengths, strict=True)
+        ]
+        torch.testing.assert_close(tower(token_ids, lengths), torch.stack(alone))
+    rebuilt = made(architecture=tower.architecture())
+    assert rebuilt.state_dict().keys() == tower.state_dict().keys()
+    rates = {module.p for module in tower.modules() if isinstance(module, nn.Dropout)}
+    assert rates <= {0.0}
+
+
+def test_a_saved_encoder_decoder_gives_its_encoder(tmp_path):
+    from transformers import T5Config, T5Model
+
+    torch.manual_seed(4)
+    whole = T5Model(T5Config(vocab_size=50, **OTHERS["t5"])).eval()
+    whole.save_pretrained(tmp_path)
+    tower = made(path=str(tmp_path)).eval()
+    token_ids, lengths = torch.randint(3, 50, (2, 6)), torch.tensor([6, 6])
+    with torch.no_grad():
+        hidden = whole.encoder(input_ids=token_ids).last_hidden_state
+        expected = tower.pool(tower.projection(hidden), lengths)
+        torch.testing.assert_close(tower(token_ids, lengths), expected)
+
+
 def test_all_parameters_learn():
     tower = made()
     tower(torch.randint(1, 50, (4, 6)), torch.tensor([6, 3, 2, 5])).square().sum().backward()
@@ -113,12 +160,38 @@ class TestErrors:
             made(path=str(tmp_path))
         assert "\n" not in str(error.value)
 
-    def test_missing_weights_are_named(self, bert_folder):
+    def test_every_key_that_disagrees_is_named(self, bert_folder):
         from safetensors.torch import load_file, save_file
 
         file = bert_folder[1] / "model.safetensors"
         weights = load_file(file)
         del weights["encoder.layer.1.output.dense.bias"]
+        weights["encoder.layer.7.output.dense.bias"] = torch.zeros(16)
+        weights["embeddings.LayerNorm.bias"] = torch.zeros(9)
         save_file(weights, file, metadata={"format": "pt"})
-        with pytest.raises(ModelError, match=r"missing: encoder\.layer\.1\.output\.dense\.bias"):
+        with pytest.raises(ModelError) as error:
             made(path=str(bert_folder[1]))
+        message = str(error.value)
+        assert "1 missing: encoder.layer.1.output.dense.bias" in message
+        assert "1 surplus: encoder.layer.7.output.dense.bias" in message
+        assert "1 of another shape: embeddings.LayerNorm.bias (9,) for (16,)" in message
+        assert "\n" not in message
+
+    @pytest.mark.parametrize("kind", [BertForPreTraining, BertForMaskedLM])
+    def test_heads_beside_the_encoder_are_left_out(self, tmp_path, kind):
+        from safetensors.torch import load_file, save_file
+
+        whole = kind(BertConfig(vocab_size=50, **ARCHITECTURE))
+        whole.save_pretrained(tmp_path)
+        tower = made(path=str(tmp_path))
+        theirs = whole.bert.state_dict()
+        for name, value in tower.encoder.state_dict().items():
+            assert torch.equal(value, theirs[name])
+        # As old files have it; and a surplus key of the encoder itself.
+        file = tmp_path / "model.safetensors"
+        weights = load_file(file) | {"bert.embeddings.position_ids": torch.arange(20)[None]}
+        save_file(weights, file, metadata={"format": "pt"})
+        made(path=str(tmp_path))
+        save_file(weights | {"bert.encoder.more": torch.zeros(1)}, file, metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=r"1 surplus: bert\.encoder\.more"):
+            made(path=str(tmp_path))

@@ -28,7 +28,8 @@ def save(model: VSEModel, folder: Path, tokenizer: CaptionTokenizer | None = Non
     """Write ``model`` to ``folder``, complete: nothing in it refers to another place."""
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config.model_dump(mode="json")
-    config["init_from"] = config["image"]["weights"] = None
+    config["init_from"] = None
+    config["image"] |= {"weights": None, "path": None, "architecture": model.image.architecture()}
     config["text"] |= {"path": None, "tokenizer": None, "architecture": model.text.architecture()}
     described = {
         "format": _FORMAT,

@@ -97,10 +97,10 @@ def open_model(folder: Path, key: str, prepare: Prepare, *, unused: Iterable[str
 
 def describe(model: Any) -> dict[str, Any]:
     """Return what builds ``model`` again, without weights: the ``architecture`` of `new_model`."""
-    described: dict[str, Any] = model.config.to_dict()
-    # Where the weights came from means nothing elsewhere.
-    described.pop("_name_or_path", None)
-    return described
+    known = AutoConfig.for_model(model.config.model_type).to_dict()
+    # A configuration keeps what it does not know; and where it came from means nothing elsewhere.
+    left_out = {"_name_or_path", *(model.config.to_dict().keys() - known.keys())}
+    return {k: v for k, v in model.config.to_dict().items() if k not in left_out}
 
 
 def first_line(error: BaseException) -> str:

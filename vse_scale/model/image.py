@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from vse_scale.config import ImageConfig
 from vse_scale.model.pooling import PoolKind, make_pool
 from vse_scale.model.resnet import BACKBONES, ResNet
+from vse_scale.model.vision import HuggingFaceBackbone
 
 # Size augmentation of VSE-infinity's code: images that draw at most this keep all cells; the
 # others lose each cell with this share of their draw.
@@ -55,9 +58,13 @@ class GridImageEncoder(nn.Module):
 
     def __init__(self, config: ImageConfig, embed_dim: int, pool: PoolKind = "gpo") -> None:
         super().__init__()
-        self.backbone = ResNet(BACKBONES[config.backbone])
-        if config.weights is not None:
-            self.backbone.load_weights(config.weights)
+        self.backbone: ResNet | HuggingFaceBackbone
+        if config.backbone == "huggingface":
+            self.backbone = HuggingFaceBackbone(config)
+        else:
+            self.backbone = ResNet(BACKBONES[config.backbone])
+            if config.weights is not None:
+                self.backbone.load_weights(config.weights)
         self.projection = nn.Linear(self.backbone.channels, embed_dim)
         # Xavier's uniform bounds, as published.
         nn.init.xavier_uniform_(self.projection.weight)
@@ -76,7 +83,9 @@ class GridImageEncoder(nn.Module):
             trained_stages: how many of the backbone's last stages compute gradients; None: all of
                 it does.
         """
-        grid = self.backbone(pixels, trained_stages).permute(0, 2, 3, 1).flatten(1, 2)
+        grid = self.backbone(pixels, trained_stages)
+        if grid.dim() == 4:
+            grid = grid.permute(0, 2, 3, 1).flatten(1, 2)
         if self.training and self._drops_cells and cell_draws is not None:
             grid, lengths = compact(grid, kept_cells(cell_draws))
         else:
@@ -86,4 +95,10 @@ class GridImageEncoder(nn.Module):
 
     def cells(self, size: int) -> int:
         """Return how many cells an image of ``size`` pixels, both sides, has."""
-        return self.backbone.grid_side(size) ** 2
+        return self.backbone.cells(size)
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what builds the backbone again, without weights, as `ImageConfig.architecture`."""
+        if isinstance(self.backbone, HuggingFaceBackbone):
+            return self.backbone.architecture()
+        return {}

@@ -60,6 +60,10 @@ class RegionImageEncoder(nn.Module):
         pooled: Tensor = self.pool(self.projection(regions) + residual, lengths)
         return pooled
 
+    def architecture(self) -> dict[str, Any]:
+        """Return nothing: the configuration says all that there is."""
+        return {}
+
 
 def kept_regions(draws: Tensor, lengths: Tensor) -> Tensor:
     """Decide which regions training keeps: bool (N, K), at least one of each image's own.

@@ -82,6 +82,8 @@ BACKBONES = {
     "resnext101_32x8d": Architecture(_stages(3, 4, 23, 3), groups=32, group_width=8),
     # The bottom-up-attention detector's ResNet-101, converted from Caffe.
     "detector": Architecture(_stages(3, 4, 23, 3), pool="ceil", stride_in_first=True),
+    # The published code runs ImageNet's weights in the detector's strides: it has no others.
+    "resnet152_caffe": Architecture(_stages(3, 8, 36, 3), pool="ceil", stride_in_first=True),
 }
 
 
@@ -93,16 +95,17 @@ class FrozenBatchNorm2d(nn.Module):
 
     Args:
         channels: C of the inputs (N, C, H, W).
+        eps: added to the variance.
     """
 
     weight: Tensor
     bias: Tensor
     running_mean: Tensor
     running_var: Tensor
-    eps = 1e-5
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -287,6 +290,10 @@ class ResNet(nn.Module):
                         hidden = block(hidden)
         return hidden
 
+    def recompute_activations(self) -> None:
+        """Let training keep the inputs of each block alone, and compute the rest again."""
+        self.recompute = True
+
     def parameter_stages(self) -> list[list[Parameter]]:
         """Return all parameters by stage, the stem's with the first stage's."""
         stages = [list(self.get_submodule(name).parameters()) for name in self._stage_names]
@@ -304,8 +311,14 @@ class ResNet(nn.Module):
             side = -(-side // stage.stride)
         return side
 
+    def cells(self, size: int) -> int:
+        """Return H' x W' for an image of ``size`` pixels, both sides."""
+        return self.grid_side(size) ** 2
+
     def load_weights(self, path: str | Path) -> None:
-        """Load a state dict with torchvision's names; its classifier ``fc.*`` is left out.
+        """Load a state dict with torchvision's names, or the detector's ``{"base", "top"}``.
+
+        Its classifier ``fc.*`` is left out.
 
         Raises:
             ModelError: the file is missing or damaged, or its keys or shapes do not fit.

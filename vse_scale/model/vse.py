@@ -11,12 +11,13 @@ from torch.nn import Parameter
 
 from vse_scale.config import ModelConfig
 from vse_scale.data.captions import CaptionTokenizer
-from vse_scale.data.images import ImageSpec
 from vse_scale.interchange import pretrained
 from vse_scale.model.bigru import BiGRUTextEncoder
 from vse_scale.model.image import GridImageEncoder
 from vse_scale.model.region import RegionImageEncoder
+from vse_scale.model.resnet import FrozenBatchNorm2d
 from vse_scale.model.text import TextEncoder
+from vse_scale.model.vision import pixels_of
 
 
 class VSEModel(nn.Module):
@@ -42,9 +43,7 @@ class VSEModel(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size, self.pad_id = vocab_size, pad_id
-        self.image_spec = ImageSpec.preset(
-            config.image.pixels, config.image.size, antialias=config.image.antialias
-        )
+        self.image_spec = pixels_of(config.image)
         self.image: GridImageEncoder | RegionImageEncoder
         if config.image.backbone == "regions":
             self.image = RegionImageEncoder(config.image, config.embed_dim, config.pool)
@@ -141,6 +140,14 @@ class VSEModel(nn.Module):
         """Embed ``token_ids`` (P, L) of ``lengths`` (P,) as (P, D)."""
         return unit_length(self.text(token_ids, lengths))
 
+    @property
+    def untrained_statistics(self) -> bool:
+        """Whether the backbone has frozen BatchNorm statistics that came from nowhere."""
+        image = self.config.image
+        given = image.weights or image.path or self.config.init_from
+        layers = self.image.backbone.modules()
+        return not given and any(isinstance(layer, FrozenBatchNorm2d) for layer in layers)
+
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         """Return all parameters by what learns together: "heads", "text" and the backbone's stages.
 
@@ -161,8 +168,9 @@ class VSEModel(nn.Module):
         Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
         """
         if isinstance(self.image, GridImageEncoder):
-            self.image.backbone.recompute = True
-        self.text.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            self.image.backbone.recompute_activations()
+        if isinstance(self.text, TextEncoder):
+            self.text.encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
     def compile_encoders(self) -> None:
         """Compile the backbone and the text encoder with `torch.compile`, at their first use."""

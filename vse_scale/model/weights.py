@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,11 +15,20 @@ from torch import Tensor, nn
 
 from vse_scale.errors import ModelError
 
+# The published code's Sequentials: what it calls base is all but the last stage, the top.
+_DETECTOR_LAYERS = {
+    "base": {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3"},
+    "top": {"0": "layer4"},
+}
+
 _LISTED = 20  # keys that an error message names before it counts the rest
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a state dict from ``path``: safetensors by its suffix, else what ``torch.save`` wrote.
+
+    The published detector's file, ``{"base": ..., "top": ...}`` with the layers of a ResNet by
+    number, is given torchvision's names.
 
     Raises:
         ModelError: the file is missing or damaged, or holds anything but named tensors.
@@ -32,9 +42,21 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, RuntimeError, EOFError, UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{path}: cannot be read as weights ({reason})") from error
+    if isinstance(loaded, Mapping) and loaded.keys() == _DETECTOR_LAYERS.keys():
+        loaded = _torchvision_names(loaded)
     if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise ModelError(f"{path}: holds {type(loaded).__name__}, not tensors by name")
     return dict(loaded)
+
+
+def _torchvision_names(loaded: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = {}
+    for half, layers in _DETECTOR_LAYERS.items():
+        for name, value in dict(loaded[half]).items():
+            number, dot, rest = str(name).partition(".")
+            layer = layers.get(number, f"{half}.{number}")
+            renamed[f"{layer}{dot}{rest}"] = value
+    return renamed
 
 
 def load_exactly(

@@ -101,7 +101,7 @@ class Trainer:
             tensors = SharedTensors(origin / TENSORS, world)
             tensors.fill(model)
             self.state = self._saved = replace(state, config=resolved)
-        elif config.model.image.weights is None and not config.model.init_from:
+        elif model.untrained_statistics:
             calibrate(model, self.dataset, config, world)
         with heartbeat("building the engine"):
             self.engine = Engine(model, config, world)
