@@ -39,6 +39,15 @@ def test_overrides_are_read_as_yaml(recipe: Path) -> None:
     assert config.data.path == "a=b"
 
 
+def test_several_datasets_are_a_list(recipe: Path, tmp_path: Path) -> None:
+    config = Config.load(recipe, ["data.path=[a, b]", "data.weights=[2, 1]"])
+    assert config.data.folders == (Path("a"), Path("b"))
+    assert config.data.weights == (2.0, 1.0)
+    assert Config.load(recipe).data.folders == (Path("shards"),)
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml())
+    assert Config.load(tmp_path / "resolved.yaml") == config
+
+
 def test_resolved_config_reads_back_equal(recipe: Path, tmp_path: Path) -> None:
     config = Config.load(recipe, ["model.text.architecture.hidden_size=32"])
     (tmp_path / "resolved.yaml").write_text(config.to_yaml())
@@ -59,7 +68,10 @@ def test_resolved_config_reads_back_equal(recipe: Path, tmp_path: Path) -> None:
         ("data=3", "override 'data=3' is not of the form section.key=value"),
         ("data.path.deeper=3", "path is a value, not a section"),
         ("data.path=[", "'[' is not a YAML value"),
-        ("data.path=null", "data.path is None: input should be a valid string"),
+        ("data.path=[a, 3]", "data.path is ['a', 3]: give a folder, or a list of folders"),
+        ("data.path=[]", "data.path is []: give a folder, or a list of folders"),
+        ("data.weights=[1, 2]", "data.weights has 2 values, and data.path 1 folder; give one"),
+        ("data.path=null", "data.path is None: give a folder, or a list of folders"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(recipe: Path, override: str, said: str) -> None:

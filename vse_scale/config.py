@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    BeforeValidator,
+    ValidationError,
+    model_validator,
+)
 
 from vse_scale.errors import ConfigError
 
@@ -30,7 +37,10 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What is trained on, in which order, and how it is varied."""
 
-    path: str  # a folder that `vse-shards build` wrote
+    # A folder that `vse-shards build` wrote, or several to be mixed: each once an epoch, or with
+    # weights, by which the pairs of an epoch (in mode "images": its images) are shared out.
+    path: Annotated[str | tuple[str, ...], BeforeValidator(lambda given: _folders(given))]
+    weights: tuple[Positive, ...] | None = None
     split: str = "train"
     global_batch: Count = 128  # counts (image, caption) pairs, over all ranks
     # "pairs": an epoch visits each (image, caption) pair once, as published. "images": each image
@@ -45,6 +55,11 @@ class DataConfig(Section):
     max_caption_tokens: Annotated[int, Field(ge=3)] = 128  # longer captions are cut; ours
     threads: Count = 2  # DALI's decoding threads per rank
     prefetch: Count = 3  # batches decoded ahead
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The dataset folders, one or several."""
+        return tuple(Path(p) for p in ([self.path] if isinstance(self.path, str) else self.path))
 
 
 class ImageConfig(Section):
@@ -231,11 +246,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _training_reads_pixels(self) -> Config:
-        if self.model.image.backbone == "regions":
+    def _weights_are_of_the_datasets(self) -> Config:
+        folders, weights = len(self.data.folders), self.data.weights
+        if weights is not None and len(weights) != folders:
             raise ValueError(
-                "model.image.backbone is regions, and training reads images only; "
-                "choose a backbone that takes pixels"
+                f"data.weights has {len(weights)} values, and data.path {folders} "
+                f"folder{'s'[: folders - 1]}; give one weight per folder"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _live_statistics_need_the_whole_batch(self) -> Config:
+        if self.model.image.backbone == "regions" and self.engine.micro_batches > 1:
+            raise ValueError(
+                "model.image.backbone is regions, whose BatchNorm takes its statistics from the "
+                f"whole batch; engine.micro_batches is {self.engine.micro_batches}, set 1"
             )
         return self
 
@@ -294,6 +319,14 @@ class Config(Section):
     def to_yaml(self) -> str:
         """Return the resolved configuration, one that ``load`` reads back as equal."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _folders(given: object) -> str | tuple[str, ...]:
+    if isinstance(given, str):
+        return given
+    if isinstance(given, list | tuple) and given and all(isinstance(p, str) for p in given):
+        return tuple(given)
+    raise ValueError("Give a folder, or a list of folders")
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

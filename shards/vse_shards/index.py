@@ -86,6 +86,11 @@ class Index:
         """
         return self._column(extension)[:, 1]
 
+    def places(self, extension: str) -> NDArray[np.int64]:
+        """Give offset and size, in bytes, of each sample's member, (N, 2); -1 where it has none."""
+        column = self._columns.get(extension)
+        return np.full((len(self), 2), -1, np.int64) if column is None else column
+
     def place(self, row: int, extension: str) -> tuple[int, int]:
         """Give offset and size, in bytes, of one member of one sample; (-1, -1) if it has none."""
         column = self._columns.get(extension)

@@ -27,7 +27,7 @@ from .conftest import build_dataset, photo, reference
 CPU = torch.device("cpu")
 SPEC = ImageSpec.preset("imagenet", 32)
 SEED = 11
-TENSORS = ["pixels", "token_lengths", "image_ids", "valid", "cell_draws"]
+TENSORS = ["images", "token_lengths", "image_ids", "valid", "cell_draws"]
 CELLS = 4
 
 
@@ -153,7 +153,7 @@ def test_pixels_captions_and_ids_belong_together(dataset, tokenizer, options):
         planned = plan.batch(batch.epoch, batch.step)
         np.testing.assert_array_equal(batch.image_ids, planned.pairs[:, 0])
         np.testing.assert_array_equal(batch.valid, planned.valid)
-        assert len(batch.pixels) == 12 // k
+        assert len(batch.images) == 12 // k
         np.testing.assert_array_equal(batch.image_rows, np.repeat(np.arange(12 // k), k))
         for row in (0, 4, 11):
             image, caption = planned.pairs[row]
@@ -165,7 +165,7 @@ def test_pixels_captions_and_ids_belong_together(dataset, tokenizer, options):
             first = planned.pairs[row // k * k][None]
             crop = crop_geometry(uniform(SEED, batch.epoch, first, Stream.CROP, 4), (0.6, 1.0), 0.5)
             expected = decode_alone(dataset, image, crop)
-            assert torch.equal(batch.pixels[batch.image_rows[row]], expected)
+            assert torch.equal(batch.images[batch.image_rows[row]], expected)
             cells = uniform(SEED, batch.epoch, first, Stream.CELLS, 1 + CELLS)
             np.testing.assert_array_equal(batch.cell_draws[batch.image_rows[row]], cells[0])
 
@@ -191,7 +191,7 @@ def test_augmentation_varies_with_the_epoch_and_the_pair(dataset, tokenizer):
     batches = take(14, dataset, tokenizer)
     seen = {}
     for batch in batches:
-        for image, pixels in zip(batch.image_ids.tolist(), batch.pixels, strict=True):
+        for image, pixels in zip(batch.image_ids.tolist(), batch.images, strict=True):
             seen.setdefault(image, set()).add(pixels.numpy().tobytes())
     visits = sum(len(batch.image_ids) for batch in batches)
     assert sum(map(len, seen.values())) == visits
@@ -251,7 +251,7 @@ def alive():
 def test_closing_ends_the_thread_and_keeps_the_tensors(dataset, tokenizer):
     loader, _ = make(dataset, tokenizer, prefetch=1)
     batch = next(loader)
-    before = batch.pixels.clone()
+    before = batch.images.clone()
     time.sleep(0.2)  # the queue is full, the thread waits for room
     assert len(alive()) == 1
     loader.close()
@@ -262,7 +262,7 @@ def test_closing_ends_the_thread_and_keeps_the_tensors(dataset, tokenizer):
             next(loader)
     del loader
     gc.collect()
-    assert torch.equal(batch.pixels, before)
+    assert torch.equal(batch.images, before)
 
 
 def test_a_forgotten_loader_is_collected(dataset, tokenizer):
@@ -292,7 +292,7 @@ loader = Loader(
     CaptionTokenizer.load({str(tmp_path)!r}), ImageSpec.preset("imagenet", 32),
     DataConfig(path=".", prefetch=1), seed=0, rank=0, ranks=1, device=torch.device("cpu"),
 )
-print(next(loader).pixels.shape)
+print(next(loader).images.shape)
 {ending}
 """
     done = subprocess.run(
@@ -322,6 +322,6 @@ def test_real_photos_load(shared, tmp_path):
             caption = [tokenizer.encode([c])[0][0].tolist() for c in lines[image]["captions"]]
             seen.add((image, caption.index(text)))
             expected = reference(samples[image][0], 32)
-            assert np.abs(batch.pixels[row].numpy() - expected).max() <= 1
+            assert np.abs(batch.images[row].numpy() - expected).max() <= 1
     distinct = sum(len({str(c) for c in map(str.lower, line["captions"])}) for line in lines)
     assert len(seen) >= distinct - 3

@@ -27,7 +27,7 @@ def test_everything_equals_what_tarfile_reads(dataset_folder):
     assert dataset.shard_sizes == [9, 9, 5]
     for number, (shard, name, data) in enumerate(images):
         assert dataset.image_bytes(number).tobytes() == data
-        assert dataset.name(number) == f"{shard}: {name}"
+        assert dataset.name(number) == f"{dataset_folder}: {shard}: {name}"
         record, raw = dataset.record(number), records[number]
         assert record.image_id == raw["image_id"]
         assert [(c.id, c.text) for c in record.captions] == [

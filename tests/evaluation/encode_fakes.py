@@ -37,6 +37,9 @@ class FakeDataset:
     def __len__(self) -> int:
         return len(self.records)
 
+    def check_holds(self, kind) -> None:
+        assert kind == "images"
+
     def record(self, index: int) -> FakeRecord:
         return self.records[index]
 
@@ -66,6 +69,7 @@ def read_images(dataset, indices, spec, *, batch, device, threads):
 
 class FakeModel(torch.nn.Module):
     image_spec = FakeSpec()
+    takes_regions = False
 
     def __init__(self) -> None:
         super().__init__()

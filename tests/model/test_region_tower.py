@@ -139,11 +139,12 @@ def test_two_ranks_normalise_as_one(tmp_path):
             torch.testing.assert_close(rank["state"][name], value)
 
 
-def test_a_run_cannot_train_on_regions_yet():
+def test_live_statistics_are_refused_in_pieces():
     raw = {
         "data": {"path": "d"},
         "run": {"dir": "r"},
         "model": {"image": {"backbone": "regions"}},
+        "engine": {"micro_batches": 4},
     }
-    with pytest.raises(ConfigError, match="training reads images only"):
+    with pytest.raises(ConfigError, match=r"whole batch; engine\.micro_batches is 4, set 1"):
         Config.parse(raw)

@@ -14,7 +14,7 @@ from nvidia.dali.backend import TensorListCPU, TensorListGPU
 from torch.utils.dlpack import from_dlpack
 
 from vse_scale.data.images import ImageSpec, decode_pipeline
-from vse_scale.data.shards import ShardDataset
+from vse_scale.data.mixing import Dataset
 from vse_scale.errors import DatasetError
 
 Tag = TypeVar("Tag")
@@ -44,7 +44,7 @@ class Decoder(Generic[Tag]):
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        dataset: Dataset,
         requests: Iterable[Request[Tag]],
         *,
         batch: int,
@@ -127,7 +127,7 @@ class Decoder(Generic[Tag]):
                 pipeline.run()
             except RuntimeError:
                 raise DatasetError(
-                    f"{self._dataset.folder}: {self._dataset.name(image)} cannot be decoded; "
+                    f"{self._dataset.name(image)} cannot be decoded; "
                     "find all such images with `vse-shards verify --deep` and build again"
                 ) from error
 
@@ -140,7 +140,7 @@ def side_stream(device: torch.device) -> torch.cuda.Stream | None:
 
 
 def image_batches(
-    dataset: ShardDataset,
+    dataset: Dataset,
     indices: npt.ArrayLike,
     spec: ImageSpec,
     *,

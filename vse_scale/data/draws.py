@@ -1,7 +1,7 @@
 """Random draws that depend on what is drawn for, never on who draws or what was drawn before.
 
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) is a function
-of a key and a counter. The key is (seed, epoch); the counter is (block, image, caption, stream).
+of a key and a counter. The key is (seed, visit); the counter is (block, image, caption, stream).
 So the crop of a pair is the same on any rank, in any worker, and after any resume, and a longer
 row of draws begins with the shorter one. It is written in numpy because ``np.random.Philox`` draws
 for one counter per generator, and building a generator for every pair costs more than tokenising.
@@ -34,35 +34,40 @@ class Stream(IntEnum):
     CELLS = 3
 
 
-def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
+def philox4x32(counter: Words, key: tuple[int, int | npt.NDArray[np.uint64]]) -> Words:
     """Return the four output words of Philox4x32-10 for every counter.
 
     Args:
         counter: four arrays of 32-bit values held as uint64, of shapes that broadcast together.
-        key: two 32-bit values.
+        key: two 32-bit values; the second may be an array that broadcasts with the counter.
     """
     c0, c1, c2, c3 = counter
-    k0, k1 = key
+    k0, k1 = key[0], np.asarray(key[1], dtype=np.uint64)
     for _ in range(_ROUNDS):
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             (product1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
             product1 & _LOW,
-            (product0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
+            (product0 >> _SHIFT) ^ c3 ^ k1,
             product0 & _LOW,
         )
-        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + np.uint64(_WEYL[1])) & _LOW
     return c0, c1, c2, c3
 
 
 def uniform(
-    seed: int, epoch: int, pairs: npt.NDArray[np.int64], stream: Stream, count: int
+    seed: int,
+    visits: int | npt.NDArray[np.int64],
+    pairs: npt.NDArray[np.int64],
+    stream: Stream,
+    count: int,
 ) -> npt.NDArray[np.float32]:
     """Return ``count`` uniform draws in [0, 1) for each pair.
 
     Args:
         seed: of the run, below 2**32.
-        epoch: counted from 0, below 2**32.
+        visits: how often training has been through the pair before, one for all or (P,), below
+            2**32: the epoch, unless datasets are mixed.
         pairs: (P, 2) image and caption indices.
         stream: what the draws are for.
         count: draws per pair.
@@ -73,6 +78,7 @@ def uniform(
     images, captions = pairs.astype(np.uint64).T
     blocks = np.arange(-(-count // 4), dtype=np.uint64)[None, :]
     counter = (blocks, images[:, None], captions[:, None], np.full((1, 1), stream, np.uint64))
-    words = np.stack(np.broadcast_arrays(*philox4x32(counter, (seed, epoch))), axis=-1)
+    key = np.asarray(visits, dtype=np.uint64).reshape(-1, 1)
+    words = np.stack(np.broadcast_arrays(*philox4x32(counter, (seed, key))), axis=-1)
     bits = words.reshape(len(pairs), -1)[:, :count] >> np.uint64(8)
     return bits.astype(np.float32) * np.float32(2.0**-24)

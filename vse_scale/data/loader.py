@@ -24,8 +24,9 @@ from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.decode import Decoder, Request, image_batches, side_stream
 from vse_scale.data.draws import Stream, uniform
 from vse_scale.data.images import ImageSpec, crop_geometry
+from vse_scale.data.mixing import Dataset
 from vse_scale.data.plan import Indices, Plan, PlannedBatch
-from vse_scale.data.shards import ShardDataset
+from vse_scale.data.regions import Regions, region_reader
 
 __all__ = ["Batch", "Loader", "image_batches"]
 
@@ -37,20 +38,21 @@ class Batch:
     Attributes:
         epoch: counted from 0.
         step: within the epoch, counted from 0.
-        pixels: (N, S, S, 3) uint8 RGB.
+        images: pixels (N, S, S, 3) uint8 RGB, or features of regions (N, K, C) float32.
         token_ids: (P, L) int64, L the longest caption of this part.
         token_lengths: (P,) int64, [CLS] and [SEP] included.
-        image_rows: (P,) int64, the row of ``pixels`` that each caption belongs to.
-        image_ids: (P,) int64, the image's index in the split; equal ids are never negatives.
+        image_rows: (P,) int64, the row of ``images`` that each caption belongs to.
+        image_ids: (P,) int64, the image's number in the dataset; equal ids are never negatives.
         valid: (P,) bool, False for padding that loss and metrics must leave out.
         cell_draws: (N, 1 + grid_cells) float32 uniform in [0, 1): the u of size augmentation, then
-            one per cell of the grid.
+            one per cell of the grid, or per region.
+        region_lengths: (N,) int64, how many regions are an image's own; None for pixels.
         wait_seconds: how long the trainer stood waiting for this batch.
     """
 
     epoch: int
     step: int
-    pixels: torch.Tensor
+    images: torch.Tensor
     token_ids: torch.Tensor
     token_lengths: torch.Tensor
     image_rows: torch.Tensor
@@ -58,6 +60,7 @@ class Batch:
     valid: torch.Tensor
     cell_draws: torch.Tensor
     wait_seconds: float
+    region_lengths: torch.Tensor | None = None
 
     def split(self, parts: int) -> list[Batch]:
         """Cut into ``parts`` of as many whole images with their pairs, in order."""
@@ -90,10 +93,10 @@ class Loader:
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        dataset: Dataset,
         plan: Plan,
         tokenizer: CaptionTokenizer,
-        spec: ImageSpec,
+        spec: ImageSpec | None,
         config: DataConfig,
         *,
         seed: int,
@@ -109,7 +112,7 @@ class Loader:
             dataset: the split that ``plan`` was made for.
             plan: the order.
             tokenizer: of the captions.
-            spec: of the pixels.
+            spec: of the pixels; None reads region features.
             config: augmentation, threads and prefetching.
             seed: of the random draws.
             rank: this process.
@@ -117,7 +120,8 @@ class Loader:
             device: where the tensors are to be.
             start: (epoch, step) of the first batch; a step of ``plan.steps_per_epoch`` is the start
                 of the next epoch.
-            grid_cells: cells of the backbone's grid, for ``Batch.cell_draws``.
+            grid_cells: cells of the backbone's grid, or most regions of an image, for
+                ``Batch.cell_draws``.
 
         Raises:
             ConfigError: the global batch does not divide over the ranks.
@@ -126,20 +130,25 @@ class Loader:
         position = plan.following(epoch, step - 1) if step else start
         first = plan.part(*position, rank, ranks)  # raises here rather than in the thread
         assembler = _Assembler(
-            dataset, plan, tokenizer, spec, config, seed=seed, device=device, grid_cells=grid_cells
+            dataset, plan, tokenizer, config, seed=seed, device=device, grid_cells=grid_cells
         )
-        decoder = Decoder(
-            dataset,
-            assembler.requests(position, rank, ranks),
-            batch=len(first.pairs) // plan.captions_per_image,
-            spec=spec,
-            device=device,
-            threads=config.threads,
-            training=True,
-        )
+        requests = assembler.requests(position, rank, ranks)
+        source: Iterable[tuple[torch.Tensor | Regions, Request[_Planned]]]
+        if spec is None:
+            source = region_reader(dataset, requests, device)
+        else:
+            source = Decoder(
+                dataset,
+                requests,
+                batch=len(first.pairs) // plan.captions_per_image,
+                spec=spec,
+                device=device,
+                threads=config.threads,
+                training=True,
+            )
         self._device = device
         self._failure: BaseException | None = None
-        self._producer = _Producer(assembler.batches(decoder), config.prefetch)
+        self._producer = _Producer(assembler.batches(source), config.prefetch)
         # The thread knows the producer, not the loader, so that a forgotten loader is collected.
         self._finalizer = weakref.finalize(self, self._producer.stop)
         self._finalizer.atexit = False  # see _Producer
@@ -184,10 +193,9 @@ class _Assembler:
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        dataset: Dataset,
         plan: Plan,
         tokenizer: CaptionTokenizer,
-        spec: ImageSpec,
         config: DataConfig,
         *,
         seed: int,
@@ -197,7 +205,6 @@ class _Assembler:
         self._dataset = dataset
         self._plan = plan
         self._tokenizer = tokenizer
-        self._spec = spec
         self._config = config
         self._seed = seed
         self._device = device
@@ -212,8 +219,9 @@ class _Assembler:
             epoch, step = position
             batch = self._plan.part(epoch, step, rank, ranks)
             # An image that serves k captions is decoded once, keyed by the first of its pairs.
-            leading = batch.pairs[:: self._plan.captions_per_image]
-            draws = uniform(self._seed, epoch, leading, Stream.CROP, 4)
+            k = self._plan.captions_per_image
+            leading = batch.pairs[::k]
+            draws = uniform(self._seed, batch.visits[::k], leading, Stream.CROP, 4)
             yield Request(
                 images=np.ascontiguousarray(leading[:, 0]),
                 tag=_Planned(epoch, step, batch),
@@ -221,21 +229,29 @@ class _Assembler:
             )
             position = self._plan.following(epoch, step)
 
-    def batches(self, decoder: Iterable[tuple[torch.Tensor, Request[_Planned]]]) -> Iterator[Batch]:
-        """Yield a batch for everything decoded."""
-        for pixels, request in decoder:
-            yield self._assemble(pixels, request.tag)
+    def batches(
+        self, source: Iterable[tuple[torch.Tensor | Regions, Request[_Planned]]]
+    ) -> Iterator[Batch]:
+        """Yield a batch for everything that was decoded or read."""
+        for found, request in source:
+            if isinstance(found, Regions):
+                yield self._assemble(found.features, found.lengths, request.tag)
+            else:
+                yield self._assemble(found, None, request.tag)
 
-    def _assemble(self, pixels: torch.Tensor, planned: _Planned) -> Batch:
-        pairs, epoch = planned.batch.pairs, planned.epoch
+    def _assemble(
+        self, images: torch.Tensor, region_lengths: torch.Tensor | None, planned: _Planned
+    ) -> Batch:
+        pairs, visits = planned.batch.pairs, planned.batch.visits
         k = self._plan.captions_per_image
         token_ids, token_lengths = self._tokenizer.encode(
             self._texts(pairs),
-            functools.partial(uniform, self._seed, epoch, pairs, Stream.WORDS),
+            functools.partial(uniform, self._seed, visits, pairs, Stream.WORDS),
             self._config.word_drop,
             self._config.max_caption_tokens,
         )
-        cells = uniform(self._seed, epoch, pairs[::k], Stream.CELLS, 1 + self._grid_cells)
+        count = 1 + self._grid_cells
+        cells = uniform(self._seed, visits[::k], pairs[::k], Stream.CELLS, count)
         arrays = {
             "token_ids": token_ids,
             "token_lengths": token_lengths,
@@ -249,7 +265,14 @@ class _Assembler:
             with torch.cuda.stream(self._stream):
                 tensors = {name: tensor.to(self._device) for name, tensor in tensors.items()}
             self._stream.synchronize()
-        return Batch(epoch=epoch, step=planned.step, pixels=pixels, wait_seconds=0.0, **tensors)
+        return Batch(
+            epoch=planned.epoch,
+            step=planned.step,
+            images=images,
+            region_lengths=region_lengths,
+            wait_seconds=0.0,
+            **tensors,
+        )
 
     def _texts(self, pairs: Indices) -> list[str]:
         records = {image: self._dataset.record(image) for image in set(pairs[:, 0].tolist())}

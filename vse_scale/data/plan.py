@@ -27,10 +27,13 @@ class PlannedBatch:
     Attributes:
         pairs: (B, 2) int64, image index in the split and caption index within the image.
         valid: (B,) bool, False for pairs that only complete the last batch of an epoch.
+        visits: (B,) int64, how often training has been through the pair's dataset before: the
+            epoch, unless datasets are mixed.
     """
 
     pairs: Indices
     valid: npt.NDArray[np.bool_]
+    visits: Indices
 
 
 class Plan:
@@ -41,6 +44,11 @@ class Plan:
     stand side by side; epoch e takes entries e * k to e * k + k - 1 of an endless repetition of one
     random order of the image's captions. Hence any n entries in a row, n being the image's number
     of captions, are all of them, and no caption comes twice in an epoch.
+
+    Several datasets can be mixed with weights. An epoch has as many pairs (or images) as all have
+    together, shared out by weight and shuffled. Each dataset is gone through again and again, in a
+    new order each time, and an epoch goes on where the one before it stopped: a dataset of little
+    weight takes several epochs, one of much weight comes several times in one.
 
     With ``shuffle_window`` = W > 0 the shards are permuted and then the samples within each W
     shards, which keeps the reads of a while within W files. With 0 the whole split is permuted.
@@ -57,6 +65,8 @@ class Plan:
         last_batch: Literal["drop", "wrap"] = "drop",
         shard_sizes: Sequence[int] | None = None,
         shuffle_window: int = 0,
+        dataset_sizes: Sequence[int] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         """Lay out the epochs.
 
@@ -70,10 +80,13 @@ class Plan:
                 epoch and mark what is repeated as not valid.
             shard_sizes: images of each shard, in order; needed with ``shuffle_window``.
             shuffle_window: shards that are shuffled together; 0 for all.
+            dataset_sizes: images of each dataset, in order, where several are mixed.
+            weights: of each dataset's share of an epoch; None: each as often as it is large.
 
         Raises:
             ConfigError: an epoch would have no step, or the batch does not hold whole images, or
-                an image has fewer than ``captions_per_image`` captions.
+                an image has fewer than ``captions_per_image`` captions; or datasets are mixed
+                within a window, or one that has a weight has no pairs.
         """
         self._captions = np.asarray(captions_per_sample, dtype=np.int64)
         self.seed = seed
@@ -92,9 +105,11 @@ class Plan:
         if shuffle_window:
             if shard_sizes is None or sum(shard_sizes) != len(self._captions):
                 raise ValueError("shuffle_window needs the number of images of every shard")
-            image_bounds = np.concatenate([[0], np.cumsum(shard_sizes)])
-            self._unit_bounds = image_bounds if mode == "images" else self._first_pair[image_bounds]
-        self._cached: tuple[int, Indices] | None = None
+            self._unit_bounds = self._bounds(shard_sizes)
+        self._mixed: list[_Share] = []
+        if weights is not None:
+            self._mix(dataset_sizes or (), weights)
+        self._cached: tuple[int, Indices, Indices] | None = None
 
     @property
     def units(self) -> int:
@@ -113,16 +128,18 @@ class Plan:
             )
         k = self.captions_per_image
         positions = step * (self.global_batch // k) + np.arange(self.global_batch // k)
-        units = self._order(epoch)[positions % self.units]
+        order, visits = self._order(epoch)
+        units, visits = order[positions % self.units], visits[positions % self.units]
         valid = np.repeat(positions < self.units, k)
         if self._mode == "images":
-            images, captions = np.repeat(units, k), self._choose_captions(units, epoch).ravel()
+            images, captions = np.repeat(units, k), self._choose_captions(units, visits).ravel()
+            visits = np.repeat(visits, k)
         else:
             # The last image whose first pair is not beyond: right of all that start at the pair,
             # so that images without captions are passed over.
             images = np.searchsorted(self._first_pair, units, side="right") - 1
             captions = units - self._first_pair[images]
-        return PlannedBatch(np.stack([images, captions], axis=1), valid)
+        return PlannedBatch(np.stack([images, captions], axis=1), valid, visits)
 
     def part(self, epoch: int, step: int, rank: int, ranks: int) -> PlannedBatch:
         """Return the contiguous part of a batch that ``rank`` of ``ranks`` trains on.
@@ -139,21 +156,37 @@ class Plan:
             )
         whole = self.batch(epoch, step)
         rows = slice(rank * size, (rank + 1) * size)
-        return PlannedBatch(whole.pairs[rows], whole.valid[rows])
+        return PlannedBatch(whole.pairs[rows], whole.valid[rows], whole.visits[rows])
 
     def following(self, epoch: int, step: int) -> tuple[int, int]:
         """Return the position after (epoch, step)."""
         return (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
 
-    def _order(self, epoch: int) -> Indices:
-        """Return (units,) the epoch's permutation; the last one asked for is kept."""
+    def _bounds(self, sizes: Sequence[int]) -> Indices:
+        """Return where the units of runs of ``sizes`` images begin and end."""
+        bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        return bounds if self._mode == "images" else self._first_pair[bounds]
+
+    def _order(self, epoch: int) -> tuple[Indices, Indices]:
+        """Return (units,) the epoch's order, and the visit that each is.
+
+        What was asked for last is kept.
+        """
         if self._cached is None or self._cached[0] != epoch:
-            generator = np.random.Generator(
-                np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64))
-            )
-            permute = self._windowed if self._window else self._whole
-            self._cached = (epoch, permute(generator))
-        return self._cached[1]
+            generator = _generator(self.seed, epoch)
+            if self._mixed:
+                units, visits = self._weighted(generator, epoch)
+            else:
+                units = self._windowed(generator) if self._window else self._whole(generator)
+                visits = np.full_like(units, epoch)
+            self._cached = (epoch, units, visits)
+        return self._cached[1:]
+
+    def _weighted(self, generator: np.random.Generator, epoch: int) -> tuple[Indices, Indices]:
+        parts = [share.take(self.seed, epoch) for share in self._mixed]
+        shuffled = generator.permutation(self.units)
+        units, visits = (np.concatenate(column)[shuffled] for column in zip(*parts, strict=True))
+        return units, visits
 
     def _whole(self, generator: np.random.Generator) -> Indices:
         return generator.permutation(self.units)
@@ -168,12 +201,13 @@ class Plan:
             windows.append(generator.permutation(units))
         return np.concatenate(windows)
 
-    def _choose_captions(self, images: Indices, epoch: int) -> Indices:
-        """Return (N, k) caption indices of each image for this epoch."""
+    def _choose_captions(self, images: Indices, visits: Indices) -> Indices:
+        """Return (N, k) caption indices of each image for this visit."""
         counts = self._captions[images]
         order = self._caption_orders(images, int(counts.max()))
-        entries = epoch * self.captions_per_image + np.arange(self.captions_per_image)
-        return np.take_along_axis(order, entries[None, :] % counts[:, None], axis=1)
+        k = self.captions_per_image
+        entries = visits[:, None] * k + np.arange(k)
+        return np.take_along_axis(order, entries % counts[:, None], axis=1)
 
     def _caption_orders(self, images: Indices, most: int) -> Indices:
         """Return (N, most) each image's own order of its captions, what it lacks at the end."""
@@ -181,6 +215,33 @@ class Plan:
         keys = draws.uniform(self.seed, 0, pairs, draws.Stream.CAPTION_ORDER, most)
         keys[np.arange(most) >= self._captions[images][:, None]] = np.inf
         return np.argsort(keys, axis=1, kind="stable")
+
+    def _mix(self, sizes: Sequence[int], weights: Sequence[float]) -> None:
+        """Share an epoch's units out over the datasets, by the largest remainder."""
+        if sum(sizes) != len(self._captions) or len(sizes) != len(weights):
+            raise ValueError("weights need the number of images of every dataset")
+        if self._window:
+            raise ConfigError(
+                f"data.shuffle_window is {self._window}, which knows no weights; set "
+                "data.shuffle_window=0, or leave data.weights out"
+            )
+        bounds = self._bounds(sizes)
+        for number, units in enumerate(np.diff(bounds)):
+            if not units:
+                raise ConfigError(
+                    f"data.weights gives {weights[number]} to dataset {number + 1}, which has no "
+                    "pairs to train on; take it out"
+                )
+        exact = self.units * np.asarray(weights, dtype=np.float64) / sum(weights)
+        counts = np.floor(exact).astype(np.int64)
+        largest = np.argsort(counts - exact, kind="stable")
+        counts[largest[: self.units - counts.sum()]] += 1
+        self._mixed = [
+            _Share(number, int(first), int(size), int(count))
+            for number, (first, size, count) in enumerate(
+                zip(bounds[:-1], np.diff(bounds), counts, strict=True)
+            )
+        ]
 
     def _check(self, last_batch: str) -> None:
         batch, k, pairs = self.global_batch, self.captions_per_image, int(self._first_pair[-1])
@@ -207,3 +268,38 @@ class Plan:
                 f"data.global_batch is {batch}, but an epoch has {available} pairs, so it would "
                 f"have no step; set at most {available}, or data.last_batch=wrap"
             )
+
+
+@dataclass(frozen=True)
+class _Share:
+    """One dataset's part of a mixture.
+
+    Attributes:
+        number: of the dataset.
+        first: of its units.
+        size: how many it has.
+        count: how many of them an epoch takes.
+    """
+
+    number: int
+    first: int
+    size: int
+    count: int
+
+    def take(self, seed: int, epoch: int) -> tuple[Indices, Indices]:
+        """Return the units of ``epoch`` (count,), and which visit each is."""
+        entries = epoch * self.count + np.arange(self.count, dtype=np.int64)
+        visits, places = np.divmod(entries, self.size)
+        units = np.empty_like(entries)
+        for visit in np.unique(visits):
+            order = _generator(seed, int(visit), 1 + self.number).permutation(self.size)
+            chosen = visits == visit
+            units[chosen] = self.first + order[places[chosen]]
+        return units, visits
+
+
+def _generator(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
+    """Return a generator for (seed, epoch); those of other streams are independent of it."""
+    key = np.array([seed, epoch], dtype=np.uint64)
+    counter = np.array([0, 0, 0, stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from vse_scale.errors import DatasetError
-from vse_shards.index import Index, read_index
+from vse_shards.index import read_index
 from vse_shards.manifest import Manifest
+from vse_shards.shard import load_regions
 from vse_shards.shuffle import source_positions
+
+Kind = Literal["images", "regions"]
 
 _TAR_HEADER = 512
 _TAR_NAME = 100
@@ -30,7 +33,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What is known of an image beside its pixels; width and height in pixels."""
+    """What is known of an image beside its pixels; width and height in pixels, 0 without it."""
 
     image_id: int | str
     captions: list[Caption]
@@ -75,17 +78,49 @@ class ShardDataset:
         self._names = [shard.name for shard in shards]
         self._first = np.concatenate([[0], np.cumsum(self.shard_sizes)]).astype(np.int64)
         indices = [read_index(folder / shard.index_name) for shard in shards]
-        self._images = _spans(indices, "jpg")
-        self._records = _spans(indices, "json")
+        # Offset and size in its tar of every image's members, (I, 2), -1 where it has none.
+        self._images, self._regions, self._records = (
+            np.concatenate([index.places(extension) for index in indices])
+            for extension in ("jpg", "npy", "json")
+        )
         self._tars = [_map(folder / name) for name in self._names]
 
     def __len__(self) -> int:
         """Return the number of images."""
         return int(self._first[-1])
 
+    def holds(self, kind: Kind) -> bool:
+        """Return whether every sample has an image, or region features."""
+        spans = self._images if kind == "images" else self._regions
+        return bool((spans[:, 0] >= 0).all())
+
+    def check_holds(self, kind: Kind) -> None:
+        """Raise DatasetError unless every sample has an image, or region features."""
+        if self.holds(kind):
+            return
+        wanted, remedy = {
+            "images": ("an image", "set model.image.backbone=regions"),
+            "regions": ("region features", "choose a model.image.backbone that takes pixels"),
+        }[kind]
+        raise DatasetError(
+            f"{self.folder}: not every sample of split {self.split!r} has {wanted}; build it with "
+            f"them, or {remedy}"
+        )
+
     def image_bytes(self, image: int) -> npt.NDArray[np.uint8]:
         """Return the encoded image, a read-only view of the mapped file."""
         return self._view(image, self._images)
+
+    def regions(self, image: int) -> npt.NDArray[np.floating[Any]]:
+        """Return the features (regions, channels) of an image's regions."""
+        return load_regions(self._view(image, self._regions).tobytes())
+
+    def most_regions(self) -> int:
+        """Return the largest number of regions of an image, by the sizes of their files."""
+        first = self.regions(0)
+        header = int(self._regions[0, 1]) - first.nbytes
+        row = first.itemsize * first.shape[1]
+        return int((self._regions[:, 1].max() - header) // row)
 
     def record(self, image: int) -> ImageRecord:
         """Return the image's id, captions and size."""
@@ -93,16 +128,17 @@ class ShardDataset:
         return ImageRecord(
             image_id=raw["image_id"],
             captions=[Caption(caption["id"], caption["text"]) for caption in raw["captions"]],
-            width=raw["width"],
-            height=raw["height"],
+            width=raw["width"] or 0,
+            height=raw["height"] or 0,
         )
 
     def name(self, image: int) -> str:
-        """Return shard and member of an image, for messages."""
+        """Return folder, shard and member of an image, for messages."""
         shard = self._shard(image)
-        start = int(self._images[image, 0]) - _TAR_HEADER
+        spans = self._images if self._images[image, 0] >= 0 else self._regions
+        start = int(spans[image, 0]) - _TAR_HEADER
         member = self._tars[shard][start : start + _TAR_NAME].tobytes().rstrip(b"\0").decode()
-        return f"{self._names[shard]}: {member}"
+        return f"{self.folder}: {self._names[shard]}: {member}"
 
     def source_order(self) -> npt.NDArray[np.int64]:
         """Return the images (I,) in the order of their source, which a build shuffles.
@@ -129,14 +165,6 @@ class ShardDataset:
         tar = self._tars[self._shard(image)]
         offset, size = spans[image]
         return tar[offset : offset + size]
-
-
-def _spans(indices: Sequence[Index], extension: str) -> npt.NDArray[np.int64]:
-    """Return (I, 2) offset and size in its tar of every image's member with this extension."""
-    parts = [
-        np.stack([index.offset(extension), index.size(extension)], axis=1) for index in indices
-    ]
-    return np.concatenate(parts)
 
 
 def _map(path: Path) -> npt.NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.loader import image_batches
+from vse_scale.data.regions import region_batches
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import DatasetError
 
@@ -28,8 +29,13 @@ class Encoder(Protocol):
     image_spec: Any
     training: bool
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Embed normalised pixels (B, 3, S, S) as (B, D)."""
+    @property
+    def takes_regions(self) -> bool:
+        """Whether images are region features rather than pixels."""
+        ...
+
+    def encode_images(self, images: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Embed normalised pixels (B, 3, S, S), or regions (B, K, C) of ``lengths``, as (B, D)."""
         ...
 
     def encode_captions(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
@@ -125,11 +131,13 @@ def encode_split(
 
     Raises:
         ValueError: ``ranks`` is not the size of the process group.
-        DatasetError: the split has no captions, or an image cannot be decoded.
+        DatasetError: the split has no captions, or lacks what the model takes, or an image cannot
+            be decoded.
     """
     _check_group(rank, ranks)
     device = torch.device(device)
     report = progress or (lambda *_: None)
+    dataset.check_holds("regions" if model.takes_regions else "images")
     records = [dataset.record(index) for index in range(len(dataset))]
     texts = [caption.text for record in records for caption in record.captions]
     owners = [row for row, record in enumerate(records) for _ in record.captions]
@@ -144,6 +152,10 @@ def encode_split(
 
     def encoded_images() -> Iterator[Tensor]:
         rows = image_share.rows(batch)
+        if model.takes_regions:
+            for regions in region_batches(dataset, rows, batch=batch, device=device):
+                yield model.encode_images(regions.features, regions.lengths)
+            return
         for pixels in image_batches(
             dataset, rows, model.image_spec, batch=batch, device=device, threads=threads
         ):

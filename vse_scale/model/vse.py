@@ -141,6 +141,11 @@ class VSEModel(nn.Module):
         return unit_length(self.text(token_ids, lengths))
 
     @property
+    def takes_regions(self) -> bool:
+        """Whether images are region features rather than pixels."""
+        return isinstance(self.image, RegionImageEncoder)
+
+    @property
     def untrained_statistics(self) -> bool:
         """Whether the backbone has frozen BatchNorm statistics that came from nowhere."""
         image = self.config.image

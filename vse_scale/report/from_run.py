@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.data.mixing import folder_with
 from vse_scale.data.shards import ShardDataset
 from vse_scale.evaluation.encode import Progress, encode_split
 from vse_scale.model.vse import VSEModel
@@ -54,7 +55,9 @@ def report_run(
     if folder.is_dir() and "split" in run.results:
         model = VSEModel.from_pretrained(folder).to(device)
         tokenizer = CaptionTokenizer.load(folder)
-        dataset = ShardDataset(run.setting("data.path"), run.results["split"])
+        path, split = run.setting("data.path"), run.results["split"]
+        folders = [Path(p) for p in ([path] if isinstance(path, str) else path)]
+        dataset = ShardDataset(folder_with(split, folders) or folders[0], split)
         longest = int(run.setting("data.max_caption_tokens", 128))
         embeddings = encode_split(
             model,
@@ -66,7 +69,8 @@ def report_run(
             max_caption_tokens=longest,
             progress=progress,
         )
-        examples = illustrate(pick_examples(embeddings), embeddings, dataset)
+        if dataset.holds("images"):  # region features cannot be looked at
+            examples = illustrate(pick_examples(embeddings), embeddings, dataset)
         texts = [c.text for i in range(len(dataset)) for c in dataset.record(i).captions]
         pooling = pooling_curves(model, tokenizer.encode(texts, max_tokens=longest)[1].tolist())
     return build_report(run_dir, out, examples=examples, pooling=pooling)

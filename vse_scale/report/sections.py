@@ -20,6 +20,8 @@ _RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
 def headline(run: RunFolder) -> str:
     """Return the head of the page: what was trained, on what, and how good it became."""
     dataset = run.setting("data.path")
+    if isinstance(dataset, list):
+        dataset = " + ".join(dataset)
     facts = [
         ("trained on", dataset),
         ("images by", _image_tower(run)),
@@ -121,16 +123,24 @@ def _strip(run: RunFolder) -> str:
 
 def _image_tower(run: RunFolder) -> str:
     backbone = run.setting("model.image.backbone")
+    if backbone == "regions":
+        return "region features"
+    if backbone == "huggingface":
+        path, kind = (run.setting(f"model.image.{k}") for k in ("path", "architecture.model_type"))
+        backbone = PurePath(path).name if path else kind
     size = run.setting("model.image.size")
     return f"{backbone}, {size} px" if backbone else ""
 
 
 def _text_tower(run: RunFolder) -> str:
+    if run.setting("model.text.encoder") == "bigru":
+        return "BiGRU"
     path = run.setting("model.text.path")
     if path:
         return PurePath(path).name
+    kind = run.setting("model.text.architecture.model_type", "BERT")
     layers = run.setting("model.text.architecture.num_hidden_layers")
-    return f"BERT of {layers} layers" if layers else ("BERT" if run.config else "")
+    return f"{kind} of {layers} layers" if layers else (kind if run.config else "")
 
 
 def _card(example: Example) -> str:

@@ -55,7 +55,7 @@ class Engine:
         if self._stage in (1, 2):
             self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
         """Run the model: (image, caption) embeddings of this rank's part of the batch."""
         images, captions = self.deepspeed(*inputs)
         return images, captions

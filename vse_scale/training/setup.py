@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 
-from vse_scale.config import Config
+from vse_scale.config import Config, ImageConfig
 from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.loader import image_batches
+from vse_scale.data.mixing import Dataset, MixedDataset, folder_with, open_datasets
 from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import ConfigError
@@ -19,7 +20,6 @@ from vse_scale.model.vse import VSEModel
 from vse_scale.telemetry.progress import heartbeat
 from vse_scale.training.checkpoint import Checkpoints
 from vse_scale.training.world import World
-from vse_shards.manifest import Manifest
 
 
 def load_config(path: str, overrides: list[str], ranks: int) -> Config:
@@ -43,7 +43,7 @@ def check_run(config: Config) -> None:
         UserError: the dataset, or the checkpoints that the run would resume from, are missing,
             damaged or do not fit the configuration.
     """
-    dataset = ShardDataset(Path(config.data.path), config.data.split)
+    dataset = training_split(config)
     make_plan(config, dataset)
     validation_split(config)
     checkpoints = Checkpoints(Path(config.run.dir) / "checkpoints", config.run.keep_checkpoints)
@@ -52,13 +52,26 @@ def check_run(config: Config) -> None:
         state.check(config, dataset.fingerprint, origin)
 
 
-def make_plan(config: Config, dataset: ShardDataset) -> Plan:
+def training_split(config: Config) -> Dataset:
+    """Open what is trained on: a dataset, or several as one.
+
+    Raises:
+        DatasetError: a folder is missing, damaged, or lacks what the model takes.
+        ConfigError: its region features are of another size.
+    """
+    dataset = open_datasets(config.data.folders, config.data.split)
+    _check_inputs(config.model.image, dataset)
+    return dataset
+
+
+def make_plan(config: Config, dataset: Dataset) -> Plan:
     """Return the order of training that ``config`` asks for.
 
     Raises:
         ConfigError: the dataset and the batch do not fit together.
     """
     data = config.data
+    parts = dataset.parts if isinstance(dataset, MixedDataset) else (dataset,)
     return Plan(
         dataset.captions_per_sample,
         seed=config.run.seed,
@@ -68,21 +81,45 @@ def make_plan(config: Config, dataset: ShardDataset) -> Plan:
         last_batch=data.last_batch,
         shard_sizes=dataset.shard_sizes,
         shuffle_window=data.shuffle_window,
+        dataset_sizes=[len(part) for part in parts],
+        weights=data.weights,
     )
 
 
 def validation_split(config: Config) -> ShardDataset | None:
-    """Open the validation split: the configured one, or "val" where the dataset has it."""
-    split = config.eval.split
-    if split is None:
-        if "val" not in Manifest.load(Path(config.data.path)).splits:
-            return None
-        split = "val"
-    return ShardDataset(Path(config.data.path), split)
+    """Open the validation split: the configured one, or "val" where the dataset has it.
+
+    Of several datasets it is the first's that has one.
+    """
+    wanted = config.eval.split or "val"
+    folder = folder_with(wanted, config.data.folders)
+    if folder is None and config.eval.split is None:
+        return None
+    dataset = ShardDataset(folder or config.data.folders[0], wanted)
+    _check_inputs(config.model.image, dataset)
+    return dataset
+
+
+def _check_inputs(image: ImageConfig, dataset: Dataset) -> None:
+    """Raise an error unless ``dataset`` holds what the image tower takes."""
+    if image.backbone != "regions":
+        dataset.check_holds("images")
+        return
+    dataset.check_holds("regions")
+    channels = dataset.regions(0).shape[1]
+    most = dataset.most_regions()
+    for key, value, found, fits in (
+        ("region_channels", image.region_channels, channels, channels == image.region_channels),
+        ("max_regions", image.max_regions, most, most <= image.max_regions),
+    ):
+        if not fits:
+            raise ConfigError(
+                f"model.image.{key} is {value}, and {dataset.folder} has {found}; set it so"
+            )
 
 
 def prepare_tokenizer(
-    config: Config, dataset: ShardDataset, folder: Path, *, main: bool
+    config: Config, dataset: Dataset, folder: Path, *, main: bool
 ) -> CaptionTokenizer:
     """Load the tokenizer; where none is given, ``main`` makes one from the captions.
 
@@ -108,7 +145,7 @@ def prepare_tokenizer(
     return CaptionTokenizer.load(folder)
 
 
-def calibrate(model: VSEModel, dataset: ShardDataset, config: Config, world: World) -> None:
+def calibrate(model: VSEModel, dataset: Dataset, config: Config, world: World) -> None:
     """Set an untrained backbone's BatchNorm statistics from the first training images."""
     count = min(config.train.calibration_images, len(dataset))
     with heartbeat("calibrating BatchNorm"):

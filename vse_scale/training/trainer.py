@@ -39,7 +39,13 @@ from vse_scale.telemetry.progress import (
 from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
 from vse_scale.training.engine import Engine
 from vse_scale.training.schedule import Schedule, StepPlan
-from vse_scale.training.setup import calibrate, make_plan, prepare_tokenizer, validation_split
+from vse_scale.training.setup import (
+    calibrate,
+    make_plan,
+    prepare_tokenizer,
+    training_split,
+    validation_split,
+)
 from vse_scale.training.state import SharedTensors
 from vse_scale.training.stopping import StopRequest
 from vse_scale.training.supervisor import DONE, EXIT_STOPPED
@@ -79,7 +85,7 @@ class Trainer:
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
         self.folder = Path(config.run.dir)
-        self.dataset = ShardDataset(Path(config.data.path), config.data.split)
+        self.dataset = training_split(config)
         self.validation = validation_split(config)
         self.plan = make_plan(config, self.dataset)
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
@@ -217,11 +223,11 @@ class Trainer:
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embed images and captions, one image row per caption."""
+        inputs = batch.images
+        if batch.region_lengths is None:
+            inputs = self.engine.model.image_spec.normalise(inputs)
         images, captions = self.engine.forward(
-            self.engine.model.image_spec.normalise(batch.pixels),
-            batch.token_ids,
-            batch.token_lengths,
-            batch.cell_draws,
+            inputs, batch.token_ids, batch.token_lengths, batch.cell_draws, batch.region_lengths
         )
         # An image's captions are neighbours in the batch.
         return images.repeat_interleave(len(captions) // len(images), dim=0), captions
@@ -349,7 +355,8 @@ class Trainer:
         log.info(
             "%s: %d images, %d pairs; %d steps an epoch, steps %d to %d; batch %d over %d rank%s, "
             "ZeRO-%d, %s",
-            data.path, len(self.dataset), self.dataset.pairs, plan.steps_per_epoch, first, total,
+            " + ".join(map(str, data.folders)), len(self.dataset), self.dataset.pairs,
+            plan.steps_per_epoch, first, total,
             data.global_batch, self.world.ranks, "s"[: self.world.ranks - 1],
             self.config.engine.zero_stage, self.world.device.type,
         )  # fmt: skip
@@ -366,7 +373,7 @@ class Trainer:
             self.dataset,
             self.plan,
             self.tokenizer,
-            self.engine.model.image_spec,
+            None if self.engine.model.takes_regions else self.engine.model.image_spec,
             self.config.data,
             seed=self.config.run.seed,
             rank=self.world.rank,

@@ -1,0 +1,100 @@
+"""Several datasets as one: their images are numbered one dataset after the other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vse_scale.data.shards import ImageRecord, Kind, ShardDataset
+from vse_shards.manifest import Manifest
+
+__all__ = ["Dataset", "MixedDataset", "folder_with", "open_datasets"]
+
+
+class MixedDataset:
+    """The same split of several dataset folders, with the interface of one.
+
+    An image's number is its own among all of them, and so is what is told by it: which captions
+    are never its negatives, and what is drawn for it. The same photo in two datasets counts as two.
+
+    Attributes:
+        parts: the datasets, in order.
+        folder: of the first.
+        split: that was opened.
+        captions_per_sample: (I,) int64, over all of them.
+        pairs: number of captions.
+        shard_sizes: images of each shard.
+        fingerprint: of all of them in this order.
+    """
+
+    def __init__(self, parts: Sequence[ShardDataset]) -> None:
+        self.parts = tuple(parts)
+        self.folder, self.split = parts[0].folder, parts[0].split
+        self.captions_per_sample = np.concatenate([part.captions_per_sample for part in parts])
+        self.pairs = sum(part.pairs for part in parts)
+        self.shard_sizes = [size for part in parts for size in part.shard_sizes]
+        joined = " ".join(part.fingerprint for part in parts)
+        self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()
+        self._first = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return int(self._first[-1])
+
+    def check_holds(self, kind: Kind) -> None:
+        """Raise DatasetError unless every sample has an image, or region features."""
+        for part in self.parts:
+            part.check_holds(kind)
+
+    def image_bytes(self, image: int) -> npt.NDArray[np.uint8]:
+        """Return the encoded image, a read-only view of the mapped file."""
+        part, row = self._find(image)
+        return part.image_bytes(row)
+
+    def regions(self, image: int) -> npt.NDArray[np.floating[Any]]:
+        """Return the features (regions, channels) of an image's regions."""
+        part, row = self._find(image)
+        return part.regions(row)
+
+    def most_regions(self) -> int:
+        """Return the largest number of regions of an image."""
+        return max(part.most_regions() for part in self.parts)
+
+    def record(self, image: int) -> ImageRecord:
+        """Return the image's id, captions and size."""
+        part, row = self._find(image)
+        return part.record(row)
+
+    def name(self, image: int) -> str:
+        """Return folder, shard and member of an image, for messages."""
+        part, row = self._find(image)
+        return part.name(row)
+
+    def _find(self, image: int) -> tuple[ShardDataset, int]:
+        if not 0 <= image < len(self):
+            raise IndexError(f"image {image} of {len(self)}")
+        number = int(np.searchsorted(self._first, image, side="right")) - 1
+        return self.parts[number], image - int(self._first[number])
+
+
+Dataset = ShardDataset | MixedDataset
+
+
+def open_datasets(folders: Sequence[Path], split: str) -> Dataset:
+    """Open ``split`` of one folder, or of several as one.
+
+    Raises:
+        DatasetError: a folder has no such split, or a file disagrees with its manifest.
+    """
+    parts = [ShardDataset(folder, split) for folder in folders]
+    return parts[0] if len(parts) == 1 else MixedDataset(parts)
+
+
+def folder_with(split: str, folders: Sequence[Path]) -> Path | None:
+    """Return the first of ``folders`` that has ``split``."""
+    return next((f for f in folders if split in Manifest.load(f).splits), None)
