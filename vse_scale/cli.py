@@ -32,6 +32,9 @@ def train(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="how often to start again without a new checkpoint")
     ] = 3,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the resolved configuration; start nothing")
+    ] = False,
 ) -> None:
     """Train on this machine through DeepSpeed's launcher; started again where it dies.
 
@@ -46,6 +49,11 @@ def train(
     processes = ranks or max(1, torch.cuda.device_count())
     arguments = list(overrides or [])
     checked = load_config(str(config), arguments, processes)
+    if dry_run:
+        from vse_scale.training.dry_run import describe_run
+
+        print(describe_run(checked), end="")
+        return
     check_run(checked)
     supervisor = Supervisor(
         checked,
