@@ -86,7 +86,7 @@ def train_jobs(config: Path, folder: Path, ranks: int, jobs: dict[str, Job]) -> 
             {**asdict(job), "folder": None, "overrides": overrides, "out": str(here / f"{name}.pt")}
         )
     (here / "jobs.json").write_text(json.dumps(described))
-    _run_ranks(ranks, [str(config), str(here / "jobs.json")])
+    run_ranks(ranks, WORKER, [str(config), str(here / "jobs.json")])
     return {name: Trained(**torch.load(here / f"{name}.pt"), folder=folders[name]) for name in jobs}
 
 
@@ -115,12 +115,15 @@ def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.T
     assert not [name for name in found if not torch.equal(found[name], expected[name])]
 
 
-def _run_ranks(ranks: int, arguments: list[str], timeout: float = 280) -> None:
-    """Run the worker once per rank; fail with what the first failing one said."""
+def run_ranks(
+    ranks: int, worker: Path, arguments: list[str], timeout: float = 280, cwd: Path | None = None
+) -> None:
+    """Run ``worker`` once per rank; fail with what the first failing one said."""
     port = free_port()
     processes = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), *arguments],
+            [sys.executable, str(worker), *arguments],
+            cwd=cwd,
             env=rank_environment(rank, ranks, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,64 @@
+"""One rank that trains some steps of several recipes, one after the other.
+
+Usage: rank_of_recipes.py JOBS.json
+
+A job has ``recipe``, ``overrides``, ``first`` (the step to begin with; None: the last of the first
+epoch), ``count``, ``save`` and ``evaluate``. Rank 0 writes ``out``: the records of its steps, how
+far some parameters of each group moved, the bytes of a checkpoint and the recalls.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from vse_scale.config import Config
+from vse_scale.training.timing import PhaseTimer
+from vse_scale.training.trainer import Trainer
+from vse_scale.training.world import World, join_world
+
+
+def main(path: str) -> None:
+    jobs = json.loads(Path(path).read_text())
+    world = join_world(300.0)
+    for job in jobs:
+        run_job(job, world)
+        gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_job(job: dict, world: World) -> None:
+    trainer = Trainer(Config.load(job["recipe"], job["overrides"]), world)
+    first = trainer.plan.steps_per_epoch - 1 if job["first"] is None else job["first"]
+    groups = {
+        name: parameters[:4] for name, parameters in trainer.engine.model.parameter_groups().items()
+    }
+    before = {name: [p.detach().clone() for p in group] for name, group in groups.items()}
+    timer, records = PhaseTimer(world.device), []
+    with trainer._loader(first) as batches:
+        for step in range(first, first + job["count"]):
+            record = trainer.train_step(next(batches), step, trainer.schedule.at(step), timer)
+            records.append(record)
+    moved = {
+        name: max(float((p - old).abs().max()) for p, old in zip(group, before[name], strict=True))
+        for name, group in groups.items()
+        if group
+    }
+    found = {"records": records, "moved": moved}
+    if job["save"]:
+        path = trainer.checkpoints.save(trainer.engine, trainer.state, main=world.main)
+        found["bytes"] = sum(file.stat().st_size for file in path.iterdir())
+    if job["evaluate"]:
+        recalls = trainer.validate(trainer.validation)
+        found["recalls"] = [recalls.i2t.r1, recalls.t2i.r1]
+    if world.main:
+        Path(job["out"]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
