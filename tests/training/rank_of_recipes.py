@@ -9,6 +9,7 @@ far some parameters of each group moved, the bytes of a checkpoint and the recal
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import sys
@@ -27,7 +28,9 @@ def main(path: str) -> None:
     world = join_world(300.0)
     for job in jobs:
         run_job(job, world)
+        # What the next one needs as well: gigabytes.
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -45,7 +48,10 @@ def run_job(job: dict, world: World) -> None:
             record = trainer.train_step(next(batches), step, trainer.schedule.at(step), timer)
             records.append(record)
     moved = {
-        name: max(float((p - old).abs().max()) for p, old in zip(group, before[name], strict=True))
+        name: max(
+            float((p.detach() - old).abs().max())
+            for p, old in zip(group, before[name], strict=True)
+        )
         for name, group in groups.items()
         if group
     }
@@ -56,6 +62,7 @@ def run_job(job: dict, world: World) -> None:
     if job["evaluate"]:
         recalls = trainer.validate(trainer.validation)
         found["recalls"] = [recalls.i2t.r1, recalls.t2i.r1]
+    trainer.engine.deepspeed.destroy()
     if world.main:
         Path(job["out"]).write_text(json.dumps(found))
 
