@@ -114,7 +114,7 @@ class PlainTrainer:
     def step(self, batch, number: int) -> dict:
         epoch, index = divmod(number, self.steps_per_epoch)
         self.model.image.backbone.requires_grad_(epoch > 0)
-        images, captions = self.model(batch, self.spec.normalise(batch.pixels))
+        images, captions = self.model(batch, self.spec.normalise(batch.images))
         loss = plain_loss(images, captions, batch.image_ids, hardest=epoch > 0)
         self.optimizer.zero_grad()
         (loss * (index / self.steps_per_epoch if epoch == 1 else 1.0)).backward()
