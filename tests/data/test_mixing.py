@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,14 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vse_scale.config import DataConfig
+from vse_scale.config import Config, DataConfig
 from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.images import ImageSpec
 from vse_scale.data.loader import Loader
 from vse_scale.data.mixing import MixedDataset, open_datasets
 from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
-from vse_scale.errors import ConfigError
+from vse_scale.errors import CheckpointError, ConfigError
+from vse_scale.training.checkpoint import RunState
 
 MIXTURES = st.lists(
     st.tuples(
@@ -131,6 +133,18 @@ def test_a_window_knows_no_weights():
 def test_a_dataset_without_pairs_is_refused():
     with pytest.raises(ConfigError, match=r"gives 3\.0 to dataset 2, which has no pairs"):
         mixed([([1, 1], 1.0), ([0], 3.0)], 1)
+
+
+def test_a_run_does_not_go_on_with_other_weights():
+    def config(weights):
+        data = {"path": ["a", "b"], "weights": weights}
+        return Config.model_validate({"data": data, "run": {"dir": "r"}})
+
+    then = config([2, 1])
+    state = RunState(step=3, fingerprint="f", config=then.model_dump(mode="json"))
+    state.check(then, "f", Path("here"))
+    with pytest.raises(CheckpointError, match=r"data\.weights was \[2\.0, 1\.0\], is \[1\.0"):
+        state.check(config([1, 1]), "f", Path("here"))
 
 
 class TestDatasets:

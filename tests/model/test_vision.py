@@ -114,6 +114,44 @@ def test_a_whole_model_of_it_learns_is_saved_and_opened(made, tmp_path):
         assert torch.equal(opened.encode_images(pixels), model.encode_images(pixels))
 
 
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_it_is_frozen_and_recomputed_like_the_built_in_ones(kind):
+    config = ModelConfig.model_validate(
+        {
+            "embed_dim": 8,
+            "image": {
+                "backbone": "huggingface",
+                "size": 64,
+                "architecture": {"model_type": kind, **KINDS[kind][0]},
+            },
+            "text": {"encoder": "bigru", "word_channels": 6},
+        }
+    )
+    torch.manual_seed(0)
+    model = VSEModel(config, 30, 0)
+    groups = model.parameter_groups()
+    assert list(groups) == ["heads", "text", "backbone.1"]
+    assert sum(map(len, groups.values())) == len(list(model.parameters()))
+    pixels = torch.randn(2, 3, 64, 64)
+
+    def gradients(trained_stages):
+        model.zero_grad(set_to_none=True)
+        model.trained_stages = trained_stages
+        pooled = model(pixels, torch.ones(1, 2, dtype=torch.int64), torch.tensor([2]))[0]
+        (pooled * torch.linspace(0, 1, 8)).sum().backward()
+        return [p.grad for p in groups["backbone.1"]]
+
+    assert set(gradients(0)) == {None}
+    expected = gradients(1)
+    assert any(grad is not None for grad in expected)
+    if kind == "vit":
+        model.recompute_activations()
+        torch.testing.assert_close(gradients(None), expected)
+    else:
+        with pytest.raises(ModelError, match=r"set engine\.activation_checkpointing=false"):
+            model.recompute_activations()
+
+
 def test_the_image_tower_of_a_two_tower_model_is_taken(tmp_path):
     text = {k: v for k, v in TRANSFORMER.items() if k not in ("image_size", "patch_size")}
     config = AutoConfig.for_model("clip", vision_config=TRANSFORMER, text_config=text)

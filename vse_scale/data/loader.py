@@ -6,15 +6,11 @@ decides where it is cut, and threads and queues only when it is ready.
 
 from __future__ import annotations
 
-import atexit
 import functools
-import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from queue import Empty, Queue
 
 import numpy as np
 import torch
@@ -26,6 +22,7 @@ from vse_scale.data.draws import Stream, uniform
 from vse_scale.data.images import ImageSpec, crop_geometry
 from vse_scale.data.mixing import Dataset
 from vse_scale.data.plan import Indices, Plan, PlannedBatch
+from vse_scale.data.producer import Producer
 from vse_scale.data.regions import Regions, region_reader
 
 __all__ = ["Batch", "Loader", "image_batches"]
@@ -148,10 +145,10 @@ class Loader:
             )
         self._device = device
         self._failure: BaseException | None = None
-        self._producer = _Producer(assembler.batches(source), config.prefetch)
+        self._producer = Producer(assembler.batches(source), config.prefetch)
         # The thread knows the producer, not the loader, so that a forgotten loader is collected.
         self._finalizer = weakref.finalize(self, self._producer.stop)
-        self._finalizer.atexit = False  # see _Producer
+        self._finalizer.atexit = False  # see Producer
 
     def __iter__(self) -> Loader:
         return self
@@ -277,50 +274,6 @@ class _Assembler:
     def _texts(self, pairs: Indices) -> list[str]:
         records = {image: self._dataset.record(image) for image in set(pairs[:, 0].tolist())}
         return [records[image].captions[caption].text for image, caption in pairs.tolist()]
-
-
-class _Producer:
-    """A thread that puts items, or the error that ended them, into a bounded queue."""
-
-    def __init__(self, items: Iterator[Batch], depth: int) -> None:
-        self._items = items
-        self._queue: Queue[Batch | BaseException] = Queue(depth)
-        self._stopped = threading.Event()
-        # A daemon: the interpreter joins other threads before it runs finalizers.
-        self._thread = threading.Thread(target=self._run, name="vse-loader", daemon=True)
-        # Exit handlers run last in, first out: this one must come before DALI's, which takes the
-        # pipelines down, and that of weakref.finalize may not.
-        atexit.register(self.stop)
-        self._thread.start()
-
-    def take(self) -> Batch | BaseException:
-        """Wait for the next item."""
-        return self._queue.get()
-
-    def stop(self) -> None:
-        """End the thread, also where it waits for room in the queue; ``take`` then says so."""
-        atexit.unregister(self.stop)
-        self._stopped.set()
-        self._empty()
-        # Garbage collection may call this from the thread itself, which then ends on its own.
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-        self._empty()
-        self._queue.put_nowait(RuntimeError("the loader is closed"))
-
-    def _empty(self) -> None:
-        with suppress(Empty):
-            while True:
-                self._queue.get_nowait()
-
-    def _run(self) -> None:
-        try:
-            for item in self._items:
-                self._queue.put(item)
-                if self._stopped.is_set():
-                    return
-        except BaseException as error:  # raised again in the consumer
-            self._queue.put(error)
 
 
 def _keep_for_stream(batch: Batch, stream: torch.cuda.Stream) -> None:

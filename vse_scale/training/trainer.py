@@ -36,16 +36,10 @@ from vse_scale.telemetry.progress import (
     log,
     progress_of_encoding,
 )
+from vse_scale.training import setup
 from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
 from vse_scale.training.engine import Engine
 from vse_scale.training.schedule import Schedule, StepPlan
-from vse_scale.training.setup import (
-    calibrate,
-    make_plan,
-    prepare_tokenizer,
-    training_split,
-    validation_split,
-)
 from vse_scale.training.state import SharedTensors
 from vse_scale.training.stopping import StopRequest
 from vse_scale.training.supervisor import DONE, EXIT_STOPPED
@@ -85,11 +79,11 @@ class Trainer:
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
         self.folder = Path(config.run.dir)
-        self.dataset = training_split(config)
-        self.validation = validation_split(config)
-        self.plan = make_plan(config, self.dataset)
+        self.dataset = setup.training_split(config)
+        self.validation = setup.validation_split(config)
+        self.plan = setup.make_plan(config, self.dataset)
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
-        self.tokenizer = prepare_tokenizer(
+        self.tokenizer = setup.prepare_tokenizer(
             config, self.dataset, self.folder / "tokenizer", main=world.main
         )
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.run.keep_checkpoints)
@@ -108,7 +102,7 @@ class Trainer:
             tensors.fill(model)
             self.state = self._saved = replace(state, config=resolved)
         elif model.untrained_statistics:
-            calibrate(model, self.dataset, config, world)
+            setup.calibrate(model, self.dataset, config, world)
         with heartbeat("building the engine"):
             self.engine = Engine(model, config, world)
         if tensors is not None:

@@ -1,0 +1,76 @@
+"""Recipe files before they are checked: YAML over the files that it builds upon, and overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vse_scale.errors import ConfigError
+
+
+def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read ``path``, which the files ``above`` build upon, over the bases that it names.
+
+    Raises:
+        ConfigError: a file is missing or is no YAML mapping, or a base leads back to the file.
+    """
+    asked = f"{above[-1]}: base " if above else ""
+    if path.resolve() in (file.resolve() for file in above):
+        chain = " -> ".join(str(file) for file in (*above, path))
+        raise ConfigError(f"{path}: is built upon itself ({chain}); take one base out")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{asked}{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: holds {type(raw).__name__}, not sections of keys")
+    bases = raw.pop("base", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: base is {bases!r}; give a file, or a list of files")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = _merge(merged, read_recipe(path.parent / base, (*above, path)))
+    return _merge(merged, raw)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Lay ``above`` over ``below``; where both hold mappings these are merged likewise."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        if isinstance(under, dict) and isinstance(value, dict):
+            value = _merge(under, value)
+        merged[key] = value
+    return merged
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set what ``override`` says, ``section.key=value``, in ``raw``; the value is YAML.
+
+    Raises:
+        ConfigError: it is not of this form, or leads through a value.
+    """
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from error
+    section = raw
+    for key in keys[:-1]:
+        inner = section.get(key)
+        if inner is None:
+            inner = section[key] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {key} is a value, not a section")
+        section = inner
+    # YAML 1.1 reads 1e-3 as a string; pydantic turns it into the number the key asks for.
+    section[keys[-1]] = value
