@@ -1,9 +1,12 @@
 """Tokenizers of other encoders than BERT, made here: their words, their templates, their files."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 
@@ -98,7 +101,7 @@ def folder(request, tmp_path):
     return path
 
 
-def given(seed, count=400):
+def drawn(seed, count=400):
     draws = np.random.default_rng(seed).random((len(TEXTS), count), dtype=np.float32)
     return lambda n: draws[:, :n]
 
@@ -116,7 +119,7 @@ def test_a_caption_has_the_ids_that_transformers_gives_it(folder):
 
 
 def test_long_captions_are_cut_within_the_template(folder):
-    tokenizer = CaptionTokenizer.load(folder)
+    tokenizer = opened(folder)
     whole = rows_of(tokenizer.encode(TEXTS, max_tokens=500))
     after = {"roberta": 1, "xlm-r": 1, "t5": 1, "gpt": 0}[folder.name]
     for row, cut in zip(whole, rows_of(tokenizer.encode(TEXTS, max_tokens=6)), strict=True):
@@ -153,11 +156,11 @@ def naive(folder, text, draws, word_drop):
 
 @pytest.mark.parametrize("word_drop", [0.2, 0.9])
 def test_words_are_dropped_where_there_are_words_and_tokens_where_not(folder, word_drop):
-    tokenizer = CaptionTokenizer.load(folder)
+    tokenizer = opened(folder)
     assert tokenizer.vocab_size == len(
         Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
     )
-    draws = given(1)
+    draws = drawn(1)
     found = rows_of(tokenizer.encode(TEXTS, draws, word_drop, max_tokens=500))
     for text, row, row_draws in zip(TEXTS, found, draws(400), strict=True):
         expected = naive(folder, text, row_draws, np.float32(word_drop))
@@ -165,8 +168,8 @@ def test_words_are_dropped_where_there_are_words_and_tokens_where_not(folder, wo
 
 
 def test_a_caption_does_not_depend_on_its_batch(folder):
-    tokenizer = CaptionTokenizer.load(folder)
-    draws = given(2)
+    tokenizer = opened(folder)
+    draws = drawn(2)
     together = rows_of(tokenizer.encode(TEXTS, draws, 0.5))
     for row, text in enumerate(TEXTS[:6]):
         alone = tokenizer.encode([text], lambda n, row=row: draws(n)[row : row + 1], 0.5)
@@ -174,12 +177,12 @@ def test_a_caption_does_not_depend_on_its_batch(folder):
 
 
 def test_a_tokenizer_is_saved_and_opened_as_it_is(folder, tmp_path):
-    tokenizer = CaptionTokenizer.load(folder)
+    tokenizer = opened(folder)
     tokenizer.save(tmp_path / "kept")
-    opened = CaptionTokenizer.load(tmp_path / "kept")
-    assert (opened.vocab_size, opened.pad_id) == (tokenizer.vocab_size, tokenizer.pad_id)
+    again = CaptionTokenizer.load(tmp_path / "kept")
+    assert (again.vocab_size, again.pad_id) == (tokenizer.vocab_size, tokenizer.pad_id)
     for left, right in zip(
-        opened.encode(TEXTS, given(3), 0.4), tokenizer.encode(TEXTS, given(3), 0.4), strict=True
+        again.encode(TEXTS, drawn(3), 0.4), tokenizer.encode(TEXTS, drawn(3), 0.4), strict=True
     ):
         np.testing.assert_array_equal(left, right)
 
@@ -206,6 +209,26 @@ NLTK = {
         "a", "t-shirt", "&", "jeans", ",", "$", "5", "u.s.", "bill",
     ],
 }  # fmt: skip
+
+
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.text(max_size=30), max_size=4), st.floats(0.1, 1.0))
+def test_any_text_has_ids_that_do_not_depend_on_its_neighbours(folder, texts, word_drop):
+    tokenizer = opened(folder)
+    draws = np.random.default_rng(len(texts)).random((len(texts), 400), dtype=np.float32)
+    token_ids, lengths = tokenizer.encode(texts, lambda n: draws[:, :n], word_drop)
+    assert ((token_ids >= 0) & (token_ids < tokenizer.vocab_size)).all()
+    assert ((lengths >= 1) & (lengths <= token_ids.shape[1])).all()
+    for row, text in enumerate(texts):
+        alone = tokenizer.encode([text], lambda n, row=row: draws[row : row + 1, :n], word_drop)
+        assert rows_of(alone) == [token_ids[row, : lengths[row]].tolist()]
+
+
+@functools.lru_cache
+def opened(folder):
+    return CaptionTokenizer.load(folder)
 
 
 class TestWords:

@@ -222,7 +222,8 @@ class CaptionTokenizer:
             if self._starts is not None:
                 starts = self._starts[pieces]
             else:
-                starts = _word_starts([encoding.word_ids[:room] for encoding in encodings])
+                words = [encoding.word_ids[:room] for encoding in encodings]
+                starts = _word_starts(words, pieces.shape[1])
             starts[[_UNSPACED.search(text) is not None for text in texts]] = True
             given = draws(2 * pieces.shape[1])
             pieces, present = self._drop_words(pieces, present, starts, given, word_drop)
@@ -287,9 +288,9 @@ def _rectangle(rows: Sequence[Sequence[int]], fill: int, least: int = 0) -> tupl
     return values, present
 
 
-def _word_starts(words: Sequence[Sequence[int | None]]) -> Mask:
-    """Return which tokens (P, L) start a word; a token of no word stands alone."""
-    numbers, _ = _rectangle([[-1 if w is None else w for w in row] for row in words], -1)
+def _word_starts(words: Sequence[Sequence[int | None]], width: int) -> Mask:
+    """Return which tokens (P, width) start a word; a token of no word stands alone."""
+    numbers, _ = _rectangle([[-1 if w is None else w for w in row] for row in words], -1, width)
     starts = np.ones(numbers.shape, dtype=np.bool_)
     starts[:, 1:] = (numbers[:, 1:] != numbers[:, :-1]) | (numbers[:, 1:] < 0)
     return starts
