@@ -129,6 +129,36 @@ def report(
     print(f"report: {written}")
 
 
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Option(help="a run's configuration")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[section.key=value ...]")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="ranks of this machine; default: one per GPU, or one")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Say what this machine and a configuration will do, and what is missing.
+
+    Leaves with exit code 2 where something would keep the run from starting.
+    """
+    log.info("looking at this machine")
+    import torch
+
+    from vse_scale import doctor
+    from vse_scale.config import Config
+
+    checked = Config.load(config, overrides) if config is not None else None
+    findings = doctor.examine(checked, ranks or max(1, torch.cuda.device_count()))
+    if as_json:
+        print(json.dumps(doctor.as_json(findings), indent=1))
+    else:
+        print(doctor.page(findings))
+    raise typer.Exit(UserError.exit_code if doctor.faults(findings) else 0)
+
+
 def main() -> None:
     """Run the command line; what the user can mend is one line on standard error."""
     debug = "--debug" in sys.argv
