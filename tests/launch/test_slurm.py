@@ -1,0 +1,150 @@
+"""The SLURM scripts, against stand-ins for SLURM's commands: what they do after each exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ("train.sbatch", "deepspeed.sbatch")
+
+# Each call takes the next exit code, after it has trained as far as the next checkpoint, if any.
+SRUN = """#!/usr/bin/env bash
+echo "restarts=$VSE_SCALE_RESTARTS ${*//$'\n'/ }" >>"$LOG/srun"
+n=$(($(wc -l <"$LOG/srun") - 1))
+codes=($CODES) checkpoints=($CHECKPOINTS)
+[ "${checkpoints[n]:--}" = - ] || mkdir -p "$RUN/checkpoints/${checkpoints[n]}"
+cp "$VSE_TARGETS"/* "$LOG" 2>/dev/null
+exit "${codes[n]}"
+"""
+SCONTROL = """#!/usr/bin/env bash
+case $1 in
+  show) echo n1; echo n2 ;;
+  *) echo "$*" >>"$LOG/scontrol" ;;
+esac
+"""
+
+
+@dataclass
+class Job:
+    """What a script left when it ended."""
+
+    folder: Path
+    code: int = 0
+    said: str = ""
+    starts: list[str] = field(default_factory=list)
+    requeues: list[str] = field(default_factory=list)
+
+
+def submit(folder: Path, script: str, codes: str, checkpoints: str = "", **more: str) -> Job:
+    commands = folder / "bin"
+    commands.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("sleep", "#!/bin/sh\n")):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    (folder / "targets").mkdir()
+    job = Job(folder)
+    run = subprocess.run(
+        ["bash", ROOT / "launch" / "slurm" / script, folder / "coco", "recipe.yaml", "run.seed=7"],
+        env={
+            "PATH": f"{commands}:{os.environ['PATH']}", "HOME": str(folder), "LOG": str(folder),
+            "RUN": str(folder / "coco"), "CODES": codes, "CHECKPOINTS": checkpoints,
+            "VSE_TARGETS": str(folder / "targets"), "SLURM_JOB_ID": "12345",
+            "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_GPUS_ON_NODE": "2",
+            "SLURM_JOB_NODELIST": "n[1-2]", **more,
+        },
+        capture_output=True, text=True, timeout=60, cwd=ROOT,
+    )  # fmt: skip
+    job.code, job.said = run.returncode, run.stderr
+    for name, lines in (("srun", job.starts), ("scontrol", job.requeues)):
+        if (folder / name).exists():
+            lines += (folder / name).read_text().splitlines()
+    return job
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_complete_run_ends_the_job(tmp_path: Path, script: str) -> None:
+    job = submit(tmp_path, script, codes="0")
+    assert (job.code, job.requeues) == (0, []), job.said
+    assert (tmp_path / "srun").read_text().count("--config recipe.yaml") == 1
+    assert f"run.dir={tmp_path}/coco run.seed=7" in (tmp_path / "srun").read_text()
+    if script == "deepspeed.sbatch":
+        assert (tmp_path / "coco" / "hostfile").read_text() == "n1 slots=2\nn2 slots=2\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_stopped_run_goes_back_into_the_queue(tmp_path: Path, script: str) -> None:
+    job = submit(tmp_path, script, codes="75")
+    assert (job.code, job.requeues) == (0, ["requeue 12345"]), job.said
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_mistake_is_not_tried_again(tmp_path: Path, script: str) -> None:
+    job = submit(tmp_path, script, codes="2")
+    assert (job.code, job.requeues) == (2, []), job.said
+    assert job.said == ""
+
+
+def restarts(tmp_path: Path) -> list[int]:
+    lines = (tmp_path / "srun").read_text().splitlines()
+    return [int(line.split()[0].removeprefix("restarts=")) for line in lines if "restarts=" in line]
+
+
+def test_a_dead_rank_is_started_again_and_counted(tmp_path: Path) -> None:
+    job = submit(tmp_path, "train.sbatch", codes="137 1 0", SLURM_RESTART_COUNT="4")
+    assert (job.code, job.requeues) == (0, [])
+    assert restarts(tmp_path) == [4, 5, 6]
+    assert "exit code 137; starting it again" in job.said
+
+
+def test_a_run_that_dies_without_a_checkpoint_is_given_up(tmp_path: Path) -> None:
+    job = submit(tmp_path, "train.sbatch", codes="1 1 1 9 0")
+    assert len(job.starts) == 4
+    assert job.code == 9
+    assert "died 4 times without a new checkpoint" in job.said
+
+
+def test_one_that_gets_on_between_its_deaths_is_not(tmp_path: Path) -> None:
+    steps = " ".join(f"step-{number:08d}" if number % 2 else "-" for number in range(9))
+    job = submit(tmp_path, "train.sbatch", codes="1 1 1 1 1 1 1 1 0", checkpoints=steps)
+    assert (job.code, len(job.starts)) == (0, 9), job.said
+
+
+def test_prometheus_is_told_while_the_job_runs(tmp_path: Path) -> None:
+    submit(tmp_path, "train.sbatch", codes="0")
+    (group,) = yaml.safe_load((tmp_path / "12345.yml").read_text())
+    assert group["targets"] == ["n1:9840", "n1:9841", "n2:9840", "n2:9841"]
+    assert group["labels"] == {"run": "coco"}
+    assert list((tmp_path / "targets").iterdir()) == []
+
+
+def test_a_dataset_is_staged_on_every_node(tmp_path: Path) -> None:
+    job = submit(
+        tmp_path, "train.sbatch", codes="0 0", VSE_DATA="/shared/flickr", VSE_LOCAL="/disk"
+    )
+    staging, training = (tmp_path / "srun").read_text().splitlines()
+    assert "--ntasks=2 --ntasks-per-node=1" in staging
+    assert staging.endswith("stage /shared/flickr /disk/flickr")
+    assert training.endswith("data.path=/disk/flickr")
+    assert job.code == 0
+
+
+def test_a_task_is_a_rank(tmp_path: Path) -> None:
+    """What train.sbatch has each task run, with what SLURM tells a task."""
+    text = (ROOT / "launch" / "slurm" / "train.sbatch").read_text()
+    body = text.split("bash -c '")[1].split("'")[0]
+    tell = tmp_path / "python"
+    tell.write_text('#!/bin/sh\necho "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_SIZE $*"\n')
+    tell.chmod(0o755)
+    slurm = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"}
+    said = subprocess.run(
+        ["bash", "-c", body, "rank", "--config", "a file.yaml"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_NTASKS_PER_NODE": "2", **slurm},
+        capture_output=True, text=True, check=True, timeout=20,
+    )  # fmt: skip
+    assert said.stdout == "3 1 4 2 -u -m vse_scale.training --config a file.yaml\n"
