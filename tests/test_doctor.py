@@ -18,7 +18,6 @@ from launching import vse_scale
 from vse_scale import doctor
 from vse_scale.config import Config
 from vse_scale.doctor import Finding, examine
-from vse_scale.model.vse import VSEModel
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -41,23 +40,6 @@ def test_a_sound_machine_and_run_have_no_fault(config: Config, scenes: Path) -> 
     assert "32 images at 32 px" in found(findings, "decoding").says
     assert found(findings, "checkpoints").says.startswith("none yet")
     assert torch.__version__ in found(findings, "packages").says
-
-
-def test_parameters_are_those_of_the_model(config: Config) -> None:
-    model = VSEModel(config.model, config.model.text.vocab_size, 0)
-    assert doctor.count_parameters(config) == sum(p.numel() for p in model.parameters())
-
-
-def test_an_encoder_from_a_folder_is_counted_without_its_weights(
-    config: Config, tmp_path: Path
-) -> None:
-    from transformers import BertConfig
-
-    kind = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    BertConfig(vocab_size=120, intermediate_size=32, **kind).save_pretrained(tmp_path)
-    text = config.model.text.model_copy(update={"path": str(tmp_path)})
-    given = config.model_copy(update={"model": config.model.model_copy(update={"text": text})})
-    assert doctor.count_parameters(given) == doctor.count_parameters(config)
 
 
 def test_an_old_package_and_one_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vse_scale.errors import OutputError, UserError
+from vse_scale.errors import ConfigError, OutputError, UserError
 from vse_scale.telemetry.progress import configure_logging, log, progress_of_encoding
 
 app = typer.Typer(
@@ -157,6 +157,44 @@ def doctor(
     else:
         print(doctor.page(findings))
     raise typer.Exit(UserError.exit_code if doctor.faults(findings) else 0)
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Option(help="a run's configuration, such as a recipe")],
+    gpus: Annotated[list[int], typer.Option(min=1, help="ranks in all; may be repeated")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[section.key=value ...]")
+    ] = None,
+    pair_ms: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, help="a rank's forward and backward pass, ms per pair, as measured"
+        ),
+    ] = None,
+    network_gbit: Annotated[
+        float | None, typer.Option(min=0.001, help="Gbit/s that leave a rank, as measured")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Say on paper what a run takes on many ranks: memory by part, and bytes that are sent.
+
+    With --pair-ms and --network-gbit, also the share of the time that is left for computing.
+    """
+    from vse_scale import scaling
+    from vse_scale.training.setup import load_config
+
+    checked = [load_config(str(config), list(overrides or []), count) for count in gpus]
+    work = scaling.Workload.of(checked[0], bfloat16=checked[0].engine.precision != "float32")
+    constants = None
+    if (pair_ms is None) != (network_gbit is None):
+        raise ConfigError("--pair-ms and --network-gbit belong together; give both, or neither")
+    if pair_ms is not None and network_gbit is not None:
+        constants = {"pair_seconds": pair_ms / 1e3, "bytes_per_second": network_gbit * 1e9 / 8}
+    if as_json:
+        print(json.dumps(scaling.as_json(work, gpus, constants), indent=1))
+    else:
+        print(scaling.page(work, gpus, constants))
 
 
 def main() -> None:

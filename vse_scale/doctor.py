@@ -22,11 +22,11 @@ from packaging.requirements import Requirement
 from vse_scale.config import Config
 from vse_scale.data.decode import image_batches
 from vse_scale.data.images import ImageSpec
-from vse_scale.data.shards import ShardDataset
-from vse_scale.errors import ModelError, UserError
-from vse_scale.model.vse import VSEModel
+from vse_scale.data.mixing import Dataset
+from vse_scale.errors import UserError
+from vse_scale.model.blueprint import blueprint
 from vse_scale.training.checkpoint import Checkpoints
-from vse_scale.training.setup import make_plan, validation_split
+from vse_scale.training.setup import make_plan, training_split, validation_split
 
 # Ranks of a machine exchange through it; Docker gives a container 64 MB.
 _SHARED_BYTES_PER_RANK = 256 << 20
@@ -231,7 +231,7 @@ def _run(config: Config) -> Iterator[Finding]:
     else:
         yield Finding("run folder", "fault", f"{above} cannot be written", "run.dir=ELSEWHERE")
     try:
-        dataset = ShardDataset(Path(config.data.path), config.data.split)
+        dataset = training_split(config)
         steps = make_plan(config, dataset).steps_per_epoch
         validation = validation_split(config)
     except UserError as error:
@@ -247,7 +247,7 @@ def _run(config: Config) -> Iterator[Finding]:
     yield _checkpoints(config, dataset)
 
 
-def _decoding(config: Config, dataset: ShardDataset) -> Finding:
+def _decoding(config: Config, dataset: Dataset) -> Finding:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     image = config.model.image
     spec = ImageSpec.preset(image.pixels, image.size, antialias=image.antialias)
@@ -269,7 +269,7 @@ def _decoding(config: Config, dataset: ShardDataset) -> Finding:
     )  # fmt: skip
 
 
-def _checkpoints(config: Config, dataset: ShardDataset) -> Finding:
+def _checkpoints(config: Config, dataset: Dataset) -> Finding:
     folder = Path(config.run.dir) / "checkpoints"
     try:
         found = Checkpoints(folder, config.run.keep_checkpoints).newest()
@@ -284,7 +284,7 @@ def _checkpoints(config: Config, dataset: ShardDataset) -> Finding:
 
 def _room(config: Config, folder: Path) -> Finding:
     try:
-        parameters = count_parameters(config)
+        parameters = sum(p.numel() for p in blueprint(config.model).parameters())
     except UserError as error:
         return Finding("model", "fault", str(error))
     # One more than are kept while it is written, and the exported model, old and new.
@@ -298,26 +298,3 @@ def _room(config: Config, folder: Path) -> Finding:
     if needed > free:
         return Finding("disk", "fault", says, "run.dir=ELSEWHERE, or run.keep_checkpoints=1")
     return Finding("disk", "ok", says)
-
-
-def count_parameters(config: Config) -> int:
-    """Count the parameters of the model that ``config`` describes, without its weights.
-
-    Raises:
-        ModelError: there is no such model.
-    """
-    image = config.model.image.model_copy(update={"weights": None})
-    text, vocab_size = config.model.text, config.model.text.vocab_size
-    if text.path is not None:
-        if not Path(text.path).is_dir():
-            raise ModelError(f"model.text.path is {text.path}: no such folder")
-        from transformers import AutoConfig
-
-        known = AutoConfig.from_pretrained(text.path, local_files_only=True).to_dict()
-        known.pop("_name_or_path", None)
-        text = text.model_copy(update={"path": None, "architecture": known})
-        vocab_size = known["vocab_size"]
-    bare = config.model.model_copy(update={"image": image, "text": text, "init_from": None})
-    with torch.device("meta"):
-        model = VSEModel(bare, vocab_size, pad_id=0)
-    return sum(parameter.numel() for parameter in model.parameters())
