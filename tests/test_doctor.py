@@ -57,9 +57,11 @@ def test_an_old_package_and_one_that_is_missing(monkeypatch: pytest.MonkeyPatch)
     assert all(remedy.startswith("pip install -c constraints.txt") for remedy in remedies)
 
 
-def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    finding = found(examine(None, ranks=1), "compiler")
+    assert found(examine(config, ranks=1), "compiler").state == "ok"
+    engine = config.engine.model_copy(update={"compile": True})
+    finding = found(examine(config.model_copy(update={"engine": engine}), ranks=1), "compiler")
     assert (finding.state, finding.remedy) == ("fault", "apt-get install g++")
 
 

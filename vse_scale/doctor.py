@@ -53,7 +53,7 @@ class Finding:
 
 def examine(config: Config | None, ranks: int) -> list[Finding]:
     """Look at this machine, and with a ``config`` at what its run would meet on ``ranks`` ranks."""
-    findings = [*_versions(), *_compiler(), *_gpus(ranks), _cores(config, ranks)]
+    findings = [*_versions(), _compiler(config), *_gpus(ranks), _cores(config, ranks)]
     findings += [_shared_memory(ranks), *_ports(config, ranks)]
     if config is not None:
         findings += [*_layout(config, ranks), *_run(config)]
@@ -104,13 +104,15 @@ def _versions() -> Iterator[Finding]:
     yield Finding("packages", "ok", ", ".join(says))
 
 
-def _compiler() -> Iterator[Finding]:
-    # DeepSpeed's CPU operation and Triton's launchers are compiled when they are first used.
-    compiler = os.environ.get("CXX") or "g++"
-    if found := shutil.which(compiler):
-        yield Finding("compiler", "ok", found)
-    else:
-        yield Finding("compiler", "fault", f"there is no {compiler}", "apt-get install g++")
+def _compiler(config: Config | None) -> Finding:
+    """Look for what Triton compiles its launchers with, and torch.compile its CPU kernels."""
+    named = [name for name in (os.environ.get("CC"), "gcc", "clang") if name]
+    found = next(filter(None, map(shutil.which, named)), None)
+    if found is not None:
+        return Finding("compiler", "ok", found)
+    if torch.cuda.is_available() or (config is not None and config.engine.compile):
+        return Finding("compiler", "fault", "there is no C compiler", "apt-get install g++")
+    return Finding("compiler", "ok", "none, and none is needed on a CPU")
 
 
 def _gpus(ranks: int) -> Iterator[Finding]:
