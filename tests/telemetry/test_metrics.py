@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,17 +138,13 @@ def test_ranks_are_told_how_often_they_were_started_again(
     small_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
+    start = subprocess.Popen
 
-    class Launcher:
-        pid = 0
+    def launcher(command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        told.append(env[RESTARTS])
+        return start([sys.executable, "-c", f"exit({0 if len(told) == 3 else 247})"])
 
-        def __init__(self, command: list[str], env: dict[str, str]) -> None:
-            told.append(env[RESTARTS])
-
-        def wait(self) -> int:
-            return 0 if len(told) == 3 else 247
-
-    monkeypatch.setattr("vse_scale.training.supervisor.subprocess.Popen", Launcher)
+    monkeypatch.setattr(subprocess, "Popen", launcher)
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
     supervisor = Supervisor(Config.load(small_run), [], ranks=1, max_restarts=3)
     assert supervisor.run() == 0
