@@ -2,23 +2,24 @@
 
 A child process of the tests, because a process that interprets kernels cannot compile them:
 
-    python tests/kernels/compiled.py CAPABILITY [PATTERN] [--json]
+    python tests/kernels/compiled.py CAPABILITY [PATTERN ...] > FILE.csv
 
-prints one line per configuration: registers, spills, shared memory, instructions and
-tensor-core instructions, for compute capability 80, 90 (sm_90a) or 100 (sm_100a).
+writes one line per configuration for compute capability 80, 90 (sm_90a) or 100 (sm_100a). With
+TRITON_ALWAYS_COMPILE=1 nothing comes from Triton's cache, and the seconds are those of compiling.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import csv
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -55,19 +56,36 @@ class Case:
     aligned: tuple[str, ...]
     warps: int
     stages: int = 3
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a cubin holds."""
+    """What a cubin holds.
+
+    Attributes:
+        name: of the case, such as "gpo-forward-36-bf16".
+        capability: 80, 90 or 100.
+        registers: per thread.
+        spills: instructions that store to or load from local memory.
+        shared_bytes: per program.
+        instructions: in all.
+        tensor_core: the kinds of instruction that multiply matrices, separated by spaces.
+        wide_addresses: address computations with a 64-bit offset, before lowering.
+        cpu_seconds: of compiling, child processes included.
+        triton_version: of the compiler.
+    """
 
     name: str
+    capability: int
     registers: int
     spills: int
     shared_bytes: int
     instructions: int
-    tensor_core: dict[str, int]
+    tensor_core: str
     wide_addresses: int
+    cpu_seconds: float
+    triton_version: str
 
 
 def pooling_cases() -> Iterator[Case]:
@@ -88,9 +106,9 @@ def pooling_case(positions: int, dtype: torch.dtype, pointer: str, backward: boo
     )
     types = {**({"gradient": pointer} if backward else {}), **common}
     constants: dict[str, Any] = {"SIZE": launch.size, "COLUMNS": launch.columns}
-    network = launch.comparators is not None
+    network = bool(launch.parts)
     if network:
-        constants["PAIRS"] = launch.comparators
+        constants["PARTS"] = launch.parts
     elif backward:
         types["order"] = "*u8"
     else:
@@ -115,9 +133,8 @@ def mining_cases(capability: int) -> Iterator[Case]:
         for both in (True, False):
             blocks = mining.blocks(dtype, capability // 10)
             types = {"queries": pointer, "candidates": pointer}
-            types |= dict.fromkeys(
-                ("query_ids", "candidate_ids", "row_keys", "column_keys"), "*i64"
-            )
+            types |= dict.fromkeys(("query_ids", "candidate_ids"), "*i32")
+            types |= dict.fromkeys(("row_keys", "column_keys"), "*i64")
             types |= dict.fromkeys(("M", "N", "E", "stride_query", "stride_candidate"), "i32")
             constants = {
                 "LOWEST": LOWEST,
@@ -131,7 +148,14 @@ def mining_cases(capability: int) -> Iterator[Case]:
             }
             name = f"hardest-{'both' if both else 'rows'}-{SHORT[dtype]}"
             yield Case(
-                name, hardest.mine, types, constants, tuple(types), blocks.warps, blocks.stages
+                name,
+                hardest.mine,
+                types,
+                constants,
+                tuple(types),
+                blocks.warps,
+                blocks.stages,
+                blocks.registers,
             )
 
 
@@ -147,19 +171,29 @@ def all_cases(capability: int) -> list[Case]:
 
 def compile_case(case: Case, capability: int) -> Report:
     """Compile as the JIT would for aligned pointers and sizes, and read the machine code."""
+    begun = sum(os.times()[:4])
     names = case.kernel.arg_names
+    specialized = {p.name for p in case.kernel.params if not p.do_not_specialize_on_alignment}
     types = {name: case.types.get(name, "constexpr") for name in names}
     source = ASTSource(
         case.kernel,
         signature=types,
         constexprs={(names.index(name),): value for name, value in case.constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in case.aligned},
+        attrs={
+            (names.index(name),): [["tt.divisibility", 16]]
+            for name in specialized.intersection(case.aligned)
+        },
     )
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": case.warps, "num_stages": case.stages},
+        options={
+            "num_warps": case.warps,
+            "num_stages": case.stages,
+            "maxnreg": case.registers,
+        },
     )
+    seconds = sum(os.times()[:4]) - begun
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -175,12 +209,15 @@ def compile_case(case: Case, capability: int) -> Report:
         raise RuntimeError(f"{case.name}: cuobjdump named no registers")
     return Report(
         name=case.name,
+        capability=capability,
         registers=int(registers[1]),
         spills=operations["STL"] + operations["LDL"],
         shared_bytes=compiled.metadata.shared,
         instructions=sum(operations.values()),
-        tensor_core={name: count for name, count in operations.items() if name.endswith("MMA")},
+        tensor_core=" ".join(sorted(name for name in operations if name.endswith("MMA"))),
         wide_addresses=len(re.findall(r"tt\.addptr .*i64(?:>|$)", compiled.asm["ttir"], re.M)),
+        cpu_seconds=round(seconds, 1),
+        triton_version=triton.__version__,
     )
 
 
@@ -193,19 +230,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("capability", type=int, choices=(80, 90, 100))
     parser.add_argument("pattern", nargs="*", default=["*"])
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    writer = csv.DictWriter(sys.stdout, [field.name for field in fields(Report)])
+    writer.writeheader()
     for case in all_cases(arguments.capability):
         if not any(fnmatch(case.name, pattern) for pattern in arguments.pattern):
             continue
-        report = asdict(compile_case(case, arguments.capability))
-        if arguments.json:
-            print(json.dumps(report), flush=True)
-        else:
-            name = report.pop("name")
-            tensor_core = report.pop("tensor_core")
-            figures = (f"{key} {value:>6}" for key, value in report.items())
-            print(f"{name:24}", *figures, tensor_core or "", flush=True)
+        writer.writerow(asdict(compile_case(case, arguments.capability)))
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

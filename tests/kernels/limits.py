@@ -29,7 +29,7 @@ class Limit:
     registers: int = 255
     shared_bytes: int = 0
     tensor_core: str | None = None
-    wide_addresses: int = 4
+    wide_addresses: int = 3
 
 
 # The first that matches holds. Spills are zero everywhere, without exception.

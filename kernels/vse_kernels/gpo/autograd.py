@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vse_kernels.gpo import choice, network, reference
+from vse_kernels.gpo.reference import Operands
 
 
 def forward(
@@ -29,17 +30,17 @@ def forward(
         pooled (B, D), and what a backward needs of the order: as the implementation defines it, or
         empty without `keep`.
     """
+    given = Operands(features, lengths, weight_table, rows)
     if with_triton:
         from vse_kernels.gpo import launch
 
-        how = choice.forward_launch(features.shape[1])
-        return launch.forward(features, lengths, weight_table, rows, how, keep)
+        return launch.forward(given, choice.forward_launch(features.shape[1]), keep)
     if keep:
-        return reference.forward(features, lengths, weight_table, rows)
+        return reference.forward(given)
     nothing = torch.empty(0, dtype=torch.uint8, device=features.device)
     if features.device.type == "cpu":
-        return network.forward(features, lengths, weight_table, rows), nothing
-    return reference.forward(features, lengths, weight_table, rows)[0], nothing
+        return network.forward(given), nothing
+    return reference.forward(given)[0], nothing
 
 
 def backward(
@@ -52,12 +53,12 @@ def backward(
     with_triton: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of features (B, K, D) and weight_table (R, K)."""
+    given = Operands(features, lengths, weight_table, rows)
     if with_triton:
         from vse_kernels.gpo import launch
 
-        how = choice.backward_launch(features.shape[1])
-        return launch.backward(gradient, features, lengths, weight_table, rows, order, how)
-    return reference.backward(gradient, features, lengths, weight_table, rows, order)
+        return launch.backward(gradient, given, order, choice.backward_launch(features.shape[1]))
+    return reference.backward(gradient, given, order)
 
 
 _forward_operator = torch.library.custom_op("vse_kernels::gpo_forward", forward, mutates_args=())
@@ -75,7 +76,7 @@ def _forward_shapes(
 ) -> tuple[Tensor, Tensor]:
     samples, positions, columns = features.shape
     pooled = features.new_empty(samples, columns)
-    if not keep or (with_triton and choice.forward_launch(positions).comparators is not None):
+    if not keep or (with_triton and choice.forward_launch(positions).parts):
         return pooled, features.new_empty(0, dtype=torch.uint8)
     if with_triton:
         return pooled, features.new_empty(samples, positions, columns, dtype=torch.uint8)

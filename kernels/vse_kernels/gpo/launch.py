@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from vse_kernels.gpo.choice import Launch
+from vse_kernels.gpo.reference import Operands
 from vse_kernels.gpo.triton import (
     network_backward,
     network_forward,
@@ -16,9 +17,11 @@ from vse_kernels.gpo.triton import (
 )
 
 
-def _unit_stride(features: Tensor) -> Tensor:
+def _readable(given: Operands) -> Operands:
     """The kernels read rows of consecutive columns; any other two strides are fine."""
-    return features if features.stride(2) == 1 else features.contiguous()
+    features, *others = given
+    unit = features if features.stride(2) == 1 else features.contiguous()
+    return Operands(unit, *(tensor.contiguous() for tensor in others))
 
 
 def _padded(weight_table: Tensor, size: int) -> Tensor:
@@ -27,75 +30,59 @@ def _padded(weight_table: Tensor, size: int) -> Tensor:
     return torch.nn.functional.pad(weight_table, (0, missing)) if missing else weight_table
 
 
-def forward(
-    features: Tensor,
-    lengths: Tensor,
-    weight_table: Tensor,
-    rows: Tensor,
-    launch: Launch,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """Pool; arguments as those of `reference.forward`.
+def forward(given: Operands, how: Launch, keep: bool) -> tuple[Tensor, Tensor]:
+    """Pool.
 
     Returns:
         pooled (B, D), and the order (B, K, D) uint8, empty for the network or without `keep`.
     """
+    given = _readable(given)
+    features = given.features
     samples, positions, columns = features.shape
-    features = _unit_stride(features)
-    weight_table = weight_table.contiguous()
     pooled = features.new_empty(samples, columns)
-    stored = keep and launch.comparators is None
+    stored = keep and not how.parts
     order = torch.empty(
         features.shape if stored else (0,), dtype=torch.uint8, device=features.device
     )
     if pooled.numel() == 0:
         return pooled, order
-    grid = (samples * triton.cdiv(columns, launch.columns),)
-    operands = (features, lengths.contiguous(), weight_table, rows.contiguous(), pooled)
-    shape = (positions, columns, features.stride(0), features.stride(1))
-    options = {"SIZE": launch.size, "COLUMNS": launch.columns, "num_warps": launch.warps}
+    grid = (samples * triton.cdiv(columns, how.columns),)
+    shape = (columns, features.stride(0), features.stride(1))
+    options = {"SIZE": how.size, "COLUMNS": how.columns, "num_warps": how.warps}
     with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
-        if launch.comparators is None:
-            sort_forward[grid](*operands, order, *shape, KEEP=stored, **options)
+        if how.parts:
+            given = given._replace(weight_table=_padded(given.weight_table, how.size))
+            network_forward[grid](*given, pooled, *shape, PARTS=how.parts, **options)
         else:
-            table = _padded(weight_table, launch.size)
-            operands = (features, lengths.contiguous(), table, rows.contiguous(), pooled)
-            network_forward[grid](*operands, *shape[1:], PAIRS=launch.comparators, **options)
+            sort_forward[grid](*given, pooled, order, positions, *shape, KEEP=stored, **options)
     return pooled, order
 
 
 def backward(
-    gradient: Tensor,
-    features: Tensor,
-    lengths: Tensor,
-    weight_table: Tensor,
-    rows: Tensor,
-    order: Tensor,
-    launch: Launch,
+    gradient: Tensor, given: Operands, order: Tensor, how: Launch
 ) -> tuple[Tensor, Tensor]:
     """Gradients of features (B, K, D) and weight_table (R, K), in their dtypes."""
+    given = _readable(given)
+    features, _, weight_table, rows = given
     samples, positions, columns = features.shape
-    features = _unit_stride(features)
-    weight_table = weight_table.contiguous()
-    rows = rows.contiguous()
     features_gradient = torch.empty(features.shape, dtype=features.dtype, device=features.device)
     if features_gradient.numel() == 0:
         return features_gradient, torch.zeros_like(weight_table)
-    blocks = triton.cdiv(columns, launch.columns)
+    blocks = triton.cdiv(columns, how.columns)
     partial = features.new_empty(samples, blocks, positions, dtype=torch.float32)
-    operands = (gradient.contiguous(), features, lengths.contiguous(), weight_table, rows)
+    grid = (samples * blocks,)
+    operands = (gradient.contiguous(), *given)
     results = (features_gradient, partial)
     shape = (positions, columns, features.stride(0), features.stride(1))
-    options = {"SIZE": launch.size, "COLUMNS": launch.columns, "num_warps": launch.warps}
+    options = {"SIZE": how.size, "COLUMNS": how.columns, "num_warps": how.warps}
     table_gradient = torch.empty_like(weight_table)
     with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
-        if launch.comparators is None:
-            sort_backward[samples * blocks,](*operands, order, *results, *shape, **options)
+        if how.parts:
+            network_backward[grid](*operands, *results, *shape, PARTS=how.parts, **options)
         else:
-            network_backward[samples * blocks,](
-                *operands, *results, *shape, PAIRS=launch.comparators, **options
-            )
+            sort_backward[grid](*operands, order, *results, *shape, **options)
         sums = partial.sum(1)
-        grid = (weight_table.shape[0], triton.cdiv(positions, 64))
-        reduce_rows[grid](sums, rows, table_gradient, samples, positions, SAMPLES=64, POSITIONS=64)
+        reduce_rows[weight_table.shape[0], triton.cdiv(positions, 64)](
+            sums, rows, table_gradient, samples, positions, SAMPLES=64, POSITIONS=64
+        )
     return features_gradient, table_gradient

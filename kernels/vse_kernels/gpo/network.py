@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vse_kernels.gpo.reference import accumulation_dtype, sample_weights, valid_positions
+from vse_kernels.gpo.reference import Operands
 
 # Values of one position that are compared at a time: large enough to hide the cost of a call,
 # small enough that all positions of a chunk stay in cache.
@@ -43,16 +43,17 @@ def comparators(size: int) -> tuple[tuple[int, int], ...]:
     return tuple(pairs)
 
 
-def forward(features: Tensor, lengths: Tensor, weight_table: Tensor, rows: Tensor) -> Tensor:
-    """Pool without keeping the order; arguments and result as in `reference.forward`."""
+def forward(given: Operands) -> Tensor:
+    """Pool without keeping the order; pooled (B, D) as in `reference.forward`."""
+    features = given.features
     samples, _, columns = features.shape
     pooled = features.new_empty(samples, columns)
     if pooled.numel() == 0:
         return pooled
-    longest = int(lengths.max())
-    dtype = accumulation_dtype(features, weight_table)
-    valid = valid_positions(lengths, longest)
-    weights = sample_weights(weight_table[:, :longest], rows, valid, dtype)
+    longest = int(given.lengths.max())
+    dtype = given.accumulation_dtype
+    valid = given.valid_positions(longest)
+    weights = given.sample_weights(valid)
     step = max(1, ROW_ELEMENTS // columns)
     for start in range(0, samples, step):
         part = slice(start, min(start + step, samples))

@@ -7,6 +7,8 @@ positions, and NaN sorts first, as torch has it.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -14,10 +16,35 @@ from torch import Tensor
 CHUNK_ELEMENTS = 1 << 21
 
 
-def accumulation_dtype(features: Tensor, weight_table: Tensor) -> torch.dtype:
-    """Float64 where either operand is, else float32."""
-    common = torch.promote_types(features.dtype, weight_table.dtype)
-    return torch.promote_types(common, torch.float32)
+class Operands(NamedTuple):
+    """What is pooled, by every implementation.
+
+    Attributes:
+        features: (B, K, D) floating.
+        lengths: (B,) integer, 1 to K.
+        weight_table: (R, K) floating.
+        rows: (B,) integer, 0 to R - 1.
+    """
+
+    features: Tensor
+    lengths: Tensor
+    weight_table: Tensor
+    rows: Tensor
+
+    @property
+    def accumulation_dtype(self) -> torch.dtype:
+        """Float64 where features or weights are, else float32."""
+        common = torch.promote_types(self.features.dtype, self.weight_table.dtype)
+        return torch.promote_types(common, torch.float32)
+
+    def valid_positions(self, positions: int) -> Tensor:
+        """Which of the first `positions` lie within the lengths (B, positions) bool."""
+        return torch.arange(positions, device=self.lengths.device) < self.lengths[:, None]
+
+    def sample_weights(self, valid: Tensor) -> Tensor:
+        """The weights of each sample where `valid`, else 0; (B, positions) as `valid` is."""
+        weights = self.weight_table[:, : valid.shape[1]][self.rows]
+        return weights.to(self.accumulation_dtype).masked_fill(~valid, 0)
 
 
 def order_dtype(positions: int) -> torch.dtype:
@@ -27,41 +54,24 @@ def order_dtype(positions: int) -> torch.dtype:
     return torch.int16 if positions <= 1 << 15 else torch.int32
 
 
-def valid_positions(lengths: Tensor, positions: int) -> Tensor:
-    """Which positions lie within the lengths (B,) -> (B, K) bool."""
-    return torch.arange(positions, device=lengths.device) < lengths[:, None]
-
-
-def sample_weights(weight_table: Tensor, rows: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight row of each sample, zero beyond its length (B, K)."""
-    return weight_table[rows].to(dtype).masked_fill(~valid, 0)
-
-
 def batch_chunks(samples: int, elements_per_sample: int) -> list[slice]:
     """Slices of the batch that hold about CHUNK_ELEMENTS each."""
     step = max(1, CHUNK_ELEMENTS // max(1, elements_per_sample))
     return [slice(start, min(start + step, samples)) for start in range(0, samples, step)]
 
 
-def forward(
-    features: Tensor, lengths: Tensor, weight_table: Tensor, rows: Tensor
-) -> tuple[Tensor, Tensor]:
+def forward(given: Operands) -> tuple[Tensor, Tensor]:
     """Pool by a stable descending sort.
-
-    Args:
-        features: (B, K, D) floating.
-        lengths: (B,) integer, 1 to K.
-        weight_table: (R, K) floating.
-        rows: (B,) integer, 0 to R - 1.
 
     Returns:
         pooled (B, D) in the dtype of `features`, and the order (B, D, K): the position of the
         k-th largest value, in the smallest dtype that holds it.
     """
+    features = given.features
     samples, positions, columns = features.shape
-    dtype = accumulation_dtype(features, weight_table)
-    valid = valid_positions(lengths, positions)
-    weights = sample_weights(weight_table, rows, valid, dtype)
+    dtype = given.accumulation_dtype
+    valid = given.valid_positions(positions)
+    weights = given.sample_weights(valid)
     pooled = features.new_empty(samples, columns)
     order = torch.empty(
         samples, columns, positions, dtype=order_dtype(positions), device=features.device
@@ -77,22 +87,16 @@ def forward(
     return pooled, order
 
 
-def backward(
-    gradient: Tensor,
-    features: Tensor,
-    lengths: Tensor,
-    weight_table: Tensor,
-    rows: Tensor,
-    order: Tensor,
-) -> tuple[Tensor, Tensor]:
+def backward(gradient: Tensor, given: Operands, order: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `forward`: (B, K, D) in the dtype of features, (R, K) in that of weight_table.
 
     Positions beyond the length get exactly zero, whatever they hold.
     """
+    features, _, weight_table, rows = given
     samples, positions, columns = features.shape
-    dtype = accumulation_dtype(features, weight_table)
-    valid = valid_positions(lengths, positions)
-    weights = sample_weights(weight_table, rows, valid, dtype)
+    dtype = given.accumulation_dtype
+    valid = given.valid_positions(positions)
+    weights = given.sample_weights(valid)
     features_gradient = torch.empty_like(features, memory_format=torch.contiguous_format)
     sample_gradient = torch.empty(samples, positions, dtype=dtype, device=features.device)
     for part in batch_chunks(samples, positions * columns):

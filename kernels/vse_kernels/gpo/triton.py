@@ -11,7 +11,7 @@ counted down. -0 equals +0 and NaN is the largest, as in a stable descending tor
 
 # Triton types a kernel's parameters when it compiles, and its language has tuples that grow by
 # concatenation alone.
-# ruff: noqa: ANN001, ANN201, RUF005
+# ruff: noqa: ANN001, ANN201
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vse_kernels.ordering import ordered_bits, ordered_value
+from vse_kernels.gpo.ordering import ordered_bits, ordered_value
+from vse_kernels.gpo.registers import descend, stack, unbind
 
 
 @triton.jit
@@ -35,22 +36,6 @@ def sort_key(x, position):
 
 
 @triton.jit
-def descend(x, PAIRS: tl.constexpr):
-    """Sort a tuple of tensors, elementwise, by the comparators PAIRS; a NaN spreads."""
-    for s in tl.static_range(len(PAIRS)):
-        high = tl.maximum(x[PAIRS[s][0]], x[PAIRS[s][1]], propagate_nan=tl.PropagateNan.ALL)
-        low = tl.minimum(x[PAIRS[s][0]], x[PAIRS[s][1]], propagate_nan=tl.PropagateNan.ALL)
-        x = (
-            x[: PAIRS[s][0]]
-            + (high,)
-            + x[PAIRS[s][0] + 1 : PAIRS[s][1]]
-            + (low,)
-            + x[PAIRS[s][1] + 1 :]
-        )
-    return x
-
-
-@triton.jit
 def place(D, COLUMNS: tl.constexpr):
     """Sample (int64), block and columns of this program."""
     blocks = tl.cdiv(D, COLUMNS)
@@ -59,7 +44,12 @@ def place(D, COLUMNS: tl.constexpr):
     return (program // blocks).to(tl.int64), block, block * COLUMNS + tl.arange(0, COLUMNS)
 
 
-@triton.jit
+# A thread owns a column: no vector of several columns, whatever the alignment, and so no variants.
+UNALIGNED = ("gradient", "features", "pooled", "features_gradient", "K", "D")
+UNALIGNED += ("stride_sample", "stride_position")
+
+
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def network_forward(
     features,
     lengths,
@@ -70,27 +60,29 @@ def network_forward(
     stride_sample,
     stride_position,
     SIZE: tl.constexpr,
-    PAIRS: tl.constexpr,
+    PARTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Pool COLUMNS columns of one sample; a value per register, no order needed.
 
     The table has SIZE columns: weights that need no mask are read when they are used, while masked
-    ones are read ahead and take a register each.
+    ones are read ahead and take a register each. PARTS: (start, count) of the tiles that make up
+    SIZE positions.
     """
     sample, _, column = place(D, COLUMNS)
     inside = column < D
     length = tl.zeros_like(column) + tl.load(lengths + sample).to(tl.int32)
-    source = features + sample * stride_sample + column
+    source = features + sample * stride_sample + column[None, :]
     x = ()
-    for k in tl.static_range(SIZE):
+    for p in tl.static_range(len(PARTS)):
+        position = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
         value = tl.load(
-            source + k * tl.cast(stride_position, tl.int64),
-            mask=inside & (length > k),
+            source + position.to(tl.int64) * stride_position,
+            mask=inside[None, :] & (position < length[None, :]),
             other=float("-inf"),
         )
-        x = x + (value.to(tl.float32),)
-    x = descend(x, PAIRS)
+        x = x + unbind(value.to(tl.float32), PARTS[p][1])
+    x = descend(x, SIZE)
     weights = table + tl.load(rows + sample).to(tl.int64) * SIZE
     total = tl.zeros((COLUMNS,), tl.float32)
     for k in tl.static_range(SIZE):
@@ -99,7 +91,7 @@ def network_forward(
     tl.store(pooled + sample * D + column, total.to(pooled.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def network_backward(
     gradient,
     features,
@@ -113,48 +105,54 @@ def network_backward(
     stride_sample,
     stride_position,
     SIZE: tl.constexpr,
-    PAIRS: tl.constexpr,
+    PARTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Both gradients for COLUMNS columns of one sample.
+    """Both gradients for COLUMNS columns of one sample; PARTS as in network_forward.
 
     Sorts keys to find the values in order (for the weights), then sorts the positions back to find
     each position's rank (for the features), so that loads and stores stay coalesced.
     """
     sample, block, column = place(D, COLUMNS)
+    column = column[None, :]
     inside = column < D
-    length = tl.zeros_like(column) + tl.load(lengths + sample).to(tl.int32)
+    length = tl.load(lengths + sample).to(tl.int32)
     source = features + sample * stride_sample + column
     upstream = tl.load(gradient + sample * D + column, mask=inside, other=0.0).to(tl.float32)
     x = ()
-    for k in tl.static_range(SIZE):
+    for p in tl.static_range(len(PARTS)):
+        position = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
         value = tl.load(
-            source + k * tl.cast(stride_position, tl.int64),
-            mask=inside & (length > k),
+            source + position.to(tl.int64) * stride_position,
+            mask=inside & (position < length),
             other=float("-inf"),
         )
-        x = x + (sort_key(value, tl.zeros_like(column) + k),)
-    x = descend(x, PAIRS)
+        x = x + unbind(sort_key(value, position), PARTS[p][1])
+    x = descend(x, SIZE)
 
     sums = partial + (sample * tl.cdiv(D, COLUMNS) + block) * K
     ranks = ()
-    for k in tl.static_range(SIZE):
-        value = ordered_value((x[k] >> 8).to(tl.int32), features.dtype.element_ty)
-        share = tl.where(inside & (length > k), value * upstream, 0.0)
-        tl.store(sums + k, tl.sum(share, axis=0), mask=k < K)
-        ranks = ranks + (((x[k] & 255).to(tl.int32) << 8) | k,)
-    ranks = descend(ranks, PAIRS)
+    for p in tl.static_range(len(PARTS)):
+        rank = PARTS[p][0] + tl.arange(0, PARTS[p][1])
+        key = stack(x, PARTS[p][0], PARTS[p][1])
+        value = ordered_value((key >> 8).to(tl.int32), features.dtype.element_ty)
+        share = tl.where(inside & (rank[:, None] < length), value * upstream, 0.0)
+        tl.store(sums + rank, tl.sum(share, axis=1), mask=rank < K)
+        ranks = ranks + unbind(((key & 255).to(tl.int32) << 8) | rank[:, None], PARTS[p][1])
+    ranks = descend(ranks, SIZE)
 
     weights = table + tl.load(rows + sample).to(tl.int64) * K
     target = features_gradient + sample * K * D + column
-    for k in tl.static_range(SIZE):
-        valid = inside & (length > k)
-        weight = tl.load(weights + (ranks[k] & 255), mask=valid, other=0.0).to(tl.float32)
+    for p in tl.static_range(len(PARTS)):
+        position = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
+        valid = inside & (position < length)
+        rank = stack(ranks, PARTS[p][0], PARTS[p][1]) & 255
+        weight = tl.load(weights + rank, mask=valid, other=0.0).to(tl.float32)
         result = tl.where(valid, weight * upstream, 0.0)
         tl.store(
-            target + k * tl.cast(D, tl.int64),
+            target + position.to(tl.int64) * D,
             result.to(features_gradient.dtype.element_ty),
-            mask=inside & (k < K),
+            mask=inside & (position < K),
         )
 
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vse_kernels.ordering import ordered_bits
-
 
 @triton.jit
 def record(keys, size, index, score, partner, LOWEST: tl.constexpr):
@@ -46,7 +44,7 @@ def mine(
     BOTH: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Mine one tile of ROWS x COLUMNS scores.
+    """Mine one tile of ROWS x COLUMNS scores; ids are int32.
 
     LOWEST: the ordered bits of -inf, which stands for "not a negative".
     WHOLE: E is a multiple of DEPTH.
@@ -88,9 +86,17 @@ def mine(
     query_id = tl.maximum(tl.load(query_ids + row, mask=row < M, other=-1), -1)
     candidate_id = tl.maximum(tl.load(candidate_ids + column, mask=column < N, other=-1), -1)
     apart = (query_id[:, None] ^ candidate_id[None, :]) > 0
-    ordered = tl.where(apart, ordered_bits(scores), LOWEST)
-    best, index = tl.max(ordered, axis=1, return_indices=True)
-    record(row_keys, M, row, best, column_tile * COLUMNS + index, LOWEST)
+    if UPCAST:
+        scores = tl.where(scores != scores, float("nan"), scores)
+    # Sums are never -0 after adding +0, and a NaN that a GPU computes is 0x7FFFFFFF: the largest.
+    bits = (scores + 0.0).to(tl.int32, bitcast=True)
+    ordered = tl.where(apart, bits ^ ((bits >> 31) & 0x7FFFFFFF), LOWEST)
+    # The largest first, then where it is: half the instructions of a maximum that takes its index
+    # along at every step.
+    best = tl.max(ordered, axis=1)
+    found = tl.where(ordered == best[:, None], column[None, :], 0x7FFFFFFF)
+    record(row_keys, M, row, best, tl.min(found, axis=1), LOWEST)
     if BOTH:
-        best, index = tl.max(ordered, axis=0, return_indices=True)
-        record(column_keys, N, column, best, row_tile * ROWS + index, LOWEST)
+        best = tl.max(ordered, axis=0)
+        found = tl.where(ordered == best[None, :], row[:, None], 0x7FFFFFFF)
+        record(column_keys, N, column, best, tl.min(found, axis=0), LOWEST)
