@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.truth import pool_truth, published_pool
+from tests.kernels.truth import pool_truth
 from vse_kernels import gpo_pool
 from vse_kernels.gpo.network import comparators
 
@@ -23,15 +23,29 @@ TOLERANCE = {
 }
 
 
-def problem(samples, positions, columns, dtype=torch.float32, seed=0, table_rows=3, ties=False):
-    """Features with garbage beyond the lengths, which run from 1 to K."""
+# How long the samples are: one position, all of them, or anything between, both ends included.
+LENGTHS = {
+    "one": lambda positions, drawn: torch.ones_like(drawn),
+    "all": lambda positions, drawn: torch.full_like(drawn, positions),
+    "mixed": lambda positions, drawn: torch.cat(
+        [torch.tensor([1]), drawn[1:-1], torch.tensor([positions])]
+    ),
+}
+
+
+def problem(
+    samples, positions, columns, dtype=torch.float32, seed=0, table_rows=3, ties=False, long="mixed"
+):
+    """Features with NaN beyond the lengths; with ties, many equal values, equal rows and -0."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(samples, positions, columns, generator=generator, dtype=torch.float64)
     if ties:
         features = (features * 2).round() / 2
+        features[:, positions // 2] = features[:, 0]
+        features[0] = 0.5
     features = features.to(dtype)
     lengths = torch.randint(1, positions + 1, (samples,), generator=generator)
-    lengths[0], lengths[-1] = 1, positions
+    lengths = LENGTHS[long](positions, lengths)
     beyond = torch.arange(positions) >= lengths[:, None]
     features[beyond] = math.nan
     table = torch.randn(table_rows, positions, generator=generator, dtype=torch.float64)
@@ -56,10 +70,12 @@ def close(actual, expected, dtype):
     )
 
 
+@pytest.mark.parametrize("ties", [False, True], ids=["noise", "ties"])
+@pytest.mark.parametrize("long", list(LENGTHS))
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_values_and_gradients(positions, dtype):
-    given_ = problem(4, positions, 7, dtype, seed=positions)
+def test_values_and_gradients(positions, dtype, long, ties):
+    given_ = problem(4, positions, 7, dtype, seed=positions, ties=ties, long=long)
     expected = pool_truth(*given_)
     for actual, want in zip(run(*given_), expected, strict=True):
         close(actual, want, dtype)
@@ -90,53 +106,66 @@ def test_ties_take_their_weights_in_order():
     assert gradient.flatten().tolist() == [4.0, 16.0, 2.0, 8.0, 1.0]
 
 
-@pytest.mark.parametrize("trained", [True, False], ids=["training", "inference"])
-@pytest.mark.parametrize(
-    "values",
-    [
-        [math.nan, 1.0, -1.0],
-        [math.inf, 1.0, -math.inf],
-        [-math.inf, -math.inf, -math.inf],
-        [0.0, -0.0, 0.0],
-        [3e38, -3e38, 1e-40],
-        [1e-45, -1e-45, 0.0],
-    ],
-    ids=str,
-)
-def test_edge_values(values, trained):
-    features = torch.tensor(values)[None, :, None].requires_grad_(trained)
-    table = torch.tensor([[0.5, 0.25, 0.25]])
-    lengths, rows = torch.tensor([3]), torch.tensor([0])
-    pooled = gpo_pool(features, lengths, table, rows)
-    expected = published_pool(features.detach(), lengths, table)
-    torch.testing.assert_close(pooled.detach(), expected, rtol=1e-6, atol=0, equal_nan=True)
+EDGES = [
+    [math.nan, 1.0, -1.0],
+    [1.0, math.nan, math.nan],
+    [-1.0, math.inf, -math.inf],
+    [-math.inf, -math.inf, -math.inf],
+    [0.0, -0.0, 0.0],
+    [-0.0, 0.0, -0.0],
+    [3e38, -3e38, 1e-40],
+    [1e-40, -1e-40, 1e-45],
+    [2.0, 2.0, 2.0],
+]
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    values=st.lists(
-        st.lists(
-            # Sums of these stay finite in float32, also the gradient of a weight.
-            st.floats(-(2.0**120), 2.0**120, width=32),
-            min_size=3,
-            max_size=3,
-        ),
-        min_size=1,
-        max_size=9,
-    ),
-    length=st.integers(1, 9),
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("values", EDGES, ids=str)
+def test_edge_values(values, dtype):
+    """Values, and the order of equal ones, which the gradient of the features shows."""
+    features = torch.tensor(values, dtype=dtype)[None, :, None]
+    table = torch.tensor([[0.5, 0.375, 0.125]])
+    given_ = (features, torch.tensor([3]), table, torch.tensor([0]), torch.ones(1, 1, dtype=dtype))
+    expected = pool_truth(*given_)
+    for actual, want in zip(
+        (*run(*given_), gpo_pool(*given_[:4])), (*expected, expected[0]), strict=True
+    ):
+        torch.testing.assert_close(
+            actual, want.to(actual.dtype), rtol=TOLERANCE[dtype], atol=0, equal_nan=True
+        )
+
+
+ANY_FLOAT = st.one_of(
+    st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-45, 2.0**120, 1.0]),
+    # Sums of these stay finite in float32, also the gradient of a weight.
+    st.floats(-(2.0**120), 2.0**120, width=32),
 )
-def test_any_finite_values(values, length):
+
+
+def expect_any_values(values, length, **kwargs):
+    """Pooling of values (K, D), the first `length` of them valid, as in float64."""
     features = torch.tensor(values)[None]
-    positions = features.shape[1]
+    _, positions, columns = features.shape
     lengths = torch.tensor([min(length, positions)])
     table = torch.linspace(1, 0.1, positions)[None] / positions
     rows = torch.zeros(1, dtype=torch.int64)
-    upstream = torch.tensor([[1.0, -2.0, 0.5]])
+    upstream = torch.linspace(1, -0.5, columns)[None]
     expected = pool_truth(features, lengths, table, rows, upstream)
-    for actual, want in zip(run(features, lengths, table, rows, upstream), expected, strict=True):
-        scale = max(1e-30, features.double().abs().max().item())
-        torch.testing.assert_close(actual.double(), want, rtol=1e-5, atol=1e-5 * scale)
+    results = run(features, lengths, table, rows, upstream, **kwargs)
+    scale = max(1e-30, features.double().nan_to_num(0, 0, 0).abs().max().item())
+    for actual, want in zip(results, expected, strict=True):
+        torch.testing.assert_close(
+            actual.double(), want, rtol=1e-5, atol=1e-5 * scale, equal_nan=True
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.lists(ANY_FLOAT, min_size=3, max_size=3), min_size=1, max_size=9),
+    length=st.integers(1, 9),
+)
+def test_any_values(values, length):
+    expect_any_values(values, length)
 
 
 def test_padding_gets_no_gradient_and_no_say():
@@ -173,8 +202,9 @@ def test_strides_do_not_matter():
         assert torch.equal(left, right)
 
 
-def test_same_bits_twice():
-    given_ = problem(6, 36, 33, ties=True)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_same_bits_twice(positions):
+    given_ = problem(6, positions, 33, ties=True)
     for left, right in zip(run(*given_), run(*given_), strict=True):
         assert torch.equal(left, right)
 

@@ -10,17 +10,28 @@ import os
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.kernels.test_gpo import close, problem, run
+from tests.kernels.test_gpo import (
+    ANY_FLOAT,
+    EDGES,
+    close,
+    expect_any_values,
+    problem,
+    run,
+)
 from tests.kernels.truth import pool_truth
 from tests.kernels.wide import expect_wide_pooling
 from vse_kernels import gpo_pool
 from vse_kernels.gpo import choice
 from vse_kernels.gpo.triton import reduce_rows
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="needs the interpreter"
-)
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs the interpreter"),
+    # NumPy's, of NaN.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -32,34 +43,55 @@ def family(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def expect_true(positions, dtype, columns=19, long="mixed"):
+    operands = problem(3, positions, columns, dtype, seed=positions, ties=True, long=long)
+    for actual, want in zip(run(*operands, impl="triton"), pool_truth(*operands), strict=True):
+        close(actual, want, dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("positions", [1, 2, 5, 8])
 def test_values_and_gradients(family, positions, dtype):
-    given = problem(3, positions, 19, dtype, seed=positions, ties=True)
-    expected = pool_truth(*given)
-    for actual, want in zip(run(*given, impl="triton"), expected, strict=True):
-        close(actual, want, dtype)
+    expect_true(positions, dtype)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("long", ["one", "all"])
+def test_lengths_all_alike(family, long):
+    expect_true(5, torch.float32, long=long)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("positions", [31, 36, 64])
+def test_the_network_at_larger_sizes(positions, dtype):
+    expect_true(positions, dtype, columns=35)
+
+
 @pytest.mark.parametrize(
     ("positions", "dtype"),
     [
-        (36, torch.bfloat16),
-        pytest.param(31, torch.float32, marks=pytest.mark.soak),
-        pytest.param(36, torch.float32, marks=pytest.mark.soak),
-        pytest.param(64, torch.float16, marks=pytest.mark.soak),
+        pytest.param(65, torch.float32, marks=pytest.mark.slow),
+        pytest.param(100, torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(196, torch.float16, marks=pytest.mark.slow),
+        pytest.param(256, torch.float32, marks=pytest.mark.slow),
     ],
 )
-def test_network_sizes(positions, dtype):
-    given = problem(2, positions, 40, dtype, seed=positions, ties=True)
-    expected = pool_truth(*given)
-    for actual, want in zip(run(*given, impl="triton"), expected, strict=True):
-        close(actual, want, dtype)
+def test_the_sort_at_larger_sizes(positions, dtype):
+    expect_true(positions, dtype, columns=7)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    values=st.lists(st.lists(ANY_FLOAT, min_size=2, max_size=2), min_size=4, max_size=4),
+    length=st.integers(1, 4),
+    sort=st.booleans(),
+)
+def test_any_values(values, length, sort):
+    with pytest.MonkeyPatch.context() as patch:
+        if sort:
+            patch.setattr(choice, "NETWORK_SIZES", ())
+        expect_any_values(values, length, impl="triton")
+
+
 def test_training_and_inference_agree_bitwise(family):
     given = problem(2, 6, 9, ties=True)
     trained = run(*given, impl="triton")[0]
@@ -69,21 +101,8 @@ def test_training_and_inference_agree_bitwise(family):
         assert torch.equal(left, right)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "values",
-    [
-        [math.nan, 1.0, -1.0],
-        [-1.0, math.inf, -math.inf],
-        [-math.inf, -math.inf, -math.inf],
-        [0.0, -0.0, 0.0],
-        [-0.0, 0.0, -0.0],
-        [6e4, -6e4, 1e-7],
-        [1e-40, -1e-40, 1e-45],
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("values", [*EDGES, [6e4, -6e4, 1e-7]], ids=str)
 def test_edge_values_as_torch_has_them(family, values, dtype):
     """Values and the order of equal ones, which the gradient shows."""
     features = torch.tensor(values, dtype=dtype)[None, :, None]
@@ -94,7 +113,6 @@ def test_edge_values_as_torch_has_them(family, values, dtype):
         torch.testing.assert_close(actual, want, equal_nan=True)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_padding_gets_no_gradient_and_no_say(family):
     features, lengths, table, rows, upstream = problem(3, 7, 5)
     upstream[0] = math.inf
@@ -106,7 +124,6 @@ def test_padding_gets_no_gradient_and_no_say(family):
         assert torch.equal(gradient[beyond], torch.zeros(int(beyond.sum()), 5))
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("kind", ["transposed", "sliced", "columns"])
 def test_strides_do_not_matter(family, kind):
     features, lengths, table, rows, upstream = problem(3, 6, 8)
@@ -125,7 +142,7 @@ def test_strides_do_not_matter(family, kind):
         assert torch.equal(left, right)
 
 
-@pytest.mark.parametrize("axis", ["sample", pytest.param("position", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("axis", ["sample", "position"])
 def test_offsets_beyond_two_to_the_31(family, axis):
     expect_wide_pooling("cpu", axis)
 

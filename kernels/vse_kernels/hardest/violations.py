@@ -56,9 +56,8 @@ def violations(
     column_threshold = (candidate_positive.to(dtype) - margin).masked_fill(
         candidate_ids < 0, torch.inf
     )
-    for rows, cols, scores, mined in tiles(queries, candidates, query_ids, candidate_ids):
-        # Each -inf stands for a pair that is no negative: its hinge is 0.
-        scores.masked_fill_(~mined, -torch.inf)
+    # Each -inf stands for a pair that is no negative: its hinge is 0.
+    for rows, cols, scores in tiles(queries, candidates, query_ids, candidate_ids):
         row_hinge = (scores - row_threshold[rows, None]).clamp_min_(0)
         column_hinge = (scores - column_threshold[None, cols]).clamp_min_(0)
         by_row, by_column = row_hinge > 0, column_hinge > 0
