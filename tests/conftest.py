@@ -10,7 +10,9 @@ from pathlib import Path
 if not Path("/proc/driver/nvidia").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("DS_ACCELERATOR", "cpu" if "TRITON_INTERPRET" in os.environ else "cuda")
+os.environ.setdefault(
+    "DS_ACCELERATOR", "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest

@@ -32,6 +32,7 @@ class Row:
         low: their first decile, milliseconds.
         high: their ninth decile, milliseconds.
         extra_bytes: peak memory beyond the operands; -1 where it is not measured (on CPU).
+        result_bytes: what of it is the result, which any contender has to store; -1 likewise.
         repeats: number of timed calls.
         device: GPU or CPU model.
         threads: CPU threads.
@@ -49,6 +50,7 @@ class Row:
     low: float
     high: float
     extra_bytes: int
+    result_bytes: int
     repeats: int
     device: str
     threads: int
@@ -78,7 +80,7 @@ def compare(
 ) -> dict[str, Row]:
     """Time the contenders in turn, round after round, so that a noisy machine hits all alike."""
     device = torch.device(options.device)
-    extra = {name: _extra_bytes(call, device) for name, call in contenders.items()}
+    memory = {name: _memory(call, device) for name, call in contenders.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(options.repeats):
         for name, call in contenders.items():
@@ -95,7 +97,8 @@ def compare(
             milliseconds=round(median(values), 4),
             low=round(deciles[0], 4),
             high=round(deciles[-1], 4),
-            extra_bytes=extra[name],
+            extra_bytes=memory[name][0],
+            result_bytes=memory[name][1],
             repeats=len(values),
             device=_device_name(device),
             threads=torch.get_num_threads(),
@@ -120,7 +123,12 @@ def append(path: Path, rows: Iterable[Row]) -> None:
 
 
 def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
+    """Time of one call; on a GPU that of the device alone, with nothing in its caches.
+
+    Filling 1 GiB empties L2, and takes long enough for the host to queue the whole call meanwhile.
+    """
     if device.type == "cuda":
+        torch.zeros(1 << 30, dtype=torch.uint8, device=device)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         call()
@@ -132,17 +140,19 @@ def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
     return 1e3 * (time.perf_counter() - begun)
 
 
-def _extra_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Peak memory of a call beyond what was there before it; also warms up."""
+def _memory(call: Callable[[], object], device: torch.device) -> tuple[int, int]:
+    """Bytes of a call's peak beyond what was there before it, and of its result; also warms up."""
     call()
     if device.type != "cuda":
-        return -1
+        return -1, -1
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    call()
+    result = call()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    results = result if isinstance(result, tuple) else (result,)
+    size = sum(part.nbytes for part in results if isinstance(part, torch.Tensor))
+    return torch.cuda.max_memory_allocated() - before, size
 
 
 def _print(rows: Iterable[Row], base: str) -> None:

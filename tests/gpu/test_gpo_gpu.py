@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from tests.kernels.test_gpo import POSITIONS, close, problem, run
+from tests.kernels.test_gpo import EDGES, POSITIONS, TOLERANCE, close, problem, run
 from tests.kernels.truth import pool_truth, published_pool
 from tests.kernels.wide import expect_wide_pooling
 from vse_kernels import gpo_pool
@@ -25,12 +26,11 @@ def test_values_and_gradients(device, scaled, positions, dtype, ties):
     if positions > scaled(256, 8):
         pytest.skip("too slow to rehearse")
     samples, columns = scaled((33, 1025), (2, 5))
-    given = problem(samples, positions, columns, dtype, seed=positions, ties=ties)
-    expected = pool_truth(*given)
-    results = run(*on(device, given), impl="triton")
-    for actual, want in zip(results, expected, strict=True):
-        close(actual.cpu(), want, dtype)
-    again = run(*on(device, given), impl="triton")
+    given = on(device, problem(samples, positions, columns, dtype, seed=positions, ties=ties))
+    results = run(*given, impl="triton")
+    for actual, want in zip(results, pool_truth(*given), strict=True):
+        close(actual, want, dtype)
+    again = run(*given, impl="triton")
     assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
 
 
@@ -41,6 +41,56 @@ def test_torch_path(device, scaled, positions):
     given = problem(samples, positions, columns, seed=positions, ties=True)
     for actual, want in zip(run(*on(device, given), impl="torch"), pool_truth(*given), strict=True):
         close(actual.cpu(), want, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("positions", [3, 100])
+@pytest.mark.parametrize("values", EDGES, ids=str)
+def test_edge_values(device, scaled, values, positions, dtype):
+    """Values, and the order of equal ones; a device has its own NaN, minima and denormals."""
+    positions = min(positions, scaled(256, 8))
+    features = torch.zeros(1, positions, 1, dtype=dtype)
+    features[0, :3, 0] = torch.tensor(values)
+    table = torch.linspace(1, 0.25, positions)[None]
+    zero, one = torch.zeros(1, dtype=torch.int64), torch.ones(1, 1, dtype=dtype)
+    given = on(device, (features, torch.full_like(zero, positions), table, zero, one))
+    # Some steps between denormals; the interpreter takes those of bfloat16 for zero.
+    steps = 4 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    for actual, want in zip(run(*given, impl="triton"), pool_truth(*given), strict=True):
+        torch.testing.assert_close(
+            actual, want.to(actual.dtype), rtol=TOLERANCE[dtype], atol=steps, equal_nan=True
+        )
+
+
+@pytest.mark.parametrize("positions", [5, 70])
+def test_checkpointed_under_autocast(device, scaled, positions):
+    """Half-precision features from a linear layer; recomputed in backward, the same bits."""
+    positions = min(positions, scaled(256, 8))
+    features, lengths, table, rows, _ = on(device, problem(4, positions, 16))
+    features = features.nan_to_num(0.0)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(16, 24, device=device)
+
+    def step(x, w):
+        with torch.autocast(device, torch.bfloat16):
+            return gpo_pool(layer(x), lengths, w.softmax(1), rows, impl="triton")
+
+    results = []
+    for pool in (step, lambda x, w: checkpoint(step, x, w, use_reentrant=False)):
+        x, w = features.clone().requires_grad_(), table.clone().requires_grad_()
+        pooled = pool(x, w)
+        assert pooled.dtype == torch.bfloat16
+        results.append((pooled.detach(), *torch.autograd.grad(pooled.float().sum(), (x, w))))
+    for left, right in zip(*results, strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_length_out_of_range_is_found_where_asked_for(device, on_device, monkeypatch):
+    features, lengths, table, rows, _ = on(device, problem(4, 5, 16))
+    lengths[2] = 6
+    monkeypatch.setenv("VSE_KERNELS_CHECK", "1")
+    with pytest.raises(ValueError, match=r"lengths holds 6; .* allows 1 to 5"):
+        gpo_pool(features, lengths, table, rows)
 
 
 @pytest.mark.parametrize("positions", [36, 100])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -40,25 +42,81 @@ def test_triton_and_torch_agree(device, scaled):
     assert (found.row_index == expected.row_index).float().mean() > 0.999
 
 
+def test_edge_scores(device):
+    """Infinities, denormals, and NaN, which counts as the largest, as torch has them."""
+    queries = torch.tensor([[1.0], [math.nan], [-1.0], [math.inf], [1e-40]], device=device)
+    candidates = torch.tensor([[1.0], [2.0], [-3.0], [-1e-40], [0.0]], device=device)
+    ids = torch.arange(5, device=device)
+    expected = hardest_negatives(queries, candidates, ids, ids + 1, impl="torch")
+    found = hardest_negatives(queries, candidates, ids, ids + 1, impl="triton")
+    for actual, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, want, equal_nan=True)
+
+
+def test_nan_on_the_tensor_cores(device):
+    """NaN and infinity minus infinity, from products of half precision."""
+    generator = torch.Generator().manual_seed(4)
+    queries = torch.randn(70, 64, generator=generator)
+    queries[3, 5] = math.nan
+    queries[7, :2] = torch.tensor([math.inf, -math.inf])
+    candidates = torch.randn(80, 64, generator=generator).abs() + 0.1
+    ids = torch.arange(80)
+    given = (queries.bfloat16(), candidates.bfloat16(), ids[:70], ids + 80)
+    found = hardest_negatives(*(tensor.to(device) for tensor in given), impl="triton")
+    assert found.row_score[[3, 7]].isnan().all()
+    assert found.row_index[[3, 7]].tolist() == [0, 0]
+    assert found.column_score.isnan().all()
+    assert (found.column_index == 3).all()
+
+
+def test_mining_fits_a_graph(device, on_device):
+    given = [t.to(device) for t in mining_problem(300, 200, 64, 0, torch.bfloat16)]
+    expected = hardest_negatives(*given)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = hardest_negatives(*given)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_offsets_beyond_two_to_the_31(device):
     expect_wide_mining(device)
+
+
+def peak_without_waiting(call):
+    """Bytes at the peak of a second call, which must not wait for the device."""
+    call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def test_mining_stores_no_matrix(device, on_device):
     size = 16384
     queries = torch.randn(size, 64, device=device, dtype=torch.bfloat16)
     ids = torch.arange(size, device=device)
-    hardest_negatives(queries, queries, ids, ids)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        hardest_negatives(queries, queries, ids, ids)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    torch.cuda.synchronize()
-    assert torch.cuda.max_memory_allocated() - before < 16 * 2**20
+    peak = peak_without_waiting(lambda: hardest_negatives(queries, queries, ids, ids))
+    assert peak < 16 * 2**20
+
+
+def test_violations_store_no_matrix(device, on_device):
+    """The matrix would take 1 GiB; a tile of 16 MiB has some copies, and there are gradients."""
+    size = 16384
+    queries = torch.nn.functional.normalize(torch.randn(size, 64, device=device))
+    ids = torch.arange(size, device=device)
+    positive = (queries * queries).sum(1)
+    peak = peak_without_waiting(
+        lambda: all_violations(queries, queries, ids, ids, positive, positive, 0.2, True)
+    )
+    assert peak < 160 * 2**20
 
 
 def test_all_violations(device, scaled):
