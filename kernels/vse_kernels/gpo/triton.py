@@ -146,8 +146,11 @@ def network_backward(
     for p in tl.static_range(len(PARTS)):
         position = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
         valid = inside & (position < length)
-        rank = stack(ranks, PARTS[p][0], PARTS[p][1]) & 255
-        weight = tl.load(weights + rank, mask=valid, other=0.0).to(tl.float32)
+        rank = tl.where(valid, stack(ranks, PARTS[p][0], PARTS[p][1]) & 255, 0)
+        # As one row, which a warp reads with the columns where they are; of a tile, the order of
+        # its threads is anybody's guess.
+        weight = tl.load(weights + tl.reshape(rank, (PARTS[p][1] * COLUMNS,))).to(tl.float32)
+        weight = tl.reshape(weight, (PARTS[p][1], COLUMNS))
         result = tl.where(valid, weight * upstream, 0.0)
         tl.store(
             target + position.to(tl.int64) * D,
