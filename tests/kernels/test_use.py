@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.kernels.test_gpo import problem, run
 from tests.kernels.test_hardest import mining_problem
 from vse_kernels import dispatch, gpo_pool, hardest_negatives
+from vse_kernels.checks import values_are_checked
 
 IMPLS = [
     "torch",
@@ -153,6 +154,13 @@ def test_auto_falls_back_once_aloud(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not dispatch.use_triton("gpo_pool", "auto", _OnDevice(), None)
+
+
+def test_values_on_a_device_are_looked_at_where_asked_for(monkeypatch):
+    monkeypatch.delenv("VSE_KERNELS_CHECK", raising=False)
+    assert not values_are_checked(_OnDevice())
+    monkeypatch.setenv("VSE_KERNELS_CHECK", "1")
+    assert values_are_checked(_OnDevice())
 
 
 def test_auto_takes_triton_on_a_device_that_can(monkeypatch):
