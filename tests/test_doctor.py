@@ -124,6 +124,13 @@ def test_gpus_without_the_drivers_video_part(monkeypatch: pytest.MonkeyPatch) ->
     assert "video" in (found(findings, "JPEG decoder").remedy or "")
 
 
+def test_weights_that_are_not_there(small_run: Path) -> None:
+    config = Config.load(small_run, ["model.image.weights=no/such.pth"])
+    finding = found(examine(config, ranks=1), "model")
+    assert (finding.state, finding.remedy) == ("fault", "model.image.weights=WHERE IT IS")
+    assert "no/such.pth" in finding.says
+
+
 def test_a_checkpoint_of_another_dataset(config: Config) -> None:
     checkpoint = Path(config.run.dir) / "checkpoints" / "step-00000005"
     checkpoint.mkdir(parents=True)

@@ -21,10 +21,10 @@ from packaging.requirements import Requirement
 
 from vse_scale.config import Config
 from vse_scale.data.decode import image_batches
-from vse_scale.data.images import ImageSpec
 from vse_scale.data.mixing import Dataset
 from vse_scale.errors import UserError
 from vse_scale.model.blueprint import blueprint
+from vse_scale.model.vision import pixels_of
 from vse_scale.training.checkpoint import Checkpoints
 from vse_scale.training.setup import make_plan, training_split, validation_split
 
@@ -226,6 +226,7 @@ def _layout(config: Config, ranks: int) -> Iterator[Finding]:
 
 def _run(config: Config) -> Iterator[Finding]:
     """Look at the run's dataset, folder and checkpoints."""
+    yield from _files(config)
     folder = Path(config.run.dir)
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if os.access(above, os.W_OK):
@@ -245,14 +246,14 @@ def _run(config: Config) -> Iterator[Finding]:
         f"{len(dataset)} images, {dataset.pairs} pairs, {steps} steps an epoch; {checked}; sizes "
         "and indices agree with the manifest",
     )  # fmt: skip
-    yield _decoding(config, dataset)
+    if config.model.image.backbone != "regions":
+        yield _decoding(config, dataset)
     yield _checkpoints(config, dataset)
 
 
 def _decoding(config: Config, dataset: Dataset) -> Finding:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    image = config.model.image
-    spec = ImageSpec.preset(image.pixels, image.size, antialias=image.antialias)
+    spec = pixels_of(config.model.image)
     chosen = np.arange(min(_SAMPLE_IMAGES, len(dataset)))
     began = time.perf_counter()
     try:
@@ -266,7 +267,7 @@ def _decoding(config: Config, dataset: Dataset) -> Finding:
     place = "mixed: begins on the CPU, ends on the GPU" if device.type == "cuda" else "on the CPU"
     return Finding(
         "decoding", "ok",
-        f"DALI, {place}, {config.data.threads} threads a rank; {decoded} images at {image.size} px "
+        f"DALI, {place}, {config.data.threads} threads a rank; {decoded} images at {spec.size} px "
         f"in {seconds:.1f} s, its start included",
     )  # fmt: skip
 
@@ -284,11 +285,27 @@ def _checkpoints(config: Config, dataset: Dataset) -> Finding:
     return Finding("checkpoints", "ok", f"goes on after step {state.step - 1}, from {origin}")
 
 
+def _files(config: Config) -> Iterator[Finding]:
+    """Look for what the model is to start from."""
+    model = config.model
+    named = {
+        "model.image.weights": model.image.weights, "model.image.path": model.image.path,
+        "model.text.path": model.text.path, "model.text.tokenizer": model.text.tokenizer,
+        "model.init_from": model.init_from,
+    }  # fmt: skip
+    for key, path in named.items():
+        if path is not None and not Path(path).exists():
+            yield Finding(
+                "model", "fault", f"{key} is {path}, which is not there", f"{key}=WHERE IT IS"
+            )
+
+
 def _room(config: Config, folder: Path) -> Finding:
     try:
-        parameters = sum(p.numel() for p in blueprint(config.model).parameters())
+        model, _ = blueprint(config)
     except UserError as error:
         return Finding("model", "fault", str(error))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     # One more than are kept while it is written, and the exported model, old and new.
     files = config.run.keep_checkpoints + 1
     needed = parameters * (files * _WEIGHT_AND_MOMENTS_BYTES + 2 * 4)

@@ -54,7 +54,7 @@ class Workload:
         Raises:
             ModelError: there is no such model.
         """
-        model = blueprint(config.model)
+        model, _ = blueprint(config)
         autocast = [
             parameter.numel()
             for module in model.modules()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from transformers import BertConfig
 
 from vse_scale.config import Config
-from vse_scale.errors import ModelError
 from vse_scale.model.blueprint import blueprint
 from vse_scale.model.vse import VSEModel
 
@@ -18,10 +16,11 @@ def shapes(model: VSEModel) -> dict[str, tuple[int, ...]]:
 
 
 def test_shapes_are_those_of_the_model(small_run: Path) -> None:
-    config = Config.load(small_run).model
-    laid_out = blueprint(config)
+    config = Config.load(small_run)
+    laid_out, assumed = blueprint(config)
+    assert not assumed
     assert all(parameter.is_meta for parameter in laid_out.parameters())
-    assert shapes(laid_out) == shapes(VSEModel(config, config.text.vocab_size, 0))
+    assert shapes(laid_out) == shapes(VSEModel(config.model, config.model.text.vocab_size, 0))
 
 
 def test_an_encoder_from_a_folder_and_weights_that_are_not_there(
@@ -29,11 +28,16 @@ def test_an_encoder_from_a_folder_and_weights_that_are_not_there(
 ) -> None:
     kind = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertConfig(vocab_size=120, intermediate_size=32, **kind).save_pretrained(tmp_path / "bert")
-    elsewhere = ["model.image.weights=not/here.pth", f"model.text.path={tmp_path / 'bert'}"]
-    given = Config.load(small_run, elsewhere).model
-    assert shapes(blueprint(given)) == shapes(blueprint(Config.load(small_run).model))
+    text = Config.load(small_run).model.text.model_copy(
+        update={"path": str(tmp_path / "bert"), "architecture": {}}
+    )
+    made = Config.load(small_run, ["model.image.weights=not/here.pth"])
+    given = made.model_copy(update={"model": made.model.model_copy(update={"text": text})})
+    assert shapes(blueprint(given)[0]) == shapes(blueprint(Config.load(small_run))[0])
 
 
-def test_no_such_folder(small_run: Path) -> None:
-    with pytest.raises(ModelError, match="no/such/bert"):
-        blueprint(Config.load(small_run, ["model.text.path=no/such/bert"]).model)
+def test_what_is_not_there_is_assumed_and_said(small_run: Path) -> None:
+    raw = Config.load(small_run).model_dump()
+    raw["model"]["text"] |= {"path": "no/such/bert", "architecture": {}}
+    _, (assumed,) = blueprint(Config.parse(raw))
+    assert "no/such/bert" in assumed
