@@ -78,22 +78,26 @@ class PlainModel(nn.Module):
 def plain_loss(
     images: torch.Tensor, captions: torch.Tensor, ids: torch.Tensor, *, hardest: bool
 ) -> torch.Tensor:
-    """The summed hinge, anchor by anchor."""
+    """The summed hinge; an image's captions are never each other's negatives."""
     scores = images @ captions.T
+    positive = scores.diagonal()[:, None]
     total = torch.zeros(())
     for anchors in (scores, scores.T):
-        for number, row in enumerate(anchors):
-            hinge = (MARGIN + row - row[number])[ids != ids[number]].clamp(min=0)
-            total = total + (hinge.max() if hardest else hinge.sum())
+        hinge = (MARGIN + anchors - positive).clamp(min=0)
+        hinge = hinge.masked_fill(ids[:, None] == ids, 0)
+        total = total + (hinge.max(1)[0] if hardest else hinge).sum()
     return total
 
 
 class PlainTrainer:
     """Epoch 0: the backbone frozen, every violation; then all of it, the hardest, ramped in."""
 
-    def __init__(self, model: nn.Module, rate: float, steps_per_epoch: int) -> None:
+    def __init__(
+        self, model: nn.Module, rate: float, steps_per_epoch: int, drop_epoch: int = 15
+    ) -> None:
         self.model = PlainModel(model).train()
         self.spec = model.image_spec
+        self.rate, self.drop_epoch = rate, drop_epoch
         self.steps_per_epoch = steps_per_epoch
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=rate, weight_decay=WEIGHT_DECAY
@@ -114,6 +118,8 @@ class PlainTrainer:
     def step(self, batch, number: int) -> dict:
         epoch, index = divmod(number, self.steps_per_epoch)
         self.model.image.backbone.requires_grad_(epoch > 0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * (0.1 if epoch >= self.drop_epoch else 1.0)
         images, captions = self.model(batch, self.spec.normalise(batch.images))
         loss = plain_loss(images, captions, batch.image_ids, hardest=epoch > 0)
         self.optimizer.zero_grad()
