@@ -108,5 +108,8 @@ def test_it_agrees_with_what_real_ranks_send_and_keep(
             # Whole weights are given back before the update, and the engine keeps as much on the
             # CPU. Small ones stay whole.
             kept += 4 * sum(p.numel() for p in model.parameters() if p.numel() <= 100_000)
-        bucket = real["kept"] > parts["bucket"] > 0
-        assert real["kept"] - bucket * parts["bucket"] == pytest.approx(kept, rel=0.1)
+        # The bucket comes with the first gradient and may be gone at the update.
+        assert any(
+            real["kept"] == pytest.approx(kept + bucket, rel=0.1)
+            for bucket in (0.0, parts["bucket"])
+        )

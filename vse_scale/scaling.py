@@ -20,7 +20,7 @@ FLOAT = 4  # bytes
 _INTEGER = 8
 _LOSS_SUMS = 5  # float64 numbers that travel with what was mined
 _MOMENTS = 2  # of AdamW
-_BUCKET = 500_000_000  # numbers: DeepSpeed's reduce_bucket_size
+_BUCKET = 500_000_000  # numbers: the engine's largest reduce_bucket_size
 _PERSISTENT = 100_000  # numbers: smaller parameters stay whole under stage 3
 
 Stage = Literal[0, 1, 2, 3]
@@ -122,7 +122,7 @@ def state_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:
         "master": kept if stage else 0.0,
         "moments": _MOMENTS * kept,
         "gradients": kept,
-        "bucket": float(FLOAT * _BUCKET) if stage else 0.0,
+        "bucket": min(whole, float(FLOAT * _BUCKET)) if stage else 0.0,
         "loss": embeddings * (1 + 1 / ranks),
     }
 

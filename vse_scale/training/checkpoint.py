@@ -103,7 +103,7 @@ class Checkpoints:
         for path in self._finished():
             fault = _damage(path)
             if fault is None:
-                return path, RunState(**json.loads((path / "state.json").read_text()))
+                return path, _read_state(path / "state.json")
             log.warning("%s: %s; trying the one before it", path, fault)
             faults.append(f"{path.name}: {fault}")
         if faults:
@@ -183,6 +183,16 @@ def _damage(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         return f"cannot be read ({error})"
     return None if "state.json" in files else "state.json is not listed"
+
+
+def _read_state(path: Path) -> RunState:
+    try:
+        return RunState(**json.loads(path.read_text()))
+    except TypeError as error:
+        raise CheckpointError(
+            f"{path}: was written by another release ({error}); go on with that one, or give "
+            "another run.dir to start anew"
+        ) from error
 
 
 def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

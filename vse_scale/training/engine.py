@@ -18,6 +18,8 @@ from vse_scale.training.schedule import StepPlan
 from vse_scale.training.state import SharedTensors
 from vse_scale.training.world import World, bound_waits
 
+_LARGEST_BUCKET = 500_000_000  # numbers that are reduced at once, DeepSpeed's default
+
 
 class Engine:
     """A VSEModel under DeepSpeed ZeRO, with its staged optimizer.
@@ -44,7 +46,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
             optimizer=self.optimizer,
-            config=_deepspeed_config(config, world),
+            config=_deepspeed_config(config, world, sum(p.numel() for p in model.parameters())),
             dist_init_required=False,
         )
         bound_waits(config.engine.timeout_seconds)
@@ -213,7 +215,7 @@ def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if wanted == "bfloat16" else None
 
 
-def _deepspeed_config(config: Config, world: World) -> dict[str, Any]:
+def _deepspeed_config(config: Config, world: World, parameters: int) -> dict[str, Any]:
     dtype = autocast_dtype(config, world.device)
     return {
         "train_batch_size": config.data.global_batch,
@@ -221,7 +223,11 @@ def _deepspeed_config(config: Config, world: World) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         # Stage 0 is clipped above, where its norm is known.
         "gradient_clipping": config.optim.clip if config.engine.zero_stage else 0.0,
-        "zero_optimization": {"stage": config.engine.zero_stage},
+        "zero_optimization": {
+            "stage": config.engine.zero_stage,
+            # Its default is a buffer of 2 GB, three times the weights of a ResNet-152 with BERT.
+            "reduce_bucket_size": min(parameters, _LARGEST_BUCKET),
+        },
         "zero_allow_untested_optimizer": True,
         # Autocast keeps float32 master weights exact; DeepSpeed's own bf16 mode starts from
         # rounded ones and is off in parts that move slowly.
