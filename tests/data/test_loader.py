@@ -16,7 +16,8 @@ from vse_scale.config import DataConfig
 from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.decode import Decoder, Request
 from vse_scale.data.draws import Stream, uniform
-from vse_scale.data.images import ImageSpec, crop_geometry
+from vse_scale.data.image_spec import ImageSpec
+from vse_scale.data.images import crop_geometry
 from vse_scale.data.loader import Loader
 from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
@@ -282,7 +283,7 @@ def test_the_interpreter_exits_without_closing(dataset, tokenizer, tmp_path, end
 import torch
 from vse_scale.config import DataConfig
 from vse_scale.data.captions import CaptionTokenizer
-from vse_scale.data.images import ImageSpec
+from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.loader import Loader
 from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -123,3 +125,49 @@ def test_weights_of_another_model_are_refused(folder):
     path.write_text(json.dumps(described))
     with pytest.raises(ModelError, match=r"of another shape: .*image\.projection\.weight"):
         VSEModel.from_pretrained(folder)
+
+
+# What the project needs beside torch, transformers and safetensors, by import name.
+BLOCKED = (
+    *("pydantic", "nvidia", "deepspeed", "webdataset", "triton", "PIL", "simplejpeg", "typer"),
+    *("prometheus_client", "matplotlib", "tensorboard", "psutil", "rich"),
+)
+
+
+@pytest.mark.slow
+def test_a_folder_opens_with_torch_transformers_and_safetensors_alone(folder, tmp_path):
+    script = f"""
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+
+class Filtered(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in {BLOCKED!r}:
+            return None
+        return super().find_spec(name, path, target)
+
+sys.meta_path = [Filtered if finder is PathFinder else finder for finder in sys.meta_path]
+assert not any(map(find_spec, {BLOCKED!r}))
+import torch
+from vse_scale import VSEModel
+model = VSEModel.from_pretrained({str(folder)!r})
+with torch.no_grad():
+    images = model.encode_images(torch.ones(1, 3, 32, 32))
+    captions = model.encode_captions(torch.tensor([[1, 2, 3]]), torch.tensor([3]))
+torch.save((images, captions), {str(tmp_path / "out.pt")!r})
+model.save_pretrained({str(tmp_path / "again")!r})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    images, captions = torch.load(tmp_path / "out.pt")
+    model = VSEModel.from_pretrained(folder)
+    with torch.no_grad():
+        assert torch.equal(images, model.encode_images(torch.ones(1, 3, 32, 32)))
+        ids, lengths = torch.tensor([[1, 2, 3]]), torch.tensor([3])
+        assert torch.equal(captions, model.encode_captions(ids, lengths))
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()

@@ -1,113 +1,21 @@
-"""Pixels: what a model expects of them, and the one DALI graph that makes them.
+"""The one DALI graph that makes the pixels which `ImageSpec` describes.
 
-Training, evaluation and serving share `ImageSpec`, which travels with the checkpoint. The graph
-emits uint8; normalising runs in torch on the device, since DALI has no bfloat16 and uint8 is a
+It emits uint8; normalising runs in torch on the device, since DALI has no bfloat16 and uint8 is a
 quarter of the copy.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from nvidia.dali import fn, math, types
 from nvidia.dali.pipeline import Pipeline
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vse_scale.errors import ModelError
-
-Channels = tuple[float, float, float]
-
-# ImageNet: statistics of torchvision's models. Detector: Caffe's, as bottom-up attention and
-# Detectron use them (BGR, 0 to 255).
-_PRESETS: dict[str, dict[str, Any]] = {
-    "imagenet": {
-        "channel_order": "RGB",
-        "scale": 1 / 255,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-    },
-    "detector": {
-        "channel_order": "BGR",
-        "scale": 1.0,
-        "mean": (102.9801, 115.9465, 122.7717),
-        "std": (1.0, 1.0, 1.0),
-    },
-}
-
-
-class ImageSpec(BaseModel):
-    """The pixels that a model was trained on.
-
-    Attributes:
-        size: both sides in pixels; images are stretched to it.
-        channel_order: of the normalised image; decoded pixels are always RGB.
-        scale: factor of the 0 to 255 values, applied before ``mean`` and ``std``.
-        mean: per channel, in ``channel_order``.
-        std: per channel, in ``channel_order``.
-        interpolation: of the stretch.
-        antialias: whether shrinking averages; the published pipeline, made with OpenCV, does not.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    size: Annotated[int, Field(ge=1)]
-    channel_order: Literal["RGB", "BGR"]
-    scale: float
-    mean: Channels
-    std: Channels
-    interpolation: Literal["bilinear"] = "bilinear"
-    antialias: bool = False
-
-    @classmethod
-    def preset(
-        cls, name: Literal["imagenet", "detector"], size: int, *, antialias: bool = False
-    ) -> ImageSpec:
-        """Return the specification that pretrained weights of this kind expect."""
-        return cls(size=size, antialias=antialias, **_PRESETS[name])
-
-    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn decoded pixels into a model's input.
-
-        Args:
-            pixels: (B, S, S, 3) uint8, RGB.
-
-        Returns:
-            (B, 3, S, S) float32 with channels-last strides, on the device of ``pixels``.
-        """
-        values = pixels.flip(-1) if self.channel_order == "BGR" else pixels
-        mean, std = _statistics(self, pixels.device)
-        return values.float().mul_(self.scale).sub_(mean).div_(std).permute(0, 3, 1, 2)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, which ``from_dict`` reads back as equal."""
-        return self.model_dump(mode="json")
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> ImageSpec:
-        """Read what ``to_dict`` wrote.
-
-        Raises:
-            ModelError: a field is unknown, missing or of the wrong kind.
-        """
-        try:
-            return cls.model_validate(raw)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise ModelError(
-                f"image specification: {field} is {first['input']!r}: {first['msg']}"
-            ) from error
-
-
-@functools.lru_cache(maxsize=16)
-def _statistics(spec: ImageSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copy mean and std to the device once: a copy per step would wait for the device."""
-    return torch.tensor(spec.mean, device=device), torch.tensor(spec.std, device=device)
+from vse_scale.data.image_spec import ImageSpec
 
 
 def crop_geometry(

@@ -19,7 +19,8 @@ from vse_scale.config import DataConfig
 from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.decode import Decoder, Request, image_batches, side_stream
 from vse_scale.data.draws import Stream, uniform
-from vse_scale.data.images import ImageSpec, crop_geometry
+from vse_scale.data.image_spec import ImageSpec
+from vse_scale.data.images import crop_geometry
 from vse_scale.data.mixing import Dataset
 from vse_scale.data.plan import Indices, Plan, PlannedBatch
 from vse_scale.data.producer import Producer

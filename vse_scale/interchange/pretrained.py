@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from vse_scale.config import ModelConfig
-from vse_scale.data.images import ImageSpec
+from vse_scale.data.image_spec import ImageSpec
 from vse_scale.errors import ModelError
 from vse_scale.model.weights import load_exactly, read_state_dict
 
@@ -27,7 +26,7 @@ _WEIGHTS = "model.safetensors"
 def save(model: VSEModel, folder: Path, tokenizer: CaptionTokenizer | None = None) -> None:
     """Write ``model`` to ``folder``, complete: nothing in it refers to another place."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = model.config.model_dump(mode="json")
+    config = _plain(model.config)
     config["init_from"] = None
     config["image"] |= {"weights": None, "path": None, "architecture": model.image.architecture()}
     config["text"] |= {"path": None, "tokenizer": None, "architecture": model.text.architecture()}
@@ -54,15 +53,16 @@ def load(kind: type[VSEModel], folder: Path) -> VSEModel:
     """
     described = _read_config(folder)
     path = folder / _CONFIG
+    for key in ("model", "image_spec", "vocab_size", "pad_id"):
+        if key not in described:
+            raise ModelError(f"{path}: {key!r} is missing")
     try:
-        config = ModelConfig.model_validate(described["model"])
+        config: Any = _stored(described["model"])
         model = kind(config, int(described["vocab_size"]), int(described["pad_id"]))
         model.image_spec = ImageSpec.from_dict(described["image_spec"])
-    except KeyError as error:
-        raise ModelError(f"{path}: {error} is missing") from error
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    except (ValidationError, TypeError, ValueError) as error:
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{path}: does not describe a model ({reason})") from error
     load_weights(model, folder)
@@ -78,6 +78,29 @@ def load_weights(model: VSEModel, folder: Path) -> None:
     _read_config(folder)
     path = folder / _WEIGHTS
     load_exactly(model, read_state_dict(path), str(path))
+
+
+def _stored(described: dict[str, Any]) -> SimpleNamespace:
+    """Turn a stored configuration into attributes, as a run's own has them.
+
+    Its values are not validated one by one, which would need pydantic where a model is only used:
+    the weights must fit the network that it describes, to the last key. What would read from
+    another place is dropped.
+    """
+    image = SimpleNamespace(**(described["image"] | {"weights": None, "path": None}))
+    text = SimpleNamespace(**(described["text"] | {"path": None, "tokenizer": None}))
+    return SimpleNamespace(**(described | {"init_from": None, "image": image, "text": text}))
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """Return a configuration for JSON, one of a run's or one that `_stored` made."""
+    if isinstance(config, SimpleNamespace):
+        return {
+            key: _plain(value) if isinstance(value, SimpleNamespace) else value
+            for key, value in vars(config).items()
+        }
+    plain: dict[str, Any] = config.model_dump(mode="json")
+    return plain
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

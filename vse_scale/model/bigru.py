@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from vse_scale.config import TextConfig
 from vse_scale.model.pooling import PoolKind, make_pool
+
+if TYPE_CHECKING:
+    from vse_scale.config import TextConfig
 
 _EMBEDDING_RANGE = 0.1  # of the uniform initial word embeddings, as published
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from vse_scale.config import ImageConfig
 from vse_scale.model.pooling import PoolKind, make_pool
 from vse_scale.model.resnet import BACKBONES, ResNet
 from vse_scale.model.vision import HuggingFaceBackbone
+
+if TYPE_CHECKING:
+    from vse_scale.config import ImageConfig
 
 # Size augmentation of VSE-infinity's code: images that draw at most this keep all cells; the
 # others lose each cell with this share of their draw.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vse_scale.config import ImageConfig
 from vse_scale.model.image import compact
 from vse_scale.model.pooling import PoolKind, make_pool
+
+if TYPE_CHECKING:
+    from vse_scale.config import ImageConfig
 
 _MOMENTUM = 0.1  # of BatchNorm's running statistics, torch's default
 _DROP = 0.2  # share of the regions that training leaves out (VSE-infinity's code)

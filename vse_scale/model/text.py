@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from vse_scale.config import TextConfig
 from vse_scale.errors import ModelError
 from vse_scale.model.huggingface import describe, new_model, open_model
 from vse_scale.model.pooling import PoolKind, make_pool
@@ -18,6 +17,9 @@ from vse_scale.model.pooling import PoolKind, make_pool
 _TAKE_FULL_MASK = frozenset(
     {"bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "albert"}
 )
+
+if TYPE_CHECKING:
+    from vse_scale.config import TextConfig
 
 
 class TextEncoder(nn.Module):

@@ -6,17 +6,19 @@ import inspect
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from vse_scale.config import ImageConfig
-from vse_scale.data.images import ImageSpec
+from vse_scale.data.image_spec import ImageSpec
 from vse_scale.errors import ModelError
 from vse_scale.model.huggingface import describe, first_line, new_model, open_model
 from vse_scale.model.resnet import FrozenBatchNorm2d
+
+if TYPE_CHECKING:
+    from vse_scale.config import ImageConfig
 
 _PREPROCESSOR = "preprocessor_config.json"
 

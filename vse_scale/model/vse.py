@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from vse_scale.config import ModelConfig
-from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.interchange import pretrained
 from vse_scale.model.bigru import BiGRUTextEncoder
 from vse_scale.model.image import GridImageEncoder
@@ -18,6 +16,10 @@ from vse_scale.model.region import RegionImageEncoder
 from vse_scale.model.resnet import FrozenBatchNorm2d
 from vse_scale.model.text import TextEncoder
 from vse_scale.model.vision import pixels_of
+
+if TYPE_CHECKING:
+    from vse_scale.config import ModelConfig
+    from vse_scale.data.captions import CaptionTokenizer
 
 
 class VSEModel(nn.Module):
