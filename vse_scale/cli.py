@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vse_scale.commands.interchange import export_model, import_model
 from vse_scale.errors import ConfigError, OutputError, UserError
 from vse_scale.telemetry.progress import configure_logging, log, progress_of_encoding
 
@@ -195,6 +196,10 @@ def plan(
         print(json.dumps(scaling.as_json(work, gpus, constants), indent=1))
     else:
         print(scaling.page(work, gpus, constants))
+
+
+app.command("import")(import_model)
+app.command("export")(export_model)
 
 
 def main() -> None:

@@ -1,0 +1,67 @@
+"""What several commands share: where a model is, where it runs, what may be written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vse_scale.errors import OutputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def model_folder(path: Path) -> Path:
+    """Return the model's folder, given it or a run's folder."""
+    return path / "model" if (path / "model").is_dir() else path
+
+
+def run_folder(path: Path) -> Path | None:
+    """Return the folder of the run that trained the model in ``path``, where there is one."""
+    own = model_folder(path)
+    folder = own.parent if own.name == "model" else own
+    return folder if (folder / "config.yaml").is_file() else None
+
+
+def best_device() -> torch.device:
+    """Return this process's GPU where there is one, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def check_writable(option: str, path: Path | None) -> None:
+    """Raise OutputError where ``path`` cannot be written, before anything is computed for it."""
+    if path is not None and not path.parent.is_dir():
+        raise OutputError(f"{option} {path}: there is no folder {path.parent}; make it first")
+    if path is not None and path.is_dir():
+        raise OutputError(f"{option} {path}: is a folder; name a file")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which becomes ``path`` when the block ends well.
+
+    Raises:
+        OutputError: ``path`` exists and is not an empty folder, or cannot be made.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OutputError(f"--out {path}: exists already; name a new folder, or remove it")
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+    except OSError as error:
+        raise OutputError(f"--out {path}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,104 @@
+"""``vse-scale import`` and ``vse-scale export``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vse_scale.commands.common import model_folder, new_folder, run_folder
+from vse_scale.errors import ModelError
+from vse_scale.telemetry.progress import log
+
+
+def import_model(
+    checkpoint: Annotated[Path, typer.Argument(help="a published VSE-infinity model_best.pth")],
+    out: Annotated[Path, typer.Option(help="the model folder to write")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="its tokenizer's folder, or vocabulary")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="the grid backbone, where the file does not say")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=16, help="image size in pixels, where the file does not say")
+    ] = None,
+) -> None:
+    """Turn a published checkpoint into a model folder; every tensor is accounted for."""
+    log.info("importing %s", checkpoint)
+    from vse_scale.data.captions import CaptionTokenizer
+    from vse_scale.interchange.card import FILE, model_card
+    from vse_scale.interchange.published import import_published
+
+    words = CaptionTokenizer.load(tokenizer) if tokenizer is not None else None
+    pad_id = words.pad_id if words is not None else 0
+    imported = import_published(checkpoint, backbone=backbone, size=size, pad_id=pad_id)
+    if words is not None and words.vocab_size != imported.model.vocab_size:
+        raise ModelError(
+            f"--tokenizer {tokenizer}: has {words.vocab_size:,} entries, and the model knows "
+            f"{imported.model.vocab_size:,} token ids; give the tokenizer that it was trained with"
+        )
+    with new_folder(out) as folder:
+        imported.model.save_pretrained(folder, tokenizer=words)
+        said = "; ".join(f"{key} {value}" for key, value in imported.notes.items())
+        origin = f"Imported from a checkpoint of the published VSE-infinity code ({said})."
+        card = model_card(
+            imported.model,
+            name=out.name,
+            origin=origin,
+            recipe=imported.recipe,
+            sources=imported.sources,
+        )
+        (folder / FILE).write_text(card, encoding="utf-8")
+    used = len(imported.model.state_dict())
+    print(
+        f"{out}: {used} tensors, {imported.notes['backbone']}, {imported.model.image_spec.size} px"
+    )
+    for reason, count in imported.left_out.items():
+        print(f"left out: {count} ({reason})")
+    if words is None:
+        print("no tokenizer: encode_captions takes token ids; give --tokenizer DIR for text")
+
+
+def export_model(
+    model: Annotated[Path, typer.Option(help="a model folder, or a run's folder")],
+    out: Annotated[Path, typer.Option(help="the folder to write")],
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="both encoders as ONNX too, compared with the model")
+    ] = False,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="of the model, for its card: an SPDX identifier")
+    ] = None,
+) -> None:
+    """Write a model to a folder that stands alone, with a model card."""
+    log.info("exporting %s", model)
+    from vse_scale.data.captions import CaptionTokenizer
+    from vse_scale.interchange.card import FILE, model_card
+    from vse_scale.interchange.onnx import export_onnx
+    from vse_scale.model.vse import VSEModel
+    from vse_scale.report.run_folder import RunFolder
+
+    source = model_folder(model)
+    opened = VSEModel.from_pretrained(source)
+    has_words = (source / "tokenizer.json").is_file() or (source / "vocab.txt").is_file()
+    words = CaptionTokenizer.load(source) if has_words else None
+    trained_in = run_folder(model)
+    with new_folder(out) as folder:
+        opened.save_pretrained(folder, tokenizer=words)
+        if trained_in is not None:
+            run = RunFolder.load(trained_in)
+            card = model_card(
+                opened, name=out.name, licence=licence, run=run.config, results=run.results
+            )
+        elif (source / FILE).is_file() and licence is None:
+            card = (source / FILE).read_text(encoding="utf-8")
+        else:
+            card = model_card(opened, name=out.name, licence=licence)
+        (folder / FILE).write_text(card, encoding="utf-8")
+        if onnx:
+            export_onnx(opened, folder)
+        listed = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    log.info("%s", json.dumps(listed))
+    print(f"model: {out}")

@@ -1,0 +1,198 @@
+"""Both encoders as ONNX graphs, compared with the model when they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vse_scale.errors import ModelError
+from vse_scale.model.gpo import GPO
+from vse_scale.model.vse import VSEModel
+
+IMAGE_FILE, TEXT_FILE = "image_encoder.onnx", "text_encoder.onnx"
+_OPSET = 18
+_TOLERANCE = 1e-4  # of an embedding's components, which are at most 1
+_MOST_TOKENS = 512  # of a caption, where the text encoder has no limit of its own
+
+
+def export_onnx(model: VSEModel, folder: Path) -> list[Path]:
+    """Write ``image_encoder.onnx`` and ``text_encoder.onnx``, and run both to compare them.
+
+    Inputs and outputs are those of `encode_images` and `encode_captions`: ``pixels`` (or
+    ``regions`` and ``lengths``), ``token_ids`` and ``lengths``, ``embeddings``. Batch, regions and
+    tokens may have any size, images that of the model's specification.
+
+    Returns:
+        The files written; large weights lie beside their graph as ``*.onnx.data``.
+
+    Raises:
+        ModelError: onnx, onnxscript or onnxruntime is not installed, or a graph computes something
+            else than the model.
+    """
+    _require("onnx", "onnxscript", "onnxruntime")
+    model = model.cpu().eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        return [_write(graph, folder / graph.file) for graph in _graphs(model)]
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """An encoder to export: its inputs as examples, which of their sides vary, and its pooling."""
+
+    file: str
+    encoder: nn.Module
+    inputs: dict[str, Tensor]
+    varying: tuple[dict[int, Any], ...]
+    tower: nn.Module
+    longest: int
+
+
+def _graphs(model: VSEModel) -> list[_Graph]:
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.export.Dim("batch", min=1)
+    image = model.config.image
+    if image.backbone == "regions":
+        count = min(7, model.grid_cells)
+        images = {
+            "regions": torch.randn((3, count, image.region_channels), generator=generator),
+            "lengths": torch.tensor([count, 1, 2]).clamp(max=count),
+        }
+        regions = torch.export.Dim("regions", min=2, max=model.grid_cells)
+        image_varies: tuple[dict[int, Any], ...] = ({0: batch, 1: regions}, {0: batch})
+    else:
+        side = model.image_spec.size
+        images = {"pixels": torch.randn((3, 3, side, side), generator=generator)}
+        image_varies = ({0: batch},)
+    longest = _positions(model.text)
+    count = min(9, longest)
+    captions = {
+        "token_ids": torch.randint(0, model.vocab_size, (3, count), generator=generator),
+        "lengths": torch.tensor([count, 2, 3]).clamp(max=count),
+    }
+    tokens = torch.export.Dim("tokens", min=2, max=longest)
+    text_varies = ({0: batch, 1: tokens}, {0: batch})
+    return [
+        _Graph(IMAGE_FILE, _Images(model), images, image_varies, model.image, model.grid_cells),
+        _Graph(TEXT_FILE, _Captions(model), captions, text_varies, model.text, longest),
+    ]
+
+
+def _positions(text: nn.Module) -> int:
+    config = getattr(text.encoder, "config", None)
+    return min(int(getattr(config, "max_position_embeddings", _MOST_TOKENS)), _MOST_TOKENS)
+
+
+def _write(graph: _Graph, path: Path) -> Path:
+    import onnxruntime
+
+    expected = [graph.encoder(*_rows(graph, rows).values()) for rows in (3, 1)]
+    with _exportable_pool(graph.tower, graph.longest), _quiet():
+        program = torch.onnx.export(
+            graph.encoder, tuple(graph.inputs.values()), dynamo=True, opset_version=_OPSET,
+            input_names=list(graph.inputs), output_names=["embeddings"],
+            dynamic_shapes=(graph.varying,), verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    program.save(str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for rows, wanted in zip((3, 1), expected, strict=True):
+        inputs = {name: value.numpy() for name, value in _rows(graph, rows).items()}
+        found = torch.from_numpy(session.run(None, inputs)[0])
+        off = float((found - wanted).abs().max())
+        if not off <= _TOLERANCE:
+            raise ModelError(
+                f"{path}: its embeddings are off by {off:.1e}, more than {_TOLERANCE:.0e}; "
+                "this model cannot be exported with the installed torch and onnxscript"
+            )
+    return path
+
+
+def _rows(graph: _Graph, rows: int) -> dict[str, Tensor]:
+    """Return the last ``rows`` of the example, shortened to what the longest of them needs."""
+    chosen = {name: value[-rows:] for name, value in graph.inputs.items()}
+    if "lengths" in chosen:
+        width = max(int(chosen["lengths"].max()), 2)
+        for name in chosen.keys() - {"lengths"}:
+            chosen[name] = chosen[name][:, :width]
+    return chosen
+
+
+class _Images(nn.Module):
+    def __init__(self, model: VSEModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model.encode_images(*inputs)
+
+
+class _Captions(nn.Module):
+    def __init__(self, model: VSEModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model.encode_captions(*inputs)
+
+
+class _SortedPool(nn.Module):
+    """GPO in operations that ONNX has, with its weights of all lengths as one constant."""
+
+    table: Tensor
+
+    def __init__(self, pool: GPO, longest: int) -> None:
+        super().__init__()
+        self.register_buffer("table", pool.weight_table(torch.arange(1, longest + 1), longest))
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """Pool ``features`` (B, K, D), the first ``lengths`` (B,) of each, into (B, D)."""
+        steps = features.shape[1]
+        beyond = (torch.arange(steps) >= lengths[:, None])[..., None]
+        lowest = torch.finfo(features.dtype).min
+        ordered = features.masked_fill(beyond, lowest).sort(dim=1, descending=True).values
+        weights = self.table[lengths - 1][:, :steps, None]
+        return (ordered.masked_fill(beyond, 0.0) * weights).sum(1)
+
+
+@contextlib.contextmanager
+def _exportable_pool(tower: Any, longest: int) -> Iterator[None]:
+    pool = tower.pool
+    if isinstance(pool, GPO):
+        tower.pool = _SortedPool(pool, longest)
+    try:
+        yield
+    finally:
+        tower.pool = pool
+
+
+def _require(*names: str) -> None:
+    for name in names:
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise ModelError(
+                f"ONNX export needs {name}, which is not installed; install vse-scale[onnx]"
+            ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress to itself; its errors are raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
