@@ -6,7 +6,7 @@ package needs torch alone, and triton only where a Triton implementation is aske
 
 from vse_kernels.gpo import gpo_pool
 from vse_kernels.hardest import HardestNegatives, Violations, all_violations, hardest_negatives
-from vse_kernels.ranks import retrieval_ranks
+from vse_kernels.ranks import paired_ranks, retrieval_ranks
 
 __all__ = [
     "HardestNegatives",
@@ -14,5 +14,6 @@ __all__ = [
     "all_violations",
     "gpo_pool",
     "hardest_negatives",
+    "paired_ranks",
     "retrieval_ranks",
 ]

@@ -11,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vse_kernels import retrieval_ranks
+from vse_kernels import paired_ranks
 from vse_scale.errors import ModelError
+from vse_scale.evaluation.sharing import ALONE, Processes
 
 Rows: TypeAlias = Tensor | NDArray[np.floating]
 Indices: TypeAlias = Tensor | NDArray[np.integer] | Sequence[int]
 
 _QUERY_TILE = 256
 _CANDIDATE_TILE = 8192
+_CHECKED_ROWS = 8192  # at once, for being finite
 _LARGEST_COLUMN = 2**32 - 1
 
 
@@ -92,7 +94,10 @@ class QueryRanks:
 
 
 def recall_at_k(
-    image_embeddings: Rows, caption_embeddings: Rows, caption_to_image: Indices
+    image_embeddings: Rows,
+    caption_embeddings: Rows,
+    caption_to_image: Indices,
+    processes: Processes = ALONE,
 ) -> Recalls:
     """Return the recalls of both directions, by inner product.
 
@@ -105,33 +110,34 @@ def recall_at_k(
         caption_embeddings: (C, D) float, C >= 1. Products are taken in float64 if either side is
             float64 and in float32 otherwise.
         caption_to_image: (C,) integers in [0, I), each caption's image.
+        processes: that share the work; all call with the same embeddings and get the same.
 
     Raises:
         ValueError: shapes or indices do not fit.
         ModelError: an embedding is not finite.
     """
-    return query_ranks(image_embeddings, caption_embeddings, caption_to_image).recalls()
+    ranks = query_ranks(image_embeddings, caption_embeddings, caption_to_image, processes)
+    return ranks.recalls()
 
 
 def query_ranks(
-    image_embeddings: Rows, caption_embeddings: Rows, caption_to_image: Indices
+    image_embeddings: Rows,
+    caption_embeddings: Rows,
+    caption_to_image: Indices,
+    processes: Processes = ALONE,
 ) -> QueryRanks:
     """Return every query's rank; arguments and errors are those of :func:`recall_at_k`."""
     images, captions = matching_rows(image_embeddings, caption_embeddings)
     owners = _owners(caption_to_image, len(captions), len(images))
 
-    captions_per_image = torch.bincount(owners, minlength=len(images))
-    image_queries = captions_per_image.nonzero().squeeze(1)
-    by_image = torch.argsort(owners, stable=True)
-    i2t_offsets = _offsets(captions_per_image[image_queries])
-    queries = images if len(image_queries) == len(images) else images[image_queries]
-    t2i_offsets = torch.arange(len(captions) + 1)
-
-    device = images.device
+    of_images, of_captions = paired_ranks(
+        images, captions, owners.to(images.device), processes.share, processes.across
+    )
+    image_queries = of_images.nonzero().squeeze(1)
     return QueryRanks(
-        image_queries=image_queries,
-        i2t=retrieval_ranks(queries, captions, i2t_offsets.to(device), by_image.to(device)).cpu(),
-        t2i=retrieval_ranks(captions, images, t2i_offsets.to(device), owners.to(device)).cpu(),
+        image_queries=image_queries.cpu(),
+        i2t=of_images[image_queries].cpu(),
+        t2i=of_captions.cpu(),
     )
 
 
@@ -210,14 +216,20 @@ def matching_rows(left: Rows, right: Rows) -> tuple[Tensor, Tensor]:
     if not len(first) or not len(second):
         raise ValueError(f"{len(first)} and {len(second)} embeddings; give at least one of each")
     for rows in (first, second):
-        broken = ~torch.isfinite(rows).all(dim=1)
-        if broken.any():
-            raise ModelError(
-                f"{int(broken.sum())} of {len(rows)} embeddings are not finite, the first is "
-                f"number {int(broken.nonzero()[0])}; the model has diverged, go back to an "
-                "earlier checkpoint"
-            )
+        _check_finite(rows)
     return first, second
+
+
+def _check_finite(rows: Tensor) -> None:
+    broken = torch.cat(
+        [~torch.isfinite(part).all(dim=1) for part in torch.split(rows, _CHECKED_ROWS)]
+    )
+    if broken.any():
+        raise ModelError(
+            f"{int(broken.sum())} of {len(rows)} embeddings are not finite, the first is "
+            f"number {int(broken.nonzero()[0])}; the model has diverged, go back to an "
+            "earlier checkpoint"
+        )
 
 
 def _owners(caption_to_image: Indices, captions: int, images: int) -> Tensor:
@@ -234,7 +246,3 @@ def _owners(caption_to_image: Indices, captions: int, images: int) -> Tensor:
             f"but there are {images} images"
         )
     return owners
-
-
-def _offsets(counts: Tensor) -> Tensor:
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

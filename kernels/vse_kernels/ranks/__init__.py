@@ -7,8 +7,9 @@ from torch import Tensor
 
 from vse_kernels.checks import FLOATS, require_dtype, require_same_device, require_shape
 from vse_kernels.ranks import reference
+from vse_kernels.ranks.paired import paired_ranks
 
-__all__ = ["retrieval_ranks"]
+__all__ = ["paired_ranks", "retrieval_ranks"]
 
 
 @torch.no_grad()
