@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vse_scale.commands.evaluate import evaluate
 from vse_scale.commands.interchange import export_model, import_model
-from vse_scale.errors import ConfigError, OutputError, UserError
+from vse_scale.errors import ConfigError, UserError
 from vse_scale.telemetry.progress import configure_logging, log, progress_of_encoding
 
 app = typer.Typer(
@@ -63,51 +64,6 @@ def train(
         max_restarts=max_restarts,
     )
     raise typer.Exit(supervisor.run())
-
-
-@app.command("eval")
-def evaluate(
-    model: Annotated[Path, typer.Option(help="a model folder, or a run's folder")],
-    data: Annotated[Path, typer.Option(help="a dataset folder")],
-    split: Annotated[str, typer.Option(help="the split to rank")] = "test",
-    protocol: Annotated[str, typer.Option(help="plain, coco-1k, coco-5k or flickr30k")] = "plain",
-    output: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="write the figures as JSON")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="images encoded at once")] = 64,
-    threads: Annotated[int, typer.Option(min=1, help="decoding threads")] = 2,
-) -> None:
-    """Encode a split once and print its recalls in both directions."""
-    log.info("evaluating %s on %s of %s", model, split, data)
-    import torch
-
-    from vse_scale.data.captions import CaptionTokenizer
-    from vse_scale.data.shards import ShardDataset
-    from vse_scale.evaluation.encode import encode_split
-    from vse_scale.evaluation.protocols import PROTOCOLS, check_protocol
-    from vse_scale.evaluation.protocols import evaluate as rank
-    from vse_scale.model.vse import VSEModel
-
-    check_protocol(protocol)
-    if output is not None and not output.parent.is_dir():
-        raise OutputError(f"--json {output}: there is no folder {output.parent}; make it first")
-    folder = model / "model" if (model / "model").is_dir() else model
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    opened = VSEModel.from_pretrained(folder).to(device)
-    tokenizer = CaptionTokenizer.load(folder)
-    dataset = ShardDataset(data, split)
-    with progress_of_encoding() as progress:
-        embeddings = encode_split(
-            opened, tokenizer, dataset,
-            batch=batch, device=device, threads=threads, progress=progress,
-        )  # fmt: skip
-    # Folds are consecutive in the source; the build has shuffled them.
-    folded = PROTOCOLS[protocol].folds > 1
-    order = [embeddings.image_ids[row] for row in dataset.source_order()] if folded else None
-    result = rank(protocol, embeddings, order)
-    print(result.table())
-    if output is not None:
-        output.write_text(json.dumps({**result.to_dict(), "split": split}, indent=1) + "\n")
 
 
 @app.command()
@@ -198,6 +154,7 @@ def plan(
         print(scaling.page(work, gpus, constants))
 
 
+app.command("eval")(evaluate)
 app.command("import")(import_model)
 app.command("export")(export_model)
 
@@ -207,7 +164,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
-    configure_logging(main=True)
+    configure_logging(main=os.environ.get("RANK", "0") == "0")
     try:
         app(standalone_mode=True)
     except UserError as error:

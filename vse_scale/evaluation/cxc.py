@@ -69,6 +69,26 @@ class CxcEvaluation:
             lines.append(f"{CORRELATION_TASKS[name]:22}{figures}")
         return "\n".join(lines)
 
+    def markdown(self, name: str) -> str:
+        """Return tables for a paper or a page, one line each called ``name``, in percent."""
+        ways = [f"{way[0]}→{way[2]}" for way in self.recalls]
+        recalls = [f"{v:.1f}" for way in self.recalls.values() for v in (way.r1, way.r5, way.r10)]
+        lines = [
+            "| CxC | " + " | ".join(f"{way} R@1 | R@5 | R@10" for way in ways) + " |",
+            "|---|" + "---:|" * len(recalls),
+            f"| {name} | {' | '.join(recalls)} |",
+        ]
+        if self.correlations:
+            found = [f"{c.mean:.1f} ± {c.std:.1f}" for c in self.correlations.values()]
+            tasks = [task.upper() for task in self.correlations]
+            lines += [
+                "",
+                f"| CxC, Spearman | {' | '.join(tasks)} |",
+                "|---|" + "---:|" * len(found),
+                f"| {name} | {' | '.join(found)} |",
+            ]
+        return "\n".join(lines)
+
 
 def evaluate_cxc(
     embeddings: Embeddings,

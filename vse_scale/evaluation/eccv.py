@@ -8,6 +8,7 @@ its authors publish.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,29 @@ def evaluate_eccv(embeddings: Embeddings, folder: Path) -> dict[str, EccvFigures
         sources, targets = (images, captions) if way == "i2t" else (captions, images)
         result[way] = retrieval_figures(sources[torch.tensor(queries)], targets, right)
     return result
+
+
+def eccv_table(found: Mapping[str, EccvFigures], name: str | None = None) -> str:
+    """Return an aligned table for a terminal; with ``name`` one of Markdown, a line called so."""
+    ways = {"i2t": "image to text", "t2i": "text to image"}
+    figures = {
+        way: [f"{v:.1f}" for v in (part.map_at_r, part.r_precision, part.r1)]
+        for way, part in found.items()
+    }
+    if name is not None:
+        cells = " | ".join(figures["i2t"] + figures["t2i"])
+        return "\n".join(
+            [
+                "| ECCV Caption | i→t mAP@R | R-P | R@1 | t→i mAP@R | R-P | R@1 |",
+                "|---|---:|---:|---:|---:|---:|---:|",
+                f"| {name} | {cells} |",
+            ]
+        )
+    lines = [f"{'ECCV Caption':16}{'queries':>9}{'mAP@R':>8}{'R-P':>8}{'R@1':>8}"]
+    for way, title in ways.items():
+        cells = "".join(f"{figure:>8}" for figure in figures[way])
+        lines.append(f"{title:16}{found[way].queries:>9,}{cells}")
+    return "\n".join(lines)
 
 
 def retrieval_figures(queries: Tensor, candidates: Tensor, right: list[list[int]]) -> EccvFigures:

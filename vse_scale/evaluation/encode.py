@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -64,6 +64,10 @@ class Embeddings:
     caption_to_image: Tensor
     image_ids: tuple[int | str, ...]
     caption_ids: tuple[int | str, ...]
+
+    def to(self, device: torch.device | str) -> Embeddings:
+        """Return the same with images and captions on ``device``."""
+        return replace(self, images=self.images.to(device), captions=self.captions.to(device))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from vse_scale.errors import ConfigError, DatasetError
 from vse_scale.evaluation.encode import Embeddings
 from vse_scale.evaluation.retrieval import DirectionRecalls, Recalls, recall_at_k
+from vse_scale.evaluation.sharing import ALONE, Processes
+from vse_scale.evaluation.similarities import Similarities
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,19 @@ class Evaluation:
             ]
         )
 
+    def markdown(self, name: str) -> str:
+        """Return a table for a paper or a page, one line called ``name``, recalls in percent."""
+        ways = (self.recalls.i2t, self.recalls.t2i)
+        figures = [f"{v:.1f}" for way in ways for v in (way.r1, way.r5, way.r10)]
+        cells = " | ".join([*figures, f"{self.recalls.rsum:.1f}"])
+        return "\n".join(
+            [
+                "| | i→t R@1 | R@5 | R@10 | t→i R@1 | R@5 | R@10 | RSUM |",
+                "|---|---:|---:|---:|---:|---:|---:|---:|",
+                f"| {name} | {cells} |",
+            ]
+        )
+
 
 def check_protocol(protocol: str) -> None:
     """Raise ConfigError where there is no such protocol, before anything is encoded for it."""
@@ -77,18 +92,34 @@ def check_protocol(protocol: str) -> None:
         raise ConfigError(f"protocol is {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
 
 
+@dataclass(frozen=True)
+class _View:
+    """What is ranked of a gallery: rows of images, rows of captions, and each caption's image.
+
+    ``owners`` counts within ``images``.
+    """
+
+    images: Tensor
+    captions: Tensor
+    owners: Tensor
+
+
 def evaluate(
-    protocol: str, embeddings: Embeddings, order: Sequence[int | str] | None = None
+    protocol: str,
+    gallery: Embeddings | Similarities,
+    order: Sequence[int | str] | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
-    """Rank ``embeddings`` under ``protocol``, a key of ``PROTOCOLS``.
+    """Rank ``gallery`` under ``protocol``, a key of ``PROTOCOLS``.
 
     ``coco-1k`` cuts its folds from consecutive images, so its figures depend on their order.
 
     Args:
         protocol: "plain" ranks all there is; the others check the size of the split first.
-        embeddings: a split in the order of its dataset.
+        gallery: a split in the order of its dataset, or its similarities.
         order: image ids in the published order, where the dataset has another. Images that it
             leaves out are left out.
+        processes: that share the work; all call with the same gallery and get the same.
 
     Raises:
         ConfigError: no such protocol.
@@ -96,15 +127,16 @@ def evaluate(
     """
     check_protocol(protocol)
     rules = PROTOCOLS[protocol]
+    view = _whole(gallery)
     if order is not None:
-        embeddings = _reordered(embeddings, order)
+        view = _reordered(gallery, order)
     if rules.images is not None:
-        embeddings = _published(embeddings, protocol, rules)
-    folds = fold_recalls(embeddings, rules.folds)
+        view = _published(view, protocol, rules)
+    folds = tuple(_recalls(gallery, part, processes) for part in _cut(view, rules.folds))
     return Evaluation(
         protocol=protocol,
-        images=len(embeddings.images),
-        captions=len(embeddings.captions),
+        images=len(view.images),
+        captions=len(view.captions),
         recalls=folds[0] if rules.folds == 1 else Recalls.mean(folds),
         folds=folds if rules.folds > 1 else (),
     )
@@ -112,21 +144,39 @@ def evaluate(
 
 def fold_recalls(embeddings: Embeddings, folds: int) -> tuple[Recalls, ...]:
     """Cut the images into ``folds`` equal consecutive parts and rank each with its captions."""
-    size, rest = divmod(len(embeddings.images), folds)
+    return tuple(_recalls(embeddings, part, ALONE) for part in _cut(_whole(embeddings), folds))
+
+
+def _recalls(gallery: Embeddings | Similarities, view: _View, processes: Processes) -> Recalls:
+    if isinstance(gallery, Similarities):
+        return gallery.recalls(view.images, view.captions, view.owners)
+    images = _chosen(gallery.images, view.images)
+    return recall_at_k(images, _chosen(gallery.captions, view.captions), view.owners, processes)
+
+
+def _chosen(rows: Tensor, chosen: Tensor) -> Tensor:
+    """Return ``rows[chosen]``, without a copy where that is all of them in their order."""
+    if len(chosen) == len(rows) and torch.equal(chosen, torch.arange(len(rows))):
+        return rows
+    return rows[chosen]
+
+
+def _cut(view: _View, folds: int) -> list[_View]:
+    """Cut into equal parts of consecutive images, each with its captions."""
+    size, rest = divmod(len(view.images), folds)
     if rest or not size:
-        raise DatasetError(f"{len(embeddings.images)} images do not cut into {folds} equal folds")
-    owners = embeddings.caption_to_image
-    result = []
+        raise DatasetError(f"{len(view.images)} images do not cut into {folds} equal folds")
+    parts = []
     for start in range(0, size * folds, size):
-        own = (owners >= start) & (owners < start + size)
-        result.append(
-            recall_at_k(
-                embeddings.images[start : start + size],
-                embeddings.captions[own],
-                owners[own] - start,
-            )
-        )
-    return tuple(result)
+        own = (view.owners >= start) & (view.owners < start + size)
+        images = view.images[start : start + size]
+        parts.append(_View(images, view.captions[own], view.owners[own] - start))
+    return parts
+
+
+def _whole(gallery: Embeddings | Similarities) -> _View:
+    owners = gallery.caption_to_image
+    return _View(torch.arange(len(gallery.image_ids)), torch.arange(len(owners)), owners)
 
 
 def _line(name: str, way: DirectionRecalls) -> str:
@@ -136,17 +186,17 @@ def _line(name: str, way: DirectionRecalls) -> str:
     )
 
 
-def _published(embeddings: Embeddings, name: str, rules: Protocol) -> Embeddings:
+def _published(view: _View, name: str, rules: Protocol) -> _View:
     """Check the split's size and keep the first captions of each image."""
-    images, wanted = len(embeddings.images), rules.captions_per_image
-    fewest = int(embeddings.caption_to_image.bincount(minlength=images).min())
+    images, wanted = len(view.images), rules.captions_per_image
+    fewest = int(view.owners.bincount(minlength=images).min())
     if images != rules.images or fewest < wanted:
         raise DatasetError(
             f"protocol {name} ranks {rules.images:,} images with {wanted} captions each; this "
             f"split has {images:,} with at least {fewest}; choose another split or protocol plain"
         )
-    place = _place_within_image(embeddings.caption_to_image)
-    return _with_captions(embeddings, (place < wanted).nonzero().squeeze(1))
+    kept = _place_within_image(view.owners) < wanted
+    return _View(view.images, view.captions[kept], view.owners[kept])
 
 
 def _place_within_image(owners: Tensor) -> Tensor:
@@ -159,9 +209,9 @@ def _place_within_image(owners: Tensor) -> Tensor:
     return place
 
 
-def _reordered(embeddings: Embeddings, order: Sequence[int | str]) -> Embeddings:
+def _reordered(gallery: Embeddings | Similarities, order: Sequence[int | str]) -> _View:
     # Ids are numbers in one source and text in another; their text is the same.
-    row_of = {str(image_id): row for row, image_id in enumerate(embeddings.image_ids)}
+    row_of = {str(image_id): row for row, image_id in enumerate(gallery.image_ids)}
     missing = [image_id for image_id in order if str(image_id) not in row_of]
     if missing:
         raise DatasetError(
@@ -171,24 +221,9 @@ def _reordered(embeddings: Embeddings, order: Sequence[int | str]) -> Embeddings
     rows = [row_of[str(image_id)] for image_id in order]
     if len(set(rows)) != len(rows):
         raise DatasetError("the order names an image twice; name each once")
-    new_row = torch.full((len(embeddings.images),), -1)
+    new_row = torch.full((len(gallery.image_ids),), -1)
     new_row[torch.tensor(rows)] = torch.arange(len(rows))
-    owners = new_row[embeddings.caption_to_image]
-    moved = replace(
-        embeddings,
-        images=embeddings.images[torch.tensor(rows)],
-        image_ids=tuple(embeddings.image_ids[row] for row in rows),
-        caption_to_image=owners,
-    )
+    owners = new_row[gallery.caption_to_image]
     kept = (owners >= 0).nonzero().squeeze(1)
-    return _with_captions(moved, kept[torch.argsort(owners[kept], stable=True)])
-
-
-def _with_captions(embeddings: Embeddings, captions: Tensor) -> Embeddings:
-    """Keep these captions, in this order."""
-    return replace(
-        embeddings,
-        captions=embeddings.captions[captions],
-        caption_to_image=embeddings.caption_to_image[captions],
-        caption_ids=tuple(embeddings.caption_ids[row] for row in captions.tolist()),
-    )
+    captions = kept[torch.argsort(owners[kept], stable=True)]
+    return _View(torch.tensor(rows), captions, owners[captions])
