@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from vse_scale.commands.evaluate import evaluate
 from vse_scale.commands.interchange import export_model, import_model
+from vse_scale.commands.search import embed, search
 from vse_scale.errors import ConfigError, UserError
 from vse_scale.telemetry.progress import configure_logging, log, progress_of_encoding
 
@@ -155,6 +157,8 @@ def plan(
 
 
 app.command("eval")(evaluate)
+app.command()(embed)
+app.command()(search)
 app.command("import")(import_model)
 app.command("export")(export_model)
 

@@ -147,8 +147,8 @@ def nearest(queries: Rows, candidates: Rows, k: int) -> tuple[Tensor, Tensor]:
     Exact, in tiles: the score matrix is never whole. Equal scores go to the lower index.
 
     Args:
-        queries: (M, D) float.
-        candidates: (N, D) float.
+        queries: (M, D) float, on the device that does the work.
+        candidates: (N, D) float, there or on the CPU, where they may be a mapped file.
         k: how many, at most N are returned.
 
     Returns:
@@ -158,8 +158,10 @@ def nearest(queries: Rows, candidates: Rows, k: int) -> tuple[Tensor, Tensor]:
         ValueError: widths differ, ``k`` < 1, or there is no candidate.
         ModelError: an embedding is not finite.
     """
-    query_rows, candidate_rows = matching_rows(queries, candidates)
-    query_rows, candidate_rows = query_rows.float(), candidate_rows.float()
+    query_rows, candidate_rows = torch.as_tensor(queries), torch.as_tensor(candidates)
+    check_widths(query_rows, candidate_rows)
+    query_rows = query_rows.detach().float()
+    _check_finite(query_rows)
     if k < 1:
         raise ValueError(f"k is {k}; ask for at least 1 neighbour")
     k = min(k, len(candidate_rows))
@@ -173,7 +175,8 @@ def nearest(queries: Rows, candidates: Rows, k: int) -> tuple[Tensor, Tensor]:
 def _best_keys(queries: Tensor, candidates: Tensor, k: int) -> Tensor:
     best = queries.new_empty((len(queries), 0), dtype=torch.int64)
     for start in range(0, len(candidates), _CANDIDATE_TILE):
-        tile = candidates[start : start + _CANDIDATE_TILE]
+        tile = candidates[start : start + _CANDIDATE_TILE].detach().to(queries.device).float()
+        _check_finite(tile, start)
         scores = queries @ tile.T
         columns = torch.arange(start, start + len(tile), device=scores.device)
         merged = torch.cat([best, _pack(scores, columns)], dim=1)
@@ -208,6 +211,14 @@ def matching_rows(left: Rows, right: Rows) -> tuple[Tensor, Tensor]:
     wide = any(rows.dtype == torch.float64 for rows in tensors)
     dtype = torch.float64 if wide else torch.float32
     first, second = (rows.to(device=tensors[0].device, dtype=dtype) for rows in tensors)
+    check_widths(first, second)
+    for rows in (first, second):
+        _check_finite(rows)
+    return first, second
+
+
+def check_widths(first: Tensor, second: Tensor) -> None:
+    """Raise ValueError where these are not two matrices of one width, with a row each."""
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise ValueError(
             f"embeddings are {tuple(first.shape)} and {tuple(second.shape)}; "
@@ -215,19 +226,16 @@ def matching_rows(left: Rows, right: Rows) -> tuple[Tensor, Tensor]:
         )
     if not len(first) or not len(second):
         raise ValueError(f"{len(first)} and {len(second)} embeddings; give at least one of each")
-    for rows in (first, second):
-        _check_finite(rows)
-    return first, second
 
 
-def _check_finite(rows: Tensor) -> None:
+def _check_finite(rows: Tensor, first: int = 0) -> None:
     broken = torch.cat(
         [~torch.isfinite(part).all(dim=1) for part in torch.split(rows, _CHECKED_ROWS)]
     )
     if broken.any():
         raise ModelError(
             f"{int(broken.sum())} of {len(rows)} embeddings are not finite, the first is "
-            f"number {int(broken.nonzero()[0])}; the model has diverged, go back to an "
+            f"number {first + int(broken.nonzero()[0])}; the model has diverged, go back to an "
             "earlier checkpoint"
         )
 

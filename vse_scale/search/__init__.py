@@ -1,0 +1,1 @@
+"""Embedding whatever there is, and searching in it."""
