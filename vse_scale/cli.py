@@ -12,6 +12,7 @@ import typer
 
 from vse_scale.commands.evaluate import evaluate
 from vse_scale.commands.interchange import export_model, import_model
+from vse_scale.commands.report import report
 from vse_scale.commands.search import embed, search
 from vse_scale.errors import ConfigError, UserError
 from vse_scale.telemetry.progress import configure_logging, log, progress_of_encoding
@@ -159,6 +160,7 @@ def plan(
 app.command("eval")(evaluate)
 app.command()(embed)
 app.command()(search)
+app.command()(report)
 app.command("import")(import_model)
 app.command("export")(export_model)
 

@@ -53,7 +53,7 @@ def loss_chart(run: RunFolder) -> str:
         "Loss",
         f"Loss by step, from {number(losses[0])} at step {steps[0]['step']} to "
         f"{number(losses[-1])} at step {steps[-1]['step']}.",
-        _step_axis(run),
+        step_axis(run),
         y,
         lines,
         _phases(stretches),
@@ -82,7 +82,7 @@ def rsum_chart(run: RunFolder) -> str:
         "RSUM",
         f"RSUM of {len(ys)} validations, from {ys[0]:.1f} to {ys[-1]:.1f}; "
         f"the best is {ys[best]:.1f} at step {xs[best]}.",
-        _step_axis(run),
+        step_axis(run),
         y,
         lines,
         (),
@@ -118,19 +118,20 @@ def pooling_chart(curves: Sequence[PoolingCurve], side: str) -> str:
         f"Pooling weights of {longest} {unit} by position: {own[-1].weights[0]:.3f} at the "
         f"largest value, {own[-1].weights[-1]:.3f} at the smallest; the first "
         f"{int(np.argmax(half)) + 1} positions hold half of the weight.",
-        _position_axis(longest),
+        position_axis(longest),
         linear_axis("weight", bottom, top * 1.08),
         lines,
     )
 
 
-def _step_axis(run: RunFolder) -> Axis:
+def step_axis(run: RunFolder) -> Axis:
     """Loss and RSUM share this axis, so that what happened at one step stands at one place."""
     last = max(record["step"] for record in [*run.steps, *run.evaluations])
     return linear_axis("step", 0, max(last, 1))
 
 
-def _position_axis(length: int) -> Axis:
+def position_axis(length: int) -> Axis:
+    """Return the axis of sorted positions, 1 to ``length``."""
     axis = linear_axis("position, largest value first", 1, max(length, 2))
     ticks = ((1.0, "1"), *(tick for tick in axis.ticks if tick[0] >= 2 and tick[0] % 1 == 0))
     return Axis(axis.label, axis.low, axis.high, ticks)

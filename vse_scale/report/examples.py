@@ -1,4 +1,4 @@
-"""Retrieval examples with their pictures: some drawn at random, and the worst failures."""
+"""Retrieval examples with their pictures: some drawn at random, and the failures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,6 @@ class Pick:
         way: "i2t" if the query is an image, "t2i" if it is a caption.
         query: its row.
         rank: of its best right answer, 1 the best.
-        worst: whether it was chosen as a failure.
         answers: the rows of its nearest candidates, best first.
         right: for each answer, whether it is right.
         scores: their similarities.
@@ -53,7 +52,6 @@ class Pick:
     way: Way
     query: int
     rank: int
-    worst: bool
     answers: tuple[int, ...]
     right: tuple[bool, ...]
     scores: tuple[float, ...]
@@ -84,63 +82,130 @@ class Example:
 
     way: Way
     rank: int
-    worst: bool
     query: Item
     answers: tuple[Answer, ...]
     missed: Answer | None
 
 
-def pick_examples(
-    embeddings: Embeddings, *, each: int = 6, worst: int = 2, answers: int = 5, seed: int = 0
-) -> list[Pick]:
-    """Choose ``each`` queries of both directions, ``worst`` of them by the lowest rank.
+@dataclass(frozen=True)
+class Failures:
+    """The queries of which another answer came first.
 
-    The rest are drawn at random, not picked for their looks. No image appears twice as the query,
-    or the owner of the query, of one direction; a small split gives fewer.
+    Attributes:
+        shown: the worst of them.
+        total: how many there are, by direction.
+        queries: out of how many, by direction.
     """
+
+    shown: tuple[Example, ...]
+    total: dict[Way, int]
+    queries: dict[Way, int]
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """One direction: rows of the queries, their ranks, and the image that each is or belongs to."""
+
+    way: Way
+    queries: Tensor
+    ranks: Tensor
+    images: Tensor
+
+
+def _directions(embeddings: Embeddings) -> tuple[_Ranked, _Ranked]:
     owners = embeddings.caption_to_image
     ranks = query_ranks(embeddings.images, embeddings.captions, owners)
+    rows = ranks.image_queries
+    return (
+        _Ranked("i2t", rows, ranks.i2t, rows),
+        _Ranked("t2i", torch.arange(len(owners)), ranks.t2i, owners),
+    )
+
+
+def pick_examples(
+    embeddings: Embeddings, *, each: int = 6, answers: int = 5, seed: int = 0
+) -> list[Pick]:
+    """Choose ``each`` queries of both directions at random, not for their looks.
+
+    No image appears twice as the query, or the owner of the query, of one direction; a small split
+    gives fewer.
+    """
     rng = np.random.default_rng(seed)
-    image_rows = ranks.image_queries
     picks = []
-    for way, queries, way_ranks, query_images in (
-        ("i2t", image_rows, ranks.i2t, image_rows),
-        ("t2i", torch.arange(len(owners)), ranks.t2i, owners),
-    ):
-        chosen = _choose(way_ranks.numpy(), query_images.numpy(), each, worst, rng)
-        rows = queries[torch.tensor(chosen)]
-        sources, targets = embeddings.images, embeddings.captions
-        if way == "t2i":
-            sources, targets = targets, sources
-        scores, found = nearest(sources[rows], targets, answers)
-        for place, index in enumerate(chosen):
-            query, image = int(rows[place]), int(query_images[index])
-            own = torch.tensor([image])
-            if way == "i2t":
-                own = (owners == image).nonzero().squeeze(1)
-            best_score, best = nearest(sources[query][None], targets[own], 1)
-            picks.append(
-                Pick(
-                    way="i2t" if way == "i2t" else "t2i",
-                    query=query,
-                    rank=int(way_ranks[index]),
-                    worst=place < worst,
-                    answers=tuple(found[place].tolist()),
-                    right=tuple(torch.isin(found[place], own).tolist()),
-                    scores=tuple(scores[place].tolist()),
-                    best_right=int(own[best[0, 0]]),
-                    best_right_score=float(best_score),
-                )
+    for ranked in _directions(embeddings):
+        chosen = _unlike(rng.permutation(len(ranked.ranks)).tolist(), ranked.images.tolist(), each)
+        picks += _picks(embeddings, ranked, chosen, answers)
+    return picks
+
+
+def pick_failures(
+    embeddings: Embeddings, *, most: int = 48, answers: int = 5
+) -> tuple[list[Pick], dict[Way, int], dict[Way, int]]:
+    """Choose the ``most`` worst failures of both directions, and count all of them.
+
+    Returns:
+        The picks, the worst first, and the numbers of failures and of queries by direction.
+    """
+    picks: list[Pick] = []
+    total: dict[Way, int] = {}
+    queries: dict[Way, int] = {}
+    for ranked in _directions(embeddings):
+        failed = int((ranked.ranks > 1).sum())
+        worst = torch.argsort(ranked.ranks, descending=True, stable=True)[: min(most, failed)]
+        picks += _picks(embeddings, ranked, worst.tolist(), answers)
+        total[ranked.way], queries[ranked.way] = failed, len(ranked.ranks)
+    return sorted(picks, key=lambda pick: -pick.rank), total, queries
+
+
+def _picks(
+    embeddings: Embeddings, ranked: _Ranked, chosen: Sequence[int], answers: int
+) -> list[Pick]:
+    """Find the nearest answers of the ``chosen`` places of one direction."""
+    if not chosen:
+        return []
+    owners = embeddings.caption_to_image
+    rows = ranked.queries[torch.tensor(chosen)]
+    sources, targets = embeddings.images, embeddings.captions
+    if ranked.way == "t2i":
+        sources, targets = targets, sources
+    scores, found = nearest(sources[rows], targets, answers)
+    picks = []
+    for place, index in enumerate(chosen):
+        query, image = int(rows[place]), int(ranked.images[index])
+        own = torch.tensor([image])
+        if ranked.way == "i2t":
+            own = (owners == image).nonzero().squeeze(1)
+        best_score, best = nearest(sources[query][None], targets[own], 1)
+        picks.append(
+            Pick(
+                way=ranked.way,
+                query=query,
+                rank=int(ranked.ranks[index]),
+                answers=tuple(found[place].tolist()),
+                right=tuple(torch.isin(found[place], own).tolist()),
+                scores=tuple(scores[place].tolist()),
+                best_right=int(own[best[0, 0]]),
+                best_right_score=float(best_score),
             )
+        )
     return picks
 
 
 def illustrate(
-    picks: Sequence[Pick], embeddings: Embeddings, dataset: Pictures
+    picks: Sequence[Pick],
+    embeddings: Embeddings,
+    dataset: Pictures,
+    side: int = _THUMBNAIL_SIDE,
 ) -> tuple[Example, ...]:
-    """Add words and thumbnails to ``picks``; ``dataset`` is what ``embeddings`` were made from."""
-    owners = embeddings.caption_to_image
-    items = _Items(dataset, owners)
+    """Add words and thumbnails to ``picks``.
+
+    Args:
+        picks: from ``embeddings``.
+        embeddings: of the split.
+        dataset: what they were made from.
+        side: of the thumbnails in pixels, at most.
+    """
+    items = _Items(dataset, embeddings.caption_to_image, side)
     examples = []
     for pick in picks:
         query, answer = items.picture, items.caption
@@ -153,9 +218,7 @@ def illustrate(
         missed = None
         if not any(pick.right):
             missed = Answer(answer(pick.best_right), pick.best_right_score, right=True)
-        examples.append(
-            Example(pick.way, pick.rank, pick.worst, query(pick.query), answers, missed)
-        )
+        examples.append(Example(pick.way, pick.rank, query(pick.query), answers, missed))
     return tuple(examples)
 
 
@@ -169,32 +232,20 @@ def thumbnail(encoded: npt.NDArray[np.uint8] | bytes, side: int = _THUMBNAIL_SID
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _choose(
-    ranks: npt.NDArray[np.int64],
-    images: npt.NDArray[np.int64],
-    each: int,
-    worst: int,
-    rng: np.random.Generator,
-) -> list[int]:
-    """Return places in ``ranks``, the worst first, then the others as drawn."""
-    chosen: list[int] = []
-    used: set[int] = set()
-    by_rank = np.argsort(-ranks, kind="stable")
-    for limit, order in ((worst, by_rank), (each, rng.permutation(len(ranks)))):
-        for place in order.tolist():
-            if len(chosen) == limit:
-                break
-            if int(images[place]) not in used:
-                used.add(int(images[place]))
-                chosen.append(place)
-    return chosen
+def _unlike(places: Sequence[int], images: Sequence[int], most: int) -> list[int]:
+    """Return the first ``most`` places whose images differ."""
+    chosen: dict[int, int] = {}
+    for place in places:
+        if len(chosen) < most:
+            chosen.setdefault(images[place], place)
+    return list(chosen.values())
 
 
 class _Items:
     """Captions and thumbnails by row, each read once."""
 
-    def __init__(self, dataset: Pictures, owners: Tensor) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Pictures, owners: Tensor, side: int) -> None:
+        self._dataset, self._side = dataset, side
         self._owners = owners
         counts = owners.bincount()
         self._first = counts.cumsum(0) - counts
@@ -209,5 +260,5 @@ class _Items:
         if row not in self._pictures:
             captions = self._dataset.record(row).captions
             text = captions[0].text if captions else f"image {row} without captions"
-            self._pictures[row] = Item(text, thumbnail(self._dataset.image_bytes(row)))
+            self._pictures[row] = Item(text, thumbnail(self._dataset.image_bytes(row), self._side))
         return self._pictures[row]

@@ -14,11 +14,20 @@ from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.mixing import folder_with
 from vse_scale.data.shards import ShardDataset
 from vse_scale.evaluation.encode import Progress, encode_split
+from vse_scale.evaluation.separation import similarity_histograms
 from vse_scale.model.vse import VSEModel
 from vse_scale.report.curves import PoolingCurve
-from vse_scale.report.examples import Example, illustrate, pick_examples
+from vse_scale.report.examples import (
+    Example,
+    Failures,
+    illustrate,
+    pick_examples,
+    pick_failures,
+)
 from vse_scale.report.page import build_report
 from vse_scale.report.run_folder import RunFolder
+
+_FAILURE_SIDE = 120  # pixels of a failure's thumbnails: there are many of them
 
 
 class Pooled(Protocol):
@@ -50,6 +59,8 @@ def report_run(
     """
     run = RunFolder.load(run_dir)
     examples: tuple[Example, ...] = ()
+    failures: Failures | None = None
+    similarities: dict[str, list[int]] | None = None
     pooling: list[PoolingCurve] = []
     folder = run_dir / "model"
     if folder.is_dir() and "split" in run.results:
@@ -71,9 +82,20 @@ def report_run(
         )
         if dataset.holds("images"):  # region features cannot be looked at
             examples = illustrate(pick_examples(embeddings), embeddings, dataset)
+            picks, total, queries = pick_failures(embeddings)
+            shown = illustrate(picks, embeddings, dataset, _FAILURE_SIDE)
+            failures = Failures(shown, total, queries)
+        similarities = similarity_histograms(embeddings)
         texts = [c.text for i in range(len(dataset)) for c in dataset.record(i).captions]
         pooling = pooling_curves(model, tokenizer.encode(texts, max_tokens=longest)[1].tolist())
-    return build_report(run_dir, out, examples=examples, pooling=pooling)
+    return build_report(
+        run_dir,
+        out,
+        examples=examples,
+        failures=failures,
+        pooling=pooling,
+        similarities=similarities,
+    )
 
 
 def pooling_curves(model: Pooled, caption_lengths: Sequence[int]) -> list[PoolingCurve]:

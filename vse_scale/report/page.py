@@ -7,10 +7,11 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
-from vse_scale.report import curves, sections, timing
+from vse_scale.report import curves, panels, sections, timing
 from vse_scale.report.curves import PoolingCurve
-from vse_scale.report.examples import Example
+from vse_scale.report.examples import Example, Failures
 from vse_scale.report.run_folder import RunFolder
 
 
@@ -19,7 +20,9 @@ def build_report(
     out: Path | None = None,
     *,
     examples: Sequence[Example] = (),
+    failures: Failures | None = None,
     pooling: Sequence[PoolingCurve] = (),
+    similarities: dict[str, Any] | None = None,
 ) -> Path:
     """Write the report of a run; what the run lacks, the page says in a sentence.
 
@@ -27,7 +30,10 @@ def build_report(
         run_dir: a run folder.
         out: the file to write; ``run_dir``/report.html by default.
         examples: retrieval examples with their pictures.
+        failures: the queries that failed, to browse.
         pooling: the learned pooling weights.
+        similarities: histograms, as `similarity_histograms` makes them; None takes those of the
+            best validation that recorded some.
 
     Returns:
         The path of the file.
@@ -37,13 +43,18 @@ def build_report(
     """
     out = out or run_dir / "report.html"
     partial = out.with_name(out.name + ".partial")
-    partial.write_text(render(RunFolder.load(run_dir), examples, pooling), encoding="utf-8")
+    html = render(RunFolder.load(run_dir), examples, failures, pooling, similarities)
+    partial.write_text(html, encoding="utf-8")
     partial.replace(out)
     return out
 
 
 def render(
-    run: RunFolder, examples: Sequence[Example] = (), pooling: Sequence[PoolingCurve] = ()
+    run: RunFolder,
+    examples: Sequence[Example] = (),
+    failures: Failures | None = None,
+    pooling: Sequence[PoolingCurve] = (),
+    similarities: dict[str, Any] | None = None,
 ) -> str:
     """Return the page as HTML."""
     folder = files("vse_scale.report")
@@ -53,14 +64,22 @@ def render(
         headline=sections.headline(run),
         recalls=_recalls(run),
         curves=_curves(run),
+        separation=_separation(run, similarities),
         examples=_examples(examples),
-        pooling=_pooling(pooling),
+        failures=_failures(failures),
+        pooling=_pooling(run, pooling),
         time=timing.time_section(run.steps) if run.steps else _absent("No step was recorded yet."),
         settings=(
             sections.settings_list(run.config)
             if run.config
             else _absent("The run folder holds no config.yaml.")
         ),
+        system=(
+            f'<div class="settings">{panels.system_list(run.system)}</div>'
+            if run.system
+            else _absent("The run folder holds no system.json.")
+        ),
+        script=(folder / "script.js").read_text("utf-8"),
     )
 
 
@@ -84,35 +103,56 @@ def _curves(run: RunFolder) -> str:
         curves.loss_chart(run) or _absent("No step was recorded yet, so there is no loss curve."),
         curves.rsum_chart(run) or _absent("No validation was recorded, so there is no RSUM curve."),
     ]
+    charts += [panels.recall_charts(run), panels.similarity_chart(run)]
     table = sections.validation_table(run.evaluations) if run.evaluations else ""
     return f'<div class="charts">{"".join(charts)}</div>{table}'
+
+
+def _separation(run: RunFolder, similarities: dict[str, Any] | None) -> str:
+    if similarities is None:
+        recorded = [record for record in run.evaluations if record.get("similarities")]
+        best = max(recorded, key=lambda record: float(record["rsum"]), default={})
+        similarities = best.get("similarities")
+    chart = panels.separation_chart(similarities)
+    if not chart:
+        return _absent("No similarities were recorded, and no model was at hand to compute them.")
+    note = _note(
+        "Each caption twice: by its similarity with its own image, and with the most similar other "
+        "image. Where the two overlap, captions find the wrong picture."
+    )
+    return f'{note}<div class="charts">{chart}</div>'
 
 
 def _examples(examples: Sequence[Example]) -> str:
     if not examples:
         return _absent("No retrieval examples were made for this report.")
-    groups = (
-        ("Picture to captions", [e for e in examples if e.way == "i2t" and not e.worst]),
-        ("Caption to pictures", [e for e in examples if e.way == "t2i" and not e.worst]),
-        ("The worst failures", [e for e in examples if e.worst]),
-    )
+    groups = (("Picture to captions", "i2t"), ("Caption to pictures", "t2i"))
     note = _note(
-        "Queries drawn at random, then those whose right answer came last. Each shows its nearest "
-        "answers with their cosine similarity; ✓ right, ✗ wrong."
+        "Queries drawn at random. Each shows its nearest answers with their cosine similarity; "
+        "✓ right, ✗ wrong."
     )
     return note + "".join(
-        f'<h3>{name}</h3><div class="examples">{sections.example_cards(group)}</div>'
-        for name, group in groups
-        if group
+        f'<h3>{name}</h3><div class="examples">'
+        f"{sections.example_cards(e for e in examples if e.way == way)}</div>"
+        for name, way in groups
     )
 
 
-def _pooling(pooling: Sequence[PoolingCurve]) -> str:
+def _failures(failures: Failures | None) -> str:
+    if failures is None:
+        return _absent("No failures were looked for in this report.")
+    if not failures.shown:
+        return _absent("None: every query found a right answer first.")
+    return sections.failure_browser(failures)
+
+
+def _pooling(run: RunFolder, pooling: Sequence[PoolingCurve]) -> str:
     charts = "".join(curves.pooling_chart(pooling, side) for side in ("image", "text"))
-    if not charts:
+    over_time = panels.pooling_over_time(run.evaluations)
+    if not charts and not over_time:
         return _absent("No model was at hand to read the pooling weights from.")
     note = _note(
         "GPO sorts the values of every channel and weighs them by position. Weight at the left "
         "alone would be max pooling; the dashed line is the plain average."
     )
-    return f'{note}<div class="charts">{charts}</div>'
+    return f'{note}<div class="charts">{charts}{over_time}</div>'

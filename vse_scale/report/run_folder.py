@@ -12,6 +12,8 @@ import yaml
 from vse_scale.errors import OutputError
 from vse_scale.telemetry.journal import read_journal
 
+SYSTEM_FILE = "system.json"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -23,6 +25,7 @@ class RunFolder:
         steps: metrics.jsonl, one mapping a step.
         evaluations: evaluations.jsonl, one mapping a validation.
         results: results.json or, of a run that is not over, its best validation.
+        system: system.json, what the run ran on.
     """
 
     name: str
@@ -30,6 +33,7 @@ class RunFolder:
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     results: dict[str, Any]
+    system: dict[str, Any]
 
     @classmethod
     def load(cls, folder: Path) -> RunFolder:
@@ -50,12 +54,14 @@ class RunFolder:
             evaluations = read_journal(reading)
             reading = results
             final = json.loads(results.read_text("utf-8")) if results.exists() else {}
+            reading = folder / SYSTEM_FILE
+            system = json.loads(reading.read_text("utf-8")) if reading.exists() else {}
         except (ValueError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise OutputError(f"{reading}: is damaged ({reason}); restore or remove it") from error
         if "rsum" not in final and evaluations:
             final = {**max(evaluations, key=lambda record: float(record["rsum"])), **final}
-        return cls(folder.resolve().name, settings, steps, evaluations, final)
+        return cls(folder.resolve().name, settings, steps, evaluations, final, system)
 
     def setting(self, dotted: str, default: Any = None) -> Any:
         """Return the value of a configuration key such as ``data.path``."""

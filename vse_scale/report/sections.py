@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from vse_scale.report.examples import Answer, Example, Item
+from vse_scale.report.examples import Answer, Example, Failures, Item, Way
 from vse_scale.report.run_folder import RunFolder
 from vse_scale.telemetry.progress import duration
 
 _DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+_QUERIES: dict[Way, str] = {"i2t": "pictures", "t2i": "captions"}
 _RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
 
 
@@ -90,13 +91,39 @@ def example_cards(examples: Iterable[Example]) -> str:
     return "".join(_card(example) for example in examples)
 
 
+def failure_browser(failures: Failures) -> str:
+    """Return all failures that are shown, the worst first, with a form to filter them."""
+    count = ", ".join(
+        f"{failures.total[way]:,} of {failures.queries[way]:,} {name}"
+        for way, name in _QUERIES.items()
+    )
+    listed = len(failures.shown)
+    note = f"Another answer came first for {count}; " + (
+        "all of them are here."
+        if listed == sum(failures.total.values())
+        else f"the worst {listed} are here."
+    )
+    ranks = "".join(f'<option value="{rank}">{rank} or later</option>' for rank in (2, 6, 11, 51))
+    return (
+        f'<p class="note">{escape(note)}</p><div id="failures-box"><form hidden>'
+        '<label>Query <select name="way"><option value="">pictures and captions</option>'
+        '<option value="i2t">pictures</option><option value="t2i">captions</option></select>'
+        "</label>"
+        f'<label>Rank <select name="rank">{ranks}</select></label>'
+        '<label>Words <input name="words" type="search" placeholder="red ring"></label>'
+        "<output></output></form>"
+        f'<div class="examples">{example_cards(failures.shown)}</div>'
+        '<button type="button" hidden>Show more</button></div>'
+    )
+
+
 def settings_list(config: dict[str, Any]) -> str:
     """Return the configuration, section by section."""
     sections = []
     for section, values in config.items():
         pairs = "".join(
-            f"<div><dt>{escape(key)}</dt><dd>{escape(_plain(value))}</dd></div>"
-            for key, value in _flat(values)
+            f"<div><dt>{escape(key)}</dt><dd>{escape(plain(value))}</dd></div>"
+            for key, value in flat_settings(values)
         )
         sections.append(f"<section><h3>{escape(section)}</h3><dl>{pairs}</dl></section>")
     return f'<div class="settings">{"".join(sections)}</div>'
@@ -144,11 +171,10 @@ def _text_tower(run: RunFolder) -> str:
 
 
 def _card(example: Example) -> str:
-    worst = " worst" if example.worst else ""
     hit = "first" if example.rank == 1 else "later"
     rank = f'<span class="rank {hit}">rank {example.rank:,}</span>'
     body = _captions_of(example, rank) if example.way == "i2t" else _pictures_of(example, rank)
-    return f'<article class="example {example.way}{worst}">{body}</article>'
+    return f'<article class="example {example.way}" data-rank="{example.rank}">{body}</article>'
 
 
 def _captions_of(example: Example, rank: str) -> str:
@@ -211,22 +237,24 @@ def _score(answer: Answer) -> str:
     return f'<span class="similarity" title="cosine similarity">{figure}</span>'
 
 
-def _flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def flat_settings(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return settings of all depths by their dotted names."""
     if not isinstance(values, dict):
         return [(prefix or "value", values)]
     pairs = []
     for key, value in values.items():
         name = f"{prefix}.{key}" if prefix else str(key)
         nested = isinstance(value, dict) and value
-        pairs += _flat(value, name) if nested else [(name, value)]
+        pairs += flat_settings(value, name) if nested else [(name, value)]
     return pairs
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """Return a setting's value in words."""
     if value is None or value == {}:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_plain(item) for item in value) or "–"
+        return ", ".join(plain(item) for item in value) or "–"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -20,22 +20,14 @@ from torch import Tensor
 
 from vse_scale.config import Config
 from vse_scale.data.loader import Batch, Loader
-from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import CheckpointError, OutputError, TrainingError
-from vse_scale.evaluation.encode import encode_split
-from vse_scale.evaluation.retrieval import Recalls, recall_at_k
 from vse_scale.model.vse import VSEModel
 from vse_scale.objective.cached import cached_backward
 from vse_scale.objective.negatives import HingeResult, global_hinge_loss
 from vse_scale.telemetry.journal import Journal, read_journal
 from vse_scale.telemetry.observers import Observers
-from vse_scale.telemetry.progress import (
-    Progress,
-    duration,
-    heartbeat,
-    log,
-    progress_of_encoding,
-)
+from vse_scale.telemetry.progress import Progress, duration, heartbeat, log
+from vse_scale.telemetry.system import write_system
 from vse_scale.training import setup
 from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
 from vse_scale.training.engine import Engine
@@ -44,6 +36,7 @@ from vse_scale.training.state import SharedTensors
 from vse_scale.training.stopping import StopRequest
 from vse_scale.training.supervisor import DONE, EXIT_STOPPED
 from vse_scale.training.timing import PhaseTimer
+from vse_scale.training.validation import validate
 from vse_scale.training.world import World, join_world
 
 
@@ -239,26 +232,6 @@ class Trainer:
             reduction=self.config.objective.reduction,
         )
 
-    def validate(self, dataset: ShardDataset) -> Recalls:
-        """Encode ``dataset`` over all ranks and rank it."""
-        with (
-            progress_of_encoding(visible=self.world.main) as report,
-            self.engine.whole_model() as model,
-        ):
-            embeddings = encode_split(
-                model,
-                self.tokenizer,
-                dataset,
-                batch=self.config.eval.batch,
-                device=self.world.device,
-                threads=self.config.data.threads,
-                max_caption_tokens=self.config.data.max_caption_tokens,
-                rank=self.world.rank,
-                ranks=self.world.ranks,
-                progress=report,
-            )
-        return recall_at_k(embeddings.images, embeddings.captions, embeddings.caption_to_image)
-
     def _due(self, steps: int | None, epochs: int) -> bool:
         """Whether what is done every so many steps, or else epochs, is done after this one."""
         return self.state.step % (steps or epochs * self.plan.steps_per_epoch) == 0
@@ -271,17 +244,17 @@ class Trainer:
         """Validate, where there is a split to validate on, and keep the best model."""
         if self.validation is not None:
             began = time.perf_counter()
-            recalls = self.validate(self.validation)
-            self._record_evaluation(epoch, recalls, time.perf_counter() - began)
+            found = validate(self.engine, self.tokenizer, self.validation, self.config, self.world)
+            self._record_evaluation(epoch, found, time.perf_counter() - began)
 
-    def _record_evaluation(self, epoch: int, recalls: Recalls, seconds: float) -> None:
+    def _record_evaluation(self, epoch: int, found: dict[str, Any], seconds: float) -> None:
         assert self.validation is not None
-        split = self.validation.split
-        record = {"step": self.state.step - 1, "epoch": epoch, "split": split, **recalls.to_dict()}
+        split, rsum = self.validation.split, found["rsum"]
+        record = {"step": self.state.step - 1, "epoch": epoch, "split": split, **found}
         best = self.state.best_rsum
-        if best is None or recalls.rsum > best:
+        if best is None or rsum > best:
             now = self.state.step
-            self.state = replace(self.state, best_rsum=recalls.rsum, best_step=now, stale=0)
+            self.state = replace(self.state, best_rsum=rsum, best_step=now, stale=0)
             self._export()
         else:
             self.state = replace(self.state, stale=self.state.stale + 1)
@@ -292,7 +265,7 @@ class Trainer:
             self.observers.evaluation(record)
             log.info(
                 "epoch %d: %s R@1 %.1f image to text, %.1f text to image, RSUM %.1f%s",
-                epoch + 1, split, recalls.i2t.r1, recalls.t2i.r1, recalls.rsum,
+                epoch + 1, split, found["i2t"]["r1"], found["t2i"]["r1"], rsum,
                 " (best so far)" if self.state.best_step == self.state.step else "",
             )  # fmt: skip
 
@@ -337,6 +310,7 @@ class Trainer:
         if self.validation is not None:
             evaluations = read_journal(self.folder / "evaluations.jsonl")
             best = next(e for e in evaluations if e["step"] + 1 == self.state.best_step)
+            best = {key: best[key] for key in best if key not in ("pooling", "similarities")}
             results = {**best, **results, "last_rsum": evaluations[-1]["rsum"]}
         _write_json(self.folder / "results.json", results)
         log.info(
@@ -359,6 +333,7 @@ class Trainer:
         if self.world.main:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(self.config.to_yaml())
+            write_system(self.folder, ranks=self.world.ranks)
             self.metrics = Journal(self.folder / "metrics.jsonl", next_step=next_step)
             self.evaluations = Journal(self.folder / "evaluations.jsonl", next_step=next_step)
 

@@ -1,0 +1,37 @@
+"""``vse-scale report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vse_scale.commands.common import best_device, check_writable
+from vse_scale.errors import ConfigError
+from vse_scale.telemetry.progress import log, progress_of_encoding
+
+
+def report(
+    run: Annotated[list[Path], typer.Option(help="a run's folder; two are put side by side")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="default: report.html in the run's folder; compare.html for two"),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="decoding threads")] = 2,
+) -> None:
+    """Write a run's report, or two side by side: one HTML file that opens without a network."""
+    if len(run) > 2:
+        raise ConfigError(f"{len(run)} runs were given; the report shows one, or two side by side")
+    check_writable("--out", out)
+    log.info("writing the report of %s", " and ".join(map(str, run)))
+    if len(run) == 2:
+        from vse_scale.report.compare import compare_runs
+
+        print(f"report: {compare_runs(run[0], run[1], out or Path('compare.html'))}")
+        return
+    from vse_scale.report.from_run import report_run
+
+    with progress_of_encoding() as progress:
+        written = report_run(run[0], out, device=best_device(), threads=threads, progress=progress)
+    print(f"report: {written}")

@@ -1,0 +1,55 @@
+"""On what a run runs: processors, memory, GPUs and the versions that decide its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+_FILE = "system.json"
+_PACKAGES = (
+    "vse-scale", "torch", "triton", "deepspeed", "nvidia-dali-cuda130", "transformers", "numpy",
+)  # fmt: skip
+
+
+def write_system(folder: Path, *, ranks: int) -> None:
+    """Write ``system.json``: of the machine of the main rank; names of hosts are left out."""
+    (folder / _FILE).write_text(json.dumps(describe_system(ranks), indent=1) + "\n")
+
+
+def describe_system(ranks: int) -> dict[str, Any]:
+    """Return the facts, units in the names."""
+    gpus = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+    return {
+        "ranks": ranks,
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
+        "threads_per_rank": torch.get_num_threads(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,75 @@
+"""A validation within training, and what is kept of it for the report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vse_scale.config import Config
+from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.data.shards import ShardDataset
+from vse_scale.evaluation.encode import encode_split
+from vse_scale.evaluation.retrieval import recall_at_k
+from vse_scale.evaluation.separation import similarity_histograms
+from vse_scale.evaluation.sharing import Processes
+from vse_scale.model.vse import VSEModel
+from vse_scale.telemetry.progress import progress_of_encoding
+from vse_scale.training.world import World
+
+if TYPE_CHECKING:
+    from vse_scale.training.engine import Engine
+
+POOLED_TOKENS = 16  # of a caption whose pooling weights are kept
+_DIGITS = 5
+
+
+def validate(
+    engine: Engine,
+    tokenizer: CaptionTokenizer,
+    dataset: ShardDataset,
+    config: Config,
+    world: World,
+) -> dict[str, Any]:
+    """Encode and rank ``dataset`` over all ranks.
+
+    Returns:
+        The recalls as `Recalls.to_dict` has them; on the main rank also ``pooling``, GPO's weights
+        by position for both sides, and ``similarities``, histograms of right and of hardest wrong
+        pairs.
+    """
+    with progress_of_encoding(visible=world.main) as report, engine.whole_model() as model:
+        embeddings = encode_split(
+            model,
+            tokenizer,
+            dataset,
+            batch=config.eval.batch,
+            device=world.device,
+            threads=config.data.threads,
+            max_caption_tokens=config.data.max_caption_tokens,
+            rank=world.rank,
+            ranks=world.ranks,
+            progress=report,
+        )
+        pooling = _pooling(model) if world.main else {}
+    recalls = recall_at_k(
+        embeddings.images,
+        embeddings.captions,
+        embeddings.caption_to_image,
+        Processes(world.rank, world.ranks),
+    )
+    record: dict[str, Any] = recalls.to_dict()
+    if world.main:
+        record["pooling"] = pooling
+        record["similarities"] = similarity_histograms(embeddings)
+    return record
+
+
+def _pooling(model: VSEModel) -> dict[str, list[float]]:
+    lengths = {"image": model.grid_cells, "text": POOLED_TOKENS}
+    return {
+        "image": _rounded(model.pooling_weights("image", lengths["image"]).tolist()),
+        "text": _rounded(model.pooling_weights("text", lengths["text"]).tolist()),
+    }
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [round(value, _DIGITS) for value in values]
