@@ -84,8 +84,8 @@ def _recalls(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
     rows.append(_compared("pairs a second", speeds, ",.0f", judged=False))
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     return (
-        f'<div class="wide"><table class="figures"><thead><tr><th scope="col"></th>{heads}'
-        f'<th scope="col">difference</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f'<table class="figures compared"><thead><tr><th scope="col"></th>{heads}'
+        f'<th scope="col">difference</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
 
 
@@ -188,8 +188,8 @@ def _settings(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
     )
     return (
         f'<p class="note">{len(differing)} of {len(flat[0] | flat[1])} settings differ.</p>'
-        f'<div class="wide"><table class="figures"><thead><tr><th scope="col"></th>{heads}</tr>'
-        f"</thead><tbody>{rows}</tbody></table></div>"
+        f'<table class="figures compared words"><thead><tr><th scope="col"></th>{heads}</tr>'
+        f"</thead><tbody>{rows}</tbody></table>"
     )
 
 
@@ -202,7 +202,8 @@ def _systems(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
             f'<div class="settings">{system_list(runs[0].system)}</div>'
         )
     parts = "".join(
-        f'<div><h3>{escape(name)}</h3><div class="settings">{system_list(run.system)}</div></div>'
+        f'<div><h3>{escape(name)}</h3><div class="settings">'
+        f"{system_list(run.system) or 'Not recorded.'}</div></div>"
         for run, name in zip(runs, names, strict=True)
     )
     return f'<div class="pair">{parts}</div>'

@@ -136,7 +136,9 @@ def pooling_lines(title: str, rows: Sequence[tuple[Sequence[float], str, str]]) 
 
 
 def system_list(system: dict[str, Any]) -> str:
-    """Return what the run ran on."""
+    """Return what the run ran on; nothing where it recorded nothing."""
+    if not system:
+        return ""
     gpus = [f"{gpu['name']}, {_gigabytes(gpu['memory_bytes'])}" for gpu in system.get("gpus", [])]
     facts = [
         ("processes", system.get("ranks")),
