@@ -64,9 +64,16 @@ def evaluate_eccv(embeddings: Embeddings, folder: Path) -> dict[str, EccvFigures
         first, second = (image_row, caption_row) if way == "i2t" else (caption_row, image_row)
         answers = _read(folder / file)
         queries = _rows(list(answers), first, folder / file)
-        right = [_rows(found, second, folder / file) for found in answers.values()]
+        right = [[second[name] for name in found if name in second] for found in answers.values()]
+        if not all(right):
+            raise DatasetError(
+                f"{folder / file}: has a query none of whose answers is in the evaluated data; "
+                "evaluate the COCO 5K test split with COCO's own ids"
+            )
         sources, targets = (images, captions) if way == "i2t" else (captions, images)
-        result[way] = retrieval_figures(sources[torch.tensor(queries)], targets, right)
+        # One of the answers is a sixth caption, which is not ranked: R counts it all the same.
+        counts = [len(set(found)) for found in answers.values()]
+        result[way] = retrieval_figures(sources[torch.tensor(queries)], targets, right, counts)
     return result
 
 
@@ -93,7 +100,9 @@ def eccv_table(found: Mapping[str, EccvFigures], name: str | None = None) -> str
     return "\n".join(lines)
 
 
-def retrieval_figures(queries: Tensor, candidates: Tensor, right: list[list[int]]) -> EccvFigures:
+def retrieval_figures(
+    queries: Tensor, candidates: Tensor, right: list[list[int]], counts: list[int]
+) -> EccvFigures:
     """Return mAP@R, R-precision and R@1 of ``queries`` (Q, D) among ``candidates`` (N, D).
 
     R is each query's number of right answers (Musgrave et al., "A Metric Learning Reality Check",
@@ -104,20 +113,21 @@ def retrieval_figures(queries: Tensor, candidates: Tensor, right: list[list[int]
         queries: embeddings.
         candidates: embeddings.
         right: for each query the rows of its right answers, at least one.
+        counts: for each query R, at least the number of its rows.
     """
     average, precision, first = [], [], []
     for start in range(0, len(queries), _TILE):
         scores = (queries[start : start + _TILE] @ candidates.T).cpu()
-        for row, answers in zip(scores, right[start : start + _TILE], strict=True):
+        part = slice(start, start + _TILE)
+        for row, answers, count in zip(scores, right[part], counts[part], strict=True):
             is_right = torch.zeros(len(row), dtype=torch.bool)
             is_right[answers] = True
-            count = int(is_right.sum())
             wrong_first = torch.argsort(is_right.to(torch.uint8), stable=True)
             best = torch.argsort(row[wrong_first], descending=True, stable=True)[:count]
             hits = is_right[wrong_first[best]].double()
-            precisions = hits.cumsum(0) / torch.arange(1, count + 1)
-            average.append(float((precisions * hits).mean()))
-            precision.append(float(hits.mean()))
+            precisions = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+            average.append(float((precisions * hits).sum()) / count)
+            precision.append(float(hits.sum()) / count)
             first.append(float(hits[0]))
     figures = [100 * float(np.mean(values)) for values in (average, precision, first)]
     return EccvFigures(figures[0], figures[1], figures[2], len(right))
