@@ -12,7 +12,7 @@ import torch
 
 from vse_scale.errors import DatasetError
 from vse_scale.evaluation.encode import Embeddings
-from vse_scale.evaluation.similarities import open_array
+from vse_scale.evaluation.similarities import as_rows, open_array
 
 
 def open_embeddings(folder: Path) -> Embeddings:
@@ -40,8 +40,8 @@ def open_embeddings(folder: Path) -> Embeddings:
     except KeyError as error:
         raise DatasetError(f"{folder}: captions.jsonl does not say whose they are") from error
     return Embeddings(
-        images=torch.from_numpy(images[0]),
-        captions=torch.from_numpy(captions[0]),
+        images=as_rows(images[0]),
+        captions=as_rows(captions[0]),
         caption_to_image=owners,
         image_ids=tuple(line["id"] for line in images[1]),
         caption_ids=tuple(line["id"] for line in captions[1]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,13 +113,13 @@ def open_similarities(
 
 
 def open_array(path: Path) -> NDArray[np.floating]:
-    """Map a ``.npy`` file; writing to the array changes no file.
+    """Map a ``.npy`` file for reading.
 
     Raises:
         DatasetError: it is missing, damaged or holds objects.
     """
     try:
-        array: NDArray[np.floating] = np.load(path, mmap_mode="c", allow_pickle=False)
+        array: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         reason = error.strerror or error
         raise DatasetError(f"{path}: cannot be read ({reason}); give a .npy file") from error
@@ -127,3 +128,11 @@ def open_array(path: Path) -> NDArray[np.floating]:
     if not isinstance(array, np.ndarray):
         raise DatasetError(f"{path}: holds several arrays; give a .npy file")
     return array
+
+
+def as_rows(array: NDArray[np.floating]) -> Tensor:
+    """Return a mapped array as a tensor over the same memory, to be read only."""
+    with warnings.catch_warnings():
+        # Nobody here writes to it, which is what the warning is about.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import ConfigError, DatasetError, UserError
 from vse_scale.evaluation.retrieval import nearest
 from vse_scale.evaluation.saved import read_lines
-from vse_scale.evaluation.similarities import open_array
+from vse_scale.evaluation.similarities import as_rows, open_array
 from vse_scale.search.embed import INDEX
 from vse_scale.search.sources import Encoder, Pictures
 from vse_shards.images import Rejected
@@ -90,7 +89,7 @@ class Index:
                 f"{self.folder}: {chosen}.npy is {rows.shape}, for {len(lines)} ids and queries of "
                 f"width {queries.shape[1]}; embed again with this model"
             )
-        scores, found = nearest(queries, torch.from_numpy(rows), top)
+        scores, found = nearest(queries, as_rows(rows), top)
         hits = [
             [
                 Hit(row, lines[row]["id"], str(lines[row].get("text", "")), score)

@@ -1,0 +1,42 @@
+"""Rank 5,000 images and 25,000 captions of width 1,024, in turn with the bare product of both.
+
+Usage: coco_ranks.py [ROUNDS]; prints the median seconds of both, their ratio and the peak of memory
+before the first bare product, which holds the whole matrix.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+
+import torch
+
+from vse_scale.evaluation.retrieval import query_ranks
+
+
+def main(rounds: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(5000, 1024, generator=generator)
+    captions = torch.randn(25000, 1024, generator=generator)
+    owners = torch.arange(25000) // 5
+    seconds: dict[str, list[float]] = {"ranks": [], "product": []}
+    peak = 0
+    for _ in range(rounds):
+        began = time.perf_counter()
+        query_ranks(images, captions, owners)
+        seconds["ranks"].append(time.perf_counter() - began)
+        peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        began = time.perf_counter()
+        product = images @ captions.T
+        seconds["product"].append(time.perf_counter() - began)
+        del product
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ratio = medians["ranks"] / medians["product"]
+    print(json.dumps({**medians, "ratio": ratio, "peak_bytes": peak}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
