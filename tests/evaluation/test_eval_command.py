@@ -78,6 +78,9 @@ def test_several_processes_find_the_same(coco, shared, tmp_path):
     assert 0 < alone[1]["eccv"]["i2t"]["map_at_r"] < 100
     assert "Spearman" in alone[0]
     assert "mAP@R" in alone[0]
+    assert evaluate(2, coco, tmp_path / "2.json", *options) == alone
+    options = ["--protocol", "coco-5k"]
+    alone = evaluate(1, coco, tmp_path / "1.json", *options)
     for ranks in (2, 3):
         assert evaluate(ranks, coco, tmp_path / f"{ranks}.json", *options) == alone
 

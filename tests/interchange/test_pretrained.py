@@ -72,6 +72,10 @@ def edited(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def described(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
 def damage_truncated(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -91,6 +95,14 @@ DAMAGES = {
     "a missing section": (lambda f: edited(f, model={"embed_dim": 0}), "does not describe a model"),
     "another size": (lambda f: edited(f, vocab_size="many"), "does not describe a model"),
     "another pixel": (lambda f: edited(f, image_spec={"size": 32}), "image specification"),
+    "two image sizes": (
+        lambda f: edited(f, image_spec=described(f)["image_spec"] | {"size": 64}),
+        "image_spec.size is 64 and model.image.size 32",
+    ),
+    "an unknown backbone": (
+        lambda f: edited(f, model=described(f)["model"] | {"image": {"backbone": "vgg"}}),
+        "does not describe a model",
+    ),
     "cut weights": (damage_truncated, "cannot be read as weights"),
     "no tensors": (
         lambda f: (f / "model.safetensors").write_bytes(b"junk"),

@@ -199,3 +199,9 @@ class TestRegionModel:
     def test_pixels_have_no_lengths(self, small_model):
         with pytest.raises(ValueError, match="takes pixels"):
             small_model.encode_images(torch.randn(1, 3, 32, 32), torch.tensor([4]))
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 32, 3), (3, 32, 32), (2, 1, 32, 32)])
+def test_images_of_another_shape_are_refused(small_model, shape):
+    with pytest.raises(ValueError, match=r"images are .*; this model takes \(N, 3, H, W\)"):
+        small_model.encode_images(torch.zeros(shape))

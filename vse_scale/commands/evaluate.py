@@ -82,7 +82,7 @@ def evaluate(
             gallery = _encode(_some(model), _some(data), split, batch, threads, processes)
         order = _source_order(data, split, protocol)
         found = _rank(gallery, protocol, order, split, cxc, as_published, processes)
-        beside = _eccv(gallery, eccv) if eccv is not None else {}
+        beside = _eccv(gallery, eccv) if eccv is not None and processes.main else {}
     if not processes.main:
         return
     name = (model or members[0][0]).name if len(members) < 2 else f"ensemble of {len(members)}"

@@ -106,7 +106,8 @@ def evaluate_cxc(
         split: "test" or "val".
         as_published: leave the query itself in its own ranking with a similarity of zero, as the
             code of VSE-infinity does, where it can still come before a right answer.
-        processes: that share the work; all call with the same embeddings and get the same.
+        processes: that share the ranking; all call with the same embeddings and get the same
+            recalls, and the main one the correlations.
 
     Raises:
         DatasetError: a file is missing or malformed, or names what ``embeddings`` lack.
@@ -114,6 +115,8 @@ def evaluate_cxc(
     embeddings = rated_part(embeddings, folder, split)
     positives = read_positives(embeddings, folder, split)
     ranked = rank_tasks(embeddings, positives, as_published=as_published, processes=processes)
+    if not processes.main:
+        return ranked
     images, captions = matching_rows(embeddings.images, embeddings.captions)
     sides = {"sits": (captions, images), "sis": (images, images), "sts": (captions, captions)}
     return replace(

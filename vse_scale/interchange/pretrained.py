@@ -60,6 +60,11 @@ def load(kind: type[VSEModel], folder: Path) -> VSEModel:
         config: Any = _stored(described["model"])
         model = kind(config, int(described["vocab_size"]), int(described["pad_id"]))
         model.image_spec = ImageSpec.from_dict(described["image_spec"])
+        if model.image_spec.size != config.image.size:
+            raise ModelError(
+                f"image_spec.size is {model.image_spec.size} and model.image.size "
+                f"{config.image.size}; they must be equal"
+            )
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:

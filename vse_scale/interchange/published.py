@@ -16,6 +16,7 @@ from pickle import UnpicklingError
 from typing import Any, get_args
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from vse_scale.config import ImageConfig, ModelConfig
@@ -67,6 +68,12 @@ _BERT_NAMES = {
     "text.linear.": "text.projection.",
     "text.gpool.": "text.pool.",
 }
+_WORDS = "text.embed.weight"
+_BIGRU_NAMES = {
+    "text.embed.": "text.encoder.embed.",
+    "text.rnn.": "text.encoder.rnn.",
+    "text.gpool.": "text.pool.",
+}
 
 
 @dataclass(frozen=True)
@@ -106,16 +113,18 @@ def import_published(
     published, options = _read(path)
     published, left_out = _without_unused(published, path)
     image, names = _image_section(published, options, backbone, size, path)
-    text, text_names = _text_section(published, path)
+    text, vocab_size, text_names = _text_section(published, path)
     ours = _renamed(published, names | text_names, path)
-    config = ModelConfig.model_validate(
-        {
-            "embed_dim": len(ours["image.projection.bias"]),
-            "image": image,
-            "text": {"architecture": text},
-        }
-    )
-    model = VSEModel(config, vocab_size=int(text["vocab_size"]), pad_id=pad_id)
+    embed_dim = len(ours["image.projection.bias"])
+    try:
+        config = ModelConfig.model_validate({"embed_dim": embed_dim, "image": image, "text": text})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ModelError(
+            f"{path}: this release does not build such a model "
+            f"({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        ) from error
+    model = VSEModel(config, vocab_size=vocab_size, pad_id=pad_id)
     load_exactly(model, ours, str(path))
     return Imported(
         model.eval(),
@@ -244,11 +253,11 @@ def _fitting_backbones(published: Tensors) -> list[str]:
     return fitting
 
 
-def _text_section(published: Tensors, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the architecture of the text encoder, and the names to use."""
+def _text_section(published: Tensors, path: Path) -> tuple[dict[str, Any], int, dict[str, str]]:
+    """Return the text section of a model's configuration, the token ids, and the names to use."""
     for marker, describe, names in _TEXT_ENCODERS:
         if marker in published:
-            return describe(published), names
+            return describe(published), len(published[marker]), names
     raise ModelError(
         f"{path}: its text encoder is neither of those known "
         f"({', '.join(marker for marker, _, _ in _TEXT_ENCODERS)} is missing)"
@@ -260,7 +269,7 @@ def _bert(published: Tensors) -> dict[str, Any]:
     layer = r"text\.bert\.encoder\.layer\.(\d+)\."
     layers = {int(found[1]) for key in published if (found := re.match(layer, key))}
     inner = published["text.bert.encoder.layer.0.intermediate.dense.bias"]
-    return {
+    architecture = {
         "vocab_size": words,
         "hidden_size": hidden,
         "num_hidden_layers": len(layers),
@@ -271,10 +280,16 @@ def _bert(published: Tensors) -> dict[str, Any]:
         ),
         "type_vocab_size": len(published["text.bert.embeddings.token_type_embeddings.weight"]),
     }
+    return {"architecture": architecture}
+
+
+def _bigru(published: Tensors) -> dict[str, Any]:
+    return {"encoder": "bigru", "word_channels": published[_WORDS].shape[1]}
 
 
 _TEXT_ENCODERS: tuple[tuple[str, Callable[[Tensors], dict[str, Any]], dict[str, str]], ...] = (
     ("text.bert.embeddings.word_embeddings.weight", _bert, _BERT_NAMES),
+    (_WORDS, _bigru, _BIGRU_NAMES),
 )
 
 

@@ -123,9 +123,17 @@ class VSEModel(nn.Module):
             lengths: (N,) int64, how many regions of a row are no padding; None: all.
 
         Raises:
-            ValueError: ``lengths`` were given for pixels.
+            ValueError: ``images`` have another shape, or ``lengths`` were given for pixels.
         """
+        self._check_images(images)
         return unit_length(self._pool_images(images, lengths, None))
+
+    def _check_images(self, images: Tensor) -> None:
+        regions = isinstance(self.image, RegionImageEncoder)
+        wanted = f"(N, K, {self.config.image.region_channels})" if regions else "(N, 3, H, W)"
+        channels = self.config.image.region_channels if regions else 3
+        if images.ndim != 4 - regions or images.shape[2 if regions else 1] != channels:
+            raise ValueError(f"images are {tuple(images.shape)}; this model takes {wanted}")
 
     def _pool_images(self, images: Tensor, lengths: Tensor | None, draws: Tensor | None) -> Tensor:
         if isinstance(self.image, RegionImageEncoder):
