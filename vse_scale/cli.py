@@ -15,7 +15,7 @@ from vse_scale.commands.interchange import export_model, import_model
 from vse_scale.commands.report import report
 from vse_scale.commands.search import embed, search
 from vse_scale.errors import ConfigError, UserError
-from vse_scale.telemetry.progress import configure_logging, log, progress_of_encoding
+from vse_scale.telemetry.progress import configure_logging, log
 
 app = typer.Typer(
     help="Train, evaluate and look at image-text retrieval models.",
@@ -67,26 +67,6 @@ def train(
         max_restarts=max_restarts,
     )
     raise typer.Exit(supervisor.run())
-
-
-@app.command()
-def report(
-    run: Annotated[Path, typer.Option(help="a run's folder")],
-    out: Annotated[
-        Path | None, typer.Option(help="default: report.html in the run's folder")
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="decoding threads")] = 2,
-) -> None:
-    """Write a run's report: one HTML file that opens without a network."""
-    log.info("writing the report of %s", run)
-    import torch
-
-    from vse_scale.report.from_run import report_run
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with progress_of_encoding() as progress:
-        written = report_run(run, out, device=device, threads=threads, progress=progress)
-    print(f"report: {written}")
 
 
 @app.command()
