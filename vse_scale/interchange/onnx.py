@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from vse_scale.errors import ModelError
-from vse_scale.model.gpo import GPO
 from vse_scale.model.vse import VSEModel
 
 IMAGE_FILE, TEXT_FILE = "image_encoder.onnx", "text_encoder.onnx"
@@ -146,11 +145,11 @@ class _Captions(nn.Module):
 
 
 class _SortedPool(nn.Module):
-    """GPO in operations that ONNX has, with its weights of all lengths as one constant."""
+    """Sorted pooling in operations that ONNX has, its weights of all lengths one constant."""
 
     table: Tensor
 
-    def __init__(self, pool: GPO, longest: int) -> None:
+    def __init__(self, pool: Any, longest: int) -> None:
         super().__init__()
         self.register_buffer("table", pool.weight_table(torch.arange(1, longest + 1), longest))
 
@@ -167,7 +166,7 @@ class _SortedPool(nn.Module):
 @contextlib.contextmanager
 def _exportable_pool(tower: Any, longest: int) -> Iterator[None]:
     pool = tower.pool
-    if isinstance(pool, GPO):
+    if hasattr(pool, "weight_table"):
         tower.pool = _SortedPool(pool, longest)
     try:
         yield

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from vse_scale.config import ImageConfig, ModelConfig
+from vse_scale.config import ModelConfig
 from vse_scale.errors import ModelError
 from vse_scale.model.resnet import BACKBONES, ResNet
 from vse_scale.model.vse import VSEModel
@@ -243,12 +243,11 @@ def _image_section(
 def _fitting_backbones(published: Tensors) -> list[str]:
     prefix = "image.backbone.resnet."
     shapes = {k.removeprefix(prefix): v.shape for k, v in published.items() if k.startswith(prefix)}
-    known = get_args(ImageConfig.model_fields["backbone"].annotation)
     fitting = []
     for name, architecture in BACKBONES.items():
         with torch.device("meta"):
             own = ResNet(architecture).state_dict()
-        if name in known and {key: value.shape for key, value in own.items()} == shapes:
+        if {key: value.shape for key, value in own.items()} == shapes:
             fitting.append(name)
     return fitting
 
