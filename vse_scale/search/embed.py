@@ -64,9 +64,11 @@ def embed(
     }  # fmt: skip
     try:
         _start(out, asked, processes)
+        missing = {name: _missing(name, side, out, batch) for name, side in sides.items()}
+        _barrier(processes)  # all have looked before one writes: they must share out the same list
         for name, side in sides.items():
-            if not (out / f"{name}.npy").exists():
-                _embed_parts(name, side, out / _PARTS, batch, processes, progress)
+            mine = missing[name][processes.rank :: processes.ranks]
+            _embed_parts(name, side, out / _PARTS, batch, mine, progress)
         _barrier(processes)
         if processes.main:
             for name, side in sides.items():
@@ -104,13 +106,19 @@ def _start(out: Path, asked: dict[str, Any], processes: Processes) -> None:
         )
 
 
+def _missing(name: str, side: Side, out: Path, batch: int) -> list[int]:
+    """Return the numbers of the parts that are still to be made."""
+    if (out / f"{name}.npy").exists():
+        return []
+    names = _part_names(name, len(side), batch)
+    return [n for n, part in enumerate(names) if not (out / _PARTS / f"{part}.jsonl").exists()]
+
+
 def _embed_parts(
-    name: str, side: Side, parts: Path, batch: int, processes: Processes, progress: Progress
+    name: str, side: Side, parts: Path, batch: int, mine: list[int], progress: Progress
 ) -> None:
     size = batch * _BATCHES_PER_PART
     names = _part_names(name, len(side), batch)
-    missing = [n for n, part in enumerate(names) if not (parts / f"{part}.jsonl").exists()]
-    mine = missing[processes.rank :: processes.ranks]
     total = sum(min(size, len(side) - n * size) for n in mine)
     done = 0
     progress(name, done, total)
