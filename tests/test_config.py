@@ -81,6 +81,11 @@ def test_a_mistake_is_one_line_that_names_it(recipe: Path, override: str, said: 
     assert "\n" not in str(caught.value)
 
 
+def test_compiling_under_stage_3_is_refused(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot follow .* set engine.zero_stage=2"):
+        Config.load(recipe, ["engine.compile=true", "engine.zero_stage=3"])
+
+
 @pytest.mark.parametrize("text", ["", "- 1\n", "data: {path: [", "data: \x00"])
 def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.yaml"

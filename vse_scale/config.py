@@ -207,6 +207,15 @@ class Config(Section):
     telemetry: TelemetryConfig = TelemetryConfig()
 
     @model_validator(mode="after")
+    def _compiled_weights_are_whole(self) -> Config:
+        if self.engine.compile and self.engine.zero_stage == 3:
+            raise ValueError(
+                "engine.compile is true, and torch.compile cannot follow what gathers weights at "
+                "engine.zero_stage=3; set engine.zero_stage=2, or engine.compile=false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _captions_need_images_mode(self) -> Config:
         if self.data.captions_per_image > 1 and self.data.mode != "images":
             raise ValueError(
