@@ -80,7 +80,7 @@ SPOILED = {
         lambda f: edit(f, image_spec={"size": 0}),
         "image specification",
     ),
-    "a damaged tokenizer": (lambda f: cut(f / "tokenizer.json"), "is no tokenizer"),
+    "a damaged tokenizer": (lambda f: cut(f / "tokenizer.json"), "tokenizer"),
 }
 
 

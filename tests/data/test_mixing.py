@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vse_scale.config import Config, DataConfig
 from vse_scale.data.captions import CaptionTokenizer
-from vse_scale.data.images import ImageSpec
+from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.loader import Loader
 from vse_scale.data.mixing import MixedDataset, open_datasets
 from vse_scale.data.plan import Plan

@@ -220,7 +220,9 @@ def _image_section(
     fitting = _fitting_backbones(published)
     source = str(options.get("backbone_source", ""))
     if backbone is None and len(fitting) > 1 and source:
-        backbone = "detector" if "detector" in source else "resnet101"
+        # Of networks of one shape the published code built torchvision's, or the detector's.
+        plain = [name for name in fitting if name != "detector" and not name.endswith("_caffe")]
+        backbone = "detector" if "detector" in source else plain[0]
     if backbone is None and len(fitting) == 1:
         backbone = fitting[0]
     if not fitting:
