@@ -41,9 +41,10 @@ def test_overrides_are_read_as_yaml(recipe: Path) -> None:
 
 def test_several_datasets_are_a_list(recipe: Path, tmp_path: Path) -> None:
     config = Config.load(recipe, ["data.path=[a, b]", "data.weights=[2, 1]"])
-    assert config.data.folders == (Path("a"), Path("b"))
+    assert config.data.folders == ("a", "b")
     assert config.data.weights == (2.0, 1.0)
-    assert Config.load(recipe).data.folders == (Path("shards"),)
+    assert Config.load(recipe).data.folders == ("shards",)
+    assert Config.load(recipe, ["data.path=s3://b/f"]).data.folders == ("s3://b/f",)
     (tmp_path / "resolved.yaml").write_text(config.to_yaml())
     assert Config.load(tmp_path / "resolved.yaml") == config
 

@@ -59,7 +59,7 @@ def train(
 
         print(describe_run(checked), end="")
         return
-    check_run(checked)
+    check_run(checked, processes)
     supervisor = Supervisor(
         checked,
         ["--config", str(config), *arguments],

@@ -38,8 +38,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What is trained on, in which order, and how it is varied."""
 
-    # A folder that `vse-shards build` wrote, or several to be mixed: each once an epoch, or with
-    # weights, by which the pairs of an epoch (in mode "images": its images) are shared out.
+    # A folder that `vse-shards build` wrote, or its URL, such as s3://bucket/folder; or several
+    # folders to be mixed: each once an epoch, or with weights, by which the pairs of an epoch (in
+    # mode "images": its images) are shared out.
     path: Annotated[str | tuple[str, ...], BeforeValidator(lambda given: _folders(given))]
     weights: tuple[Positive, ...] | None = None
     split: str = "train"
@@ -56,11 +57,16 @@ class DataConfig(Section):
     max_caption_tokens: Annotated[int, Field(ge=3)] = 128  # longer captions are cut; ours
     threads: Count = 2  # DALI's decoding threads per rank
     prefetch: Count = 3  # batches decoded ahead
+    # Shards of a remote dataset are staged on each node. With shuffle_window=0 a step reads from
+    # all of them, so all must fit; with W, about 3 W + cache_ahead.
+    cache_dir: str | None = None  # None: in the system's temporary folder, which TMPDIR moves
+    cache_gb: Positive = 100.0  # units of 10**9 bytes; the shards used longest ago go first
+    cache_ahead: Annotated[int, Field(ge=0)] = 2  # shards fetched before they are asked for
 
     @property
-    def folders(self) -> tuple[Path, ...]:
-        """The dataset folders, one or several."""
-        return tuple(Path(p) for p in ([self.path] if isinstance(self.path, str) else self.path))
+    def folders(self) -> tuple[str, ...]:
+        """The dataset folders, one or several, or the URL of one."""
+        return (self.path,) if isinstance(self.path, str) else self.path
 
 
 class ImageConfig(Section):

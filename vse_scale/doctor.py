@@ -26,7 +26,7 @@ from vse_scale.errors import UserError
 from vse_scale.model.blueprint import blueprint
 from vse_scale.model.vision import pixels_of
 from vse_scale.training.checkpoint import Checkpoints
-from vse_scale.training.setup import make_plan, training_split, validation_split
+from vse_scale.training.setup import open_data
 
 # Ranks of a machine exchange through it; Docker gives a container 64 MB.
 _SHARED_BYTES_PER_RANK = 256 << 20
@@ -56,7 +56,7 @@ def examine(config: Config | None, ranks: int) -> list[Finding]:
     findings = [*_versions(), _compiler(config), *_gpus(ranks), _cores(config, ranks)]
     findings += [_shared_memory(ranks), *_ports(config, ranks)]
     if config is not None:
-        findings += [*_layout(config, ranks), *_run(config)]
+        findings += [*_layout(config, ranks), *_run(config, ranks)]
     return findings
 
 
@@ -224,7 +224,7 @@ def _layout(config: Config, ranks: int) -> Iterator[Finding]:
     yield Finding("batch", "ok", says + (f" each, in {pieces} pieces" if pieces > 1 else " each"))
 
 
-def _run(config: Config) -> Iterator[Finding]:
+def _run(config: Config, ranks: int) -> Iterator[Finding]:
     """Look at the run's dataset, folder and checkpoints."""
     yield from _files(config)
     folder = Path(config.run.dir)
@@ -234,17 +234,15 @@ def _run(config: Config) -> Iterator[Finding]:
     else:
         yield Finding("run folder", "fault", f"{above} cannot be written", "run.dir=ELSEWHERE")
     try:
-        dataset = training_split(config)
-        steps = make_plan(config, dataset).steps_per_epoch
-        validation = validation_split(config)
+        dataset, validation, plan = open_data(config, ranks)
     except UserError as error:
         yield Finding("dataset", "fault", str(error))
         return
     checked = f"{len(validation)} images to validate on" if validation else "no validation split"
     yield Finding(
         "dataset", "ok",
-        f"{len(dataset)} images, {dataset.pairs} pairs, {steps} steps an epoch; {checked}; sizes "
-        "and indices agree with the manifest",
+        f"{len(dataset)} images, {dataset.pairs} pairs, {plan.steps_per_epoch} steps an epoch; "
+        f"{checked}; sizes and indices agree with the manifest",
     )  # fmt: skip
     if config.model.image.backbone != "regions":
         yield _decoding(config, dataset)

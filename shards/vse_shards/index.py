@@ -46,7 +46,7 @@ class Index:
         keys: the key of each sample, N of them.
     """
 
-    def __init__(self, path: Path, samples: Sequence[Sequence[Member]]) -> None:
+    def __init__(self, path: Path | str, samples: Sequence[Sequence[Member]]) -> None:
         self.keys = [members[0].name.partition(".")[0] for members in samples]
         self._path = path
         self._columns: dict[str, NDArray[np.int64]] = {}
@@ -107,7 +107,7 @@ class Index:
         return self._columns[extension]
 
 
-def parse_index(text: str, path: Path) -> Index:
+def parse_index(text: str, path: Path | str) -> Index:
     """Read the text of an index; ``path`` is named in errors.
 
     Raises:

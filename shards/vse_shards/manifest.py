@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vse_shards import storage
 from vse_shards.errors import DatasetError
 from vse_shards.index import parse_index
 
@@ -148,13 +149,15 @@ class Manifest:
         }
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        """Read the manifest of ``folder``.
+    def load(cls, folder: Path | str) -> Manifest:
+        """Read the manifest of ``folder``, or of its URL.
 
         Raises:
             DatasetError: there is no such folder or no manifest in it, or the manifest is not
                 JSON, of an unknown version, malformed, or was changed after the build.
         """
+        if storage.is_url(str(folder)):
+            return cls._load_remote(f"{str(folder).rstrip('/')}/{FILE_NAME}")
         path = Path(folder) / FILE_NAME
         try:
             text = path.read_text("utf-8")
@@ -165,7 +168,16 @@ class Manifest:
         return cls.loads(text, path)
 
     @classmethod
-    def loads(cls, text: str, path: Path) -> Manifest:
+    def _load_remote(cls, url: str) -> Manifest:
+        try:
+            text = storage.read_bytes(url).decode()
+        except Exception as error:  # every kind of storage has errors of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DatasetError(f"{url}: cannot be read: {reason}; check the address") from error
+        return cls.loads(text, url)
+
+    @classmethod
+    def loads(cls, text: str, path: Path | str) -> Manifest:
         """Read the text of a manifest; ``path`` is named in errors.
 
         Raises:
@@ -222,7 +234,7 @@ class Manifest:
             for shard in split.shards:
                 yield from _disagreements(folder, shard)
 
-    def split(self, name: str, folder: Path) -> Split:
+    def split(self, name: str, folder: Path | str) -> Split:
         """Give the split ``name``; ``folder`` is named in errors.
 
         Raises:

@@ -2,6 +2,7 @@ import functools
 import gc
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from vse_scale.config import DataConfig
+from vse_scale.data import staging
 from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.decode import Decoder, Request
 from vse_scale.data.draws import Stream, uniform
@@ -21,6 +23,7 @@ from vse_scale.data.images import crop_geometry
 from vse_scale.data.loader import Loader
 from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
+from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import ConfigError, DatasetError
 
 from .conftest import build_dataset, photo, reference
@@ -171,6 +174,76 @@ def test_pixels_captions_and_ids_belong_together(dataset, tokenizer, options):
             np.testing.assert_array_equal(batch.cell_draws[batch.image_rows[row]], cells[0])
 
 
+@pytest.fixture(scope="module")
+def many_shards(tmp_path_factory):
+    """24 shards of three images."""
+    rng = np.random.default_rng(8)
+    samples = [(photo(rng, 48, 64), [f"a red ball {i}", f"two dogs {i}"]) for i in range(72)]
+    return build_dataset(tmp_path_factory.mktemp("many"), {"train": samples}, shard_samples=3)
+
+
+def test_remote_shards_give_the_same_batches_within_the_limit(
+    many_shards, tokenizer, tmp_path, monkeypatch
+):
+    """The loader tells the cache what comes next, so that no epoch fetches a shard twice."""
+    opened = []
+    real = staging.open_binary
+    monkeypatch.setattr(
+        staging, "open_binary", lambda path: opened.append(path.rsplit("/", 1)[1]) or real(path)
+    )
+    local = ShardDataset(many_shards, "train")
+    largest = max(path.stat().st_size for path in many_shards.glob("*.tar"))
+    options = {"shuffle_window": 2, "global_batch": 6, "prefetch": 1, "cache_ahead": 2}
+    _, plan = make(local, tokenizer, **options)
+    room = plan.shards_within(5) + 2
+    assert room < 24
+    cache = StagingOptions(str(tmp_path / "cache"), room * largest / 10**9, ahead=2)
+    remote = ShardDataset(many_shards.as_uri(), "train", cache)
+    loaders = [make(dataset, tokenizer, **options)[0] for dataset in (local, remote)]
+    order = [local._shards[n].name for epoch in (0, 1) for n in plan._shard_order(epoch)]
+    for _ in range(plan.steps_per_epoch):
+        left, right = (next(loader) for loader in loaders)
+        assert_equal(left, right)
+        assert (
+            sum(p.stat().st_size for p in (tmp_path / "cache").glob("*.tar")) <= cache.limit_bytes
+        )
+    for loader in loaders:
+        loader.close()
+
+    tars = [name for name in opened if name.endswith(".tar")]
+    assert set(tars) >= set(order[:24])
+    assert len(tars[:24]) == len(set(tars[:24])), "a shard was fetched twice in the epoch"
+    # Four threads fetch at once, so neighbours may change places.
+    assert all(abs(place - order.index(name)) <= 4 for place, name in enumerate(tars[:24]))
+
+
+def test_the_next_window_is_there_before_it_is_read(many_shards, tokenizer, tmp_path, monkeypatch):
+    cache = StagingOptions(str(tmp_path / "cache"), ahead=2)
+    remote = ShardDataset(many_shards.as_uri(), "train", cache)
+    options = {"shuffle_window": 2, "global_batch": 2, "prefetch": 1, "cache_ahead": 2}
+    loader, plan = make(remote, tokenizer, **options)
+    names = [remote._shards[n].name for n in plan._shard_order(0)]
+    next(loader)
+    end = time.monotonic() + 20
+    while len(staged := {p.name.split("-", 1)[1] for p in (tmp_path / "cache").glob("*.tar")}) < 4:
+        assert time.monotonic() < end
+    loader.close()
+
+    assert staged == set(names[:4])  # its own window, and the next
+
+
+def test_a_shard_that_cannot_be_staged_stops_the_run_by_name(many_shards, tokenizer, tmp_path):
+    bad = tmp_path / "bad"
+    shutil.copytree(many_shards, bad)
+    with (bad / "train-000004.tar").open("r+b") as file:
+        file.seek(700)
+        file.write(b"rot")
+    remote = ShardDataset(bad.as_uri(), "train", StagingOptions(str(tmp_path / "cache")))
+    loader, _ = make(remote, tokenizer, global_batch=72)
+    with pytest.raises(DatasetError, match=r"train-000004\.tar: has sha256"):
+        list(itertools.islice(loader, 3))
+
+
 def decode_alone(dataset, image, geometry):
     request = Request(np.array([image]), None, geometry)
     decoder = Decoder(dataset, [request], batch=1, spec=SPEC, device=CPU, threads=1, training=True)
@@ -282,6 +355,7 @@ def test_the_interpreter_exits_without_closing(dataset, tokenizer, tmp_path, end
     script = f"""
 import torch
 from vse_scale.config import DataConfig
+from vse_scale.data import staging
 from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.loader import Loader

@@ -14,7 +14,7 @@ from vse_scale.data.loader import Loader
 from vse_scale.data.mixing import MixedDataset, open_datasets
 from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
-from vse_scale.errors import CheckpointError, ConfigError
+from vse_scale.errors import CheckpointError, ConfigError, DatasetError
 from vse_scale.training.checkpoint import RunState
 
 MIXTURES = st.lists(
@@ -175,6 +175,11 @@ class TestDatasets:
         }
         assert len(prints | {one.fingerprint}) == 5
         assert open_datasets([dataset_folder], "train").fingerprint == one.fingerprint
+
+    def test_a_remote_one_is_refused_before_it_is_opened(self, dataset_folder):
+        said = r"data\.path has s3://b/f among 2 datasets, .* copy it to a folder first, or train"
+        with pytest.raises(DatasetError, match=said):
+            open_datasets([str(dataset_folder), "s3://b/f"], "train")
 
     def batches(self, dataset, dataset_folder, count, rank=0, ranks=1, start=(0, 0)):
         config = DataConfig(

@@ -152,6 +152,73 @@ def test_a_window_reads_few_shards_at_a_time():
     assert any(len(both) == 2 for both in shards), "samples of a window are mixed"
 
 
+@st.composite
+def windowed_plans(draw):
+    """A plan over shards of all sizes, and the shard of every image."""
+    sizes = draw(st.lists(st.integers(1, 8), min_size=1, max_size=9))
+    counts = draw(st.lists(st.integers(1, 4), min_size=sum(sizes), max_size=sum(sizes)))
+    mode = draw(st.sampled_from(["pairs", "images"]))
+    units = sum(counts) if mode == "pairs" else len(counts)
+    plan = Plan(
+        counts,
+        seed=draw(st.integers(0, 2**32 - 1)),
+        global_batch=draw(st.integers(1, units)),
+        mode=mode,
+        last_batch=draw(st.sampled_from(["drop", "wrap"])),
+        shard_sizes=sizes,
+        shuffle_window=draw(st.integers(0, 4)),
+    )
+    return plan, np.repeat(np.arange(len(sizes)), sizes)
+
+
+@some
+@given(windowed_plans(), st.integers(1, 5))
+def test_the_shards_of_a_batch_are_known_before_it(planned, stretch):
+    plan, shard_of = planned
+    position, announced = (0, 0), []
+    for _ in range(min(2 * plan.steps_per_epoch, 60)):
+        now, _ = plan.shards(*position)
+        assert len(set(now)) == len(now)
+        assert set(shard_of[plan.batch(*position).pairs[:, 0]].tolist()) <= set(now)
+        announced.append(set(now))
+        position = plan.following(*position)
+    for start in range(len(announced)):
+        together = set().union(*announced[start : start + stretch])
+        assert len(together) <= plan.shards_within(stretch)
+
+
+@some
+@given(windowed_plans(), st.integers(0, 3))
+def test_the_shards_ahead_are_those_that_are_read_next(planned, ahead):
+    plan, _ = planned
+    wraps = plan.steps_per_epoch * plan.global_batch > plan.units
+    position = (0, 0)
+    for _ in range(min(2 * plan.steps_per_epoch, 60)):
+        now, then = plan.shards(*position, ahead)
+        assert not set(now) & set(then)
+        assert len(then) <= ahead
+        later = plan.following(*position)
+        while plan._window and not wraps and later[0] <= position[0] + 1:
+            new = [shard for shard in plan.shards(*later)[0] if shard not in now]
+            if new:
+                few = min(ahead, len(new))
+                assert then[:few] == new[:few]
+                break
+            later = plan.following(*later)
+        position = plan.following(*position)
+
+
+def test_a_window_announces_few_shards():
+    plan = Plan([2] * 800, seed=1, global_batch=20, shard_sizes=[100] * 8, shuffle_window=2)
+    sizes = [len(plan.shards(0, step)[0]) for step in range(plan.steps_per_epoch)]
+    assert max(sizes) == 2  # 20 divides the 400 pairs of a window
+    assert len(plan.shards(0, 3, 3)[1]) == 3
+    assert plan.shards_within(5) == 6
+    whole = Plan([2] * 800, seed=1, global_batch=20, shard_sizes=[100] * 8)
+    assert whole.shards(0, 3, 3) == (list(range(8)), [])
+    assert whole.shards_within(1) == 8
+
+
 @pytest.mark.parametrize(
     ("counts", "options", "message"),
     [

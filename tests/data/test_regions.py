@@ -10,10 +10,11 @@ from vse_scale.data.mixing import open_datasets
 from vse_scale.data.plan import Plan
 from vse_scale.data.regions import region_batches
 from vse_scale.data.shards import ShardDataset
+from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import ConfigError, DatasetError
 from vse_scale.evaluation.encode import encode_split
 from vse_scale.model.vse import VSEModel
-from vse_scale.training.setup import training_split
+from vse_scale.training.setup import open_data
 from vse_shards.build import BuildOptions, build
 from vse_shards.sources.precomp import PrecompSource
 
@@ -64,6 +65,8 @@ def take(dataset, folders, tokenizer, count, rank=0, ranks=1, start=(0, 0), **op
         global_batch=8,
         mode=config.mode,
         captions_per_image=config.captions_per_image,
+        shard_sizes=dataset.shard_sizes,
+        shuffle_window=config.shuffle_window,
     )
     with Loader(
         dataset,
@@ -114,6 +117,22 @@ def test_ranks_together_equal_one_rank_and_resume(dataset, folders, tokenizer, o
         assert torch.equal(left.region_lengths, right.region_lengths)
 
 
+def test_remote_regions_are_those_of_the_folder(folders, tokenizer, tmp_path):
+    local, url = ShardDataset(folders[1], "train"), folders[1].as_uri()
+    remote = ShardDataset(url, "train", StagingOptions(str(tmp_path)))
+    assert (remote.most_regions(), remote.name(6)) == (
+        5,
+        local.name(6).replace(str(local.folder), url),
+    )
+    for left, right in zip(
+        take(local, folders[1:], tokenizer, 3, shuffle_window=1),
+        take(remote, folders[1:], tokenizer, 3, shuffle_window=1),
+        strict=True,
+    ):
+        assert torch.equal(left.images, right.images)
+        assert torch.equal(left.token_ids, right.token_ids)
+
+
 def test_regions_are_dropped_by_draws_that_are_the_pairs_own(dataset, folders, tokenizer):
     batch = take(dataset, folders, tokenizer, 1)[0]
     plan = Plan(dataset.captions_per_sample, seed=4, global_batch=8)
@@ -162,12 +181,12 @@ def test_a_split_of_regions_is_encoded(dataset, folders, tokenizer):
 
 
 def test_what_does_not_fit_is_said_before_training(folders, dataset_folder):
-    training_split(config(folders))
+    open_data(config(folders), ranks=1)
     with pytest.raises(ConfigError, match=r"region_channels is 12, and .* has 8; set it so"):
-        training_split(config(folders, region_channels=12))
+        open_data(config(folders, region_channels=12), ranks=1)
     with pytest.raises(ConfigError, match=r"max_regions is 4, and .* has 5; set it so"):
-        training_split(config(folders, max_regions=4))
+        open_data(config(folders, max_regions=4), ranks=1)
     with pytest.raises(DatasetError, match=r"not every sample .* has region features"):
-        training_split(config([dataset_folder]))
+        open_data(config([dataset_folder]), ranks=1)
     with pytest.raises(DatasetError, match="has an image; build it with them, or set model"):
-        training_split(config(folders, backbone="tiny"))
+        open_data(config(folders, backbone="tiny"), ranks=1)

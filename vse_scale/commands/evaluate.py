@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from vse_scale.evaluation.similarities import Similarities
 
 _CXC = "cxc"
+T = TypeVar("T")
 
 
 def evaluate(
     model: Annotated[Path | None, typer.Option(help="a model folder, or a run's folder")] = None,
-    data: Annotated[Path | None, typer.Option(help="a dataset folder")] = None,
+    data: Annotated[str | None, typer.Option(help="a dataset folder, or its URL")] = None,
     split: Annotated[str, typer.Option(help="the split to rank")] = "test",
     protocol: Annotated[
         str, typer.Option(help="plain, coco-1k, coco-5k, flickr30k or cxc")
@@ -100,7 +101,7 @@ def evaluate(
 
 def _check(
     model: Path | None,
-    data: Path | None,
+    data: str | None,
     protocol: str,
     embeddings: list[str] | None,
     similarities: list[str] | None,
@@ -145,13 +146,13 @@ def _weighted(text: str) -> tuple[Path, float]:
     return Path(path), value
 
 
-def _some(path: Path | None) -> Path:
-    assert path is not None  # `_check` has seen to it
-    return path
+def _some(given: T | None) -> T:
+    assert given is not None  # `_check` has seen to it
+    return given
 
 
 def _encode(
-    model: Path, data: Path, split: str, batch: int, threads: int, processes: Processes
+    model: Path, data: str, split: str, batch: int, threads: int, processes: Processes
 ) -> Embeddings:
     from vse_scale.data.captions import CaptionTokenizer
     from vse_scale.data.shards import ShardDataset
@@ -170,7 +171,7 @@ def _encode(
         )  # fmt: skip
 
 
-def _open_similarities(members: list[tuple[Path, float]], data: Path, split: str) -> Similarities:
+def _open_similarities(members: list[tuple[Path, float]], data: str, split: str) -> Similarities:
     """Map the files; their rows and columns are in the order of the source."""
     import torch
 
@@ -178,7 +179,8 @@ def _open_similarities(members: list[tuple[Path, float]], data: Path, split: str
     from vse_scale.evaluation.similarities import open_similarities
 
     dataset = ShardDataset(data, split)
-    records = [dataset.record(int(image)) for image in dataset.source_order()]
+    found = [dataset.record(image) for image in range(len(dataset))]  # shard by shard
+    records = [found[image] for image in dataset.source_order()]
     owners = [row for row, record in enumerate(records) for _ in record.captions]
     return open_similarities(
         members,
@@ -188,7 +190,7 @@ def _open_similarities(members: list[tuple[Path, float]], data: Path, split: str
     )
 
 
-def _source_order(data: Path | None, split: str, protocol: str) -> list[Any] | None:
+def _source_order(data: str | None, split: str, protocol: str) -> list[Any] | None:
     """Return image ids in the order of the source, where folds are cut: a build shuffles them."""
     from vse_scale.data.shards import ShardDataset
     from vse_scale.evaluation.protocols import PROTOCOLS
@@ -201,7 +203,8 @@ def _source_order(data: Path | None, split: str, protocol: str) -> list[Any] | N
             "dataset that was embedded"
         )
     dataset = ShardDataset(data, split)
-    return [dataset.record(int(image)).image_id for image in dataset.source_order()]
+    ids = [dataset.record(image).image_id for image in range(len(dataset))]  # shard by shard
+    return [ids[image] for image in dataset.source_order()]
 
 
 def _rank(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def embed(
     model: Annotated[Path, typer.Option(help="a model folder, or a run's folder")],
     out: Annotated[Path, typer.Option(help="the folder to write")],
-    data: Annotated[Path | None, typer.Option(help="a dataset folder")] = None,
+    data: Annotated[str | None, typer.Option(help="a dataset folder, or its URL")] = None,
     split: Annotated[str, typer.Option(help="of the dataset")] = "test",
     images: Annotated[Path | None, typer.Option(help="a folder of image files")] = None,
     texts: Annotated[Path | None, typer.Option(help="a file with one text a line")] = None,
@@ -129,7 +129,7 @@ def _encoder(model: Path, batch: int, threads: int) -> Encoder:
 
 
 def _sides(
-    encoder: Encoder, data: Path | None, split: str, images: Path | None, texts: Path | None
+    encoder: Encoder, data: str | None, split: str, images: Path | None, texts: Path | None
 ) -> tuple[dict[str, Side], dict[str, Any]]:
     from vse_scale.data.shards import ShardDataset
     from vse_scale.search.sources import DatasetCaptions, DatasetImages, FolderImages, TextLines
@@ -139,7 +139,8 @@ def _sides(
         sides: dict[str, Side] = {"images": DatasetImages(encoder, dataset)}
         if dataset.pairs:
             sides["captions"] = DatasetCaptions(encoder, dataset)
-        return sides, {"data": str(data.resolve()), "split": split}
+        place = dataset.folder.resolve() if isinstance(dataset.folder, Path) else dataset.folder
+        return sides, {"data": str(place), "split": split}
     if images is not None:
         return {"images": FolderImages(encoder, images)}, {"images": str(images.resolve())}
     assert texts is not None

@@ -25,6 +25,7 @@ from vse_scale.data.mixing import Dataset
 from vse_scale.data.plan import Indices, Plan, PlannedBatch
 from vse_scale.data.producer import Producer
 from vse_scale.data.regions import Regions, region_reader
+from vse_scale.data.shards import ShardDataset
 
 __all__ = ["Batch", "Loader", "image_batches"]
 
@@ -76,11 +77,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Planned:
-    """Where a request stands, and its pairs."""
+    """Where a request stands, its pairs, and their captions."""
 
     epoch: int
     step: int
     batch: PlannedBatch
+    texts: list[str]
 
 
 class Loader:
@@ -216,13 +218,15 @@ class _Assembler:
         while True:
             epoch, step = position
             batch = self._plan.part(epoch, step, rank, ranks)
+            if isinstance(self._dataset, ShardDataset) and self._dataset.remote:
+                self._dataset.prepare(*self._plan.shards(epoch, step, self._config.cache_ahead))
             # An image that serves k captions is decoded once, keyed by the first of its pairs.
             k = self._plan.captions_per_image
             leading = batch.pairs[::k]
             draws = uniform(self._seed, batch.visits[::k], leading, Stream.CROP, 4)
             yield Request(
                 images=np.ascontiguousarray(leading[:, 0]),
-                tag=_Planned(epoch, step, batch),
+                tag=_Planned(epoch, step, batch, self._texts(batch.pairs)),
                 geometry=crop_geometry(draws, self._config.crop_scale, self._config.flip),
             )
             position = self._plan.following(epoch, step)
@@ -243,7 +247,7 @@ class _Assembler:
         pairs, visits = planned.batch.pairs, planned.batch.visits
         k = self._plan.captions_per_image
         token_ids, token_lengths = self._tokenizer.encode(
-            self._texts(pairs),
+            planned.texts,
             functools.partial(uniform, self._seed, visits, pairs, Stream.WORDS),
             self._config.word_drop,
             self._config.max_caption_tokens,

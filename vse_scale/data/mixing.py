@@ -11,7 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vse_scale.data.shards import ImageRecord, Kind, ShardDataset
+from vse_scale.data.staging import StagingOptions
+from vse_scale.errors import DatasetError
 from vse_shards.manifest import Manifest
+from vse_shards.storage import is_url
 
 __all__ = ["Dataset", "MixedDataset", "folder_with", "open_datasets"]
 
@@ -85,16 +88,25 @@ class MixedDataset:
 Dataset = ShardDataset | MixedDataset
 
 
-def open_datasets(folders: Sequence[Path], split: str) -> Dataset:
-    """Open ``split`` of one folder, or of several as one.
+def open_datasets(
+    folders: Sequence[str | Path], split: str, staging: StagingOptions | None = None
+) -> Dataset:
+    """Open ``split`` of one folder, which may be remote, or of several as one.
 
     Raises:
-        DatasetError: a folder has no such split, or a file disagrees with its manifest.
+        DatasetError: a folder has no such split, or a file disagrees with its manifest; or one of
+            several is remote.
     """
-    parts = [ShardDataset(folder, split) for folder in folders]
+    remote = next((folder for folder in folders if is_url(str(folder))), None)
+    if remote is not None and len(folders) > 1:
+        raise DatasetError(
+            f"data.path has {remote} among {len(folders)} datasets, and only local folders are "
+            "mixed; copy it to a folder first, or train on it alone"
+        )
+    parts = [ShardDataset(folder, split, staging) for folder in folders]
     return parts[0] if len(parts) == 1 else MixedDataset(parts)
 
 
-def folder_with(split: str, folders: Sequence[Path]) -> Path | None:
+def folder_with(split: str, folders: Sequence[str | Path]) -> str | Path | None:
     """Return the first of ``folders`` that has ``split``."""
     return next((f for f in folders if split in Manifest.load(f).splits), None)

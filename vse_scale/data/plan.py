@@ -78,7 +78,7 @@ class Plan:
             captions_per_image: k of mode ``images``; 1 in mode ``pairs``.
             last_batch: leave out the pairs that fill no batch, or wrap around to the start of the
                 epoch and mark what is repeated as not valid.
-            shard_sizes: images of each shard, in order; needed with ``shuffle_window``.
+            shard_sizes: images of each shard, in order; needed with ``shuffle_window``. None: one.
             shuffle_window: shards that are shuffled together; 0 for all.
             dataset_sizes: images of each dataset, in order, where several are mixed.
             weights: of each dataset's share of an epoch; None: each as often as it is large.
@@ -102,10 +102,13 @@ class Plan:
         full, rest = divmod(self.units, per_step)
         self.steps_per_epoch = full + (1 if rest and last_batch == "wrap" else 0)
         self._window = shuffle_window
-        if shuffle_window:
-            if shard_sizes is None or sum(shard_sizes) != len(self._captions):
+        if shard_sizes is None:
+            shard_sizes = [len(self._captions)]
+            if shuffle_window:
                 raise ValueError("shuffle_window needs the number of images of every shard")
-            self._unit_bounds = self._bounds(shard_sizes)
+        if sum(shard_sizes) != len(self._captions):
+            raise ValueError("the shards must hold all images, and no more")
+        self._unit_bounds = self._bounds(shard_sizes)
         self._mixed: list[_Share] = []
         if weights is not None:
             self._mix(dataset_sizes or (), weights)
@@ -161,6 +164,51 @@ class Plan:
     def following(self, epoch: int, step: int) -> tuple[int, int]:
         """Return the position after (epoch, step)."""
         return (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
+
+    def shards(self, epoch: int, step: int, ahead: int = 0) -> tuple[list[int], list[int]]:
+        """Return the shards of which a batch may hold pairs, and the ``ahead`` that come next.
+
+        With ``shuffle_window`` these are all shards of the window that the batch lies in, or of
+        the two that it straddles; without, they are all shards of the split.
+        """
+        count = len(self._unit_bounds) - 1
+        if not self._window:
+            return list(range(count)), []
+        order = self._shard_order(epoch)
+        ends = np.cumsum(np.diff(self._unit_bounds)[order])
+
+        def window(position: int) -> int:
+            """Return the place in ``order`` where the window of this position begins."""
+            return int(np.searchsorted(ends, position, side="right")) // self._window * self._window
+
+        per_step = self.global_batch // self.captions_per_image
+        first, last = step * per_step, (step + 1) * per_step - 1
+        begin = window(first)
+        stop = window(min(last, self.units - 1)) + self._window
+        now = order[begin:stop].tolist()
+        if last >= self.units:  # wrapped around, to complete the last batch
+            now += order[: window((last - self.units) % self.units) + self._window].tolist()
+        # What the epoch drops at its end may be whole windows.
+        used = window(min(self.steps_per_epoch * per_step, self.units) - 1) + self._window
+        rest = [*order[stop:used].tolist(), *self._shard_order(epoch + 1).tolist()]
+        then = [shard for shard in dict.fromkeys(rest) if shard not in now]
+        return list(dict.fromkeys(now)), then[:ahead]
+
+    def shards_within(self, steps: int) -> int:
+        """Return a bound of the number of shards that ``steps`` batches in a row read from."""
+        count = len(self._unit_bounds) - 1
+        if not self._window:
+            return count
+        # Windows that begin or end within the stretch, at a turn of the epoch one more; between
+        # them whole windows, of the smallest shards at worst. A turn may drop less than a batch.
+        units = (steps + 1) * (self.global_batch // self.captions_per_image)
+        smallest = np.cumsum(np.sort(np.diff(self._unit_bounds)))
+        within = int(np.searchsorted(smallest, units, side="right"))
+        return min(count, 3 * self._window + within)
+
+    def _shard_order(self, epoch: int) -> Indices:
+        """Return the shards in the order in which the epoch's windows take them."""
+        return _generator(self.seed, epoch).permutation(len(self._unit_bounds) - 1)
 
     def _bounds(self, sizes: Sequence[int]) -> Indices:
         """Return where the units of runs of ``sizes`` images begin and end."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.mixing import folder_with
 from vse_scale.data.shards import ShardDataset
+from vse_scale.data.staging import StagingOptions
 from vse_scale.evaluation.encode import Progress, encode_split
 from vse_scale.evaluation.separation import similarity_histograms
 from vse_scale.model.vse import VSEModel
@@ -67,8 +68,9 @@ def report_run(
         model = VSEModel.from_pretrained(folder).to(device)
         tokenizer = CaptionTokenizer.load(folder)
         path, split = run.setting("data.path"), run.results["split"]
-        folders = [Path(p) for p in ([path] if isinstance(path, str) else path)]
-        dataset = ShardDataset(folder_with(split, folders) or folders[0], split)
+        folders = [path] if isinstance(path, str) else path
+        staging = StagingOptions(run.setting("data.cache_dir"), run.setting("data.cache_gb", 100.0))
+        dataset = ShardDataset(folder_with(split, folders) or folders[0], split, staging)
         longest = int(run.setting("data.max_caption_tokens", 128))
         embeddings = encode_split(
             model,

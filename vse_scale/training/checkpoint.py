@@ -32,7 +32,7 @@ _FREE = (
     "run.dir", "run.checkpoint_", "run.keep_checkpoints", "eval.", "train.max_steps",
     "train.epochs", "engine.timeout_seconds", "engine.micro_batches", "engine.zero_stage",
     "engine.activation_checkpointing",
-    "data.threads", "data.prefetch", "data.path", "telemetry.",
+    "data.threads", "data.prefetch", "data.path", "data.cache_", "telemetry.",
     "model.init_from",
 )  # fmt: skip
 

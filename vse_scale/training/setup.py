@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vse_scale.data.loader import image_batches
 from vse_scale.data.mixing import Dataset, MixedDataset, folder_with, open_datasets
 from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
+from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import ConfigError
 from vse_scale.model.resnet import calibrate_batchnorm
 from vse_scale.model.vse import VSEModel
@@ -36,32 +38,51 @@ def load_config(path: str, overrides: list[str], ranks: int) -> Config:
     return config
 
 
-def check_run(config: Config) -> None:
+def check_run(config: Config, ranks: int) -> None:
     """Find what would stop a run before anything is started.
 
     Raises:
         UserError: the dataset, or the checkpoints that the run would resume from, are missing,
             damaged or do not fit the configuration.
     """
-    dataset = training_split(config)
-    make_plan(config, dataset)
-    validation_split(config)
+    dataset, _, _ = open_data(config, ranks)
     checkpoints = Checkpoints(Path(config.run.dir) / "checkpoints", config.run.keep_checkpoints)
     if found := checkpoints.newest():
         origin, state = found
         state.check(config, dataset.fingerprint, origin)
 
 
-def training_split(config: Config) -> Dataset:
-    """Open what is trained on: a dataset, or several as one.
+def open_data(config: Config, ranks: int) -> tuple[Dataset, ShardDataset | None, Plan]:
+    """Open what is trained on and what is validated on, and lay out the order of training.
 
     Raises:
-        DatasetError: a folder is missing, damaged, or lacks what the model takes.
-        ConfigError: its region features are of another size.
+        DatasetError: a split is missing, damaged, or lacks what the model takes.
+        ConfigError: the dataset does not fit together with the batch or with the staging cache, or
+            its region features are of another size.
     """
-    dataset = open_datasets(config.data.folders, config.data.split)
-    _check_inputs(config.model.image, dataset)
-    return dataset
+    data = config.data
+    staging = StagingOptions(data.cache_dir, data.cache_gb, data.cache_ahead)
+    dataset = open_datasets(data.folders, data.split, staging)
+    validation = _validation_split(config, staging)
+    plan = make_plan(config, dataset)
+    if isinstance(dataset, ShardDataset) and dataset.remote:
+        _check_cache(config, plan, dataset, validation, ranks)
+    for opened in (dataset, validation):
+        if opened is not None:
+            _check_inputs(config.model.image, opened)
+    return dataset, validation, plan
+
+
+def _validation_split(config: Config, staging: StagingOptions) -> ShardDataset | None:
+    """Open the validation split: the configured one, or "val" where the dataset has it.
+
+    Of several datasets it is the first's that has one.
+    """
+    wanted = config.eval.split or "val"
+    folder = folder_with(wanted, config.data.folders)
+    if folder is None and config.eval.split is None:
+        return None
+    return ShardDataset(folder or config.data.folders[0], wanted, staging)
 
 
 def make_plan(config: Config, dataset: Dataset) -> Plan:
@@ -86,18 +107,28 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
     )
 
 
-def validation_split(config: Config) -> ShardDataset | None:
-    """Open the validation split: the configured one, or "val" where the dataset has it.
-
-    Of several datasets it is the first's that has one.
-    """
-    wanted = config.eval.split or "val"
-    folder = folder_with(wanted, config.data.folders)
-    if folder is None and config.eval.split is None:
-        return None
-    dataset = ShardDataset(folder or config.data.folders[0], wanted)
-    _check_inputs(config.model.image, dataset)
-    return dataset
+def _check_cache(
+    config: Config,
+    plan: Plan,
+    dataset: ShardDataset,
+    validation: ShardDataset | None,
+    ranks: int,
+) -> None:
+    """Refuse a staging cache that training and validation could fill with shards in use."""
+    data = config.data
+    # The ranks of a node are apart by no more than what each of them has decoded, decodes and asks
+    # for: a full queue, DALI's two batches, and one on either side.
+    needed = dataset.room(plan.shards_within(data.prefetch + 4) + data.cache_ahead)
+    if validation is not None:  # every rank reads a part of its own, in order
+        needed += validation.room(ranks * (1 + data.cache_ahead))
+    if data.cache_gb * 10**9 < needed:
+        window = data.shuffle_window
+        what = f"windows of {window} shards take" if window else "a shuffle of all shards takes"
+        remedy = f"data.shuffle_window below {window}" if window else "data.shuffle_window"
+        raise ConfigError(
+            f"data.cache_gb is {data.cache_gb:g}, and {what} up to "
+            f"{math.ceil(needed / 10**8) / 10:.1f} of it; raise it, or set {remedy}"
+        )
 
 
 def _check_inputs(image: ImageConfig, dataset: Dataset) -> None:

@@ -72,9 +72,7 @@ class Trainer:
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
         self.folder = Path(config.run.dir)
-        self.dataset = setup.training_split(config)
-        self.validation = setup.validation_split(config)
-        self.plan = setup.make_plan(config, self.dataset)
+        self.dataset, self.validation, self.plan = setup.open_data(config, world.ranks)
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
         self.tokenizer = setup.prepare_tokenizer(
             config, self.dataset, self.folder / "tokenizer", main=world.main
@@ -323,7 +321,7 @@ class Trainer:
         log.info(
             "%s: %d images, %d pairs; %d steps an epoch, steps %d to %d; batch %d over %d rank%s, "
             "ZeRO-%d, %s",
-            " + ".join(map(str, data.folders)), len(self.dataset), self.dataset.pairs,
+            " + ".join(data.folders), len(self.dataset), self.dataset.pairs,
             plan.steps_per_epoch, first, total,
             data.global_batch, self.world.ranks, "s"[: self.world.ranks - 1],
             self.config.engine.zero_stage, self.world.device.type,
