@@ -137,8 +137,9 @@ def test_a_shard_in_use_is_not_thrown_out(order, make):
     one, other = make(limit=2 * largest(order)), make(limit=2 * largest(order))
     one.prepare([order[0]])
     held = one.fetch(order[0])
-    other.prepare(order[1:3])
+    other.prepare([order[1]])
     other.fetch(order[1])
+    other.prepare(order[1:3])
     with pytest.raises(DatasetError, match=r"all of its shards are in use; raise data\.cache_gb"):
         other.fetch(order[2])
     assert held.exists()

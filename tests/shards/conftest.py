@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import random
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -94,5 +97,39 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
             text=True,
             timeout=120,
         )
+
+    return run
+
+
+@pytest.fixture
+def build_and_kill() -> Callable[..., int]:
+    """Build with 1 and with 4 workers in turn, killed so often at random moments, then to its end.
+
+    Returns how many of the kills fell between the first shard and the manifest.
+    """
+
+    def start(arguments: list[str], workers: int) -> subprocess.Popen[bytes]:
+        code = "from vse_shards.cli import main; main()"
+        command = [sys.executable, "-c", code, *arguments, "--workers", str(workers)]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def run(source: Path, out: Path, shard_samples: int, kills: int, seed: int) -> int:
+        arguments = ["build", "--source", "jsonl", "--input", str(source), "--out", str(out)]
+        arguments += ["--shard-samples", str(shard_samples)]
+        draws = random.Random(seed)
+        in_the_middle = 0
+        for number in range(kills):
+            process = start(arguments, workers=(1, 4)[number % 2])
+            wanted = len(list(out.glob("*.tar"))) + draws.randint(0, 6)
+            while process.poll() is None and len(list(out.glob("*.tar"))) < wanted:
+                time.sleep(0.001)
+            time.sleep(draws.random() * 0.05)
+            process.send_signal(signal.SIGKILL)
+            killed = process.wait() == -signal.SIGKILL
+            begun = bool(list(out.glob("*.tar"))) and not (out / "manifest.json").exists()
+            in_the_middle += killed and begun
+        time.sleep(0.2)  # its workers see that their parent is gone
+        assert start(arguments, workers=4).wait() == 0
+        return in_the_middle
 
     return run

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vse_shards import output, storage
+from vse_shards import output
 from vse_shards.build import BuildOptions, build
 from vse_shards.errors import OutputError, SourceError
 from vse_shards.images import ImageOptions, Rejected, check_image
@@ -224,17 +224,11 @@ def test_files_that_are_none_are_set_aside(
     assert (line["key"], line["reason"]) == ("bad.jpg", reason)
 
 
-def test_an_image_that_may_not_be_read_is_set_aside(write_rows, tmp_path, monkeypatch):
+def test_an_image_that_may_not_be_read_is_set_aside(write_rows, tmp_path):
     rows = [{"image": name, "captions": ["words"]} for name in ("good.jpg", "bad.jpg")]
-    path = write_rows(rows, {"good.jpg": GOOD, "bad.jpg": GOOD})
-    read = storage.read_bytes
-
-    def refuse(path: str, *stretch: int) -> bytes:  # a root user may read whatever its mode is
-        if path.endswith("bad.jpg"):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        return read(path, *stretch)
-
-    monkeypatch.setattr(storage, "read_bytes", refuse)
+    path = write_rows(rows, {"good.jpg": GOOD})
+    # A regular file that the kernel lets nobody read: mode 0 would not keep root out.
+    (tmp_path / "source/images/bad.jpg").symlink_to("/proc/sys/vm/drop_caches")
     build(open_source("jsonl", SourceRequest(str(path))), str(tmp_path / "o"), BuildOptions())
 
     (line,) = map(json.loads, (tmp_path / "o/rejects.jsonl").open())
@@ -485,7 +479,64 @@ def test_a_split_that_cannot_be_a_file_name_is_refused(write_rows, tmp_path):
 # Output.
 
 
-def test_a_full_disk_is_one_line_and_the_build_can_go_on(small_source, tmp_path, monkeypatch):
+# Run where ``mount`` is allowed and gone with the process: $1 the source, $2 the folder to write.
+ON_A_DISK = """
+set -e
+run() { "$0" -c 'from vse_shards.cli import main; main()' "$@"; }
+build() { run build --source jsonl --input "$1" --out "$2/o" --shard-samples 7 --workers 2; }
+"""
+
+
+def in_a_namespace(script: str, source: Path, disk: Path) -> subprocess.CompletedProcess[str]:
+    """Run a shell script that mounts file systems of its own."""
+    disk.mkdir()
+    enter = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*enter, "mount", "-t", "tmpfs", "none", disk]).returncode:
+        pytest.skip("needs unshare, and leave to mount")
+    return subprocess.run(
+        [*enter, "sh", "-c", ON_A_DISK + script, sys.executable, str(source), str(disk)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", ["16k", "160k"], ids=["rows", "shards"])
+def test_a_full_disk_is_one_line_and_the_build_goes_on_with_more_room(small_source, tmp_path, room):
+    script = f"""
+        mount -t tmpfs -o size={room} none "$2"
+        build "$1" "$2" && exit 90
+        test $? = 2
+        test -z "$(find "$2/o" -name '*tmp')"
+        mount -o remount,size=10m "$2"
+        build "$1" "$2"
+        run verify "$2/o"
+    """
+    result = in_a_namespace(script, small_source(120), tmp_path / "disk")
+
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    (said,) = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert "cannot be written" in said
+    assert "run the same command again: finished shards are kept" in said
+    assert "is as the manifest says" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_read_only_disk_is_one_line(small_source, tmp_path):
+    result = in_a_namespace(
+        'mount -t tmpfs -o ro none "$2"; build "$1" "$2"', small_source(3), tmp_path / "disk"
+    )
+
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.splitlines()[-1].endswith(
+        "/disk/o: cannot be written: Read-only file system; make room or change the permission, "
+        "then run the same command again: finished shards are kept"
+    )
+
+
+def test_a_disk_that_is_full_at_any_write_leaves_nothing_half(small_source, tmp_path, monkeypatch):
     source = open_source("jsonl", SourceRequest(str(small_source(20))))
     options = BuildOptions(shard_samples=7)
     room = [3]

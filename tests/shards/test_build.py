@@ -2,11 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -128,32 +123,15 @@ def test_one_and_four_workers_give_the_same_files(small_source, tmp_path, tools)
     assert len(tools.digests(tmp_path / "out1")) == 3 * 7 + 2
 
 
-def test_killed_at_random_moments_and_resumed_gives_the_same_files(small_source, tmp_path, tools):
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed_gives_the_same_files(
+    small_source, tmp_path, tools, build_and_kill
+):
     source = small_source(400)
     build(JsonlSource(str(source)), str(tmp_path / "whole"), SMALL)
-    arguments = ["build", "--source", "jsonl", "--input", source, "--out", tmp_path / "killed"]
-    arguments += ["--shard-samples", 7, "--workers", 2]
-    code = "from vse_shards.cli import main; main()"
-    draws = random.Random(0)
-    kills = 0
-    for _ in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, arguments)], stderr=subprocess.DEVNULL
-        )
-        before = len(list(tmp_path.glob("killed/*.tar")))
-        wanted = before + draws.randint(1, 12)
-        while process.poll() is None:
-            if len(list(tmp_path.glob("killed/*.tar"))) >= wanted:
-                time.sleep(draws.random() * 0.02)
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.001)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills >= 2, "the build was too quick to be killed"
+    in_the_middle = build_and_kill(source, tmp_path / "killed", 7, kills=4, seed=0)
 
-    time.sleep(0.2)  # its workers see that their parent is gone
-    build(JsonlSource(str(source)), str(tmp_path / "killed"), SMALL)
-
+    assert in_the_middle >= 2
     assert tools.digests(tmp_path / "killed") == tools.digests(tmp_path / "whole")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import resource
 import sys
 import tarfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from vse_shards.build import BuildOptions, build
 from vse_shards.errors import SourceError
 from vse_shards.index import read_index
 from vse_shards.manifest import Manifest
+from vse_shards.shard import read_regions
 from vse_shards.sources import Problem, Row
 from vse_shards.sources.registry import SourceRequest, open_source
 
@@ -284,19 +286,20 @@ def test_precomp_without_captions_or_mapping_says_so(tmp_path, photos):
 
 @pytest.mark.parametrize(("name", "images"), [("coco_precomp", 113_287), ("f30k_precomp", 29_000)])
 def test_real_precomp_lists_are_read_whole(shared, tmp_path, name, images):
+    """With made-up features of the real shape: 33 GB for COCO, in a file of holes."""
     folder = shared / "data/precomp" / name
     ids = (folder / "train_ids.txt").read_text().split()
-    precomp(
-        tmp_path,
-        "train",
-        ids,
-        (f"caption {n}" for n in range(5 * len(ids))),
-        np.zeros((images, 1, 2), np.float32),
-    )
+    precomp(tmp_path, "train", ids, (f"caption {n}" for n in range(5 * len(ids))))
     (tmp_path / "dev_ids.txt").symlink_to(folder / "dev_ids.txt")
     (tmp_path / "dev_caps.txt").symlink_to(folder / "dev_caps.txt")
     dev = len((folder / "dev_ids.txt").read_text().split())
-    np.save(tmp_path / "dev_ims.npy", np.zeros((dev, 1, 2), np.float32))
+    last = np.random.default_rng(0).normal(size=(36, 2048)).astype(np.float32)
+    for split, rows in (("train", images), ("dev", dev)):
+        path = tmp_path / f"{split}_ims.npy"
+        made_up = np.lib.format.open_memmap(path, "w+", np.float32, (rows, 36, 2048))
+        made_up[-1] = last
+        made_up.flush()
+    before = peak_memory()
     rows, problems = read("precomp", input=str(tmp_path))
 
     assert problems == []
@@ -304,11 +307,19 @@ def test_real_precomp_lists_are_read_whole(shared, tmp_path, name, images):
     assert [str(row.image_id) for row in train] == ids
     assert train[-1].captions[-1].text == f"caption {5 * images - 1}"
     assert train[-1].regions.row == images - 1
+    np.testing.assert_array_equal(array(read_regions(train[-1].regions)), last)
+    assert not array(read_regions(train[0].regions)).any()
     validation = [row for row in rows if row.split == "dev"]
     assert len(validation) == dev // 5
     assert validation[1].regions.row == 5
     lines = (folder / "dev_caps.txt").read_text().splitlines()
     assert [c.text for r in validation for c in r.captions] == [line.strip() for line in lines]
+    assert peak_memory() - before < 600, "MB; of the rows, not of the features"
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def test_real_region_features_come_out_bit_equal(shared, tmp_path):
