@@ -149,12 +149,15 @@ def main() -> None:
     debug = "--debug" in arguments
     try:
         app(args=[a for a in arguments if a != "--debug"])
-    except UserError as error:
+    except (UserError, OSError) as error:  # the latter: of a storage, in reading rows
         if debug:
             raise
-        message = str(error).replace("\n", "\\n").replace("\r", "\\r")
+        message = str(error)
+        if isinstance(error, OSError):
+            message = f"{error.filename}: {error.strerror}" if error.filename else message
+        message = message.replace("\n", "\\n").replace("\r", "\\r")
         print(f"vse-shards: error: {message}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(getattr(error, "exit_code", UserError.exit_code))
 
 
 def _assignment(text: str) -> tuple[str, str]:

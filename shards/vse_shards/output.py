@@ -43,11 +43,9 @@ class OutputFolder:
         with contextlib.ExitStack() as stack:
             with _explained(self.path):
                 if self.remote:
-                    try:
+                    with storage.remote_access(self.path):
                         filesystem, inner = url_to_fs(self.path)
-                    except (ImportError, ValueError) as error:  # a protocol that is not there
-                        raise OutputError(f"{self.path}: cannot be opened: {error}") from error
-                    filesystem.makedirs(inner, exist_ok=True)
+                        filesystem.makedirs(inner, exist_ok=True)
                 else:
                     os.makedirs(self.path, exist_ok=True)
                     handle = os.open(self.path, os.O_RDONLY)
@@ -108,8 +106,10 @@ class OutputFolder:
     def names(self) -> list[str]:
         """Give the names of all files but those that are being made."""
         if self.remote:
-            filesystem, inner = url_to_fs(self.path)
-            return sorted(storage.base_name(found) for found in filesystem.ls(inner, detail=False))
+            with _explained(self.path), storage.remote_access(self.path):
+                filesystem, inner = url_to_fs(self.path)
+                found = filesystem.ls(inner, detail=False)
+            return sorted(storage.base_name(name) for name in found)
         return sorted(name for name in os.listdir(self.path) if not name.endswith(_TEMPORARY))
 
     def read(self, name: str) -> bytes | None:
@@ -130,17 +130,19 @@ class OutputFolder:
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
         if self.remote:
-            filesystem, inner = url_to_fs(f"{self.path}/{name}")
-            if filesystem.exists(inner):
-                filesystem.rm_file(inner)
+            with _explained(f"{self.path}/{name}"), storage.remote_access(f"{self.path}/{name}"):
+                filesystem, inner = url_to_fs(f"{self.path}/{name}")
+                if filesystem.exists(inner):
+                    filesystem.rm_file(inner)
             return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.path, name))
 
     def _publish(self, temporary: str, name: str) -> None:
         if self.remote:
-            filesystem, inner = url_to_fs(f"{self.path}/{name}")
-            filesystem.put_file(temporary, inner)
+            with storage.remote_access(f"{self.path}/{name}"):
+                filesystem, inner = url_to_fs(f"{self.path}/{name}")
+                filesystem.put_file(temporary, inner)
             return
         os.replace(temporary, os.path.join(self.path, name))
         handle = os.open(self.path, os.O_RDONLY)

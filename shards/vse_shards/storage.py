@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import posixpath
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -20,6 +22,23 @@ from vse_shards.errors import SourceError
 def is_url(path: str) -> bool:
     """Whether a path is for fsspec, such as ``s3://bucket/images``."""
     return "://" in path
+
+
+@contextmanager
+def remote_access(path: str) -> Iterator[None]:
+    """Make an OSError of whatever fsspec raises: every kind of storage has errors of its own.
+
+    Raises:
+        OSError: with the path, and what the storage said, on one line.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        said = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        number = (isinstance(error, OSError) and error.errno) or errno.EIO
+        raise OSError(number, " ".join(said.split()), path) from error
 
 
 def lives_in_memory(path: str) -> bool:
@@ -47,17 +66,25 @@ def base_name(path: str) -> str:
 def is_file(path: str) -> bool:
     """Whether there is a file, or what links to one."""
     if is_url(path):
-        filesystem, inner = url_to_fs(path)
-        return bool(filesystem.isfile(inner))
+        return _remote_kind(path) == "file"
     return file_size(path) >= 0
 
 
 def is_folder(path: str) -> bool:
     """Whether there is a folder."""
-    if not is_url(path):
-        return os.path.isdir(path)
-    filesystem, inner = url_to_fs(path)
-    return bool(filesystem.isdir(inner))
+    if is_url(path):
+        return _remote_kind(path) == "directory"
+    return os.path.isdir(path)
+
+
+def _remote_kind(path: str) -> str | None:
+    # Fsspec's own isfile takes every error, a refusal too, for "no".
+    with remote_access(path):
+        filesystem, inner = url_to_fs(path)
+        try:
+            return str(filesystem.info(inner)["type"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
 
 def file_size(path: str) -> int:
@@ -82,7 +109,8 @@ def open_binary(path: str) -> BinaryIO:
     """
     if not is_url(path):
         return open(path, "rb")
-    return cast(BinaryIO, fsspec.open(path, "rb").open())
+    with remote_access(path):
+        return cast(BinaryIO, fsspec.open(path, "rb").open())
 
 
 def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
@@ -92,9 +120,10 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
         OSError: it cannot be read.
     """
     if is_url(path):
-        filesystem, inner = url_to_fs(path)
-        end = None if size is None else offset + size
-        return cast(bytes, filesystem.cat_file(inner, start=offset or None, end=end))
+        with remote_access(path):
+            filesystem, inner = url_to_fs(path)
+            end = None if size is None else offset + size
+            return cast(bytes, filesystem.cat_file(inner, start=offset or None, end=end))
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read() if size is None else file.read(size)
@@ -114,9 +143,11 @@ def walk(folder: str) -> Iterator[str]:
     Links to folders are followed, but never twice to the same one.
     """
     if is_url(folder):
-        filesystem, inner = url_to_fs(folder)
+        with remote_access(folder):
+            filesystem, inner = url_to_fs(folder)
+            found = filesystem.find(inner)
         start = len(inner.rstrip("/")) + 1
-        yield from sorted(found[start:] for found in filesystem.find(inner))
+        yield from sorted(path[start:] for path in found)
         return
     seen: set[tuple[int, int]] = set()
     names: list[str] = []
@@ -143,8 +174,9 @@ def require_input(path: str, *, folder: bool = False) -> str:
         path = str(Path(path).absolute())
     try:
         there = is_folder(path) if folder else is_file(path)
-    except (OSError, ValueError, ImportError) as error:
-        raise SourceError(f"{path}: cannot be opened: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"{path}: cannot be opened: {reason}") from error
     if not there:
         other = is_file(path) if folder else is_folder(path)
         what = f"is not a {kind}" if other else f"no such {kind}"
@@ -159,6 +191,7 @@ def forget_listings() -> None:
 
 @lru_cache(maxsize=64)
 def _remote_sizes(folder: str) -> dict[str, int]:
-    filesystem, inner = url_to_fs(folder)
-    entries: list[Any] = filesystem.ls(inner, detail=True) if filesystem.exists(inner) else []
+    with remote_access(folder):
+        filesystem, inner = url_to_fs(folder)
+        entries: list[Any] = filesystem.ls(inner, detail=True) if filesystem.exists(inner) else []
     return {base_name(e["name"]): e["size"] or 0 for e in entries if e["type"] != "directory"}

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from vse_shards.build import BuildOptions, build
+from vse_shards.cli import main
 from vse_shards.errors import OutputError, SourceError
 from vse_shards.sources.registry import SourceRequest, open_source
 
@@ -88,3 +90,83 @@ def test_a_protocol_that_is_unknown_or_not_installed_is_one_line(small_source, t
         build(source, "nosuch://bucket/out", BuildOptions())
     with pytest.raises(SourceError, match="nosuch"):
         open_source("jsonl", SourceRequest("nosuch://bucket/in.jsonl"))
+
+
+class NoCredentialsError(Exception):
+    """Like botocore's: no OSError."""
+
+
+class Guarded(MemoryFileSystem):
+    """Refuses everything below ``secret``, and everything called ``late``."""
+
+    protocol = "guarded"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("guarded://", "memory://"))
+
+    def _refuse(self, path: str) -> None:
+        if "secret" in path or "late" in path:
+            raise NoCredentialsError("Unable to\nlocate credentials")
+
+    def info(self, path, **options):
+        if "late" not in path:
+            self._refuse(path)
+        return super().info(path, **options)
+
+    def makedirs(self, path, exist_ok=False):
+        self._refuse(path.replace("late", ""))
+        super().makedirs(path, exist_ok)
+
+    def cat_file(self, path, **options):
+        self._refuse(path)
+        return super().cat_file(path, **options)
+
+    def put_file(self, source, target, **options):
+        self._refuse(target)
+        super().put_file(source, target, **options)
+
+
+@pytest.fixture
+def guarded(memory):
+    fsspec.register_implementation("guarded", Guarded, clobber=True)
+    return memory
+
+
+def test_whatever_a_storage_raises_is_one_line(
+    small_source, tmp_path, guarded, capsys, monkeypatch
+):
+    local = str(small_source(5))
+    guarded.put(str(Path(local).parent), "/source", recursive=True)
+    guarded.pipe("/late.json", b"{}")
+    out = str(tmp_path / "out")
+    cases = [
+        ("jsonl", "guarded://secret/captions.jsonl", out),
+        ("folder", "guarded://secret", out),
+        ("karpathy", "guarded://late.json", out),
+        ("jsonl", local, "guarded://secret/out"),
+        ("jsonl", local, "guarded://late/out"),
+    ]
+    for kind, source, target in cases:
+        arguments = ["build", "--source", kind, "--input", source, "--out", target]
+        arguments += ["--images", "guarded://source/images"] if kind == "karpathy" else []
+        monkeypatch.setattr("sys.argv", ["vse-shards", *arguments, "--workers", "1"])
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capsys.readouterr().err.splitlines()
+        assert left.value.code == 2
+        assert "Unable to locate credentials" in said[-1]
+        assert "guarded://" in said[-1]
+        assert len([line for line in said if "error:" in line]) == 1
+
+
+def test_images_that_a_storage_refuses_are_set_aside(write_rows, tmp_path, guarded, tools):
+    good = tools.encoded(tools.picture(1))
+    guarded.pipe("/images/good.jpg", good)
+    guarded.pipe("/images/late.jpg", good)
+    rows = [{"image": name, "captions": ["words"]} for name in ("good.jpg", "late.jpg")]
+    source = open_source("jsonl", SourceRequest(str(write_rows(rows, {})), "guarded://images"))
+    summary = build(source, str(tmp_path / "out"), BuildOptions())
+
+    assert (summary.images, summary.rejects) == (1, {"unreadable": 1})
+    assert "Unable to locate credentials" in (tmp_path / "out/rejects.jsonl").read_text()
