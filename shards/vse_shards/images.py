@@ -172,32 +172,33 @@ def _digest(pixels: NDArray[np.uint8], width: int, height: int) -> str:
 
 def _decode_jpeg(data: bytes, header: JpegHeader, max_side: int | None) -> NDArray[np.uint8]:
     """Decode a JPEG to upright RGB of at most ``max_side``."""
-    factor = 1
+    eighths = 8
     if _colorspace(data) in ("CMYK", "YCCK"):
         _strict(data, colorspace="CMYK")
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:  # knows Adobe's inversion
             pixels = np.asarray(image.convert("RGB"))
     else:
-        factor = _fraction(header, max_side)
+        eighths = _eighths(header, max_side)
         pixels = _strict(
             data,
             colorspace="RGB",
-            min_height=-(-header.height // factor),
-            min_width=-(-header.width // factor),
+            min_height=-(-header.height * eighths // 8),
+            min_width=-(-header.width * eighths // 8),
         )
-    extent = header.width / factor, header.height / factor
+    extent = header.width * eighths / 8, header.height * eighths / 8
     return _upright(_shrink(pixels, extent, max_side), header.orientation)
 
 
-def _fraction(header: JpegHeader, max_side: int | None) -> int:
-    """Give the power of two by which a JPEG can be decoded smaller and still not below its goal.
+def _eighths(header: JpegHeader, max_side: int | None) -> int:
+    """Give the eighths of its size at which a JPEG can be decoded and still not be below its goal.
 
-    Libjpeg then leaves out the high frequencies: a filter as sharp as any, and far cheaper.
+    Libjpeg then leaves out the high frequencies: a filter as sharp as any, and cheaper than to
+    shrink the pixels. At seven eighths it is not.
     """
     if max_side is None:
-        return 1
+        return 8
     side = max(header.width, header.height)
-    return next((factor for factor in (8, 4, 2) if side >= factor * max_side), 1)
+    return next((eighths for eighths in range(1, 7) if side * eighths >= max_side * 8), 8)
 
 
 def _strict(data: bytes, **options: Any) -> NDArray[np.uint8]:
@@ -292,9 +293,9 @@ def _shrink(
             within its last row and column.
         max_side: of the result.
     """
-    if max_side is None or max(extent) <= max_side:
-        return pixels
-    scale = max_side / max(extent)
+    scale = 1.0 if max_side is None else min(1.0, max_side / max(extent))
     size = max(1, round(extent[0] * scale)), max(1, round(extent[1] * scale))
+    if size == (pixels.shape[1], pixels.shape[0]):
+        return pixels
     image = Image.fromarray(pixels)
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC, (0, 0, *extent), 3.0))

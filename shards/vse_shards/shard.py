@@ -22,7 +22,7 @@ from vse_shards.output import OutputFolder
 from vse_shards.sources import Problem, RegionsAt, Row, Where
 from vse_shards.writer import ShardWriter
 
-FORMAT_VERSION = 1  # raised whenever the same rows and options would give other bytes
+FORMAT_VERSION = 2  # raised whenever the same rows and options would give other bytes
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,10 @@ def test_keeping_bytes_does_not_keep_what_must_be_converted(tools):
     assert (checked.width, checked.height, checked.untouched) == (32, 48, False)
 
 
-@pytest.mark.parametrize("size", [(400, 300), (300, 401), (1200, 250), (97, 97), (96, 20)])
+@pytest.mark.parametrize(
+    "size",
+    [(400, 300), (300, 401), (1200, 250), (97, 97), (96, 20), (150, 101), (128, 127), (260, 99)],
+)
 def test_shrinking_bounds_the_longest_side_and_keeps_the_shape(tools, size):
     data = tools.encoded(tools.picture(7, *size), quality=95)
     checked = check_image(data, ImageOptions(max_side=96, quality=95))
