@@ -18,7 +18,7 @@ from vse_shards.output import OutputFolder
 from vse_shards.progress import Progress
 from vse_shards.storage import read_bytes
 
-_DIGEST_BYTES = 16
+_DIGEST_CHARS = 16  # of the hexadecimal digest: 8 bytes an image, enough to choose what to compare
 
 
 @dataclass(frozen=True)
@@ -32,34 +32,34 @@ class Occurrence:
 
 
 class Digests:
-    """The digests of all images, 16 bytes each, and where they stand."""
+    """The digests of all images, 8 bytes each, and where they stand."""
 
     def __init__(self) -> None:
         self._shards: list[tuple[str, str]] = []
-        self._blocks: list[NDArray[np.void]] = []
+        self._blocks: list[NDArray[np.uint64]] = []
 
     def add(self, split: str, stem: str, digests: Sequence[str]) -> None:
         """Add the samples of one shard, in order; an empty digest stands for no image."""
         self._shards.append((split, stem))
-        unhashed = "00" * _DIGEST_BYTES
-        packed = bytes.fromhex("".join(digest or unhashed for digest in digests))
-        self._blocks.append(np.frombuffer(packed, f"V{_DIGEST_BYTES}"))
+        numbers = (int(digest[:_DIGEST_CHARS] or "0", 16) for digest in digests)
+        self._blocks.append(np.fromiter(numbers, np.uint64, len(digests)))
 
     def groups(self) -> Iterator[list[tuple[str, str, int]]]:
         """Yield the (split, stem, row) of every set of two or more images of equal digest."""
         if not self._blocks:
             return
-        digests = np.concatenate(self._blocks).view("u8").reshape(-1, 2)
+        digests = np.concatenate(self._blocks)
         starts = np.cumsum([0, *(len(block) for block in self._blocks)])
-        order = np.lexsort((digests[:, 1], digests[:, 0]))
-        ordered = digests[order]
-        new = np.r_[True, (ordered[1:] != ordered[:-1]).any(1)]
-        first = np.flatnonzero(new)
-        length = np.diff(np.r_[first, len(order)])
-        for start, count in zip(first[length > 1], length[length > 1], strict=True):
-            if not ordered[start].any():
+        self._blocks.clear()
+        order = np.argsort(digests, kind="stable")
+        digests = digests[order]
+        # Where an image equals the one before it in this order, and has one.
+        again = np.flatnonzero((digests[1:] == digests[:-1]) & (digests[1:] != 0)) + 1
+        del digests
+        for run in np.split(again, np.flatnonzero(np.diff(again) != 1) + 1):
+            if not len(run):
                 continue
-            places = np.sort(order[start : start + count])
+            places = order[run[0] - 1 : run[-1] + 1]
             blocks = np.searchsorted(starts, places, side="right") - 1
             yield [
                 (*self._shards[block], int(place - starts[block]))

@@ -29,7 +29,7 @@ def shuffle(count: int, seed: int, split: str) -> NDArray[np.int64]:
     """
     stream = int.from_bytes(hashlib.sha256(split.encode()).digest()[:8], "big")
     words = Philox(key=[seed, stream]).random_raw(count)
-    return np.argsort(words, kind="stable").astype(np.int64)
+    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 
 def source_positions(manifest: Manifest, split: str, keys: Sequence[str]) -> NDArray[np.int64]:
