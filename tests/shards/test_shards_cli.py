@@ -28,13 +28,14 @@ def test_neither_torch_nor_the_trainer_is_imported():
     assert output.stdout == "[]\n", output.stderr
 
 
-def test_build_verify_and_info_say_the_same_in_json(small_source, tmp_path, command):
+def test_all_commands_say_the_same_in_json(small_source, tmp_path, command):
     out = tmp_path / "out"
     built = command(
         "build", "--source", "jsonl", "--input", small_source(12), "--out", out, "--json"
     )
     checked = command("verify", out, "--deep", "--json")
     told = command("info", out, "--json")
+    shown = command("preview", out, "--out", tmp_path / "page.html", "--samples", 3, "--json")
 
     assert json.loads(built.stdout)["images"] == 12
     assert json.loads(checked.stdout) == {"folder": str(out), "ok": True, "problems": []}
@@ -42,6 +43,9 @@ def test_build_verify_and_info_say_the_same_in_json(small_source, tmp_path, comm
     assert content["splits"]["train"]["images"] + content["splits"]["val"]["images"] == 12
     assert content["splits"]["train"]["width"] == [40] * 5
     assert content["fingerprint"] == json.loads(built.stdout)["fingerprint"]
+    assert {row["split"] for row in json.loads(shown.stdout)["samples"]} <= {"train", "val"}
+    assert len(json.loads(shown.stdout)["samples"]) == 3
+    assert (tmp_path / "page.html").exists()
 
 
 def test_verify_of_a_damaged_tar_names_it_and_leaves_with_2(small_source, tmp_path, command):
