@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -206,6 +207,17 @@ def test_any_error_of_a_storage_is_one_line_that_names_the_file(order, make, mon
     cache = make()
     cache.prepare(order)
     with pytest.raises(DatasetError, match=r"train-000000\.tar: cannot be staged .* credentials"):
+        cache.fetch(order[0])
+
+
+def test_a_full_disk_says_what_to_do(order, make, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(staging.os, "fsync", full)
+    cache = make()
+    cache.prepare(order)
+    with pytest.raises(DatasetError, match=r"No space left on device; make room, or lower data\.c"):
         cache.fetch(order[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -187,8 +188,12 @@ class StagingCache:
                     os.fsync(local.fileno())
             except Exception as error:  # every kind of storage has errors of its own
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+                remedy = (
+                    "; make room, or lower data.cache_gb, or set data.cache_dir" if full else ""
+                )
                 raise DatasetError(
-                    f"{self._source}/{name}: cannot be staged in {self._folder}: {reason}"
+                    f"{self._source}/{name}: cannot be staged in {self._folder}: {reason}{remedy}"
                 ) from error
             if digest.hexdigest() != sha256:
                 raise DatasetError(
