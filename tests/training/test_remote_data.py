@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from launching import vse_scale
 
+from vse_scale.config import Config
+from vse_scale.errors import ConfigError
 from vse_scale.telemetry.journal import read_journal
+from vse_scale.training.setup import open_data
 
 # Imported by every rank at its start: notes what is opened at the source.
 WITNESS = """
@@ -80,15 +83,18 @@ def test_two_ranks_train_on_a_url_as_on_the_folder_and_fetch_each_shard_once(
 def test_a_cache_that_cannot_hold_a_window_is_refused_at_once(
     small_run: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    arguments = [
-        "train", "--ranks", "1", "--config", small_run, f"data.path={scenes.as_uri()}",
-        f"data.cache_dir={tmp_path / 'cache'}", "data.cache_ahead=0", "data.cache_gb=4e-4",
-    ]  # fmt: skip
     said = []
     for window in (0, 1):
-        result = vse_scale(*arguments, f"data.shuffle_window={window}")
-        assert result.returncode == 2, result.stderr
-        said.append(result.stderr.splitlines()[-1])
+        config = Config.load(
+            small_run,
+            [
+                f"data.path={scenes.as_uri()}", f"data.cache_dir={tmp_path / 'cache'}",
+                "data.cache_ahead=0", "data.cache_gb=4e-4", f"data.shuffle_window={window}",
+            ],
+        )  # fmt: skip
+        with pytest.raises(ConfigError) as refusal:
+            open_data(config, ranks=1)
+        said.append(str(refusal.value))
     assert "data.cache_gb is 0.0004, and a shuffle of all shards takes up to 0." in said[0]
     assert said[0].endswith("raise it, or set data.shuffle_window")
     assert "windows of 1 shards take up to 0." in said[1]
