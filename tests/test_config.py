@@ -82,6 +82,13 @@ def test_a_mistake_is_one_line_that_names_it(recipe: Path, override: str, said: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_stands_for_the_model_that_it_made(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    for given in ("run", "run/model"):
+        config = Config.load(recipe, [f"model.init_from={tmp_path / given}"])
+        assert config.model.init_from == str(tmp_path / "run" / "model")
+
+
 def test_compiling_under_stage_3_is_refused(recipe: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot follow .* set engine.zero_stage=2"):
         Config.load(recipe, ["engine.compile=true", "engine.zero_stage=3"])

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -114,7 +115,8 @@ class ModelConfig(Section):
     image: ImageConfig = ImageConfig()
     text: TextConfig = TextConfig()
     dropout: Fraction | None = None  # of the text encoder; None keeps the encoder's own
-    init_from: str | None = None  # a model folder to start from
+    # A model folder to start from, or the folder of the run that made it.
+    init_from: Annotated[str, AfterValidator(lambda given: _model_of(given))] | None = None
 
 
 class ObjectiveConfig(Section):
@@ -335,6 +337,12 @@ class Config(Section):
     def to_yaml(self) -> str:
         """Return the resolved configuration, one that ``load`` reads back as equal."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _model_of(folder: str) -> str:
+    """Return the model's folder, given it or a run's folder."""
+    own = Path(folder) / "model"
+    return str(own) if own.is_dir() else folder
 
 
 def _folders(given: object) -> str | tuple[str, ...]:

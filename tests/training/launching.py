@@ -75,8 +75,13 @@ class Trained:
     folder: Path
 
 
-def train_jobs(config: Path, folder: Path, ranks: int, jobs: dict[str, Job]) -> dict[str, Trained]:
-    """Run all ``jobs`` one after the other in the same ``ranks`` processes."""
+def train_jobs(
+    config: Path, folder: Path, ranks: int, jobs: dict[str, Job], hosts: list[Path] | None = None
+) -> dict[str, Trained]:
+    """Run all ``jobs`` one after the other in the same ``ranks`` processes.
+
+    ``hosts`` are the folders in which the ranks run, where they are not to share one.
+    """
     here = Path(tempfile.mkdtemp(dir=folder))
     described = []
     folders = {name: job.folder or here / f"run-{name}" for name, job in jobs.items()}
@@ -86,7 +91,7 @@ def train_jobs(config: Path, folder: Path, ranks: int, jobs: dict[str, Job]) -> 
             {**asdict(job), "folder": None, "overrides": overrides, "out": str(here / f"{name}.pt")}
         )
     (here / "jobs.json").write_text(json.dumps(described))
-    run_ranks(ranks, WORKER, [str(config), str(here / "jobs.json")])
+    run_ranks(ranks, WORKER, [str(config), str(here / "jobs.json")], cwd=hosts)
     return {name: Trained(**torch.load(here / f"{name}.pt"), folder=folders[name]) for name in jobs}
 
 
@@ -116,14 +121,18 @@ def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.T
 
 
 def run_ranks(
-    ranks: int, worker: Path, arguments: list[str], timeout: float = 280, cwd: Path | None = None
+    ranks: int,
+    worker: Path,
+    arguments: list[str],
+    timeout: float = 280,
+    cwd: Path | list[Path] | None = None,
 ) -> None:
-    """Run ``worker`` once per rank; fail with what the first failing one said."""
+    """Run ``worker`` per rank, in ``cwd`` or each in its own; fail with what the first said."""
     port = free_port()
     processes = [
         subprocess.Popen(
             [sys.executable, str(worker), *arguments],
-            cwd=cwd,
+            cwd=cwd[rank] if isinstance(cwd, list) else cwd,
             env=rank_environment(rank, ranks, port),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -183,3 +183,18 @@ def test_what_saves_memory_or_time_changes_no_step(
         jobs[f"stage {stage}"] = Job((*OPTIMIZERS["sgd"], *options, f"engine.zero_stage={stage}"))
     for run in train_jobs(few_steps, tmp_path, 2, jobs).values():
         assert_same_step(run.steps[0], reference["sgd early"].steps[0], tolerance)
+
+
+@pytest.mark.slow
+def test_only_the_first_host_sees_the_folder_of_the_run(few_steps: Path, tmp_path: Path) -> None:
+    hosts = [tmp_path / "first", tmp_path / "second"]
+    for host in hosts:
+        host.mkdir()
+    jobs = {
+        "before": Job(count=2, save=True, folder=Path("run")),
+        "after": Job(first=None, folder=Path("run")),
+    }
+    before, after = train_jobs(few_steps, tmp_path, 2, jobs, hosts).values()
+    assert_same_bits(after.start, before.steps[-1]["state"])
+    assert {path.name for path in (hosts[0] / "run").iterdir()} >= {"checkpoints", "tokenizer"}
+    assert not list(hosts[1].iterdir())

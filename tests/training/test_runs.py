@@ -171,7 +171,7 @@ def test_a_run_starts_from_a_model_and_ends_when_nothing_gets_better(
     config, other = whole
     folder = tmp_path / "run"
     options = (
-        f"model.init_from={other / 'model'}",
+        f"model.init_from={other}",
         "optim.lr=1e-12",
         "eval.every_steps=5",
         "eval.patience=2",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -154,7 +156,8 @@ def prepare_tokenizer(
 ) -> CaptionTokenizer:
     """Load the tokenizer; where none is given, ``main`` makes one from the captions.
 
-    A made one is kept in ``folder`` and read from there when the run goes on.
+    A made one is kept in ``folder``, which ``main`` alone sees, and is read from there when the run
+    goes on.
     """
     text = config.model.text
     # A model to start from brings the vocabulary that its weights know.
@@ -172,8 +175,12 @@ def prepare_tokenizer(
         shutil.rmtree(partial, ignore_errors=True)
         made.save(partial)
         partial.rename(folder)
-    dist.barrier()
-    return CaptionTokenizer.load(folder)
+    files: list[Any] = [{f.name: f.read_bytes() for f in folder.iterdir()} if main else None]
+    dist.broadcast_object_list(files, src=0)
+    with tempfile.TemporaryDirectory() as own:
+        for name, content in files[0].items():
+            Path(own, name).write_bytes(content)
+        return CaptionTokenizer.load(Path(own))
 
 
 def calibrate(model: VSEModel, dataset: Dataset, config: Config, world: World) -> None:
