@@ -33,6 +33,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def random_run(scenes: Path, rest: str) -> str:
+    """A configuration of a small model that draws at random wherever it can; ``rest`` is YAML."""
+    return f"""
+data: {{path: {scenes}, global_batch: 16, threads: 1, word_drop: 0.3}}
+model:
+  embed_dim: 24
+  dropout: 0.2
+  image: {{backbone: tiny, size: 32}}
+  text:
+    vocab_size: 120
+    architecture:
+      {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
+{rest}
+"""
+
+
 @dataclass(frozen=True)
 class Job:
     """A run of a few steps.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import assert_same_bits, vse_scale
+from launching import assert_same_bits, random_run, vse_scale
 from safetensors.torch import load_file
 
 from vse_scale.telemetry.journal import read_journal
@@ -31,21 +31,15 @@ def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     folder = tmp_path_factory.mktemp("faults")
     config = folder / "faults.yaml"
     config.write_text(
-        f"""
-data: {{path: {scenes}, global_batch: 16, threads: 1, word_drop: 0.3}}
-model:
-  embed_dim: 24
-  dropout: 0.2
-  image: {{backbone: tiny, size: 32}}
-  text:
-    vocab_size: 120
-    architecture:
-      {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
+        random_run(
+            scenes,
+            f"""
 optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, drop_epochs: [4.5]}}
 train: {{epochs: 6, calibration_images: 32}}
 eval: {{batch: 16, every_epochs: 3}}
 run: {{dir: {folder / "unused"}, checkpoint_steps: 8}}
-"""
+""",
+        )
     )
     result = vse_scale("train", "--ranks", "2", "--config", config, f"run.dir={folder / 'run'}")
     assert result.returncode == 0, result.stderr[-4000:]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import vse_scale
+from launching import random_run, vse_scale
 from safetensors.torch import load_file
 
 from vse_scale.data.captions import CaptionTokenizer
@@ -66,21 +66,15 @@ def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     folder = tmp_path_factory.mktemp("whole")
     config = folder / "small.yaml"
     config.write_text(
-        f"""
-data: {{path: {scenes}, global_batch: 16, threads: 1, word_drop: 0.3}}
-model:
-  embed_dim: 24
-  dropout: 0.2
-  image: {{backbone: tiny, size: 32}}
-  text:
-    vocab_size: 120
-    architecture:
-      {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
+        random_run(
+            scenes,
+            f"""
 optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, drop_epochs: [1.5]}}
 train: {{epochs: 2, calibration_images: 32}}
 eval: {{batch: 16}}
 run: {{dir: {folder / "unused"}}}
-"""
+""",
+        )
     )
     train(config, folder / "run")
     return config, folder / "run"
