@@ -26,7 +26,7 @@ from vse_scale.training.setup import make_plan
 from vse_shards.build import BuildOptions, build
 from vse_shards.sources.jsonl import JsonlSource
 
-EPOCHS, DROP, RATE = 12, 9, 5e-4
+EPOCHS, DROP, RATE = 8, 6, 5e-4
 
 
 def make_config(folder: Path, shards: Path, seed: int) -> Path:
