@@ -20,6 +20,7 @@ import torch.distributed as dist
 from vse_scale.config import Config
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.trainer import Trainer
+from vse_scale.training.validation import validate
 from vse_scale.training.world import World, join_world
 
 
@@ -60,8 +61,10 @@ def run_job(job: dict, world: World) -> None:
         path = trainer.checkpoints.save(trainer.engine, trainer.state, main=world.main)
         found["bytes"] = sum(file.stat().st_size for file in path.iterdir())
     if job["evaluate"]:
-        recalls = trainer.validate(trainer.validation)
-        found["recalls"] = [recalls.i2t.r1, recalls.t2i.r1]
+        recalls = validate(
+            trainer.engine, trainer.tokenizer, trainer.validation, trainer.config, world
+        )
+        found["recalls"] = [recalls[direction]["r1"] for direction in ("i2t", "t2i")]
     trainer.engine.deepspeed.destroy()
     if world.main:
         Path(job["out"]).write_text(json.dumps(found))
