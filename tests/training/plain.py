@@ -90,14 +90,19 @@ def plain_loss(
 
 
 class PlainTrainer:
-    """Epoch 0: the backbone frozen, every violation; then all of it, the hardest, ramped in."""
+    """Epoch 0: the backbone frozen. After the warm-up the hardest negative alone, ramped in."""
 
     def __init__(
-        self, model: nn.Module, rate: float, steps_per_epoch: int, drop_epoch: int = 15
+        self,
+        model: nn.Module,
+        rate: float,
+        steps_per_epoch: int,
+        drop_epoch: int = 15,
+        warmup_epochs: int = 1,
     ) -> None:
         self.model = PlainModel(model).train()
         self.spec = model.image_spec
-        self.rate, self.drop_epoch = rate, drop_epoch
+        self.rate, self.drop_epoch, self.warmup_epochs = rate, drop_epoch, warmup_epochs
         self.steps_per_epoch = steps_per_epoch
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=rate, weight_decay=WEIGHT_DECAY
@@ -121,9 +126,10 @@ class PlainTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * (0.1 if epoch >= self.drop_epoch else 1.0)
         images, captions = self.model(batch, self.spec.normalise(batch.images))
-        loss = plain_loss(images, captions, batch.image_ids, hardest=epoch > 0)
+        loss = plain_loss(images, captions, batch.image_ids, hardest=epoch >= self.warmup_epochs)
         self.optimizer.zero_grad()
-        (loss * (index / self.steps_per_epoch if epoch == 1 else 1.0)).backward()
+        ramp = index / self.steps_per_epoch if epoch == self.warmup_epochs else 1.0
+        (loss * ramp).backward()
         gradient = {
             n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None
         }
