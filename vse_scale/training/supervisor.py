@@ -32,6 +32,7 @@ DONE = "done"  # the file in a run's folder that says that its work is complete
 # rank's message; less than the 30 seconds after which DeepSpeed's launcher would do the same.
 GRACE_SECONDS = 15.0
 _POLL_SECONDS = 0.2
+_RANK = "vse_scale.training"  # the module that is a rank
 
 
 class Supervisor:
@@ -84,7 +85,7 @@ class Supervisor:
         arguments = [
             *(f"--world_info={world.decode()}", "--master_addr=127.0.0.1"),
             *(f"--master_port={free_port()}", "--no_local_rank", "--quiet"),
-            *("--module", "vse_scale.training", *self._command),
+            *("--module", _RANK, *self._command),
         ]
         log.info("starting %d rank%s", self._ranks, "s"[: self._ranks - 1])
         environment = dict(os.environ)
@@ -124,8 +125,10 @@ class Supervisor:
         if self._launcher is None:
             return set()
         with suppress(psutil.NoSuchProcess):
+            # The launcher may ask other programs for their versions; these end without harm. What
+            # has ended, and is not yet waited for, has no command line.
             children = psutil.Process(self._launcher.pid).children()
-            return {rank for rank in children if rank.status() != psutil.STATUS_ZOMBIE}
+            return {rank for rank in children if _RANK in rank.cmdline()[:4]}
         return set()
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
