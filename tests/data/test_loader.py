@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -204,17 +205,21 @@ def test_remote_shards_give_the_same_batches_within_the_limit(
     for _ in range(plan.steps_per_epoch):
         left, right = (next(loader) for loader in loaders)
         assert_equal(left, right)
-        # A shard may be thrown out while they are counted.
-        sizes = [max(0, staging._size(path)) for path in (tmp_path / "cache").glob("*.tar")]
+        with remote._cache._locked("room"):  # none is thrown out while they are counted
+            sizes = [path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")]
         assert sum(sizes) <= cache.limit_bytes
     for loader in loaders:
         loader.close()
 
     tars = [name for name in opened if name.endswith(".tar")]
     assert set(tars) >= set(order[:24])
-    assert len(tars[:24]) == len(set(tars[:24])), "a shard was fetched twice in the epoch"
-    # Four threads fetch at once, so neighbours may change places.
-    assert all(abs(place - order.index(name)) <= 4 for place, name in enumerate(tars[:24]))
+    # Some are fetched for the next epoch too, before this one's last batch is taken.
+    begun = order[24 : 24 + room]
+    twice = [name for name, count in Counter(tars).items() if count > 1 + (name in begun)]
+    assert not twice, "a shard was fetched twice in the epoch"
+    # Four threads fetch at once, and who finds no room tries again, so neighbours change places.
+    first = list(dict.fromkeys(tars))
+    assert all(abs(place - order.index(name)) <= 8 for place, name in enumerate(first))
 
 
 def test_the_next_window_is_there_before_it_is_read(many_shards, tokenizer, tmp_path, monkeypatch):

@@ -152,20 +152,15 @@ class StagingCache:
     def _stage(self, shard: ShardRecord) -> Path:
         """Make sure that a shard is here, and hold it if it is still wanted."""
         path = self._path(shard)
-        while True:
-            with self._locked(path.name):
-                if _size(path) != shard.bytes:
-                    part = self._reserve(path, shard.bytes)
-                    self._download(shard.name, path, shard.sha256, part)
-            try:
-                handle = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                continue  # thrown out between the two
+        # Nobody throws a shard out under this lock, so that none is fetched and lost before it is
+        # held.
+        with self._locked(path.name):
+            if _size(path) != shard.bytes:
+                part = self._reserve(path, shard.bytes)
+                self._download(shard.name, path, shard.sha256, part)
+            handle = os.open(path, os.O_RDONLY)
             fcntl.flock(handle, fcntl.LOCK_SH)
-            if path.exists():
-                break
-            os.close(handle)
-        os.utime(path)
+            os.utime(path)
         with self._guard:
             if shard.name in self._wanted and shard.name not in self._held:
                 self._held[shard.name] = handle
@@ -200,7 +195,8 @@ class StagingCache:
                     f"{self._source}/{name}: has sha256 {digest.hexdigest()[:12]}, the manifest "
                     f"says {sha256[:12]}; copy the dataset again, or run vse-shards verify"
                 )
-            part.replace(path)
+            with self._locked("room"):  # whoever counts what is there counts it once
+                part.replace(path)
         finally:
             part.unlink(missing_ok=True)
 
@@ -220,7 +216,7 @@ class StagingCache:
             for tar in sorted(tars, key=lambda tar: tars[tar].st_mtime_ns):
                 if room >= size:
                     break
-                if _remove_unused(tar):
+                if self._remove_unused(tar):
                     room += tars[tar].st_size
             if room < size:
                 raise DatasetError(
@@ -244,6 +240,19 @@ class StagingCache:
             ):
                 part.unlink(missing_ok=True)
 
+    def _remove_unused(self, tar: Path) -> bool:
+        """Remove a shard that no process holds or fetches; its index goes with it."""
+        with (
+            contextlib.suppress(BlockingIOError, FileNotFoundError),
+            self._locked(tar.name, fcntl.LOCK_NB),
+            tar.open("rb") as file,
+        ):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            tar.unlink()
+            tar.with_suffix(".idx").unlink(missing_ok=True)
+            return True
+        return False
+
     @contextmanager
     def _locked(self, name: str, flag: int = 0) -> Iterator[None]:
         """Keep every other process of the node, and thread of this one, out."""
@@ -258,15 +267,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return -1
-
-
-def _remove_unused(tar: Path) -> bool:
-    """Remove a shard that no process holds; its index goes with it."""
-    with contextlib.suppress(FileNotFoundError), tar.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        tar.unlink()
-        tar.with_suffix(".idx").unlink(missing_ok=True)
-    return True
