@@ -105,7 +105,8 @@ class Index:
         try:
             if "data" in source:
                 row = hit.row if side == "images" else int(self._lines[side][hit.row]["image"])
-                return bytes(self._dataset(source).image_bytes(row))
+                dataset = self._dataset(source)
+                return bytes(dataset.image_bytes(row)) if dataset.holds("images") else None
             if "images" in source and side == "images":
                 return (Path(source["images"]) / str(hit.id)).read_bytes()
         except (OSError, UserError):

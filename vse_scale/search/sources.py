@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.loader import image_batches
+from vse_scale.data.regions import region_batches
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import DatasetError, ModelError
 from vse_scale.model.vse import VSEModel
@@ -97,8 +98,11 @@ class Encoder:
 
     def images(self, pictures: Any, rows: Iterable[int]) -> Tensor:
         """Embed ``rows`` of what has encoded images, as (n, D) float32 on the CPU."""
-        if self.model.config.image.backbone == "regions":
-            raise ModelError("a region model embeds a detector's features, not images")
+        if self.model.takes_regions:
+            raise ModelError(
+                "a region model takes a detector's features; give --data, a dataset that has them, "
+                "or a query in words"
+            )
         spec = self.model.image_spec
         with torch.no_grad():
             parts = [
@@ -110,6 +114,17 @@ class Encoder:
             ]  # fmt: skip
         return torch.cat(parts)
 
+    def regions(self, dataset: ShardDataset, rows: Iterable[int]) -> Tensor:
+        """Embed the region features of ``rows``, as (n, D) float32 on the CPU."""
+        with torch.no_grad():
+            parts = [
+                self.model.encode_images(found.features, found.lengths).float().cpu()
+                for found in region_batches(
+                    dataset, list(rows), batch=self.batch, device=self.device
+                )
+            ]
+        return torch.cat(parts)
+
     def longest_text(self) -> int:
         """Return how many tokens the text encoder takes."""
         config = getattr(self.model.text.encoder, "config", None)
@@ -117,10 +132,13 @@ class Encoder:
 
 
 class DatasetImages:
-    """The images of a split."""
+    """The images of a split, as pixels or as region features: what the model takes."""
 
     def __init__(self, encoder: Encoder, dataset: ShardDataset) -> None:
-        self._encoder, self._dataset = encoder, dataset
+        regions = encoder.model.takes_regions
+        dataset.check_holds("regions" if regions else "images")
+        self._dataset = dataset
+        self._embed = encoder.regions if regions else encoder.images
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -133,7 +151,7 @@ class DatasetImages:
     def embed(self, start: int, stop: int) -> Part:
         """Embed images [start, stop)."""
         rows = range(start, stop)
-        embedded = self._encoder.images(self._dataset, rows)
+        embedded = self._embed(self._dataset, rows)
         lines = [{"id": self._dataset.record(row).image_id} for row in rows]
         return Part(embedded.numpy(), lines, [])
 
