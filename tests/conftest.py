@@ -18,6 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+SMALL = Path(__file__).with_name("small.yaml")
 
 
 @pytest.fixture(scope="session")
@@ -48,21 +49,40 @@ def small_run(scenes: Path, tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(
         f"""
-data: {{path: {scenes}, global_batch: 16, mode: images, captions_per_image: 2, threads: 1}}
-model:
-  embed_dim: 24
-  dropout: 0.0
-  image: {{backbone: tiny, size: 32}}
-  text:
-    vocab_size: 120
-    architecture:
-      {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
-objective: {{warmup_epochs: 1, ramp: false}}
-optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, drop_epochs: [2]}}
-train: {{epochs: 3, frozen_backbone_epochs: 1, calibration_images: 32}}
-eval: {{batch: 16}}
+base: {SMALL}
+data: {{path: {scenes}}}
+optim: {{drop_epochs: [2]}}
+train: {{epochs: 3}}
 engine: {{timeout_seconds: 120}}
 run: {{dir: {tmp_path / "run"}}}
 """
     )
     return path
+
+
+@pytest.fixture
+def small_config():
+    """A model of the same size with two layers of text."""
+    from vse_scale.config import ModelConfig
+
+    text = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text |= {"intermediate_size": 32, "max_position_embeddings": 20}
+    return ModelConfig.model_validate(
+        {
+            "embed_dim": 24,
+            "dropout": 0.0,
+            "image": {"backbone": "tiny", "size": 32},
+            "text": {"architecture": text},
+        }
+    )
+
+
+@pytest.fixture
+def small_model(small_config):
+    """Untrained, with 50 token ids."""
+    import torch
+
+    from vse_scale.model.vse import VSEModel
+
+    torch.manual_seed(0)
+    return VSEModel(small_config, vocab_size=50, pad_id=0)

@@ -20,20 +20,13 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT = 20  # engine.timeout_seconds: a silent peer is noticed within it
 GRACE = 15  # for two ranks to leave and the launcher to see it
 
+SMALL = ROOT / "tests" / "small.yaml"
 TRAINING = """
-data: {{path: {scenes}, global_batch: 16, mode: images, captions_per_image: 2, threads: 1}}
-model:
-  embed_dim: 24
-  dropout: 0.1
-  image: {{backbone: tiny, size: 32}}
-  text:
-    vocab_size: 120
-    architecture:
-      {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
-objective: {{ramp: false}}
-optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0}}
-train: {{epochs: 12, frozen_backbone_epochs: 1, calibration_images: 32}}
-eval: {{batch: 16, every_epochs: 12}}
+base: {small}
+data: {{path: {scenes}}}
+model: {{dropout: 0.1}}
+train: {{epochs: 12}}
+eval: {{every_epochs: 12}}
 engine: {{timeout_seconds: {timeout}}}
 run: {{dir: {folder}/unused, checkpoint_epochs: 2}}
 telemetry: {{prometheus_port: null, tensorboard: false}}
@@ -68,7 +61,7 @@ def test_two_hosts_train_as_one_does_and_go_on_after_one_was_cut_off(
     scenes: Path, tmp_path: Path
 ) -> None:
     config = tmp_path / "hosts.yaml"
-    config.write_text(TRAINING.format(scenes=scenes, folder=tmp_path, timeout=TIMEOUT))
+    config.write_text(TRAINING.format(small=SMALL, scenes=scenes, folder=tmp_path, timeout=TIMEOUT))
     folder, logs = tmp_path / "two", (tmp_path / "first.log", tmp_path / "second.log")
     with Cable() as hosts:
         processes = launch(hosts, config, folder, 29_511, logs)

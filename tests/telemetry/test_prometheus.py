@@ -21,20 +21,14 @@ from vse_scale.telemetry.journal import read_journal
 
 pytestmark = pytest.mark.slow
 
+SMALL = Path(__file__).parents[1] / "small.yaml"
 TRAINING = """
-data: {{path: {scenes}, global_batch: 16, mode: images, captions_per_image: 2, threads: 1}}
-model:
-  embed_dim: 24
-  dropout: 0.0
-  image: {{backbone: tiny, size: 64}}
-  text:
-    vocab_size: 120
-    architecture:
-      {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
-objective: {{warmup_epochs: 1, ramp: false}}
-optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, drop_epochs: [20]}}
-train: {{epochs: 40, frozen_backbone_epochs: 0, calibration_images: 32}}
-eval: {{batch: 16, every_epochs: 5}}
+base: {small}
+data: {{path: {scenes}}}
+model: {{image: {{size: 64}}}}
+optim: {{drop_epochs: [20]}}
+train: {{epochs: 40, frozen_backbone_epochs: 0}}
+eval: {{every_epochs: 5}}
 run: {{dir: {folder}/run, checkpoint_epochs: 5}}
 telemetry: {{prometheus_port: {port}}}
 """
@@ -59,7 +53,7 @@ def watched(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder = tmp_path_factory.mktemp("watched")
     port = free_ports(2)
     config = folder / "watched.yaml"
-    config.write_text(TRAINING.format(scenes=scenes, folder=folder, port=port))
+    config.write_text(TRAINING.format(small=SMALL, scenes=scenes, folder=folder, port=port))
     targets = [f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"]
     prometheus = Prometheus(folder, targets, run="watched")
     try:

@@ -14,19 +14,10 @@ def few_steps(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("few") / "few.yaml"
     path.write_text(
         f"""
-data: {{path: {scenes}, global_batch: 32, mode: images, captions_per_image: 2, threads: 1}}
-model:
-  embed_dim: 24
-  dropout: 0.0
-  image: {{backbone: tiny, size: 32}}
-  text:
-    vocab_size: 120
-    architecture:
-      {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
-objective: {{warmup_epochs: 1, ramp: false}}
-optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, drop_epochs: [6]}}
-train: {{epochs: 10, frozen_backbone_epochs: 1, calibration_images: 32}}
-eval: {{batch: 16}}
+base: {Path(__file__).parents[1] / "small.yaml"}
+data: {{path: {scenes}, global_batch: 32}}
+optim: {{drop_epochs: [6]}}
+train: {{epochs: 10}}
 engine: {{timeout_seconds: 200}}
 run: {{dir: unused}}
 """
