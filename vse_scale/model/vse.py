@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from vse_scale.interchange import pretrained
+from vse_scale.model import pretrained
 from vse_scale.model.bigru import BiGRUTextEncoder
 from vse_scale.model.image import GridImageEncoder
 from vse_scale.model.region import RegionImageEncoder
