@@ -15,7 +15,7 @@ from records import RECORD
 
 from vse_scale.config import Config
 from vse_scale.telemetry.metrics import RankMetrics, RunMetrics
-from vse_scale.telemetry.observers import RESTARTS, Observers
+from vse_scale.training.observers import RESTARTS, Observers
 from vse_scale.training.supervisor import Supervisor
 from vse_scale.training.world import World
 

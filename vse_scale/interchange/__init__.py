@@ -1,1 +1,1 @@
-"""Models that come and go: our own folder format and others."""
+"""Models that come and go: published checkpoints, ONNX graphs, model cards."""

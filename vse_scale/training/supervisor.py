@@ -22,8 +22,8 @@ import psutil
 
 from vse_scale.config import Config
 from vse_scale.errors import TrainingError, UserError
-from vse_scale.telemetry.observers import RESTARTS
 from vse_scale.telemetry.progress import log
+from vse_scale.training.observers import RESTARTS
 from vse_scale.training.world import free_port
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: asked to stop, checkpointed; the same command goes on

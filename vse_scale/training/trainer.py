@@ -25,12 +25,12 @@ from vse_scale.model.vse import VSEModel
 from vse_scale.objective.cached import cached_backward
 from vse_scale.objective.negatives import HingeResult, global_hinge_loss
 from vse_scale.telemetry.journal import Journal, read_journal
-from vse_scale.telemetry.observers import Observers
 from vse_scale.telemetry.progress import Progress, duration, heartbeat, log
 from vse_scale.telemetry.system import write_system
 from vse_scale.training import setup
 from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
 from vse_scale.training.engine import Engine
+from vse_scale.training.observers import Observers
 from vse_scale.training.schedule import Schedule, StepPlan
 from vse_scale.training.state import SharedTensors
 from vse_scale.training.stopping import StopRequest
