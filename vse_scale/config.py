@@ -56,7 +56,7 @@ class DataConfig(Section):
     flip: Fraction = 0.5
     word_drop: Fraction = 0.2  # share of words masked, replaced or removed
     max_caption_tokens: Annotated[int, Field(ge=3)] = 128  # longer captions are cut; ours
-    threads: Count = 2  # DALI's decoding threads per rank
+    threads: Count = 2  # that decode, per rank; on a CPU as many again stretch the images
     prefetch: Count = 3  # batches decoded ahead
     # Shards of a remote dataset are staged on each node. With shuffle_window=0 a step reads from
     # all of them, so all must fit; with W, about 3 W + cache_ahead.

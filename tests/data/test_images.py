@@ -34,8 +34,8 @@ def decode(dataset, images, spec, geometry=None):
 
 def assert_close(pixels, expected):
     difference = np.abs(pixels - expected)
-    # Half a grey level is what rounding costs; DALI's own rounding may add as much.
-    assert difference.max() <= 1.0
+    # Rounding costs half a grey level, once after each axis; the rest is for 15-bit weights.
+    assert difference.max() <= 1.02
     assert difference.mean() <= 0.3
 
 

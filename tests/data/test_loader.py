@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from vse_scale.config import DataConfig
-from vse_scale.data import staging
+from vse_scale.data import staging, stretch
 from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.decode import Decoder, Request
 from vse_scale.data.draws import Stream, uniform
@@ -324,7 +324,7 @@ def test_a_batch_that_does_not_divide_is_refused_at_once(dataset, tokenizer):
 
 
 def alive():
-    return [thread for thread in threading.enumerate() if thread.name == "vse-loader"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("vse-")]
 
 
 def test_closing_ends_the_thread_and_keeps_the_tensors(dataset, tokenizer):
@@ -332,7 +332,7 @@ def test_closing_ends_the_thread_and_keeps_the_tensors(dataset, tokenizer):
     batch = next(loader)
     before = batch.images.clone()
     time.sleep(0.2)  # the queue is full, the thread waits for room
-    assert len(alive()) == 1
+    assert sorted(thread.name for thread in alive()) == ["vse-loader", "vse-stretch_0"]
     loader.close()
     loader.close()
     assert not alive()
@@ -351,6 +351,36 @@ def test_a_forgotten_loader_is_collected(dataset, tokenizer):
     del loader
     gc.collect()
     assert gone() is None
+    assert not alive()
+
+
+def test_a_loader_may_be_collected_by_a_thread_that_works_for_it(dataset, tokenizer, monkeypatch):
+    """Which its background thread waits for, so that it must not wait for that one."""
+    forgotten = threading.Event()
+    collectors = []
+
+    def collect(*arguments, **options):
+        assert forgotten.wait(30)
+        if gone() is not None:
+            collectors.append(threading.current_thread().name)
+            gc.collect()
+        real(*arguments, **options)
+
+    real = stretch.stretch
+    monkeypatch.setattr(stretch, "stretch", collect)
+    gc.disable()
+    try:
+        loader, _ = make(dataset, tokenizer)
+        loader.itself = loader
+        gone = weakref.ref(loader)
+        del loader
+        forgotten.set()
+        for thread in alive():
+            thread.join(30)
+    finally:
+        gc.enable()
+    assert gone() is None
+    assert collectors == ["vse-stretch_0"]
     assert not alive()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +17,7 @@ from torch.utils.dlpack import from_dlpack
 from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.images import decode_pipeline
 from vse_scale.data.mixing import Dataset
+from vse_scale.data.stretch import Stretcher
 from vse_scale.errors import DatasetError
 
 Tag = TypeVar("Tag")
@@ -40,7 +42,7 @@ class Decoder(Generic[Tag]):
     """An iterator of (pixels (n, S, S, 3) uint8, request), one step of decoding ahead.
 
     The tensors stay valid for as long as they are kept. Use it from one thread: taking requests
-    and decoding both happen in ``next``.
+    and decoding both happen in ``next``. Close it to end its threads.
     """
 
     def __init__(
@@ -54,7 +56,10 @@ class Decoder(Generic[Tag]):
         threads: int,
         training: bool,
     ) -> None:
-        """Build the graph; see `decode_pipeline` for the options."""
+        """Build the graph; see `decode_pipeline` for the options.
+
+        On a CPU there are twice ``threads``: those that decode, and those that stretch.
+        """
         self._dataset = dataset
         self._spec = spec
         self._device = device
@@ -68,6 +73,7 @@ class Decoder(Generic[Tag]):
             threads=threads,
             training=training,
         )
+        self._stretcher = Stretcher(batch, spec, threads)
         self._stream = side_stream(device)
 
     def __iter__(self) -> Decoder[Tag]:
@@ -87,7 +93,11 @@ class Decoder(Generic[Tag]):
         request, _ = self._pending.popleft()
         if not np.array_equal(numbers.as_array(), request.images):
             raise RuntimeError("decoded images are not in the order in which they were asked for")
-        return self._hand_over(pixels), request
+        return self._hand_over(pixels, request), request
+
+    def close(self) -> None:
+        """End the threads that stretch; DALI's end when the decoder is collected."""
+        self._stretcher.close()
 
     def _feed(self, requests: Iterable[Request[Tag]]) -> Iterator[tuple[Any, ...]]:
         for request in requests:
@@ -100,9 +110,13 @@ class Decoder(Generic[Tag]):
             self._pending.append((request, arrays))
             yield arrays
 
-    def _hand_over(self, pixels: TensorListCPU | TensorListGPU) -> torch.Tensor:
+    def _hand_over(
+        self, pixels: TensorListCPU | TensorListGPU, request: Request[Tag]
+    ) -> torch.Tensor:
         if self._stream is None:
-            return from_dlpack(pixels.as_tensor())  # shares and keeps DALI's memory
+            geometry = request.geometry
+            mirrored = np.zeros(len(pixels), bool) if geometry is None else geometry[:, 3] > 0
+            return self._stretcher([pixels[row] for row in range(len(pixels))], mirrored)
         # DALI recycles its GPU memory without regard to torch's streams, so torch gets a copy,
         # finished before DALI's tensor is let go.
         with torch.cuda.stream(self._stream):
@@ -172,5 +186,6 @@ def image_batches(
     decoder = Decoder(
         dataset, requests, batch=batch, spec=spec, device=device, threads=threads, training=False
     )
-    for pixels, _ in decoder:
-        yield pixels
+    with closing(decoder):
+        for pixels, _ in decoder:
+            yield pixels

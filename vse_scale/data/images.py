@@ -1,4 +1,4 @@
-"""The one DALI graph that makes the pixels which `ImageSpec` describes.
+"""The one DALI graph that decodes, and on a GPU makes the pixels which `ImageSpec` describes.
 
 It emits uint8; normalising runs in torch on the device, since DALI has no bfloat16 and uint8 is a
 quarter of the copy.
@@ -48,10 +48,10 @@ def decode_pipeline(
     threads: int,
     training: bool,
 ) -> Pipeline:
-    """Build the graph from encoded images to (n, S, S, 3) uint8 RGB, for CPU and GPU alike.
+    """Build the graph from encoded images to uint8 RGB: on a GPU stretched, on a CPU not yet.
 
-    In training the image is cropped by `crop_geometry` and perhaps mirrored; else all of it is
-    used. Either way it is stretched to S x S.
+    In training the image is cropped by `crop_geometry`; else all of it is used. On a GPU it is then
+    stretched to S x S and in training perhaps mirrored; on a CPU `Stretcher` does both.
 
     Args:
         source: yields batches of (encoded images, each (bytes,) uint8; numbers, (n,) int64) and in
@@ -64,7 +64,8 @@ def decode_pipeline(
         training: whether the images are augmented.
 
     Returns:
-        A built pipeline; its outputs are the pixels and, unchanged, the numbers.
+        A built pipeline; its outputs are the pixels, (n, S, S, 3) on a GPU and n of (H, W, 3) on a
+        CPU, and, unchanged, the numbers.
     """
     place = "mixed" if device.type == "cuda" else "cpu"
     device_id = None
@@ -100,14 +101,15 @@ def decode_pipeline(
             )
         else:
             images = fn.decoders.image(encoded, **decoder)
-        images = fn.resize(
-            images,
-            size=[spec.size, spec.size],
-            interp_type=types.INTERP_LINEAR,
-            antialias=spec.antialias,
-        )
-        if training:
-            images = fn.flip(images, horizontal=fn.cast(geometry[3], dtype=types.INT32))
+        if place == "mixed":
+            images = fn.resize(
+                images,
+                size=[spec.size, spec.size],
+                interp_type=types.INTERP_LINEAR,
+                antialias=spec.antialias,
+            )
+            if training:
+                images = fn.flip(images, horizontal=fn.cast(geometry[3], dtype=types.INT32))
         pipeline.set_outputs(images, numbers)
     pipeline.build()
     return pipeline

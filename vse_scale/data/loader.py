@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -85,6 +86,9 @@ class _Planned:
     texts: list[str]
 
 
+_Source = Decoder[_Planned] | Generator[tuple[Regions, Request[_Planned]]]
+
+
 class Loader:
     """An endless iterator over one rank's batches.
 
@@ -133,7 +137,7 @@ class Loader:
             dataset, plan, tokenizer, config, seed=seed, device=device, grid_cells=grid_cells
         )
         requests = assembler.requests(position, rank, ranks)
-        source: Iterable[tuple[torch.Tensor | Regions, Request[_Planned]]]
+        source: _Source
         if spec is None:
             source = region_reader(dataset, requests, device)
         else:
@@ -231,15 +235,14 @@ class _Assembler:
             )
             position = self._plan.following(epoch, step)
 
-    def batches(
-        self, source: Iterable[tuple[torch.Tensor | Regions, Request[_Planned]]]
-    ) -> Iterator[Batch]:
-        """Yield a batch for everything that was decoded or read."""
-        for found, request in source:
-            if isinstance(found, Regions):
-                yield self._assemble(found.features, found.lengths, request.tag)
-            else:
-                yield self._assemble(found, None, request.tag)
+    def batches(self, source: _Source) -> Generator[Batch]:
+        """Yield a batch for everything that was decoded or read; close the source at the end."""
+        with closing(source):
+            for found, request in source:
+                if isinstance(found, Regions):
+                    yield self._assemble(found.features, found.lengths, request.tag)
+                else:
+                    yield self._assemble(found, None, request.tag)
 
     def _assemble(
         self, images: torch.Tensor, region_lengths: torch.Tensor | None, planned: _Planned

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
-from queue import Empty, Queue
+from collections.abc import Generator
+from contextlib import closing, suppress
+from queue import Empty, Full, Queue
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
 
 class Producer(Generic[Item]):
-    """A thread that puts items, or the error that ended them, into a bounded queue."""
+    """A thread that puts items, or the error that ended them, into a bounded queue.
 
-    def __init__(self, items: Iterator[Item], depth: int) -> None:
+    It closes the generator of the items when it ends.
+    """
+
+    def __init__(self, items: Generator[Item], depth: int) -> None:
         self._items = items
         self._queue: Queue[Item | BaseException] = Queue(depth)
         self._stopped = threading.Event()
@@ -35,22 +38,33 @@ class Producer(Generic[Item]):
         atexit.unregister(self.stop)
         self._stopped.set()
         self._empty()
-        # Garbage collection may call this from the thread itself, which then ends on its own.
-        if threading.current_thread() is not self._thread:
+        # Garbage collection may call this from the thread itself or from one of those that it waits
+        # for; it then ends on its own, and nobody is left to take what it still puts.
+        if not threading.current_thread().name.startswith("vse-"):
             self._thread.join()
         self._empty()
-        self._queue.put_nowait(RuntimeError("the loader is closed"))
+        with suppress(Full):
+            self._queue.put_nowait(RuntimeError("the loader is closed"))
 
     def _empty(self) -> None:
         with suppress(Empty):
             while True:
                 self._queue.get_nowait()
 
+    def _put(self, item: Item | BaseException) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+            except Full:
+                continue
+            return
+
     def _run(self) -> None:
         try:
-            for item in self._items:
-                self._queue.put(item)
-                if self._stopped.is_set():
-                    return
+            with closing(self._items):
+                for item in self._items:
+                    self._put(item)
+                    if self._stopped.is_set():
+                        return
         except BaseException as error:  # raised again in the consumer
-            self._queue.put(error)
+            self._put(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ def read_regions(dataset: Dataset, images: npt.NDArray[np.int64]) -> Regions:
 
 def region_reader(
     dataset: Dataset, requests: Iterable[Request[Tag]], device: torch.device
-) -> Iterator[tuple[Regions, Request[Tag]]]:
+) -> Generator[tuple[Regions, Request[Tag]]]:
     """Yield the regions that every request asks for, on ``device``, in order."""
     stream = side_stream(device)
     for request in requests:
