@@ -1,7 +1,7 @@
 # make demo    train on drawn scenes and open the report: the whole system in some minutes
 # make test    the tests that need no patience      make test-slow  real launches and long runs
 # make lint    ruff and mypy                        make gpu        everything that needs a GPU
-# make soak    hours: many kills, a million rows
+# make soak    hours: many kills, a million rows    make docs       the documentation, into site/
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,10 +16,10 @@ TORCH := --find-links https://download.pytorch.org/whl/cpu/torch/
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow soak lint gpu clean
+.PHONY: help demo test test-slow soak lint gpu docs clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
 .venv/.ready: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -56,5 +56,8 @@ lint: .venv/.ready
 gpu: .venv/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/gpu/run.sh
 
+docs: .venv/.ready
+	$(BIN)/mkdocs build
+
 clean:
-	rm -rf runs/demo data/demo
+	rm -rf runs/demo data/demo site

@@ -181,7 +181,7 @@ class Manifest:
         """Read the text of a manifest; ``path`` is named in errors.
 
         Raises:
-            DatasetError: as for :meth:`load`.
+            DatasetError: as for `load`.
         """
         try:
             content = json.loads(text)

@@ -90,7 +90,7 @@ def _remote_kind(path: str) -> str | None:
 def file_size(path: str) -> int:
     """Give the size of a regular file in bytes, -1 where there is none.
 
-    A remote folder is listed once, until :func:`forget_listings`.
+    A remote folder is listed once, until `forget_listings`.
     """
     if is_url(path):
         return _remote_sizes(parent(path)).get(base_name(path), -1)

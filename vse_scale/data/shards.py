@@ -52,7 +52,7 @@ class ShardDataset:
     """The images of one split, numbered in the order of its shards.
 
     The shards of a remote dataset are copied to this machine as they are read. Reading them in
-    order fetches a few ahead; whoever reads in another order says so by :meth:`prepare`.
+    order fetches a few ahead; whoever reads in another order says so by `prepare`.
 
     Attributes:
         folder: of the dataset, or its URL.

@@ -38,7 +38,7 @@ class StagingOptions:
     """Where and how remote shards are kept on this machine.
 
     Attributes:
-        folder: on a disk of this node; None: see :func:`default_folder`.
+        folder: on a disk of this node; None: see `default_folder`.
         gigabytes: limit of all tars in the folder together, in units of 10**9 bytes. Their
             indices, about a thousandth of that, come on top.
         ahead: shards that are fetched before they are asked for.
@@ -117,7 +117,7 @@ class StagingCache:
         """Give the text of a shard's index.
 
         Raises:
-            DatasetError: as for :meth:`fetch`.
+            DatasetError: as for `fetch`.
         """
         path = self._path(shard).with_suffix(".idx")
         with self._locked(path.name):

@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Encoder(Protocol):
-    """What is asked of a model here; :class:`vse_scale.model.vse.VSEModel` has it."""
+    """What is asked of a model here; `VSEModel` has it."""
 
     image_spec: Any
     training: bool

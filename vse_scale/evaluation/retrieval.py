@@ -126,7 +126,7 @@ def query_ranks(
     caption_to_image: Indices,
     processes: Processes = ALONE,
 ) -> QueryRanks:
-    """Return every query's rank; arguments and errors are those of :func:`recall_at_k`."""
+    """Return every query's rank; arguments and errors are those of `recall_at_k`."""
     images, captions = matching_rows(image_embeddings, caption_embeddings)
     owners = _owners(caption_to_image, len(captions), len(images))
 

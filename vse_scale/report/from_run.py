@@ -32,7 +32,7 @@ _FAILURE_SIDE = 120  # pixels of a failure's thumbnails: there are many of them
 
 
 class Pooled(Protocol):
-    """What is asked of a model here; :class:`VSEModel` has it."""
+    """What is asked of a model here; `VSEModel` has it."""
 
     grid_cells: int
 

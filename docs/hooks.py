@@ -1,0 +1,97 @@
+"""What `mkdocs.yml` adds to MkDocs: pages and files from outside docs/, linked as on a code host.
+
+Links in the repository are relative paths, which a code host follows. Here the README files become
+pages of the site, other files are laid into it as text, and links to either are turned round.
+"""
+
+from __future__ import annotations
+
+import ast
+import posixpath
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+PAGES = {  # file of the repository -> page of the site
+    "README.md": "start.md",
+    "kernels/README.md": "kernels.md",
+    "shards/README.md": "shards.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+_FILES = {page: file for file, page in PAGES.items()}
+_FENCE = re.compile(r"^ *(```+).*?^ *\1`* *$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"(?<=\]\()[^)\s]+(?=\))")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that lie outside docs/."""
+    for file, page in PAGES.items():
+        files.append(File.generated(config, page, abs_src_path=str(ROOT / file)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn the links of a page from paths in the repository to paths in the site."""
+    here = page.file.src_uri
+    origin = _FILES.get(here, f"docs/{here}")
+
+    def turned(match: re.Match[str]) -> str:
+        path, hash_, anchor = match[0].partition("#")
+        if not path or re.match(r"[a-z]+:", path):
+            return match[0]
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
+        if target in PAGES:
+            target = PAGES[target]
+        elif target.startswith("docs/"):
+            target = target.removeprefix("docs/")
+        elif (ROOT / target).is_file():
+            target = _as_text(target, config, files)
+        else:
+            return match[0]  # MkDocs says what is wrong
+        return posixpath.relpath(target, posixpath.dirname(here) or ".") + hash_ + anchor
+
+    return outside_fences(markdown, lambda text: _LINK.sub(turned, text)).replace(
+        "<!-- sections -->", _sections()
+    )
+
+
+def outside_fences(markdown: str, change: Callable[[str], str]) -> str:
+    """Apply ``change`` to what stands outside of fenced blocks."""
+    pieces, end = [], 0
+    for fence in _FENCE.finditer(markdown):
+        pieces += [change(markdown[end : fence.start()]), fence[0]]
+        end = fence.end()
+    return "".join([*pieces, change(markdown[end:])])
+
+
+def _as_text(path: str, config: MkDocsConfig, files: Files) -> str:
+    """Lay a file of the repository into the site, under a name that a browser shows as text."""
+    target = f"files/{path}.txt"
+    if files.get_file_from_path(target) is None:
+        files.append(File.generated(config, target, abs_src_path=str(ROOT / path)))
+    return target
+
+
+def _sections() -> str:
+    """Give the classes of a run's configuration, comments and all, each under its key."""
+    source = (ROOT / "vse_scale" / "config.py").read_text(encoding="utf-8")
+    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    found: list[str] = []
+
+    def describe(section: ast.ClassDef, prefix: str) -> None:
+        for field in section.body:
+            if isinstance(field, ast.AnnAssign) and ast.unparse(field.annotation) in classes:
+                inner = classes[ast.unparse(field.annotation)]
+                key = prefix + ast.unparse(field.target)
+                code = ast.get_source_segment(source, inner)
+                found.append(f"### {key}\n\n```python\n{code}\n```\n")
+                describe(inner, f"{key}.")
+
+    describe(classes["Config"], "")
+    return "\n".join(found)

@@ -1,0 +1,93 @@
+"""Links of the documents lead somewhere, on a code host and in the site of `make docs`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from documents import PATHS, ROOT, Page, code_host_anchors, page_of, rendered
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_links_lead_to_files_and_headings_of_the_repository(path: str) -> None:
+    page = rendered(path)
+    for link in page.links:
+        url = urlsplit(link)
+        if url.scheme:
+            continue
+        assert not url.path.startswith("/"), f"{path}: {link} is absolute"
+        target = Path(os.path.normpath(ROOT / Path(path).parent / url.path)) if url.path else None
+        assert target is None or target.exists(), f"{path}: {link} leads nowhere"
+        if url.fragment:
+            there = page if target is None else rendered(str(target.relative_to(ROOT)))
+            assert url.fragment in code_host_anchors(there), f"{path}: {link}: no such heading"
+
+
+def test_a_code_host_numbers_headings_that_repeat() -> None:
+    html = "<h1>A b</h1><h2>What `x`, and <code>y_z</code>?</h2><h2>A b</h2>"
+    assert code_host_anchors(page_of(html)) == {"a-b", "what-x-and-y_z", "a-b-1"}
+
+
+def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "-f", str(config), "-d", str(site)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.mark.slow
+def test_the_site_is_whole_and_needs_no_network(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    done = build(ROOT / "mkdocs.yml", site)
+    assert done.returncode == 0, done.stderr
+    pages = {path: page_of(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
+    assert len(pages) > 15
+    for path, page in pages.items():
+        if path.name != "404.html":  # written for the root of a server
+            _check_page(site, path, page, pages)
+    reference = (site / "reference" / "vse_scale.html").read_text(encoding="utf-8")
+    # A docstring's sections are laid out, and the code's own markup is not left over.
+    assert "encode_captions" in reference
+    assert "Raises:" in reference
+    for path in site.glob("reference/*.html"):
+        assert ":class:`" not in path.read_text(encoding="utf-8"), path
+
+
+def _check_page(site: Path, path: Path, page: Page, pages: dict[Path, Page]) -> None:
+    html = path.read_text(encoding="utf-8")
+    for tag in ("<script src=", "<img src=", '<link rel="stylesheet" href='):
+        assert f'{tag}"http' not in html.replace(" alt=", " "), f"{path}: {tag} from the network"
+    for link in page.links:
+        url = urlsplit(link)
+        if url.scheme or link == "#":
+            continue
+        target = Path(os.path.normpath(path.parent / unquote(url.path))) if url.path else path
+        assert target.is_file(), f"{path.relative_to(site)}: {link} is not there"
+        if url.fragment and target in pages:
+            assert unquote(url.fragment) in pages[target].anchors, (
+                f"{path.relative_to(site)}: {link}: no such anchor"
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "link", ["[x](no-such-page.md)", "[x](data.md#no-such-heading)", "[x](../launch/no_such_file)"]
+)
+def test_a_broken_link_fails_the_build(tmp_path: Path, link: str) -> None:
+    for entry in ROOT.iterdir():
+        if entry.name not in ("docs", ".git"):
+            (tmp_path / entry.name).symlink_to(entry)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    with (tmp_path / "docs" / "training.md").open("a", encoding="utf-8") as file:
+        file.write(f"\n{link}\n")
+    done = build(tmp_path / "mkdocs.yml", tmp_path / "built")
+    assert done.returncode != 0
+    assert link[4:-1].split("/")[-1].split("#")[-1] in done.stderr
+    assert "training.md" in done.stderr
