@@ -53,9 +53,9 @@ def import_model(
         )
         (folder / FILE).write_text(card, encoding="utf-8")
     used = len(imported.model.state_dict())
-    print(
-        f"{out}: {used} tensors, {imported.notes['backbone']}, {imported.model.image_spec.size} px"
-    )
+    image = imported.model.config.image
+    pixels = "" if imported.model.takes_regions else f", {image.size} px"
+    print(f"{out}: {used} tensors, {image.backbone}{pixels}")
     for reason, count in imported.left_out.items():
         print(f"left out: {count} ({reason})")
     if words is None:
