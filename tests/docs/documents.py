@@ -47,6 +47,10 @@ def blocks(path: str) -> list[Block]:
     ]
 
 
+def examples(path: str, language: str) -> list[Block]:
+    return [block for block in blocks(path) if block.language == language]
+
+
 @dataclass
 class Page:
     """What a page of HTML refers to, and what can be referred to in it."""
