@@ -32,6 +32,8 @@ NOT_RUN = {
     "sbatch *": "needs SLURM; tests/launch/test_slurm.py runs the scripts against stand-ins",
     "docker compose *": "needs Docker; tests/telemetry/test_monitoring.py checks the files",
     "vse-scale train * --config launch/recipes/demo.yaml *": "minutes; `make demo` does it",
+    "vse-shards build --source karpathy *": "needs COCO; tests/shards/test_sources.py reads some",
+    "vse-shards build --source precomp *": "needs COCO; tests/shards/test_sources.py reads some",
     "pytest *": "this is pytest",
     "*python *tests/kernels/*": "minutes of compiling; tests/kernels/test_compiled.py does it",
     "tests/gpu/run.sh": "minutes, as its steps' own tests",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,17 +78,15 @@ def _check_page(site: Path, path: Path, page: Page, pages: dict[Path, Page]) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "link", ["[x](no-such-page.md)", "[x](data.md#no-such-heading)", "[x](../launch/no_such_file)"]
-)
-def test_a_broken_link_fails_the_build(tmp_path: Path, link: str) -> None:
+def test_broken_links_fail_the_build(tmp_path: Path) -> None:
     for entry in ROOT.iterdir():
         if entry.name not in ("docs", ".git"):
             (tmp_path / entry.name).symlink_to(entry)
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    broken = ("no-such-page.md", "data.md#no-such-heading", "../launch/no_such_file")
     with (tmp_path / "docs" / "training.md").open("a", encoding="utf-8") as file:
-        file.write(f"\n{link}\n")
+        file.write("".join(f"\n[x]({link})\n" for link in broken))
     done = build(tmp_path / "mkdocs.yml", tmp_path / "built")
     assert done.returncode != 0
-    assert link[4:-1].split("/")[-1].split("#")[-1] in done.stderr
-    assert "training.md" in done.stderr
+    for link in broken:
+        assert re.search(rf"'training.md' contains an? .*link '{link}'", done.stderr), done.stderr
