@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
@@ -198,6 +199,9 @@ def _pytest(arguments: list[str]) -> None:
 def _python(arguments: list[str]) -> None:
     if arguments[:2] == ["-m", "pytest"]:
         return _pytest(arguments[2:])
+    if arguments[0] == "-m":
+        assert find_spec(arguments[1]), f"there is no module {arguments[1]}"
+        return None
     script = ROOT / arguments[0]
     assert script.is_file(), f"{arguments[0]} does not exist"
     options = [argument for argument in arguments if argument.startswith("--")]
