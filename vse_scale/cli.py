@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from vse_scale.commands.bench import bench
 from vse_scale.commands.evaluate import evaluate
 from vse_scale.commands.interchange import export_model, import_model
 from vse_scale.commands.report import report
@@ -141,6 +142,7 @@ app.command("eval")(evaluate)
 app.command()(embed)
 app.command()(search)
 app.command()(report)
+app.command()(bench)
 app.command("import")(import_model)
 app.command("export")(export_model)
 

@@ -1,0 +1,128 @@
+"""Stage ``decode``: whole images to S x S pixels, against OpenCV in threads and DALI alone."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vse_scale.bench.contest import Contender, Sample, take_turns
+from vse_scale.bench.job import Job
+from vse_scale.bench.peers import decoded_by_opencv
+from vse_scale.bench.rows import Row, make_rows
+from vse_scale.data.decode import Decoder, Request
+from vse_scale.data.image_spec import ImageSpec
+from vse_scale.data.shards import ShardDataset
+
+BATCH = 64
+PEER = "OpenCV in threads"
+
+
+def measure(job: Job) -> Iterator[list[Row]]:
+    """Yield the rows at 512 px and at the model's size."""
+    for size in sizes(job):
+        arguments = {
+            "folder": str(job.config.data.path), "size": size, "threads": job.cores,
+            "images": 8 if job.small else 512,
+        }  # fmt: skip
+        contenders = [
+            Contender(PEER, opencv, arguments),
+            Contender("DALI alone, CPU", dali, arguments | {"device": "cpu"}),
+            Contender("vse_scale, CPU", ours, arguments | {"device": "cpu"}),
+        ]
+        if job.device.type == "cuda":
+            contenders += [
+                Contender("DALI alone, mixed", dali, arguments | {"device": "cuda"}),
+                Contender("vse_scale, mixed", ours, arguments | {"device": "cuda"}),
+            ]
+        results = take_turns(contenders, job.repeats, small=job.small)
+        yield make_rows(job, "decode", f"{size} px", results, peer=PEER, unit="images/s")
+
+
+def sizes(job: Job) -> list[int]:
+    """The published 512 px, and the model's size; of a rehearsal the latter alone."""
+    own = job.config.model.image.size
+    return [own] if job.small else sorted({512, own})
+
+
+def ours(folder: str, size: int, threads: int, images: int, device: str) -> Iterator[Sample]:
+    """Decode with the `Decoder` of training and evaluation."""
+    dataset = ShardDataset(folder, "train")
+    place = torch.device(device)
+    requests = (Request(batch, tag=None) for batch in endless(dataset))
+    decoder = Decoder(
+        dataset, requests, batch=BATCH, spec=ImageSpec.preset("imagenet", size), device=place,
+        threads=threads, training=False,
+    )  # fmt: skip
+    yield from timed(lambda: len(next(decoder)[0]), images, place)
+
+
+def dali(folder: str, size: int, threads: int, images: int, device: str) -> Iterator[Sample]:
+    """Decode and resize in the least graph that does so, as DALI's own benchmark does."""
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import Pipeline
+
+    dataset = ShardDataset(folder, "train")
+    place = torch.device(device)
+    batches = ([dataset.image_bytes(int(i)) for i in batch] for batch in endless(dataset))
+    pipeline = Pipeline(
+        batch_size=BATCH, num_threads=threads, device_id=0 if device == "cuda" else None,
+        prefetch_queue_depth=2,
+    )  # fmt: skip
+    with pipeline:
+        encoded = fn.external_source(source=batches, batch=True, dtype=types.UINT8, ndim=1)
+        pixels = fn.decoders.image(
+            encoded, device="mixed" if device == "cuda" else "cpu", output_type=types.RGB
+        )
+        pipeline.set_outputs(
+            fn.resize(pixels, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=False)
+        )
+    pipeline.build()
+    yield from timed(lambda: len(pipeline.run()[0]), images, place)
+
+
+def opencv(folder: str, size: int, threads: int, images: int) -> Iterator[Sample]:
+    """Decode and resize in as many threads; OpenCV's own are off, since they would compete."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    dataset = ShardDataset(folder, "train")
+    batches = endless(dataset)
+
+    with ThreadPoolExecutor(threads) as pool:
+
+        def batch() -> int:
+            chosen = next(batches)
+            pixels = torch.empty((len(chosen), size, size, 3), dtype=torch.uint8)
+            rows = pixels.numpy()
+
+            def one(place: int) -> None:
+                rows[place] = decoded_by_opencv(dataset.image_bytes(int(chosen[place])), size)
+
+            list(pool.map(one, range(len(chosen))))
+            return len(pixels)
+
+        yield from timed(batch, images, torch.device("cpu"))
+
+
+def endless(dataset: ShardDataset) -> Iterator[NDArray[np.int64]]:
+    """Yield batches of image numbers, the dataset over and over."""
+    numbers = itertools.cycle(range(len(dataset)))
+    while True:
+        yield np.fromiter(itertools.islice(numbers, BATCH), dtype=np.int64)
+
+
+def timed(batch: Callable[[], int], units: int, device: torch.device) -> Iterator[Sample]:
+    """Turn after turn, call ``batch``, which returns its units, until ``units`` are done."""
+    while True:
+        done, began = 0, time.perf_counter()
+        while done < units:
+            done += batch()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        yield Sample(done, time.perf_counter() - began)

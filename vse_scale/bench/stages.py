@@ -1,0 +1,71 @@
+"""The stages, what each needs beside the project itself, and which of them to run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vse_scale.bench.job import Job
+from vse_scale.bench.rows import Row
+from vse_scale.errors import ConfigError, UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+Need = Callable[[], str | None]
+"""Returns one line on what is missing and how to get it, or None."""
+
+
+def opencv() -> str | None:
+    """Look for OpenCV, which a peer decodes with."""
+    if importlib.util.find_spec("cv2") is None:
+        return "needs OpenCV, a peer to measure against; pip install 'vse-scale[bench]'"
+    return None
+
+
+def checkout() -> str | None:
+    """Look for the scripts of a checkout that measure kernels and shards alone."""
+    if not (REPOSITORY / "kernels" / "benchmarks").is_dir():
+        return "runs scripts of the repository, which is not there; run it from a checkout"
+    return None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: the module whose ``measure(job)`` yields its rows, case by case."""
+
+    module: str
+    needs: tuple[Need, ...] = ()
+
+    def missing(self) -> str | None:
+        """Return what keeps it from running here, as one line."""
+        return next(filter(None, (need() for need in self.needs)), None)
+
+    def measure(self, job: Job) -> Iterator[list[Row]]:
+        """Yield the rows of each case."""
+        rows: Iterator[list[Row]] = importlib.import_module(self.module).measure(job)
+        return rows
+
+
+STAGES: dict[str, Stage] = {
+    "decode": Stage("vse_scale.bench.decode", (opencv,)),
+}
+
+
+def choose(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the stages to run, and one line on each that cannot be: of all, if none are named.
+
+    Raises:
+        ConfigError: there is no such stage.
+        UserError: a named one cannot run here.
+    """
+    for name in names:
+        if name not in STAGES:
+            raise ConfigError(f"{name}: there is no such stage; choose from {', '.join(STAGES)}")
+        if (missing := STAGES[name].missing()) is not None:
+            raise UserError(f"{name}: {missing}")
+    found = {name: STAGES[name].missing() for name in names or STAGES}
+    left_out = [f"{name}: {missing}" for name, missing in found.items() if missing is not None]
+    return [name for name, missing in found.items() if missing is None], left_out

@@ -1,0 +1,102 @@
+"""``vse-scale bench``."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vse_scale.commands.common import best_device, check_writable
+from vse_scale.errors import ConfigError, OutputError
+from vse_scale.telemetry.progress import heartbeat, log
+
+if TYPE_CHECKING:
+    from vse_scale.config import Config
+
+
+def bench(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STAGE ...] [section.key=value ...]",
+            help="default: all stages that this machine can run",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="a run's configuration; default: a small model, or a GPU's")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="a dataset folder; default: synthetic photos, made for it")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="timed rounds")] = 5,
+    out: Annotated[Path | None, typer.Option(metavar="CSV", help="append the results")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="draw them; ends in .svg or .png")
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="a rehearsal: as little work as shows that it runs")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Measure this project and its peers on the same work, in turns, in one run.
+
+    Stages: loader, decode, kernels, step, train, eval, shards.
+    """
+    check_writable("--out", out)
+    check_writable("--plot", plot)
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise OutputError(f"--plot {plot}: ends in neither .svg nor .png; name such a file")
+    from vse_scale.bench import rows, table
+    from vse_scale.bench.job import Job
+    from vse_scale.bench.stages import STAGES, choose
+
+    given = arguments or []
+    stages, left_out = choose([argument for argument in given if "=" not in argument])
+    for line in left_out:
+        log.info("left out: %s", line)
+    found: list[rows.Row] = []
+    with tempfile.TemporaryDirectory(prefix="vse-bench-") as scratch:
+        overrides = [argument for argument in given if "=" in argument]
+        resolved = _config(config, overrides, data, Path(scratch), small=small)
+        job = Job(resolved, 1 if small else repeats, small, best_device(), Path(scratch))
+        for stage in stages:
+            log.info("measuring %s", stage)
+            for case in STAGES[stage].measure(job):
+                found += case
+                if out is not None:
+                    rows.append(out, case)
+                if not as_json:
+                    print(f"{table.text(case)}\n", flush=True)
+    if plot is not None:
+        table.plot(found, plot)
+    if as_json:
+        print(json.dumps({"small": small, "rows": [asdict(row) for row in found]}, indent=1))
+
+
+def _config(
+    path: Path | None, overrides: list[str], data: Path | None, scratch: Path, *, small: bool
+) -> Config:
+    """Return what to measure: the given configuration, or a default, on the given or made data."""
+    from vse_scale.bench.defaults import default_config
+    from vse_scale.bench.synthetic import make_dataset
+    from vse_scale.config import Config
+    from vse_scale.data.shards import ShardDataset
+
+    if data is None:
+        with heartbeat("making photos"):
+            data = make_dataset(scratch / "data", images=24 if small else 512, side=640)
+    ShardDataset(data, "train").check_holds("images")
+    own = [f"data.path={data}", f"run.dir={scratch / 'run'}"]
+    if path is not None:
+        config = Config.load(path, [*overrides, *own])
+    else:
+        config = default_config(overrides + own, gpu=best_device().type == "cuda", small=small)
+    if config.model.image.backbone == "regions":
+        raise ConfigError(
+            "model.image.backbone is regions; the benchmark is of pixels, choose another backbone"
+        )
+    return config
