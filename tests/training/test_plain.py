@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from launching import Job, assert_same_bits, distance, train_jobs, weights_of
-from plain import PlainTrainer
 
+from vse_scale.bench.plain import PlainTrainer
 from vse_scale.config import Config
 from vse_scale.data.captions import CaptionTokenizer
-from vse_scale.data.loader import Loader
+from vse_scale.data.loader import Batch, Loader
 from vse_scale.data.shards import ShardDataset
 from vse_scale.model.vse import VSEModel
 from vse_scale.training.setup import make_plan
@@ -46,9 +46,18 @@ def plain_run(few_steps: Path, run, first: int, count: int):
         start=divmod(first, EPOCH), grid_cells=model.grid_cells,
     )  # fmt: skip
     with loader as batches:
-        steps = [trainer.step(next(batches), number) for number in range(first, first + count)]
+        steps = [plain_step(trainer, next(batches), n) for n in range(first, first + count)]
     weights = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
     return steps, weights
+
+
+def plain_step(trainer: PlainTrainer, batch: Batch, number: int) -> dict:
+    loss = trainer.backward(batch, number)
+    gradient = {
+        n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None
+    }
+    trainer.update()
+    return {"loss": float(loss), "gradient": gradient}
 
 
 def learned(state: dict[str, torch.Tensor], names) -> dict[str, torch.Tensor]:

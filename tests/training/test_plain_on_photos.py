@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from launching import vse_scale
-from plain import PlainTrainer
 
+from vse_scale.bench.plain import PlainTrainer
 from vse_scale.config import Config
 from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.decode import image_batches

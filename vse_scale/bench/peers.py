@@ -1,17 +1,41 @@
-"""What people use in this project's place, done as a good engineer would do it."""
+"""What people use in this project's place, done as a good engineer would do it.
+
+The published data path (VSE-infinity's code, after VSE++) is a torch ``Dataset`` of pairs in a
+``DataLoader``: a worker decodes an image for every *pair* with OpenCV, cuts out a window, stretches
+it and perhaps mirrors it. Here it takes the pairs and draws of this project's plan, so that both
+make the same pixels and ids, which the tests prove.
+"""
 
 from __future__ import annotations
 
+import functools
+import io
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
 
-Pixels = NDArray[np.uint8]
+from vse_scale.config import DataConfig
+from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.data.draws import Stream, uniform
+from vse_scale.data.images import crop_geometry
+from vse_scale.data.loader import Batch
+from vse_scale.data.plan import Plan, PlannedBatch
+from vse_scale.data.shards import ShardDataset
+
+_READY = 2  # batches that a worker keeps ready, torch's default
 
 
 def decoded_by_opencv(
-    encoded: Pixels, size: int, geometry: NDArray[np.float32] | None = None
+    encoded: NDArray[np.uint8], size: int, geometry: NDArray[np.float32] | None = None
 ) -> Any:
     """Decode a JPEG with OpenCV, crop, stretch and mirror, as the published code does.
 
@@ -34,3 +58,167 @@ def decoded_by_opencv(
         image = image[y : y + height, x : x + width]
     image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     return cv2.flip(image, 1) if geometry is not None and mirrored else image
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a batch is made of, for whoever makes it.
+
+    Attributes:
+        dataset: the split.
+        plan: the order, in mode ``pairs``.
+        tokenizer: of the captions.
+        config: augmentation.
+        seed: of the draws.
+        size: of the pixels.
+        grid_cells: of the backbone, for the draws of size augmentation.
+    """
+
+    dataset: ShardDataset
+    plan: Plan
+    tokenizer: CaptionTokenizer
+    config: DataConfig
+    seed: int
+    size: int
+    grid_cells: int
+
+    def words(self, planned: PlannedBatch, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return (P, L) ids and (P,) lengths."""
+        draws = functools.partial(uniform, self.seed, planned.visits, planned.pairs, Stream.WORDS)
+        ids, lengths = self.tokenizer.encode(
+            texts, draws, self.config.word_drop, self.config.max_caption_tokens
+        )
+        return torch.from_numpy(ids), torch.from_numpy(lengths)
+
+    def cells(self, planned: PlannedBatch) -> Tensor:
+        """Return (P, 1 + grid_cells) draws."""
+        count = 1 + self.grid_cells
+        return torch.from_numpy(
+            uniform(self.seed, planned.visits, planned.pairs, Stream.CELLS, count)
+        )
+
+
+Item = tuple[PlannedBatch, int, NDArray[np.float32]]
+
+
+class _Pairs(torch.utils.data.Dataset[Any]):
+    """As published: an item is a pair; its image is decoded for it alone."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        records = map(recipe.dataset.record, range(len(recipe.dataset)))
+        self._texts = [[caption.text for caption in record.captions] for record in records]
+
+    def __getitem__(self, item: Item) -> tuple[PlannedBatch, Tensor, str]:
+        planned, place, geometry = item
+        image, caption = planned.pairs[place]
+        encoded = self._recipe.dataset.image_bytes(int(image))
+        pixels = decoded_by_opencv(encoded, self._recipe.size, geometry)
+        return planned, torch.from_numpy(pixels), self._texts[image][caption]
+
+    def collate(self, items: Sequence[tuple[PlannedBatch, Tensor, str]]) -> dict[str, Tensor]:
+        """Make a batch in the worker: pixels in shared memory, captions tokenised at once."""
+        planned = items[0][0]
+        ids, lengths = self._recipe.words(planned, [text for *_, text in items])
+        return {
+            "images": default_collate([pixels for _, pixels, _ in items]),
+            "token_ids": ids,
+            "token_lengths": lengths,
+            "image_ids": torch.from_numpy(np.ascontiguousarray(planned.pairs[:, 0])),
+            "cell_draws": self._recipe.cells(planned),
+        }
+
+
+class _Order:
+    """The plan's batches, without end, as lists of items."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        recipe, position = self._recipe, (0, 0)
+        while True:
+            planned = recipe.plan.batch(*position)
+            draws = uniform(recipe.seed, planned.visits, planned.pairs, Stream.CROP, 4)
+            geometry = crop_geometry(draws, recipe.config.crop_scale, recipe.config.flip)
+            yield [(planned, place, geometry[place]) for place in range(len(geometry))]
+            position = recipe.plan.following(*position)
+
+
+def opencv_batches(recipe: Recipe, *, workers: int, device: torch.device) -> Iterator[Batch]:
+    """Yield batches of the published data path, without end, on ``device``.
+
+    OpenCV's own threads are off in the workers, where they would only compete.
+    """
+    pairs = _Pairs(recipe)
+    loader = DataLoader(
+        pairs,
+        batch_sampler=_Order(recipe),
+        num_workers=workers,
+        collate_fn=pairs.collate,
+        worker_init_fn=_single_threaded,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=_READY,
+        multiprocessing_context="fork",
+    )
+    for found in loader:
+        tensors = {k: v.to(device, non_blocking=True) for k, v in found.items()}
+        count = len(tensors["images"])
+        yield Batch(
+            epoch=0, step=0, wait_seconds=0.0, **tensors,
+            image_rows=torch.arange(count, device=device),
+            valid=torch.ones(count, dtype=torch.bool, device=device),
+        )  # fmt: skip
+
+
+def _single_threaded(worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+def webdataset_batches(recipe: Recipe, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (pixels, ids) of webdataset with Pillow, as its documentation has it.
+
+    Shards are drawn at random by each worker, samples shuffled in a buffer; the window is cut out
+    and stretched in one call, whose filter is antialiased as Pillow's always are: the pixels are
+    another network's, the work is the same.
+    """
+    import webdataset
+    from PIL import Image
+
+    size, (low, high) = recipe.size, recipe.config.crop_scale
+
+    def sample(found: dict[str, bytes]) -> tuple[Tensor, str]:
+        image: Any = Image.open(io.BytesIO(found["jpg"])).convert("RGB")
+        ratio = random.uniform(low, high)
+        width, height = (max(int(side * ratio), 1) for side in image.size)
+        x = random.randint(0, image.width - width)
+        y = random.randint(0, image.height - height)
+        window = (x, y, x + width, y + height)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, window)
+        if random.random() < recipe.config.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        captions = json.loads(found["json"])["captions"]
+        return torch.from_numpy(np.array(image)), random.choice(captions)["text"]
+
+    def collate(items: Sequence[tuple[Tensor, str]]) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng()
+        ids, _ = recipe.tokenizer.encode(
+            [text for _, text in items],
+            lambda count: rng.random((len(items), count), dtype=np.float32),
+            recipe.config.word_drop,
+            recipe.config.max_caption_tokens,
+        )
+        return default_collate([pixels for pixels, _ in items]), torch.from_numpy(ids)
+
+    dataset = recipe.dataset
+    shards = sorted(map(str, Path(dataset.folder).glob(f"{dataset.split}-*.tar")))
+    samples = webdataset.WebDataset(shards, resampled=True, shardshuffle=False)
+    batches = (
+        samples.shuffle(1000).map(sample).batched(recipe.plan.global_batch, collation_fn=collate)
+    )
+    yield from webdataset.WebLoader(
+        batches, batch_size=None, num_workers=workers, prefetch_factor=_READY,
+        multiprocessing_context="fork",
+    )  # fmt: skip

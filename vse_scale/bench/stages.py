@@ -50,7 +50,13 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
+    "loader": Stage("vse_scale.bench.loader", (opencv,)),
     "decode": Stage("vse_scale.bench.decode", (opencv,)),
+    "kernels": Stage("vse_scale.bench.kernels", (checkout,)),
+    "step": Stage("vse_scale.bench.step"),
+    "train": Stage("vse_scale.bench.train", (opencv,)),
+    "eval": Stage("vse_scale.bench.evaluate", (opencv,)),
+    "shards": Stage("vse_scale.bench.shards", (checkout,)),
 }
 
 

@@ -1,0 +1,72 @@
+"""Stage ``loader``: batches for training, pixels in uint8 and token ids, against a DataLoader.
+
+Every contender decodes an image per pair, cuts, stretches and mirrors it, and tokenises a caption
+with words dropped, by the same tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from vse_scale.bench.contest import Contender, Sample, take_turns
+from vse_scale.bench.decode import sizes, timed
+from vse_scale.bench.job import Job
+from vse_scale.bench.peers import opencv_batches, webdataset_batches
+from vse_scale.bench.rows import Row, make_rows
+from vse_scale.bench.setting import changed, recipe_of, tokenizer_of
+from vse_scale.config import Config
+from vse_scale.data.image_spec import ImageSpec
+from vse_scale.data.loader import Loader
+
+PEER = "OpenCV in DataLoader workers"
+
+
+def measure(job: Job) -> Iterator[list[Row]]:
+    """Yield the rows at 512 px and at the model's size."""
+    config = changed(job.config, data={"mode": "pairs", "captions_per_image": 1})
+    for size in sizes(job):
+        arguments = {
+            "config": config, "tokenizer": tokenizer_of(job), "size": size, "threads": job.cores,
+            "images": 8 if job.small else 480,
+        }  # fmt: skip
+        contenders = [
+            Contender(PEER, opencv, arguments),
+            Contender("webdataset + Pillow", pillow, arguments),
+            Contender("vse_scale", ours, arguments),
+        ]
+        results = take_turns(contenders, job.repeats, small=job.small)
+        case = f"{size} px, {job.cores} threads or workers"
+        yield make_rows(job, "loader", case, results, peer=PEER, unit="images/s")
+
+
+def ours(config: Config, tokenizer: Path, size: int, threads: int, images: int) -> Iterator[Sample]:
+    """Take batches from the `Loader`, on the CPU."""
+    recipe = recipe_of(config, tokenizer, size)
+    spec = ImageSpec.preset("imagenet", size)
+    data = config.data.model_copy(update={"threads": threads})
+    cpu = torch.device("cpu")
+    with Loader(
+        recipe.dataset, recipe.plan, recipe.tokenizer, spec, data, seed=config.run.seed,
+        rank=0, ranks=1, device=cpu,
+    ) as batches:  # fmt: skip
+        yield from timed(lambda: len(next(batches).images), images, cpu)
+
+
+def opencv(
+    config: Config, tokenizer: Path, size: int, threads: int, images: int
+) -> Iterator[Sample]:
+    """Take batches from the published data path, with as many workers."""
+    cpu = torch.device("cpu")
+    batches = opencv_batches(recipe_of(config, tokenizer, size), workers=threads, device=cpu)
+    yield from timed(lambda: len(next(batches).images), images, cpu)
+
+
+def pillow(
+    config: Config, tokenizer: Path, size: int, threads: int, images: int
+) -> Iterator[Sample]:
+    """Take batches from webdataset, with as many workers."""
+    batches = webdataset_batches(recipe_of(config, tokenizer, size), workers=threads)
+    yield from timed(lambda: len(next(batches)[0]), images, torch.device("cpu"))

@@ -1,0 +1,104 @@
+"""What all contenders start from: one vocabulary, one set of weights, the same settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from vse_scale.bench.job import Job
+from vse_scale.bench.peers import Recipe
+from vse_scale.config import Config
+from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.data.decode import image_batches
+from vse_scale.data.plan import Plan
+from vse_scale.data.shards import ShardDataset
+from vse_scale.errors import ConfigError
+from vse_scale.model.resnet import calibrate_batchnorm
+from vse_scale.model.vse import VSEModel
+
+
+def changed(config: Config, **sections: Mapping[str, object]) -> Config:
+    """Return ``config`` with other values in some sections, checked again."""
+    raw = config.model_dump(mode="json")
+    for name, values in sections.items():
+        raw[name].update(values)
+    return Config.parse(raw)
+
+
+def tokenizer_of(job: Job) -> Path:
+    """Return the folder of the vocabulary, which is made from the captions where none is given."""
+    text = job.config.model.text
+    if given := text.tokenizer or job.config.model.init_from or text.path:
+        return Path(given)
+    made = job.scratch / "tokenizer"
+    if not made.is_dir():
+        dataset = open_split(job.config, "train")
+        records = (dataset.record(image) for image in range(len(dataset)))
+        captions = (caption.text for record in records for caption in record.captions)
+        if text.encoder == "bigru":
+            CaptionTokenizer.train_words(captions, text.min_count).save(made)
+        else:
+            CaptionTokenizer.train(captions, text.vocab_size).save(made)
+    return made
+
+
+def ready(job: Job) -> Config:
+    """Return the configuration in the state that most of a training is in, and its first weights.
+
+    Everything trains on the hardest negatives, without a ramp. The weights, with calibrated
+    BatchNorm where they are random, and the vocabulary lie in ``job.scratch`` and are
+    ``model.init_from``, for all contenders alike.
+
+    Raises:
+        ConfigError: the plain-torch peer has no such model.
+    """
+    _check_peer(job.config)
+    start = job.scratch / "start"
+    settings: dict[str, Mapping[str, object]] = {
+        "model": {"init_from": str(start)},
+        "objective": {"warmup_epochs": 0, "ramp": False, "mode": "hardest", "reduction": "sum"},
+        "train": {"frozen_backbone_epochs": 0, "backbone_warmup_epochs": 0},
+        "telemetry": {"prometheus_port": None, "tensorboard": True},
+    }
+    if not start.is_dir():
+        tokenizer = CaptionTokenizer.load(tokenizer_of(job))
+        torch.manual_seed(job.config.run.seed)
+        model = VSEModel(job.config.model, tokenizer.vocab_size, tokenizer.pad_id)
+        if model.untrained_statistics:
+            dataset, cpu = open_split(job.config, "train"), torch.device("cpu")
+            images = range(min(len(dataset), 64))
+            pixels = image_batches(
+                dataset, images, model.image_spec, batch=16, device=cpu, threads=job.cores
+            )
+            calibrate_batchnorm(model.image.backbone, map(model.image_spec.normalise, pixels))
+        model.save_pretrained(start, tokenizer=tokenizer)
+    return changed(job.config, **settings)
+
+
+def open_split(config: Config, split: str) -> ShardDataset:
+    """Open a split of the dataset that is measured on."""
+    return ShardDataset(config.data.folders[0], split)
+
+
+def recipe_of(config: Config, tokenizer: str | Path, size: int, grid_cells: int = 0) -> Recipe:
+    """Return what the published data path makes batches of: pair by pair, in the plan's order."""
+    dataset = open_split(config, "train")
+    plan = Plan(
+        dataset.captions_per_sample, seed=config.run.seed, global_batch=config.data.global_batch
+    )
+    return Recipe(
+        dataset, plan, CaptionTokenizer.load(tokenizer), config.data, config.run.seed, size,
+        grid_cells,
+    )  # fmt: skip
+
+
+def _check_peer(config: Config) -> None:
+    model = config.model
+    for key, value, known in (
+        ("model.pool", model.pool, "gpo"),
+        ("model.text.encoder", model.text.encoder, "huggingface"),
+    ):
+        if value != known:
+            raise ConfigError(f"{key} is {value}, which the plain-torch peer has not; set {known}")

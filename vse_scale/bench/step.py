@@ -1,0 +1,134 @@
+"""Stage ``step``: one training step on a batch in memory, against the published one in plain torch.
+
+The batch, the weights and the encoders are the same. The published pooling runs a recurrent network
+over the positions of every sample; what that costs shows a contender that is plain in all but the
+pooling.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from vse_scale.bench.contest import Contender, Sample, take_turns
+from vse_scale.bench.job import Job
+from vse_scale.bench.peers import opencv_batches
+from vse_scale.bench.plain import PlainTrainer
+from vse_scale.bench.rows import Row, make_rows
+from vse_scale.bench.setting import changed, ready, recipe_of
+from vse_scale.config import Config
+from vse_scale.data.loader import Batch, Loader
+from vse_scale.model.vse import VSEModel
+from vse_scale.training.engine import autocast_dtype
+from vse_scale.training.timing import PhaseTimer
+from vse_scale.training.trainer import Trainer
+from vse_scale.training.world import join_world
+
+PEER = "plain torch, float32"
+
+# What the phases of a step's record count as. Gradients are reduced while the backward pass goes.
+PARTS = {
+    "data": "data",
+    "forward": "forward+backward",
+    "objective": "forward+backward",
+    "backward": "forward+backward",
+    "communication": "exchange+optimizer",
+    "optimizer": "exchange+optimizer",
+}
+
+
+def measure(job: Job) -> Iterator[list[Row]]:
+    """Yield the rows of one batch of pairs."""
+    config = changed(
+        ready(job),
+        data={"mode": "pairs", "captions_per_image": 1},
+        engine={"micro_batches": 1},
+    )
+    shared = {"config": config, "cores": job.cores, "steps": 1 if job.small else 3}
+    contenders = [
+        *plain_contenders(job, plain, shared),
+        Contender(our_name(job), ours, shared),
+    ]
+    results = take_turns(contenders, job.repeats, small=job.small)
+    yield make_rows(job, "step", case_of(config), results, peer=PEER, unit="pairs/s")
+
+
+def case_of(config: Config) -> str:
+    """Name the model, the pixels and the batch."""
+    image = config.model.image
+    return f"{image.backbone}, {image.size} px, {config.data.global_batch} pairs"
+
+
+def our_name(job: Job) -> str:
+    """Return our contender's name, with what the engine computes in."""
+    dtype = autocast_dtype(job.config, job.device)
+    return f"vse_scale, {'float32' if dtype is None else 'bfloat16'}"
+
+
+def plain_contenders(job: Job, turns: Any, shared: dict[str, Any]) -> list[Contender]:
+    """Return the plain ones: as published, with our pooling, and on a GPU in bfloat16."""
+    kinds: dict[str, dict[str, Any]] = {
+        PEER: {},
+        "plain torch, our pooling": {"our_pooling": True},
+    }
+    if job.device.type == "cuda":
+        kinds["plain torch, bfloat16"] = {"dtype": torch.bfloat16}
+    given = {**shared, "device": job.device}
+    return [Contender(name, turns, {**given, "kind": kind}) for name, kind in kinds.items()]
+
+
+def ours(config: Config, cores: int, steps: int) -> Iterator[Sample]:
+    """Train by the `Trainer` itself, one rank, on the first batch over and over."""
+    trainer = Trainer(config, join_world(config.engine.timeout_seconds))
+    torch.set_num_threads(cores)
+    with Loader(
+        trainer.dataset, trainer.plan, trainer.tokenizer, trainer.engine.model.image_spec,
+        config.data, seed=config.run.seed, rank=0, ranks=1, device=trainer.world.device,
+        grid_cells=trainer.engine.model.grid_cells,
+    ) as batches:  # fmt: skip
+        batch = next(batches)
+    timer = PhaseTimer(trainer.world.device)
+    number = 0
+    while True:
+        phases = dict.fromkeys(PARTS.values(), 0.0)
+        began = time.perf_counter()
+        for _ in range(steps):
+            record = trainer.train_step(batch, number, trainer.schedule.at(number), timer)
+            number += 1
+            for phase, part in PARTS.items():
+                phases[part] += record["seconds"].get(phase, 0.0)
+        del phases["data"]  # in memory
+        seconds = time.perf_counter() - began
+        yield Sample(steps * config.data.global_batch, seconds, phases)
+
+
+def plain(
+    config: Config, cores: int, steps: int, device: torch.device, kind: dict[str, Any]
+) -> Iterator[Sample]:
+    """Train in plain torch on the first batch over and over."""
+    trainer, batches = plain_run(config, cores, device, kind, workers=1)
+    batch = next(batches)
+    del batches  # ends the workers
+    while True:
+        began = time.perf_counter()
+        for _ in range(steps):
+            float(trainer.step(batch, 0))  # the published code logs every loss
+        yield Sample(steps * config.data.global_batch, time.perf_counter() - began)
+
+
+def plain_run(
+    config: Config, cores: int, device: torch.device, kind: dict[str, Any], *, workers: int
+) -> tuple[PlainTrainer, Iterator[Batch]]:
+    """Return the plain trainer, of ``kind``, and the published data path's batches for it."""
+    start = str(config.model.init_from)
+    model = VSEModel.from_pretrained(start).to(device)
+    recipe = recipe_of(config, start, model.image_spec.size, model.grid_cells)
+    batches = opencv_batches(recipe, workers=workers, device=device)
+    torch.set_num_threads(cores)
+    trainer = PlainTrainer(
+        model, config.optim.lr, recipe.plan.steps_per_epoch, warmup_epochs=0, **kind
+    )
+    return trainer, batches
