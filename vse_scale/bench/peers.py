@@ -156,7 +156,7 @@ def opencv_batches(recipe: Recipe, *, workers: int, device: torch.device) -> Ite
         batch_sampler=_Order(recipe),
         num_workers=workers,
         collate_fn=pairs.collate,
-        worker_init_fn=_single_threaded,
+        worker_init_fn=single_threaded,
         pin_memory=device.type == "cuda",
         prefetch_factor=_READY,
         multiprocessing_context="fork",
@@ -171,7 +171,8 @@ def opencv_batches(recipe: Recipe, *, workers: int, device: torch.device) -> Ite
         )  # fmt: skip
 
 
-def _single_threaded(worker: int) -> None:
+def single_threaded(worker: int) -> None:
+    """Keep a worker from starting threads of OpenCV's, which would compete with other workers."""
     import cv2
 
     cv2.setNumThreads(0)

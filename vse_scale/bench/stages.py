@@ -6,13 +6,11 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from vse_scale.bench.job import Job
 from vse_scale.bench.rows import Row
+from vse_scale.bench.scripts import REPOSITORY
 from vse_scale.errors import ConfigError, UserError
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 Need = Callable[[], str | None]
 """Returns one line on what is missing and how to get it, or None."""

@@ -1,0 +1,171 @@
+"""Stage ``eval``: encode a split and rank it, against the published loop.
+
+The published code encodes an image for every caption of it, multiplies in numpy and sorts all
+candidates of every query. A contender that is published in all but that it encodes each image once
+shows what else there is to the difference.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vse_scale.bench.contest import Contender, Sample, take_turns
+from vse_scale.bench.job import Job
+from vse_scale.bench.peers import decoded_by_opencv, single_threaded
+from vse_scale.bench.plain import PlainModel
+from vse_scale.bench.rows import Row, make_rows
+from vse_scale.bench.setting import open_split, ready
+from vse_scale.config import Config
+from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.data.shards import ShardDataset
+from vse_scale.evaluation.encode import encode_split
+from vse_scale.evaluation.retrieval import recall_at_k
+from vse_scale.model.vse import VSEModel
+
+PEER = "published loop"
+
+
+def measure(job: Job) -> Iterator[list[Row]]:
+    """Yield the rows of the validation split, or of "train" where there is none."""
+    config = ready(job)
+    split = "val" if "val" in open_split(config, "train").splits else "train"
+    shared = {"config": config, "split": split, "cores": job.cores, "device": job.device}
+    contenders = [
+        Contender(PEER, published, {**shared, "per_pair": True}),
+        Contender("published loop, each image once", published, {**shared, "per_pair": False}),
+        Contender("vse_scale", ours, shared),
+    ]
+    results = take_turns(contenders, job.repeats, small=job.small)
+    dataset, image = open_split(config, split), config.model.image
+    case = f"{image.backbone}, {image.size} px, {len(dataset)} images, {dataset.pairs} captions"
+    yield make_rows(job, "eval", case, results, peer=PEER, unit="pairs/s")
+
+
+def ours(config: Config, split: str, cores: int, device: torch.device) -> Iterator[Sample]:
+    """Encode with `encode_split` and rank with `recall_at_k`."""
+    torch.set_num_threads(cores)
+    model, tokenizer, dataset = _opened(config, split, device)
+    while True:
+        began = time.perf_counter()
+        found = encode_split(
+            model, tokenizer, dataset, batch=config.eval.batch, device=device, threads=cores,
+            max_caption_tokens=config.data.max_caption_tokens,
+        ).to(device)  # fmt: skip
+        recall_at_k(found.images, found.captions, found.caption_to_image)
+        yield Sample(dataset.pairs, time.perf_counter() - began)
+
+
+def published(
+    config: Config, split: str, cores: int, device: torch.device, per_pair: bool
+) -> Iterator[Sample]:
+    """Encode by batches in float32, with workers that decode; multiply and sort in numpy."""
+    torch.set_num_threads(cores)
+    model, tokenizer, dataset = _opened(config, split, device)
+    plain = PlainModel(model).to(device).eval()
+    owners = np.repeat(np.arange(len(dataset)), dataset.captions_per_sample)
+    while True:
+        began = time.perf_counter()
+        with torch.no_grad():
+            wanted = owners if per_pair else np.arange(len(dataset))
+            images = encoded_images(plain, model, dataset, wanted, config.eval.batch, cores)
+            captions = encoded_captions(plain, tokenizer, dataset, config, device)
+        if per_pair:
+            images = images[np.unique(owners, return_index=True)[1]]
+        for ranks in sorted_ranks(images, captions, owners):
+            [100.0 * (ranks < k).mean() for k in (1, 5, 10)]
+        yield Sample(dataset.pairs, time.perf_counter() - began)
+
+
+def encoded_images(
+    plain: PlainModel,
+    model: VSEModel,
+    dataset: ShardDataset,
+    wanted: Sequence[int] | NDArray[np.int64],
+    batch: int,
+    workers: int,
+) -> NDArray[np.float32]:
+    """Return an embedding for every image that is ``wanted``, once for each time that it is."""
+    spec, device = model.image_spec, next(plain.parameters()).device
+    loader: DataLoader[Any] = DataLoader(
+        _Images(dataset, spec.size),
+        batch_size=batch,
+        sampler=[int(image) for image in wanted],
+        num_workers=workers,
+        worker_init_fn=single_threaded,
+        pin_memory=device.type == "cuda",
+        multiprocessing_context="fork",
+    )
+    rows = [
+        plain.encode_images(spec.normalise(pixels.to(device, non_blocking=True))).cpu()
+        for pixels in loader
+    ]
+    return np.asarray(torch.cat(rows).numpy())
+
+
+def encoded_captions(
+    plain: PlainModel,
+    tokenizer: CaptionTokenizer,
+    dataset: ShardDataset,
+    config: Config,
+    device: torch.device,
+) -> NDArray[np.float32]:
+    """Return an embedding for every caption, in the order of the dataset."""
+    records = map(dataset.record, range(len(dataset)))
+    texts = [caption.text for record in records for caption in record.captions]
+    rows, batch = [], config.eval.batch
+    for start in range(0, len(texts), batch):
+        ids, lengths = tokenizer.encode(
+            texts[start : start + batch], max_tokens=config.data.max_caption_tokens
+        )
+        there = (torch.from_numpy(array).to(device) for array in (ids, lengths))
+        rows.append(plain.encode_captions(*there).cpu())
+    return np.asarray(torch.cat(rows).numpy())
+
+
+def sorted_ranks(
+    images: NDArray[np.float32], captions: NDArray[np.float32], owners: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rank as published, by sorting all candidates of every query.
+
+    Args:
+        images: (I, D).
+        captions: (C, D).
+        owners: (C,) each caption's image.
+
+    Returns:
+        Ranks from 0: of each image's best own caption (I,), and of each caption's image (C,).
+    """
+    scores = images @ captions.T
+    of_images = np.zeros(len(images), dtype=np.int64)
+    of_captions = np.zeros(len(captions), dtype=np.int64)
+    for image, row in enumerate(scores):
+        order = np.argsort(row)[::-1]
+        of_images[image] = np.flatnonzero(owners[order] == image)[0]
+    for caption, row in enumerate(scores.T):
+        order = np.argsort(row)[::-1]
+        of_captions[caption] = np.flatnonzero(order == owners[caption])[0]
+    return of_images, of_captions
+
+
+def _opened(
+    config: Config, split: str, device: torch.device
+) -> tuple[VSEModel, CaptionTokenizer, ShardDataset]:
+    start = str(config.model.init_from)
+    model = VSEModel.from_pretrained(start).to(device)
+    return model, CaptionTokenizer.load(start), open_split(config, split)
+
+
+class _Images(torch.utils.data.Dataset[Tensor]):
+    def __init__(self, dataset: ShardDataset, size: int) -> None:
+        self._dataset, self._size = dataset, size
+
+    def __getitem__(self, image: int) -> Tensor:
+        return torch.from_numpy(decoded_by_opencv(self._dataset.image_bytes(image), self._size))

@@ -1,0 +1,148 @@
+"""Stage ``train``: pairs a second end to end, real shards through loader and trainer.
+
+This project runs as a user runs it: ``vse-scale train`` through the launcher, two ranks or one per
+GPU, anew in every turn; the seconds are those on the clock between the steps that are timed, so all
+that happens between steps counts. It is measured in the published mode, one caption per visit of an
+image, and with five captions per image; both count pairs, in global batches of the same size. The
+peer is the published training in one process of plain torch, its `DataLoader` workers beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from vse_scale.bench.contest import Contender, Sample, take_turns
+from vse_scale.bench.job import Job
+from vse_scale.bench.rows import Row, make_rows
+from vse_scale.bench.setting import changed, open_split, ready
+from vse_scale.bench.step import PARTS, PEER, case_of, our_name, plain_contenders, plain_run
+from vse_scale.config import Config
+from vse_scale.errors import ConfigError
+from vse_scale.telemetry.journal import read_journal
+from vse_scale.telemetry.progress import log
+
+CAPTIONS = 5
+_UNTIMED = 3  # steps before those that are timed
+_NEVER = 10**9
+
+
+def measure(job: Job) -> Iterator[list[Row]]:
+    """Yield the rows of one contest: the peers, and both of our modes.
+
+    A rehearsal has one of each.
+    """
+    ranks = max(2, torch.cuda.device_count())
+    pairs = changed(ready(job), data={"mode": "pairs", "captions_per_image": 1})
+    pairs.check_layout(ranks)
+    shared: dict[str, Any] = {"config": pairs, "cores": job.cores, "steps": 2 if job.small else 10}
+    shared["workers"] = 1 if job.small else fastest_workers(job, shared)
+    contenders = plain_contenders(job, plain, shared)
+    own = {"scratch": job.scratch, "ranks": ranks, "steps": shared["steps"]}
+    one = Contender(f"{our_name(job)}, one caption per image", ours, {"config": pairs, **own})
+    contenders.append(one)
+    if open_split(job.config, "train").captions_per_sample.min() >= CAPTIONS:
+        five = changed(pairs, data={"mode": "images", "captions_per_image": CAPTIONS})
+        try:
+            five.check_layout(ranks)
+        except ConfigError as error:
+            raise ConfigError(f"train, {CAPTIONS} captions per image: {error}") from error
+        name = f"{our_name(job)}, five captions per image"
+        contenders.append(Contender(name, ours, {"config": five, **own}))
+    if job.small:
+        contenders = [contenders[0], contenders[-1]]
+    results = take_turns(contenders, job.repeats, small=job.small)
+    case = f"{case_of(pairs)}, {ranks} ranks; the peer has {shared['workers']} workers"
+    yield make_rows(job, "train", case, results, peer=PEER, unit="pairs/s")
+
+
+def fastest_workers(job: Job, shared: dict[str, Any]) -> int:
+    """Return how many workers suit the peer best: of 1, 2, 4 and so on up to the cores."""
+    counts = [2**power for power in range(job.cores.bit_length())]
+    given = {**shared, "device": job.device, "kind": {}}
+    results = take_turns(
+        [Contender(str(count), plain, {**given, "workers": count}) for count in counts],
+        repeats=3, small=False,
+    )  # fmt: skip
+    best: int = max(counts, key=lambda count: median(results[str(count)].values))
+    log.info("the peer is fastest with %d workers", best)
+    return best
+
+
+def ours(config: Config, scratch: Path, ranks: int, steps: int) -> Iterator[Sample]:
+    """Run the command for a few steps, in a new folder, again and again."""
+    folder = scratch / f"run-{config.data.mode}"
+    total = _UNTIMED + steps
+    limited = changed(
+        config,
+        run={"dir": str(folder), "checkpoint_epochs": _NEVER},
+        train={"max_steps": total, "epochs": _NEVER},
+        eval={"every_epochs": _NEVER},
+    )
+    path = scratch / f"run-{config.data.mode}.yaml"
+    path.write_text(limited.to_yaml())
+    # The launcher shares the cores out over the ranks.
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-m", "vse_scale.cli", "train", "--config", str(path)]
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        done = subprocess.run(
+            [*command, "--ranks", str(ranks), "--max-restarts", "0"],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"vse-scale train left with {done.returncode}:\n{done.stderr}")
+        yield timed_steps(folder, total, steps, config.data.global_batch)
+
+
+def timed_steps(folder: Path, total: int, steps: int, pairs: int) -> Sample:
+    """Return the last ``steps`` of a run's ``total``, by the clock times that TensorBoard keeps."""
+    ended = clock(folder / "tensorboard")
+    phases = dict.fromkeys(PARTS.values(), 0.0)
+    for record in read_journal(folder / "metrics.jsonl")[-steps:]:
+        for phase, part in PARTS.items():
+            phases[part] += record["seconds"].get(phase, 0.0)
+    return Sample(steps * pairs, ended[total - 1] - ended[total - 1 - steps], phases)
+
+
+def clock(folder: Path) -> dict[int, float]:
+    """Return the time, in seconds, at which each step's record was written."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    times: dict[int, float] = {}
+    for file in folder.iterdir():
+        for event in EventFileLoader(str(file)).Load():
+            if any(value.tag == "loss" for value in event.summary.value):
+                times[event.step] = event.wall_time
+    return times
+
+
+def plain(
+    config: Config,
+    cores: int,
+    steps: int,
+    workers: int,
+    device: torch.device,
+    kind: dict[str, Any],
+) -> Iterator[Sample]:
+    """Train in plain torch, with a thread per core beside the workers."""
+    trainer, batches = plain_run(config, cores, device, kind, workers=workers)
+    while True:
+        waited, began = 0.0, time.perf_counter()
+        for _ in range(steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            float(trainer.step(batch, 0))  # the published code logs every loss
+        seconds = time.perf_counter() - began
+        phases = {"data": waited, "all else": seconds - waited}
+        yield Sample(steps * config.data.global_batch, seconds, phases)
