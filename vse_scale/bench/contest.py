@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -188,9 +189,8 @@ def _serve(
 
 
 def _gpu_peak() -> int:
-    import torch
-
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    torch = sys.modules.get("torch")  # who did not import it has nothing there
+    return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else 0
 
 
 @contextmanager

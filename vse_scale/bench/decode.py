@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from nvidia.dali import fn, types
+from nvidia.dali.pipeline import Pipeline
 
 from vse_scale.bench.contest import Contender, Sample, take_turns
 from vse_scale.bench.job import Job
@@ -63,13 +65,17 @@ def ours(folder: str, size: int, threads: int, images: int, device: str) -> Iter
 
 
 def dali(folder: str, size: int, threads: int, images: int, device: str) -> Iterator[Sample]:
-    """Decode and resize in the least graph that does so, as DALI's own benchmark does."""
-    from nvidia.dali import fn, types
-    from nvidia.dali.pipeline import Pipeline
-
+    """Decode with DALI alone."""
     dataset = ShardDataset(folder, "train")
-    place = torch.device(device)
     batches = ([dataset.image_bytes(int(i)) for i in batch] for batch in endless(dataset))
+    pipeline = bare_pipeline(batches, size, threads, device)
+    yield from timed(lambda: len(pipeline.run()[0]), images, torch.device(device))
+
+
+def bare_pipeline(
+    batches: Iterator[list[NDArray[np.uint8]]], size: int, threads: int, device: str
+) -> Pipeline:
+    """Build the least graph that decodes and resizes, as DALI's own benchmark of decoding does."""
     pipeline = Pipeline(
         batch_size=BATCH, num_threads=threads, device_id=0 if device == "cuda" else None,
         prefetch_queue_depth=2,
@@ -83,7 +89,7 @@ def dali(folder: str, size: int, threads: int, images: int, device: str) -> Iter
             fn.resize(pixels, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=False)
         )
     pipeline.build()
-    yield from timed(lambda: len(pipeline.run()[0]), images, place)
+    return pipeline
 
 
 def opencv(folder: str, size: int, threads: int, images: int) -> Iterator[Sample]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vse_scale.bench.rows import Row
 
-_HEADER = ("contender", "median", "deciles", "unit", "times the peer", "peak MiB")
+HEADER = ("contender", "median", "deciles", "unit", "times the peer", "peak MiB")
 
 
 def text(rows: Sequence[Row]) -> str:
@@ -19,8 +19,8 @@ def text(rows: Sequence[Row]) -> str:
     ):
         listed = list(group)
         lines += ["", f"{stage}, {case}; peer: {peer}"]
-        cells = [_HEADER, *(cells_of(row) for row in listed)]
-        widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADER))]
+        cells = [HEADER, *(cells_of(row) for row in listed)]
+        widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
         for line in cells:
             first, *others = (
                 cell.ljust(width) if column == 0 else cell.rjust(width)
@@ -73,6 +73,7 @@ def plot(rows: Iterable[Row], path: Path) -> None:
     axes.set_yticks(range(len(shown)), labels, fontsize=7)
     axes.invert_yaxis()
     axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xscale("log")
     axes.set_xlabel("times the peer, median of rounds; more is better")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)

@@ -1,0 +1,69 @@
+"""Puts committed results into a page, and draws them.
+
+    python -m vse_scale.bench.page docs/performance/results.csv docs/performance.md
+
+Between ``<!-- results: STAGE -->`` and ``<!-- end of results -->`` the page gets the tables of the
+stage: of every case the newest rows on each device. The plot lies beside the CSV.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from itertools import groupby
+from pathlib import Path
+
+from vse_scale.bench import rows, table
+from vse_scale.bench.rows import Row
+
+_PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+def newest(results: list[Row]) -> list[Row]:
+    """Return the last row of each contender of each case on each device, cases in their order."""
+    last = {(row.device, row.stage, row.case, row.contender): row for row in results}
+    cases = list(dict.fromkeys(key[:3] for key in last))
+    return [row for case in cases for key, row in last.items() if key[:3] == case]
+
+
+def filled(page: str, results: list[Row]) -> str:
+    """Return ``page`` with the tables of ``results`` at their places."""
+
+    def tables(place: re.Match[str]) -> str:
+        begin, stage, end = place.groups()
+        listed = [row for row in results if row.stage == stage]
+        return f"{begin}{markdown(listed) or 'Not measured yet.'}\n{end}"
+
+    return _PLACE.sub(tables, page)
+
+
+def markdown(results: list[Row]) -> str:
+    """Return a table per case, with what it was measured on below."""
+    parts = []
+    for (device, case), group in groupby(results, key=lambda row: (row.device, row.case)):
+        listed = list(group)
+        lines = [f"**{case}**", "", f"| {' | '.join(table.HEADER)} |"]
+        lines.append(f"|---|{'---:|' * (len(table.HEADER) - 1)}")
+        lines += [f"| {' | '.join(table.cells_of(row))} |" for row in listed]
+        first = listed[0]
+        versions = f"torch {first.torch}, DeepSpeed {first.deepspeed}, DALI {first.dali}"
+        lines += [
+            "",
+            f"Peer: {first.peer}. {device}, {first.threads} threads; {first.repeats} rounds; "
+            f"{versions}, Triton {first.triton}, OpenCV {first.opencv}; commit {first.commit}.",
+        ]
+        bound = [f"{row.contender}: {table.binding(row)}." for row in listed if row.shares]
+        parts.append("\n".join([*lines, *([" ".join(bound)] if bound else [])]))
+    return "\n\n".join(parts)
+
+
+def main(results: Path, page: Path) -> None:
+    """Rewrite ``page``, and draw the plot."""
+    found = newest(rows.read(results))
+    page.write_text(filled(page.read_text("utf-8"), found), "utf-8")
+    if found:
+        table.plot(found, results.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
