@@ -15,7 +15,7 @@ from nvidia.dali.pipeline import Pipeline
 
 from vse_scale.bench.contest import Contender, Sample, take_turns
 from vse_scale.bench.job import Job
-from vse_scale.bench.peers import decoded_by_opencv
+from vse_scale.bench.peers import decoded_by_opencv, single_threaded
 from vse_scale.bench.rows import Row, make_rows
 from vse_scale.data.decode import Decoder, Request
 from vse_scale.data.image_spec import ImageSpec
@@ -94,9 +94,7 @@ def bare_pipeline(
 
 def opencv(folder: str, size: int, threads: int, images: int) -> Iterator[Sample]:
     """Decode and resize in as many threads; OpenCV's own are off, since they would compete."""
-    import cv2
-
-    cv2.setNumThreads(1)
+    single_threaded()
     dataset = ShardDataset(folder, "train")
     batches = endless(dataset)
 

@@ -12,7 +12,7 @@ import functools
 import io
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ class Recipe:
 Item = tuple[PlannedBatch, int, NDArray[np.float32]]
 
 
-class _Pairs(torch.utils.data.Dataset[Any]):
+class Pairs(torch.utils.data.Dataset[Any]):
     """As published: an item is a pair; its image is decoded for it alone."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -129,34 +129,26 @@ class _Pairs(torch.utils.data.Dataset[Any]):
         }
 
 
-class _Order:
-    """The plan's batches, without end, as lists of items."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        recipe, position = self._recipe, (0, 0)
-        while True:
-            planned = recipe.plan.batch(*position)
-            draws = uniform(recipe.seed, planned.visits, planned.pairs, Stream.CROP, 4)
-            geometry = crop_geometry(draws, recipe.config.crop_scale, recipe.config.flip)
-            yield [(planned, place, geometry[place]) for place in range(len(geometry))]
-            position = recipe.plan.following(*position)
+def order(recipe: Recipe) -> Iterator[list[Item]]:
+    """Yield the plan's batches, without end, as lists of items of `Pairs`."""
+    position = (0, 0)
+    while True:
+        planned = recipe.plan.batch(*position)
+        draws = uniform(recipe.seed, planned.visits, planned.pairs, Stream.CROP, 4)
+        geometry = crop_geometry(draws, recipe.config.crop_scale, recipe.config.flip)
+        yield [(planned, place, geometry[place]) for place in range(len(geometry))]
+        position = recipe.plan.following(*position)
 
 
 def opencv_batches(recipe: Recipe, *, workers: int, device: torch.device) -> Iterator[Batch]:
-    """Yield batches of the published data path, without end, on ``device``.
-
-    OpenCV's own threads are off in the workers, where they would only compete.
-    """
-    pairs = _Pairs(recipe)
+    """Yield batches of the published data path, without end, on ``device``."""
+    single_threaded()
+    pairs = Pairs(recipe)
     loader = DataLoader(
         pairs,
-        batch_sampler=_Order(recipe),
+        batch_sampler=order(recipe),
         num_workers=workers,
         collate_fn=pairs.collate,
-        worker_init_fn=single_threaded,
         pin_memory=device.type == "cuda",
         prefetch_factor=_READY,
         multiprocessing_context="fork",
@@ -171,15 +163,28 @@ def opencv_batches(recipe: Recipe, *, workers: int, device: torch.device) -> Ite
         )  # fmt: skip
 
 
-def single_threaded(worker: int) -> None:
-    """Keep a worker from starting threads of OpenCV's, which would compete with other workers."""
+def single_threaded() -> None:
+    """Turn off OpenCV's own threads, for workers that are forked from here.
+
+    They would compete with the other workers, and cannot be turned off after a fork.
+    """
     import cv2
 
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(1)
 
 
 def webdataset_batches(recipe: Recipe, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (pixels, ids) of webdataset with Pillow, as its documentation has it.
+    """Yield what `webdataset_samples` makes, without end, from workers."""
+    import webdataset
+
+    yield from webdataset.WebLoader(
+        webdataset_samples(recipe), batch_size=None, num_workers=workers, prefetch_factor=_READY,
+        multiprocessing_context="fork",
+    )  # fmt: skip
+
+
+def webdataset_samples(recipe: Recipe) -> Iterable[tuple[Tensor, Tensor]]:
+    """Make (pixels, ids) with webdataset and Pillow, as webdataset's documentation has it.
 
     Shards are drawn at random by each worker, samples shuffled in a buffer; the window is cut out
     and stretched in one call, whose filter is antialiased as Pillow's always are: the pixels are
@@ -216,10 +221,7 @@ def webdataset_batches(recipe: Recipe, *, workers: int) -> Iterator[tuple[Tensor
     dataset = recipe.dataset
     shards = sorted(map(str, Path(dataset.folder).glob(f"{dataset.split}-*.tar")))
     samples = webdataset.WebDataset(shards, resampled=True, shardshuffle=False)
-    batches = (
+    batches: Iterable[tuple[Tensor, Tensor]] = (
         samples.shuffle(1000).map(sample).batched(recipe.plan.global_batch, collation_fn=collate)
     )
-    yield from webdataset.WebLoader(
-        batches, batch_size=None, num_workers=workers, prefetch_factor=_READY,
-        multiprocessing_context="fork",
-    )  # fmt: skip
+    return batches

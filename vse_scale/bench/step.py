@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from vse_scale.bench.contest import Contender, Sample, take_turns
 from vse_scale.bench.job import Job
-from vse_scale.bench.peers import opencv_batches
+from vse_scale.bench.peers import Recipe
 from vse_scale.bench.plain import PlainTrainer
 from vse_scale.bench.rows import Row, make_rows
 from vse_scale.bench.setting import changed, ready, recipe_of
 from vse_scale.config import Config
+from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.loader import Batch, Loader
 from vse_scale.model.vse import VSEModel
 from vse_scale.training.engine import autocast_dtype
@@ -69,7 +71,10 @@ def our_name(job: Job) -> str:
 
 
 def plain_contenders(job: Job, turns: Any, shared: dict[str, Any]) -> list[Contender]:
-    """Return the plain ones: as published, with our pooling, and on a GPU in bfloat16."""
+    """Return the plain ones: as published, with our pooling, and on a GPU in bfloat16.
+
+    For a rehearsal the first will do.
+    """
     kinds: dict[str, dict[str, Any]] = {
         PEER: {},
         "plain torch, our pooling": {"our_pooling": True},
@@ -77,20 +82,18 @@ def plain_contenders(job: Job, turns: Any, shared: dict[str, Any]) -> list[Conte
     if job.device.type == "cuda":
         kinds["plain torch, bfloat16"] = {"dtype": torch.bfloat16}
     given = {**shared, "device": job.device}
-    return [Contender(name, turns, {**given, "kind": kind}) for name, kind in kinds.items()]
+    found = [Contender(name, turns, {**given, "kind": kind}) for name, kind in kinds.items()]
+    return found[:1] if job.small else found
 
 
 def ours(config: Config, cores: int, steps: int) -> Iterator[Sample]:
-    """Train by the `Trainer` itself, one rank, on the first batch over and over."""
+    """Train by the `Trainer` itself, one rank, on one batch over and over."""
     trainer = Trainer(config, join_world(config.engine.timeout_seconds))
     torch.set_num_threads(cores)
-    with Loader(
-        trainer.dataset, trainer.plan, trainer.tokenizer, trainer.engine.model.image_spec,
-        config.data, seed=config.run.seed, rank=0, ranks=1, device=trainer.world.device,
-        grid_cells=trainer.engine.model.grid_cells,
-    ) as batches:  # fmt: skip
-        batch = next(batches)
-    timer = PhaseTimer(trainer.world.device)
+    model, device = trainer.engine.model, trainer.world.device
+    start = str(config.model.init_from)
+    batch = in_memory(recipe_of(config, start, model.image_spec.size, model.grid_cells), device)
+    timer = PhaseTimer(device)
     number = 0
     while True:
         phases = dict.fromkeys(PARTS.values(), 0.0)
@@ -108,10 +111,9 @@ def ours(config: Config, cores: int, steps: int) -> Iterator[Sample]:
 def plain(
     config: Config, cores: int, steps: int, device: torch.device, kind: dict[str, Any]
 ) -> Iterator[Sample]:
-    """Train in plain torch on the first batch over and over."""
-    trainer, batches = plain_run(config, cores, device, kind, workers=1)
-    batch = next(batches)
-    del batches  # ends the workers
+    """Train in plain torch on one batch over and over."""
+    trainer, recipe = plain_run(config, cores, device, kind)
+    batch = in_memory(recipe, device)
     while True:
         began = time.perf_counter()
         for _ in range(steps):
@@ -119,16 +121,25 @@ def plain(
         yield Sample(steps * config.data.global_batch, time.perf_counter() - began)
 
 
+def in_memory(recipe: Recipe, device: torch.device) -> Batch:
+    """Return the first batch of a plan."""
+    with Loader(
+        recipe.dataset, recipe.plan, recipe.tokenizer, ImageSpec.preset("imagenet", recipe.size),
+        recipe.config, seed=recipe.seed, rank=0, ranks=1, device=device,
+        grid_cells=recipe.grid_cells,
+    ) as batches:  # fmt: skip
+        return replace(next(batches), wait_seconds=0.0)
+
+
 def plain_run(
-    config: Config, cores: int, device: torch.device, kind: dict[str, Any], *, workers: int
-) -> tuple[PlainTrainer, Iterator[Batch]]:
-    """Return the plain trainer, of ``kind``, and the published data path's batches for it."""
+    config: Config, cores: int, device: torch.device, kind: dict[str, Any]
+) -> tuple[PlainTrainer, Recipe]:
+    """Return the plain trainer, of ``kind``, and what the published data path is to feed it."""
     start = str(config.model.init_from)
     model = VSEModel.from_pretrained(start).to(device)
     recipe = recipe_of(config, start, model.image_spec.size, model.grid_cells)
-    batches = opencv_batches(recipe, workers=workers, device=device)
     torch.set_num_threads(cores)
     trainer = PlainTrainer(
         model, config.optim.lr, recipe.plan.steps_per_epoch, warmup_epochs=0, **kind
     )
-    return trainer, batches
+    return trainer, recipe

@@ -23,11 +23,11 @@ import torch
 
 from vse_scale.bench.contest import Contender, Sample, take_turns
 from vse_scale.bench.job import Job
+from vse_scale.bench.peers import opencv_batches
 from vse_scale.bench.rows import Row, make_rows
 from vse_scale.bench.setting import changed, open_split, ready
 from vse_scale.bench.step import PARTS, PEER, case_of, our_name, plain_contenders, plain_run
 from vse_scale.config import Config
-from vse_scale.errors import ConfigError
 from vse_scale.telemetry.journal import read_journal
 from vse_scale.telemetry.progress import log
 
@@ -51,15 +51,16 @@ def measure(job: Job) -> Iterator[list[Row]]:
     one = Contender(f"{our_name(job)}, one caption per image", ours, {"config": pairs, **own})
     contenders.append(one)
     if open_split(job.config, "train").captions_per_sample.min() >= CAPTIONS:
-        five = changed(pairs, data={"mode": "images", "captions_per_image": CAPTIONS})
-        try:
-            five.check_layout(ranks)
-        except ConfigError as error:
-            raise ConfigError(f"train, {CAPTIONS} captions per image: {error}") from error
+        # Whole images on every rank: at most as many pairs as the others have.
+        unit = ranks * CAPTIONS
+        batch = max(unit, pairs.data.global_batch // unit * unit)
+        own_data = {"mode": "images", "captions_per_image": CAPTIONS, "global_batch": batch}
         name = f"{our_name(job)}, five captions per image"
-        contenders.append(Contender(name, ours, {"config": five, **own}))
+        if batch != pairs.data.global_batch:
+            name += f", {batch} pairs"
+        contenders.append(Contender(name, ours, {"config": changed(pairs, data=own_data), **own}))
     if job.small:
-        contenders = [contenders[0], contenders[-1]]
+        del contenders[1:-1]
     results = take_turns(contenders, job.repeats, small=job.small)
     case = f"{case_of(pairs)}, {ranks} ranks; the peer has {shared['workers']} workers"
     yield make_rows(job, "train", case, results, peer=PEER, unit="pairs/s")
@@ -135,7 +136,8 @@ def plain(
     kind: dict[str, Any],
 ) -> Iterator[Sample]:
     """Train in plain torch, with a thread per core beside the workers."""
-    trainer, batches = plain_run(config, cores, device, kind, workers=workers)
+    trainer, recipe = plain_run(config, cores, device, kind)
+    batches = opencv_batches(recipe, workers=workers, device=device)
     while True:
         waited, began = 0.0, time.perf_counter()
         for _ in range(steps):

@@ -1,0 +1,122 @@
+"""What the command refuses, in one line; and a rehearsal of every stage."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from vse_scale.bench import stages
+from vse_scale.bench.job import Job
+from vse_scale.bench.rows import Row
+from vse_scale.cli import main
+
+
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path
+) -> str:
+    """Run the command; return the one line that it leaves with code 2."""
+    monkeypatch.setattr(sys, "argv", ["vse-scale", "bench", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    (line,) = [s for s in capsys.readouterr().err.splitlines() if "error: " in s]
+    return line
+
+
+def test_wrong_input_is_one_line(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def said(*arguments: str | Path) -> str:
+        return refused(monkeypatch, capsys, *arguments)
+
+    assert "lodaer: there is no such stage; choose from loader, " in said("lodaer")
+    assert "ends in neither .svg nor .png" in said("decode", "--plot", tmp_path / "plot.pdf")
+    assert "there is no folder" in said("decode", "--out", tmp_path / "no" / "out.csv")
+    assert "nowhere" in said("decode", "--data", "nowhere")
+    assert "unknown key data.thread" in said("decode", "--data", photos, "data.thread=1")
+    assert "is regions" in said("decode", "--data", photos, "model.image.backbone=regions")
+    assert "which the plain-torch peer has not; set gpo" in said(
+        "step", "--small", "--data", photos, "model.pool=mean"
+    )
+    assert "not divisible by 2 ranks; set 20 or 22" in said(
+        "train", "--small", "--data", photos, "data.global_batch=21"
+    )
+
+
+def test_without_opencv_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "cv2" else found(name)
+    )
+    assert "pip install 'vse-scale[bench]'" in refused(monkeypatch, capsys, "loader")
+    # Of all stages those that can be measured are.
+    chosen, left_out = stages.choose([])
+    assert chosen == ["kernels", "step", "shards"]
+    assert all("needs OpenCV" in line for line in left_out)
+
+
+def test_outside_a_checkout_there_are_no_scripts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(stages, "REPOSITORY", tmp_path)
+    assert "kernels" not in stages.choose([])[0]
+    with pytest.raises(Exception, match="run it from a checkout"):
+        stages.choose(["kernels"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["decode", "loader", "eval", "kernels", "shards"])
+def test_a_rehearsal_of_a_stage(job: Job, stage: str) -> None:
+    rows = [row for case in stages.STAGES[stage].measure(job) for row in case]
+    check(rows, stage)
+    cases = {"kernels": 6, "shards": 2}.get(stage, 1)
+    assert len({row.case for row in rows}) == cases
+    if stage in ("decode", "loader", "eval"):
+        assert all(row.peak_bytes > 100 << 20 for row in rows)
+
+
+def check(rows: Sequence[Row], stage: str) -> None:
+    assert {row.stage for row in rows} == {stage}
+    for row in rows:
+        assert row.peer in {other.contender for other in rows if other.case == row.case}
+        assert 0 < row.low <= row.median <= row.high
+        assert row.times > 0
+        assert (row.times == 1.0) or row.contender != row.peer
+        assert row.torch == torch.__version__
+    assert any(row.contender.startswith("vse_scale") for row in rows)
+
+
+@pytest.mark.slow
+def test_a_rehearsal_of_training_as_a_user_starts_it(photos: Path, tmp_path: Path) -> None:
+    out, plot = tmp_path / "out.csv", tmp_path / "plot.svg"
+    arguments = ["step", "train", "--small", "--data", photos, "--out", out, "--plot", plot]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "vse_scale.cli", "bench", *map(str, arguments), "--json"],
+        capture_output=True, text=True, timeout=280, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [Row(**row) for row in json.loads(done.stdout)["rows"]]
+    for stage in ("step", "train"):
+        check([row for row in rows if row.stage == stage], stage)
+    assert all(row.peak_bytes > 100 << 20 for row in rows)
+    ours = {row.stage: row for row in rows if row.contender.startswith("vse_scale")}
+    assert "five captions" in ours["train"].contender
+    assert ours["train"].shares.startswith("data ")
+    with out.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert list(lines[0]) == [field.name for field in fields(Row)]
+    assert [line["contender"] for line in lines] == [row.contender for row in rows]
+    assert plot.stat().st_size > 1000
