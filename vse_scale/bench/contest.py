@@ -67,8 +67,9 @@ class Result:
 
     Attributes:
         values: one per round; units per second.
-        peak_bytes: on a GPU the most that torch had allocated there; else the most that the
-            contender's processes held together, pages that they share counted once (PSS).
+        peak_bytes: on a machine with a GPU the most that torch had allocated there, -1 where the
+            contender's own process had nothing; else the most that the contender's processes held
+            together, pages that they share counted once (PSS).
         shares: of the time by phase, as medians over the rounds.
     """
 
@@ -97,11 +98,12 @@ def take_turns(contenders: Sequence[Contender], repeats: int, *, small: bool) ->
                 with heartbeat(f"round {number}, {name}"):
                     if number == 0:
                         with _sampled_memory(player.process) as peak:
-                            sample, gpu_bytes = player.turn()
-                        peaks[name] = gpu_bytes or peak[0]
+                            sample, on_gpu = player.turn()
+                        peaks[name] = peak[0]
                     else:
-                        sample, gpu_bytes = player.turn()
-                        peaks[name] = max(gpu_bytes, peaks[name])
+                        sample, on_gpu = player.turn()
+                    if on_gpu is not None:
+                        peaks[name] = on_gpu or -1
                 if number or small:
                     samples[name].append(sample)
     return {name: _result(done, peaks[name]) for name, done in samples.items()}
@@ -122,8 +124,11 @@ class _Player:
     process: BaseProcess
     pipe: Connection
 
-    def turn(self) -> tuple[Sample, int]:
-        """Wake the contender for one turn; also return the bytes that it has held on a GPU."""
+    def turn(self) -> tuple[Sample, int | None]:
+        """Wake the contender for one turn; also return the bytes that it has held on a GPU.
+
+        None: there is no GPU.
+        """
         assert self.process.pid is not None
         os.killpg(self.process.pid, signal.SIGCONT)
         self.pipe.send(True)
@@ -139,8 +144,8 @@ class _Player:
             raise told
         if isinstance(told, str):
             raise RuntimeError(f"{self.contender.name}:\n{told}")
-        sample, gpu_bytes = told
-        return sample, gpu_bytes
+        sample, on_gpu = told
+        return sample, on_gpu
 
 
 @contextmanager
@@ -188,9 +193,11 @@ def _serve(
         pipe.send(traceback.format_exc())
 
 
-def _gpu_peak() -> int:
+def _gpu_peak() -> int | None:
     torch = sys.modules.get("torch")  # who did not import it has nothing there
-    return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else 0
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.max_memory_allocated())
 
 
 @contextmanager

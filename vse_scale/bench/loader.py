@@ -35,24 +35,29 @@ def measure(job: Job) -> Iterator[list[Row]]:
         contenders = [
             Contender(PEER, opencv, arguments),
             Contender("webdataset + Pillow", pillow, arguments),
-            Contender("vse_scale", ours, arguments),
+            Contender("vse_scale, CPU", ours, {**arguments, "device": torch.device("cpu")}),
         ]
+        if job.device.type == "cuda":
+            contenders.append(
+                Contender("vse_scale, mixed", ours, {**arguments, "device": job.device})
+            )
         results = take_turns(contenders, job.repeats, small=job.small)
         case = f"{size} px, {job.cores} threads or workers"
         yield make_rows(job, "loader", case, results, peer=PEER, unit="images/s")
 
 
-def ours(config: Config, tokenizer: Path, size: int, threads: int, images: int) -> Iterator[Sample]:
-    """Take batches from the `Loader`, on the CPU."""
+def ours(
+    config: Config, tokenizer: Path, size: int, threads: int, images: int, device: torch.device
+) -> Iterator[Sample]:
+    """Take batches from the `Loader`, decoded on ``device``."""
     recipe = recipe_of(config, tokenizer, size)
     spec = ImageSpec.preset("imagenet", size)
     data = config.data.model_copy(update={"threads": threads})
-    cpu = torch.device("cpu")
     with Loader(
         recipe.dataset, recipe.plan, recipe.tokenizer, spec, data, seed=config.run.seed,
-        rank=0, ranks=1, device=cpu,
+        rank=0, ranks=1, device=device,
     ) as batches:  # fmt: skip
-        yield from timed(lambda: len(next(batches).images), images, cpu)
+        yield from timed(lambda: len(next(batches).images), images, device)
 
 
 def opencv(

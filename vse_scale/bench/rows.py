@@ -34,8 +34,8 @@ class Row:
         high: their ninth decile.
         times: how many times better than the peer: the median over the rounds of the quotient
             within a round.
-        peak_bytes: on a GPU what torch had allocated there at most; on a CPU what the contender's
-            processes held together at most; -1 where it was not measured.
+        peak_bytes: on a machine with a GPU what torch had allocated there at most; else what the
+            contender's processes held together at most; -1 where it was not measured.
         shares: of the time by what it was spent on, such as "data 0.03, update 0.10"; the largest
             binds. Empty where it is not known.
         repeats: timed rounds.

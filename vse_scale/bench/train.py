@@ -41,7 +41,7 @@ def measure(job: Job) -> Iterator[list[Row]]:
 
     A rehearsal has one of each.
     """
-    ranks = max(2, torch.cuda.device_count())
+    ranks = torch.cuda.device_count() or 2
     pairs = changed(ready(job), data={"mode": "pairs", "captions_per_image": 1})
     pairs.check_layout(ranks)
     shared: dict[str, Any] = {"config": pairs, "cores": job.cores, "steps": 2 if job.small else 10}
