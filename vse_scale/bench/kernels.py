@@ -49,8 +49,9 @@ def _rows(job: Job, lines: list[dict[str, str]]) -> list[Row]:
             values=[float(line["milliseconds"])], peer_values=[float(peer["milliseconds"])],
             peak_bytes=int(line["extra_bytes"]),
         )  # fmt: skip
-        low, high, repeats = float(line["low"]), float(line["high"]), int(line["repeats"])
-        found.append(replace(made, low=low, high=high, repeats=repeats))
+        median, low, high = (float(line[key]) for key in ("milliseconds", "low", "high"))
+        rounds = int(line["repeats"])
+        found.append(replace(made, median=median, low=low, high=high, repeats=rounds))
     return found
 
 
