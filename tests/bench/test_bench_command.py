@@ -6,12 +6,15 @@ import csv
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -26,8 +29,10 @@ def refused(
 ) -> str:
     """Run the command; return the one line that it leaves with code 2."""
     monkeypatch.setattr(sys, "argv", ["vse-scale", "bench", *map(str, arguments)])
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as left:
         main()
+    signal.signal(signal.SIGTERM, handler)
     assert left.value.code == 2
     (line,) = [s for s in capsys.readouterr().err.splitlines() if "error: " in s]
     return line
@@ -96,6 +101,31 @@ def check(rows: Sequence[Row], stage: str) -> None:
         assert (row.times == 1.0) or row.contender != row.peer
         assert row.torch == torch.__version__
     assert any(row.contender.startswith("vse_scale") for row in rows)
+
+
+def state(process: psutil.Process) -> str:
+    try:
+        return process.status()
+    except psutil.NoSuchProcess:
+        return "gone"
+
+
+@pytest.mark.slow
+def test_sigterm_ends_contenders_and_leaves_no_folder(photos: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "vse_scale.cli", "bench", "decode", "--repeats", "1000"]
+    running = subprocess.Popen([*command, "--data", str(photos)], env=environment)
+    process = psutil.Process(running.pid)
+    contenders: list[psutil.Process] = []
+    while [state(p) for p in contenders].count("stopped") < 2:
+        time.sleep(0.1)
+        assert running.poll() is None
+        contenders = process.children(recursive=True)
+    running.terminate()
+    assert running.wait(20) == 143
+    _, left = psutil.wait_procs(contenders, timeout=10)
+    assert {state(p) for p in left} <= {"zombie", "gone"}
+    assert not list(tmp_path.glob("vse-bench-*"))
 
 
 @pytest.mark.slow

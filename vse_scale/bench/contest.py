@@ -159,17 +159,19 @@ def _player(contender: Contender) -> Iterator[_Player]:
     process.start()
     theirs.close()
     assert process.pid is not None
+    patience = 0.0  # with whom is in the middle of a turn
     try:
         # Its own group by then, so that stopping it stops its workers.
         assert ours.poll(None)
         with suppress(EOFError):
             ours.recv()
         yield _Player(contender, process, ours)
+        patience = _END_SECONDS
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGCONT)
         ours.close()  # tells it to end
-        process.join(_END_SECONDS)
+        process.join(patience)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.join()

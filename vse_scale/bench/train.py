@@ -44,7 +44,7 @@ def measure(job: Job) -> Iterator[list[Row]]:
     ranks = torch.cuda.device_count() or 2
     pairs = changed(ready(job), data={"mode": "pairs", "captions_per_image": 1})
     pairs.check_layout(ranks)
-    shared: dict[str, Any] = {"config": pairs, "cores": job.cores, "steps": 2 if job.small else 10}
+    shared: dict[str, Any] = {"config": pairs, "cores": job.cores, "steps": 2 if job.small else 5}
     shared["workers"] = 1 if job.small else fastest_workers(job, shared)
     contenders = plain_contenders(job, plain, shared)
     own = {"scratch": job.scratch, "ranks": ranks, "steps": shared["steps"]}
@@ -72,7 +72,7 @@ def fastest_workers(job: Job, shared: dict[str, Any]) -> int:
     given = {**shared, "device": job.device, "kind": {}}
     results = take_turns(
         [Contender(str(count), plain, {**given, "workers": count}) for count in counts],
-        repeats=3, small=False,
+        repeats=2, small=False,
     )  # fmt: skip
     best: int = max(counts, key=lambda count: median(results[str(count)].values))
     log.info("the peer is fastest with %d workers", best)
