@@ -15,6 +15,7 @@ from vse_scale.bench import page, table
 from vse_scale.bench.contest import Result
 from vse_scale.bench.job import Job
 from vse_scale.bench.rows import Row, append, make_rows, read
+from vse_scale.bench.stages import STAGES
 from vse_scale.errors import UserError
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -82,10 +83,12 @@ def test_a_page_gets_the_newest_rows_of_each_stage(job: Job) -> None:
         "a\n<!-- results: step -->\nstale\n<!-- end of results -->\nb\n"
         "<!-- results: train -->\n<!-- end of results -->\n"
     )
-    given = page.newest([*old.values(), *elsewhere, *new.values()])
+    other = made(job, "ms", ours=[3.0], peer=[1.0])
+    given = page.newest([*old.values(), *elsewhere, *other.values(), *new.values()])
     after = page.filled(before, given)
     assert "| ours | 7 | 7 to 7 | pairs/s | 7.00 | 1 |" in after
     assert after.count("| ours | 2 |") == 1  # of the other machine
+    assert "| ours | 3 | 3 to 3 | ms |" in after  # nor is what has another unit older
     assert "stale" not in after
     assert after.startswith("a\n")
     assert "Not measured yet." in after
@@ -96,8 +99,7 @@ def test_the_committed_page_shows_the_committed_results() -> None:
     committed = (DOCS / "performance.md").read_text("utf-8")
     found = page.newest(read(DOCS / "performance" / "results.csv"))
     assert page.filled(committed, found) == committed
-    stages = {row.stage for row in found}
-    assert all(f"<!-- results: {stage} -->" in committed for stage in stages)
+    assert all(f"<!-- results: {stage} -->" in committed for stage in STAGES)
 
 
 @pytest.mark.parametrize(("name", "begins"), [("plot.svg", b"<?xml"), ("plot.png", b"\x89PNG")])

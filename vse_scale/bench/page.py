@@ -20,8 +20,8 @@ _PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", 
 
 
 def newest(results: list[Row]) -> list[Row]:
-    """Return the last row of each contender of each case on each device, cases in their order."""
-    last = {(row.device, row.stage, row.case, row.contender): row for row in results}
+    """Return the last row of each contender and unit, case by case on each device."""
+    last = {(row.device, row.stage, row.case, row.contender, row.unit): row for row in results}
     cases = list(dict.fromkeys(key[:3] for key in last))
     return [row for case in cases for key, row in last.items() if key[:3] == case]
 

@@ -67,7 +67,7 @@ def plot(rows: Iterable[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(
         figsize=(9, 0.8 + 0.3 * max(len(shown), 1)), layout="constrained"
     )
-    labels = [f"{row.stage}, {row.case}: {row.contender} / {row.peer}" for row in shown]
+    labels = [f"{row.stage}, {row.case}: {row.contender} / {row.peer}, {row.unit}" for row in shown]
     own = ["tab:blue" if row.contender.startswith("vse_scale") else "tab:gray" for row in shown]
     axes.barh(range(len(shown)), [row.times for row in shown], color=own)
     axes.set_yticks(range(len(shown)), labels, fontsize=7)
