@@ -82,23 +82,25 @@ def test_a_page_gets_the_newest_rows_of_each_stage(job: Job) -> None:
     before = (
         "a\n<!-- results: step -->\nstale\n<!-- end of results -->\nb\n"
         "<!-- results: train -->\n<!-- end of results -->\n"
+        "<!-- results: plot -->\n<!-- end of results -->\n"
     )
     other = made(job, "ms", ours=[3.0], peer=[1.0])
     given = page.newest([*old.values(), *elsewhere, *other.values(), *new.values()])
-    after = page.filled(before, given)
+    after = page.filled(before, given, "plot.svg")
     assert "| ours | 7 | 7 to 7 | pairs/s | 7.00 | 1 |" in after
     assert after.count("| ours | 2 |") == 1  # of the other machine
     assert "| ours | 3 | 3 to 3 | ms |" in after  # nor is what has another unit older
     assert "stale" not in after
     assert after.startswith("a\n")
     assert "Not measured yet." in after
-    assert page.filled(after, given) == after
+    assert "(plot.svg)" in after
+    assert page.filled(after, given, "plot.svg") == after
 
 
 def test_the_committed_page_shows_the_committed_results() -> None:
     committed = (DOCS / "performance.md").read_text("utf-8")
     found = page.newest(read(DOCS / "performance" / "results.csv"))
-    assert page.filled(committed, found) == committed
+    assert page.filled(committed, found, "performance/results.svg") == committed
     assert all(f"<!-- results: {stage} -->" in committed for stage in STAGES)
 
 

@@ -3,11 +3,13 @@
     python -m vse_scale.bench.page docs/performance/results.csv docs/performance.md
 
 Between ``<!-- results: STAGE -->`` and ``<!-- end of results -->`` the page gets the tables of the
-stage: of every case the newest rows on each device. The plot lies beside the CSV.
+stage, of every case the newest rows on each device. ``plot`` in place of a stage stands for the
+plot, which is drawn beside the CSV.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from itertools import groupby
@@ -26,13 +28,16 @@ def newest(results: list[Row]) -> list[Row]:
     return [row for case in cases for key, row in last.items() if key[:3] == case]
 
 
-def filled(page: str, results: list[Row]) -> str:
-    """Return ``page`` with the tables of ``results`` at their places."""
+def filled(page: str, results: list[Row], plot: str) -> str:
+    """Return ``page`` with the tables of ``results``, and a link to ``plot``, at their places."""
 
     def tables(place: re.Match[str]) -> str:
         begin, stage, end = place.groups()
         listed = [row for row in results if row.stage == stage]
-        return f"{begin}{markdown(listed) or 'Not measured yet.'}\n{end}"
+        shown = markdown(listed)
+        if stage == "plot" and results:
+            shown = f"![How many times better than its peer each contender is]({plot})"
+        return f"{begin}{shown or 'Not measured yet.'}\n{end}"
 
     return _PLACE.sub(tables, page)
 
@@ -60,9 +65,11 @@ def markdown(results: list[Row]) -> str:
 def main(results: Path, page: Path) -> None:
     """Rewrite ``page``, and draw the plot."""
     found = newest(rows.read(results))
-    page.write_text(filled(page.read_text("utf-8"), found), "utf-8")
+    plot = results.with_suffix(".svg")
+    link = os.path.relpath(plot, page.parent)
+    page.write_text(filled(page.read_text("utf-8"), found, link), "utf-8")
     if found:
-        table.plot(found, results.with_suffix(".svg"))
+        table.plot(found, plot)
 
 
 if __name__ == "__main__":
