@@ -87,7 +87,8 @@ def test_a_page_gets_the_newest_rows_of_each_stage(job: Job) -> None:
     other = made(job, "ms", ours=[3.0], peer=[1.0])
     given = page.newest([*old.values(), *elsewhere, *other.values(), *new.values()])
     after = page.filled(before, given, "plot.svg")
-    assert "| ours | 7 | 7 to 7 | pairs/s | 7.00 | 1 |" in after
+    assert "| a case | ours | 7 | 7 to 7 | pairs/s | 7.00 | 1 |" in after
+    assert "|  | peer (the peer) | 1 | 1 to 1 | pairs/s | 1.00 | 1 |" in after
     assert after.count("| ours | 2 |") == 1  # of the other machine
     assert "| ours | 3 | 3 to 3 | ms |" in after  # nor is what has another unit older
     assert "stale" not in after

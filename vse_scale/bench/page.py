@@ -18,6 +18,7 @@ from pathlib import Path
 from vse_scale.bench import rows, table
 from vse_scale.bench.rows import Row
 
+_NUMBERS = len(table.HEADER) - 1
 _PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -43,23 +44,31 @@ def filled(page: str, results: list[Row], plot: str) -> str:
 
 
 def markdown(results: list[Row]) -> str:
-    """Return a table per case, with what it was measured on below."""
+    """Return a table per machine and versions, with what bound below."""
     parts = []
-    for (device, case), group in groupby(results, key=lambda row: (row.device, row.case)):
+    for measured, group in groupby(results, key=_measured_on):
         listed = list(group)
-        lines = [f"**{case}**", "", f"| {' | '.join(table.HEADER)} |"]
-        lines.append(f"|---|{'---:|' * (len(table.HEADER) - 1)}")
-        lines += [f"| {' | '.join(table.cells_of(row))} |" for row in listed]
-        first = listed[0]
-        versions = f"torch {first.torch}, DeepSpeed {first.deepspeed}, DALI {first.dali}"
-        lines += [
-            "",
-            f"Peer: {first.peer}. {device}, {first.threads} threads; {first.repeats} rounds; "
-            f"{versions}, Triton {first.triton}, OpenCV {first.opencv}; commit {first.commit}.",
+        lines = [f"| case | {' | '.join(table.HEADER)} |", f"|---|---|{'---:|' * _NUMBERS}"]
+        case = ""
+        for row in listed:
+            name, *cells = table.cells_of(row)
+            name += " (the peer)" if row.contender == row.peer else ""
+            lines.append(f"| {' | '.join((row.case if row.case != case else '', name, *cells))} |")
+            case = row.case
+        lines += ["", f"{measured}."]
+        bound = [
+            f"- {row.case}, {row.contender}: {table.binding(row)}" for row in listed if row.shares
         ]
-        bound = [f"{row.contender}: {table.binding(row)}." for row in listed if row.shares]
-        parts.append("\n".join([*lines, *([" ".join(bound)] if bound else [])]))
+        parts.append("\n".join([*lines, *([""] if bound else []), *bound]))
     return "\n\n".join(parts)
+
+
+def _measured_on(row: Row) -> str:
+    return (
+        f"{row.device}, {row.threads} threads; {row.repeats} rounds; torch {row.torch}, "
+        f"DeepSpeed {row.deepspeed}, DALI {row.dali}, Triton {row.triton}, OpenCV {row.opencv}; "
+        f"commit {row.commit}"
+    )
 
 
 def main(results: Path, page: Path) -> None:

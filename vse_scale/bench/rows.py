@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import importlib.metadata
 import os
 import platform
@@ -148,6 +149,7 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache  # asked before results are written into the checkout
 def commit() -> str:
     """Return the short hash of the sources, "unknown" outside a checkout."""
     try:
