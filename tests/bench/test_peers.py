@@ -128,7 +128,7 @@ def test_a_step_from_the_same_weights_has_our_loss(config: Config, our_pooling: 
     # Its own data path differs by a grey level here and there.
     own = next(published(recipe))["images"]
     assert float(trainer.backward(replace(batch, images=own), 0)) == pytest.approx(
-        float(expected), rel=0.01
+        expected.item(), rel=0.01
     )
 
 

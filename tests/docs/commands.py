@@ -35,6 +35,8 @@ NOT_RUN = {
     "vse-scale train * --config launch/recipes/demo.yaml *": "minutes; `make demo` does it",
     "vse-shards build --source karpathy *": "needs COCO; tests/shards/test_sources.py reads some",
     "vse-shards build --source precomp *": "needs COCO; tests/shards/test_sources.py reads some",
+    "vse-scale bench*": "minutes; tests/bench/test_bench_command.py runs rehearsals",
+    "python -m vse_scale.bench.page *": "rewrites a page; tests/bench/test_rows.py checks it",
     "pytest *": "this is pytest",
     "*python *tests/kernels/*": "minutes of compiling; tests/kernels/test_compiled.py does it",
     "tests/gpu/run.sh": "minutes, as its steps' own tests",

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -61,7 +62,8 @@ def ours(folder: str, size: int, threads: int, images: int, device: str) -> Iter
         dataset, requests, batch=BATCH, spec=ImageSpec.preset("imagenet", size), device=place,
         threads=threads, training=False,
     )  # fmt: skip
-    yield from timed(lambda: len(next(decoder)[0]), images, place)
+    with closing(decoder):
+        yield from timed(lambda: len(next(decoder)[0]), images, place)
 
 
 def dali(folder: str, size: int, threads: int, images: int, device: str) -> Iterator[Sample]:

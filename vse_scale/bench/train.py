@@ -45,7 +45,7 @@ def measure(job: Job) -> Iterator[list[Row]]:
     pairs = changed(ready(job), data={"mode": "pairs", "captions_per_image": 1})
     pairs.check_layout(ranks)
     shared: dict[str, Any] = {"config": pairs, "cores": job.cores, "steps": 2 if job.small else 5}
-    shared["workers"] = 1 if job.small else fastest_workers(job, shared)
+    shared = {**shared, "workers": 1} if job.small else tuned(job, shared)
     contenders = plain_contenders(job, plain, shared)
     own = {"scratch": job.scratch, "ranks": ranks, "steps": shared["steps"]}
     one = Contender(f"{our_name(job)}, one caption per image", ours, {"config": pairs, **own})
@@ -62,21 +62,33 @@ def measure(job: Job) -> Iterator[list[Row]]:
     if job.small:
         del contenders[1:-1]
     results = take_turns(contenders, job.repeats, small=job.small)
-    case = f"{case_of(pairs)}, {ranks} ranks; the peer has {shared['workers']} workers"
+    peer = f"{shared['cores']} threads and {shared['workers']} workers"
+    case = f"{case_of(pairs)}, {ranks} ranks; the peer has {peer}"
     yield make_rows(job, "train", case, results, peer=PEER, unit="pairs/s")
 
 
-def fastest_workers(job: Job, shared: dict[str, Any]) -> int:
-    """Return how many workers suit the peer best: of 1, 2, 4 and so on up to the cores."""
+def tuned(job: Job, shared: dict[str, Any]) -> dict[str, Any]:
+    """Return ``shared`` with the threads and workers that suit the peer best.
+
+    First as many workers as there are cores are given to 1, 2, 4 and so on threads, up to the
+    cores; then as many workers are tried with the fastest number of threads. Threads of OpenMP that
+    have no core to themselves wait for each other most of the time.
+    """
     counts = [2**power for power in range(job.cores.bit_length())]
-    given = {**shared, "device": job.device, "kind": {}}
-    results = take_turns(
-        [Contender(str(count), plain, {**given, "workers": count}) for count in counts],
-        repeats=2, small=False,
-    )  # fmt: skip
-    best: int = max(counts, key=lambda count: median(results[str(count)].values))
-    log.info("the peer is fastest with %d workers", best)
-    return best
+    found = {**shared, "workers": counts[-1]}
+    for key in ("cores", "workers"):
+        tried = {
+            count: Contender(
+                f"{count} {'threads' if key == 'cores' else key}",
+                plain,
+                {**found, key: count, "device": job.device, "kind": {}},
+            )
+            for count in counts
+        }
+        results = take_turns([*tried.values()], repeats=2, small=False)
+        found[key] = max(counts, key=lambda count: median(results[tried[count].name].values))
+    log.info("the peer is fastest with %(cores)d threads and %(workers)d workers", found)
+    return found
 
 
 def ours(config: Config, scratch: Path, ranks: int, steps: int) -> Iterator[Sample]:
@@ -135,7 +147,7 @@ def plain(
     device: torch.device,
     kind: dict[str, Any],
 ) -> Iterator[Sample]:
-    """Train in plain torch, with a thread per core beside the workers."""
+    """Train in plain torch, with so many threads (``cores``) beside the workers."""
     trainer, recipe = plain_run(config, cores, device, kind)
     batches = opencv_batches(recipe, workers=workers, device=device)
     while True:
