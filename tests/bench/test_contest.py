@@ -8,7 +8,7 @@ import psutil
 import pytest
 from players import hungry, killed, mistaken, refused, restless, sleeping_child, worker
 
-from vse_scale.bench.contest import Contender, take_turns
+from vse_scale.bench.contest import Contender, fastest, powers_of_two, take_turns
 from vse_scale.errors import DatasetError
 
 
@@ -23,6 +23,15 @@ def test_rates_and_shares_are_of_the_turns() -> None:
     assert found["fast"].values == [200.0] * 3
     assert found["slow"].shares == {"data": 0.25}
     assert len(take_turns(contenders[:1], 1, small=True)["slow"].values) == 1
+
+
+def test_the_fastest_number_is_found() -> None:
+    given = {
+        count: Contender(f"{count} threads", worker, {"seconds": 0.01, "units": float(count == 2)})
+        for count in powers_of_two(7)
+    }
+    assert list(given) == [1, 2, 4]
+    assert fastest(given) == 2
 
 
 def test_nobody_goes_on_in_anothers_turn() -> None:

@@ -109,6 +109,17 @@ def take_turns(contenders: Sequence[Contender], repeats: int, *, small: bool) ->
     return {name: _result(done, peaks[name]) for name, done in samples.items()}
 
 
+def fastest(contenders: Mapping[int, Contender]) -> int:
+    """Return the number, such as one of threads, whose contender is the fastest in two rounds."""
+    results = take_turns([*contenders.values()], repeats=2, small=False)
+    return max(contenders, key=lambda number: median(results[contenders[number].name].values))
+
+
+def powers_of_two(most: int) -> list[int]:
+    """Return 1, 2, 4 and so on up to ``most``."""
+    return [1 << power for power in range(most.bit_length())]
+
+
 def _result(samples: list[Sample], peak_bytes: int) -> Result:
     phases = {phase: None for sample in samples for phase in sample.phases}
     shares = {

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vse_scale.bench.contest import Contender, Sample, take_turns
+from vse_scale.bench.contest import Contender, Sample, fastest, powers_of_two, take_turns
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import decoded_by_opencv, single_threaded
 from vse_scale.bench.plain import PlainModel
@@ -39,9 +39,18 @@ def measure(job: Job) -> Iterator[list[Row]]:
     config = ready(job)
     split = "val" if "val" in open_split(config, "train").splits else "train"
     shared = {"config": config, "split": split, "cores": job.cores, "device": job.device}
+    once = {**shared, "per_pair": False, "threads": 1}
+    if not job.small:
+        # As in training, threads may be in the way of the workers.
+        once["threads"] = fastest(
+            {
+                count: Contender(f"{count} threads", published, {**once, "threads": count})
+                for count in powers_of_two(job.cores)
+            }
+        )
     contenders = [
-        Contender(PEER, published, {**shared, "per_pair": True}),
-        Contender("published loop, each image once", published, {**shared, "per_pair": False}),
+        Contender(PEER, published, {**once, "per_pair": True}),
+        Contender("published loop, each image once", published, once),
         Contender("vse_scale", ours, shared),
     ]
     if job.small:
@@ -67,10 +76,10 @@ def ours(config: Config, split: str, cores: int, device: torch.device) -> Iterat
 
 
 def published(
-    config: Config, split: str, cores: int, device: torch.device, per_pair: bool
+    config: Config, split: str, cores: int, device: torch.device, per_pair: bool, threads: int
 ) -> Iterator[Sample]:
-    """Encode by batches in float32, with workers that decode; multiply and sort in numpy."""
-    torch.set_num_threads(cores)
+    """Encode by batches in float32, with a worker per core to decode; multiply, sort in numpy."""
+    torch.set_num_threads(threads)
     model, tokenizer, dataset = _opened(config, split, device)
     plain = PlainModel(model).to(device).eval()
     owners = np.repeat(np.arange(len(dataset)), dataset.captions_per_sample)

@@ -16,12 +16,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
-from vse_scale.bench.contest import Contender, Sample, take_turns
+from vse_scale.bench.contest import Contender, Sample, fastest, powers_of_two, take_turns
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import opencv_batches
 from vse_scale.bench.rows import Row, make_rows
@@ -74,19 +73,17 @@ def tuned(job: Job, shared: dict[str, Any]) -> dict[str, Any]:
     cores; then as many workers are tried with the fastest number of threads. Threads of OpenMP that
     have no core to themselves wait for each other most of the time.
     """
-    counts = [2**power for power in range(job.cores.bit_length())]
+    counts = powers_of_two(job.cores)
     found = {**shared, "workers": counts[-1]}
-    for key in ("cores", "workers"):
-        tried = {
+    for key, what in (("cores", "threads"), ("workers", "workers")):
+        found[key] = fastest({
             count: Contender(
-                f"{count} {'threads' if key == 'cores' else key}",
+                f"{count} {what}",
                 plain,
                 {**found, key: count, "device": job.device, "kind": {}},
             )
             for count in counts
-        }
-        results = take_turns([*tried.values()], repeats=2, small=False)
-        found[key] = max(counts, key=lambda count: median(results[tried[count].name].values))
+        })  # fmt: skip
     log.info("the peer is fastest with %(cores)d threads and %(workers)d workers", found)
     return found
 
