@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from vse_scale.commands.bench import bench
+from vse_scale.commands.common import check_writable
 from vse_scale.commands.evaluate import evaluate
 from vse_scale.commands.interchange import export_model, import_model
 from vse_scale.commands.report import report
@@ -107,35 +108,35 @@ def plan(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[section.key=value ...]")
     ] = None,
-    pair_ms: Annotated[
-        float | None,
-        typer.Option(
-            min=0.001, help="a rank's forward and backward pass, ms per pair, as measured"
-        ),
+    measure: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="time a few steps here, on data.path, and keep that"),
     ] = None,
-    network_gbit: Annotated[
-        float | None, typer.Option(min=0.001, help="Gbit/s that leave a rank, as measured")
+    constants: Annotated[
+        Path | None, typer.Option(help="what --measure wrote, perhaps edited")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Say on paper what a run takes on many ranks: memory by part, and bytes that are sent.
 
-    With --pair-ms and --network-gbit, also the share of the time that is left for computing.
+    With a machine's constants also the time of a step by part, and which resource binds.
     """
-    from vse_scale import scaling
+    from vse_scale.scaling.constants import Constants
+    from vse_scale.scaling.page import Plan
     from vse_scale.training.setup import load_config
 
-    checked = [load_config(str(config), list(overrides or []), count) for count in gpus]
-    work = scaling.Workload.of(checked[0], bfloat16=checked[0].engine.precision != "float32")
-    constants = None
-    if (pair_ms is None) != (network_gbit is None):
-        raise ConfigError("--pair-ms and --network-gbit belong together; give both, or neither")
-    if pair_ms is not None and network_gbit is not None:
-        constants = {"pair_seconds": pair_ms / 1e3, "bytes_per_second": network_gbit * 1e9 / 8}
-    if as_json:
-        print(json.dumps(scaling.as_json(work, gpus, constants), indent=1))
-    else:
-        print(scaling.page(work, gpus, constants))
+    if measure is not None and constants is not None:
+        raise ConfigError("--measure writes the constants that --constants reads; give one of them")
+    check_writable("--measure", measure)
+    checked, *_ = (load_config(str(config), list(overrides or []), count) for count in gpus)
+    found = Constants.load(constants) if constants is not None else None
+    if measure is not None:
+        from vse_scale.scaling.measure import measure_machine
+
+        found = measure_machine(checked, gpus)
+        found.save(measure)
+    plan = Plan.of(checked, gpus, found)
+    print(json.dumps(plan.as_json(), indent=1) if as_json else plan.text())
 
 
 app.command("eval")(evaluate)

@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from vse_kernels import gpo_pool
 from vse_scale.model.gru import BidirectionalGRU
@@ -31,14 +32,14 @@ def table_rows(lengths: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Choose the rows of a weight table for ``lengths`` (B,), all between 1 and ``steps``.
 
     On a CPU one row per distinct length. Elsewhere the number of distinct lengths is not known
-    without waiting for the device, so a row per sample or per possible length, whichever are
-    fewer.
+    without waiting for the device, and never of tensors that only have a shape, so a row per
+    sample or per possible length, whichever are fewer.
 
     Returns:
         The lengths (R,) that the rows are for, and each sample's row (B,), int64 both.
     """
     lengths = lengths.long()
-    if lengths.device.type == "cpu":
+    if lengths.device.type == "cpu" and not isinstance(lengths, FakeTensor):
         distinct, rows = torch.unique(lengths, return_inverse=True)
         return distinct, rows
     if len(lengths) <= steps:

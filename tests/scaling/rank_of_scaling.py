@@ -3,7 +3,9 @@
 Usage: rank_of_scaling.py CONFIG OUT FOLDER
 
 Rank 0 writes JSON by ZeRO stage: ``sent``, bytes that leave a rank by collective, if it sends as a
-ring does; ``kept``, bytes of all tensors when the update begins; and the record's ``bytes_sent``.
+ring does; ``kept``, bytes of all tensors when the update begins; ``peak``, the most that torch's
+allocator held during a step, temporaries within operators included; ``tokens`` of the longest
+caption of that step; and the record's ``bytes_sent``.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 import deepspeed  # noqa: F401  # before the collectives are replaced, so that all users are known
 import torch
 import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
 
 from vse_scale.config import Config
 from vse_scale.training.timing import PhaseTimer
@@ -72,6 +75,16 @@ def tensors() -> int:
     return sum(storages.values())
 
 
+def risen(profiler: profile) -> int:
+    """By how many bytes the allocator's total rose at most while ``profiler`` looked."""
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
 def count_steps(config: Config, world: World) -> dict[str, Any]:
     gc.collect()
     others = tensors()
@@ -81,6 +94,7 @@ def count_steps(config: Config, world: World) -> dict[str, Any]:
 
     def look(plan: Any) -> float:
         nonlocal kept
+        gc.collect()
         kept = tensors()
         return update(plan)
 
@@ -89,8 +103,15 @@ def count_steps(config: Config, world: World) -> dict[str, Any]:
     with trainer._loader(0) as batches:
         for step in range(STEPS):
             sent.clear()
-            record = trainer.train_step(next(batches), step, trainer.schedule.at(step), timer)
-    return {"sent": dict(sent), "kept": kept - others, "bytes_sent": record["bytes_sent"]}
+            batch, plan = next(batches), trainer.schedule.at(step)
+            gc.collect()
+            before = tensors() - others
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+                record = trainer.train_step(batch, step, plan, timer)
+    return {
+        "sent": dict(sent), "kept": kept - others, "bytes_sent": record["bytes_sent"],
+        "peak": before + risen(profiler), "tokens": batch.token_ids.shape[1],
+    }  # fmt: skip
 
 
 def main(path: str, out: str, folder: str) -> None:

@@ -1,0 +1,1 @@
+"""``vse-scale plan``: what a run takes on N ranks, on paper."""

@@ -1,0 +1,120 @@
+"""What a machine needs for the parts of a step: measured, kept in a file, and open to be edited."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from vse_scale.config import Section
+from vse_scale.errors import ConfigError
+
+
+class Computing(Section):
+    """A rank's forward pass, loss and backward pass: ``fixed`` and so much for every pair.
+
+    Attributes:
+        ranks: that computed on the machine at the same time, each on its own.
+        fixed_seconds: of a step, whatever the number of pairs.
+        pair_seconds: of a pair.
+        cores: CPU cores that a rank kept busy meanwhile.
+    """
+
+    ranks: int = Field(ge=1)
+    fixed_seconds: float = Field(ge=0)
+    pair_seconds: float = Field(gt=0)
+    cores: float = Field(ge=0)
+
+
+class Collective(Section):
+    """One kind of collective.
+
+    Attributes:
+        hop_seconds: of each of the messages that follow one another around a ring: N - 1, and
+            twice as many in an all-reduce.
+        bytes_per_second: that leave a rank. It is what nccl-tests call bus bandwidth.
+    """
+
+    hop_seconds: float = Field(ge=0)
+    bytes_per_second: float = Field(gt=0)
+
+
+class Network(Section):
+    """The collectives of a step."""
+
+    all_reduce: Collective
+    all_gather: Collective
+    reduce_scatter: Collective
+
+
+class Constants(Section):
+    """A machine on which one model was measured.
+
+    Attributes:
+        device: what computed, in words.
+        cuda: whether that was a GPU.
+        cores: CPU cores of the machine.
+        memory_bytes: of a GPU; without one, of the machine.
+        ranks_per_host: how many ranks share a machine at most; None: all.
+        parameters: of the model that was measured.
+        tokens: of the longest caption of a batch, on average.
+        alone: computing of one rank, with the machine to itself.
+        crowded: computing of as many ranks as the machine has GPUs, or cores.
+        score_seconds: of a rank's loss, for each pair of its own times each of the batch.
+        optimizer_seconds: of the update of all parameters.
+        image_seconds: for which a rank's loader decodes an image, when nothing else is done.
+        image_core_seconds: of all CPU cores for that.
+        network: None where there is one GPU: fill it in.
+    """
+
+    device: str
+    cuda: bool
+    cores: int = Field(ge=1)
+    memory_bytes: int = Field(ge=1)
+    ranks_per_host: int | None = Field(ge=1)
+    parameters: int
+    tokens: int = Field(ge=1)
+    alone: Computing
+    crowded: Computing
+    score_seconds: float = Field(ge=0)
+    optimizer_seconds: float = Field(ge=0)
+    image_seconds: float = Field(ge=0)
+    image_core_seconds: float = Field(ge=0)
+    network: Network | None
+
+    @classmethod
+    def load(cls, path: Path) -> Constants:
+        """Read what `save` wrote.
+
+        Raises:
+            ConfigError: the file is missing, or holds something else.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"--constants {path}: cannot be read ({error}); --measure FILE writes it"
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise ConfigError(
+                f"--constants {path}: {where}: {first['msg']}; --measure FILE writes it anew"
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """Write them as JSON that people can read and edit."""
+        path.write_text(json.dumps(self.model_dump(), indent=1) + "\n", encoding="utf-8")
+
+    def computing(self, ranks: int) -> Computing:
+        """Return a rank's computing where ``ranks`` share a machine, between what was measured."""
+        few, many = self.alone, self.crowded
+        if many.ranks <= few.ranks:
+            return few
+        share = min(1.0, (ranks - few.ranks) / (many.ranks - few.ranks))
+        mixed = {
+            name: (1 - share) * getattr(few, name) + share * getattr(many, name)
+            for name in ("fixed_seconds", "pair_seconds", "cores")
+        }
+        return Computing(ranks=ranks, **mixed)
