@@ -55,6 +55,7 @@ STAGES: dict[str, Stage] = {
     "train": Stage("vse_scale.bench.train", (opencv,)),
     "eval": Stage("vse_scale.bench.evaluate", (opencv,)),
     "shards": Stage("vse_scale.bench.shards", (checkout,)),
+    "loss": Stage("vse_scale.bench.loss"),
 }
 
 

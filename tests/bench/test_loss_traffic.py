@@ -1,0 +1,63 @@
+"""The loss's traffic and memory against open_clip's, by real ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from launching import run_ranks
+from torch.nn import functional as F
+
+from vse_scale.bench.loss import compare
+from vse_scale.scaling.traffic import Workload, loss_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_it_sends_half_of_open_clips_and_what_the_plan_says(ranks: int) -> None:
+    pairs, dim = 64, 1024
+    costs = compare(ranks, pairs=pairs, dim=dim, rounds=2)
+    ours, theirs = costs["vse_scale"], costs["open_clip"]
+    work = Workload(
+        parameters=0, autocast_parameters=0, gathered_parameters=0, global_batch=pairs * ranks,
+        captions_per_image=1, embed_dim=dim, hardest=True,
+    )  # fmt: skip
+    assert ours[0].ring == loss_bytes(work, ranks)
+    # Both sides forward, and their gradients back.
+    assert theirs[0].ring == 4 * pairs * dim * 4 * (ranks - 1)
+    # Where their gradients come back as well as they can, ours is half of theirs but for ids and
+    # choices, 24 bytes a pair; on gloo they come back as an all-reduce, and ours is a third.
+    assert ours[0].ring <= 0.5 * theirs[0].ring + (ranks - 1) * (24 * pairs + 40)
+    for mine, other in zip(ours[1:], theirs[1:], strict=True):
+        assert mine.sockets == pytest.approx(loss_bytes(work, ranks), rel=0.02)
+        assert mine.sockets <= 0.5 * other.sockets
+
+
+@pytest.mark.slow
+def test_scores_are_never_held_whole() -> None:
+    costs = compare(2, pairs=2048, dim=64, rounds=0)
+    assert costs["vse_scale"][0].peak_bytes < 0.5 * costs["open_clip"][0].peak_bytes
+
+
+@pytest.mark.slow
+def test_the_peer_is_clips_loss(tmp_path: Path) -> None:
+    """The mean over ranks is the loss of the whole batch, and so is the mean gradient."""
+    sides = F.normalize(torch.randn(2, 8, 16), dim=2)
+    torch.save(sides, tmp_path / "batch.pt")
+    run_ranks(2, Path(__file__).with_name("rank_of_clip.py"), [str(tmp_path)])
+    losses, *gradients = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)), strict=True)
+    images, captions = (side.requires_grad_() for side in sides.unbind())
+    expected = clip(images, captions)
+    torch.testing.assert_close(sum(losses) / 2, expected.detach())
+    for found, whole in zip(
+        gradients, torch.autograd.grad(expected, (images, captions)), strict=True
+    ):
+        torch.testing.assert_close(torch.cat(found) / 2, whole)
+
+
+def clip(images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+    """Radford et al., 2021, figure 3."""
+    logits = 100.0 * images @ captions.T
+    diagonal = logits.diagonal()
+    return ((logits.logsumexp(1) - diagonal).mean() + (logits.logsumexp(0) - diagonal).mean()) / 2

@@ -1,0 +1,85 @@
+"""Stage ``loss``: bytes, memory and time of the loss over several ranks, against open_clip's."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import queue
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vse_scale.bench.job import Job
+from vse_scale.bench.rows import Row, row
+from vse_scale.bench.traffic import LOSSES, Cost, run_rank
+from vse_scale.telemetry.progress import heartbeat
+
+PEER = "open_clip"
+_RANKS = (2, 4)
+_LARGE = 4096  # pairs: as many as fill a node of GPUs; scores begin to take more than embeddings
+_PATIENCE_SECONDS = 240.0
+
+
+def measure(job: Job) -> Iterator[list[Row]]:
+    """Yield rows for 2 and 4 ranks that share the configured batch, and a large one."""
+    batch, dim = job.config.data.global_batch, job.config.model.embed_dim
+    batches = [batch] if job.small else sorted({batch, _LARGE})
+    for ranks, pairs in itertools.product(_RANKS, batches):
+        own = max(1, pairs // ranks)
+        with heartbeat(f"{ranks} ranks"):
+            costs = compare(ranks, pairs=own, dim=dim, rounds=job.repeats)
+        yield _rows(job, f"{ranks} ranks, {ranks * own} pairs x {dim}", costs)
+
+
+def compare(ranks: int, *, pairs: int, dim: int, rounds: int) -> dict[str, list[Cost]]:
+    """Let ``ranks`` real ranks compute both losses of one batch in turns.
+
+    Args:
+        ranks: on as many GPUs where there are so many, else on the CPU.
+        pairs: of a rank.
+        dim: of the embeddings.
+        rounds: timed ones.
+
+    Returns:
+        By loss what it cost the main rank: first a round in which bytes and memory were looked at,
+        then the timed ones.
+
+    Raises:
+        RuntimeError: a rank failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    with tempfile.TemporaryDirectory(prefix="vse-bench-loss-") as folder:
+        common = (ranks, str(Path(folder, "rendezvous")), pairs, dim, rounds, results)
+        processes = [context.Process(target=run_rank, args=(n, *common)) for n in range(ranks)]
+        for process in processes:
+            process.start()
+        try:
+            found = dict(results.get(timeout=_PATIENCE_SECONDS) for _ in processes)
+            for process in processes:
+                process.join(_PATIENCE_SECONDS)
+        except queue.Empty:
+            raise RuntimeError("a rank of the stage loss failed; it said why above") from None
+        finally:
+            for process in processes:
+                process.kill()
+    costs: dict[str, list[Cost]] = found[0]
+    return costs
+
+
+def _rows(job: Job, case: str, costs: dict[str, list[Cost]]) -> list[Row]:
+    kinds: dict[str, Callable[[list[Cost]], list[float]]] = {
+        "kB sent, ring": lambda found: [found[0].ring / 1e3],
+        "kB sent, sockets": lambda found: [cost.sockets / 1e3 for cost in found[1:]],
+        "ms": lambda found: [cost.seconds * 1e3 for cost in found[1:]],
+    }
+    return [
+        row(
+            job, "loss", case, name, peer=PEER, unit=unit,
+            values=values(costs[name]), peer_values=values(costs[PEER]),
+            peak_bytes=costs[name][0].peak_bytes,
+        )
+        for unit, values in kinds.items()
+        if all(values(costs[PEER]))  # what NCCL sends goes through no socket
+        for name in LOSSES
+    ]  # fmt: skip

@@ -1,0 +1,206 @@
+"""What two losses over all ranks send and hold, counted while real ranks compute them.
+
+Bytes are counted twice. ``ring``: what each collective would send if ranks stood in a ring, which
+is the least that it can be, and what NCCL does. ``sockets``: what the kernel says that this
+process's TCP connections sent, which is what gloo did.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import _functional_collectives as collectives
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vse_scale.objective import global_hinge_loss
+
+# Renamed in torch 2.13, which warns of the former name.
+_gather_with_gradient = (
+    getattr(collectives, "all_gather_single_autograd", None)
+    or collectives.all_gather_tensor_autograd
+)
+_BYTES_SENT = 200  # offset of tcpi_bytes_sent in the kernel's struct tcp_info
+_LOGIT_SCALE = 100.0  # CLIP's largest
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of this rank's image and caption rows (b, D) and image ids (b,)."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one loss and its gradient, on one rank.
+
+    Attributes:
+        ring: bytes sent, if all collectives were rings.
+        sockets: bytes that left through TCP; 0 where another transport was used.
+        seconds: of the forward and backward pass.
+        peak_bytes: by which torch's memory rose at most; 0 where nobody looked.
+    """
+
+    ring: float
+    sockets: int
+    seconds: float
+    peak_bytes: int = 0
+
+
+def ours(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
+    """The hinge loss with the hardest negatives of all ranks."""
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    return global_hinge_loss(images, captions, ids=ids, valid=valid).loss
+
+
+def open_clip(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
+    """CLIP's loss as open_clip communicates with ``local_loss`` and ``gather_with_grad``.
+
+    Written after ``ClipLoss`` in src/open_clip/loss.py of github.com/mlfoundations/open_clip
+    (Ilharco et al., 2021): features of both sides are gathered, and gathering sends their gradients
+    back in the backward pass; a rank has the logits of its own rows with all columns.
+    """
+    world = dist.group.WORLD
+    assert world is not None
+    all_images, all_captions = (
+        _gather_with_gradient(side.contiguous(), 0, world) for side in (images, captions)
+    )
+    labels = torch.arange(len(images), device=images.device) + len(images) * dist.get_rank()
+    per_image = _LOGIT_SCALE * images @ all_captions.T
+    per_caption = _LOGIT_SCALE * captions @ all_images.T
+    return (F.cross_entropy(per_image, labels) + F.cross_entropy(per_caption, labels)) / 2
+
+
+LOSSES: dict[str, Loss] = {"vse_scale": ours, "open_clip": open_clip}
+
+
+def run_rank(
+    rank: int, ranks: int, rendezvous: str, pairs: int, dim: int, rounds: int, results: Any
+) -> None:
+    """Join the ranks, let the losses take turns on one batch, and put a rank's costs on a queue.
+
+    Args:
+        rank: this one.
+        ranks: how many.
+        rendezvous: a file that does not exist yet.
+        pairs: b, of this rank.
+        dim: D.
+        rounds: timed ones, after one in which memory is looked at.
+        results: takes (rank, costs by loss, one for each round).
+    """
+    on_gpus = torch.cuda.device_count() >= ranks
+    device = torch.device("cuda", rank) if on_gpus else torch.device("cpu")
+    if on_gpus:
+        torch.cuda.set_device(device)
+    torch.set_num_threads(1)
+    backend = "nccl" if on_gpus else "gloo"
+    dist.init_process_group(
+        backend, init_method=f"file://{rendezvous}", rank=rank, world_size=ranks
+    )
+    generator = torch.Generator().manual_seed(rank)
+    batch = F.normalize(torch.randn(2, pairs, dim, generator=generator), dim=2).to(device)
+    ids = torch.arange(rank * pairs, (rank + 1) * pairs, device=device)
+    costs: dict[str, list[Cost]] = {name: [] for name in LOSSES}
+    for number in range(rounds + 1):
+        for name, loss in LOSSES.items():
+            images, captions = (side.clone().requires_grad_() for side in batch)
+
+            def both_passes(loss: Loss = loss, inputs: Any = (images, captions, ids)) -> None:
+                torch.autograd.backward(loss(*inputs))
+
+            found = _cost(both_passes, device, look=number == 0)
+            costs[name].append(found)
+    results.put((rank, costs))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _cost(call: Callable[[], None], device: torch.device, *, look: bool) -> Cost:
+    """Run ``call`` and count; a look at memory takes time of its own."""
+    dist.barrier()
+    sent = _sent_through_sockets()
+    began = time.perf_counter()
+    peak, counter = 0, _RingBytes()
+    if look:
+        with counter:
+            peak = _rise(call, device)
+    else:
+        call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - began
+    sent = _sent_through_sockets() - sent
+    return Cost(counter.sent, sent, seconds, peak)
+
+
+def _rise(call: Callable[[], None], device: torch.device) -> int:
+    """Return by how many bytes torch's allocator rose at most during ``call``."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    assert profiler.profiler is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return int(most)
+
+
+class _RingBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up what collectives under it, forward and backward, would send in a ring.
+
+    Raises:
+        NotImplementedError: a collective whose bytes it does not know.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sent = 0.0
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        namespace, name = str(operator).split(".")[:2]
+        if "c10d" in namespace and not name.startswith(("_wrap", "wait", "barrier")):
+            ranks, tensors = dist.get_world_size(), [t for t in tree_leaves(args) if _is_tensor(t)]
+            if name in ("_allgather_base_", "all_gather_into_tensor"):
+                own = min(tensor.nbytes for tensor in tensors)
+                self.sent += own * (ranks - 1)
+            elif name == "reduce_scatter_tensor":
+                self.sent += tensors[0].nbytes * (ranks - 1) / ranks
+            else:
+                raise NotImplementedError(f"{operator}: a collective that is not counted yet")
+        return operator(*args, **(kwargs or {}))
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _sent_through_sockets() -> int:
+    """Return the bytes that all TCP connections of this process have sent so far."""
+    total = 0
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            if not os.readlink(f"/proc/self/fd/{entry}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(entry))) as connection:
+                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        except OSError:  # closed meanwhile, or no TCP
+            continue
+        if len(info) >= _BYTES_SENT + 8:
+            total += struct.unpack_from("Q", info, _BYTES_SENT)[0]
+    return total
