@@ -14,21 +14,25 @@ from vse_scale.scaling.traffic import Workload, loss_bytes
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shared", [1, 2])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_it_sends_half_of_open_clips_and_what_the_plan_says(ranks: int) -> None:
+def test_it_sends_half_of_open_clips_and_what_the_plan_says(ranks: int, shared: int) -> None:
     pairs, dim = 64, 1024
-    costs = compare(ranks, pairs=pairs, dim=dim, rounds=2)
+    costs = compare(ranks, pairs=pairs, dim=dim, rounds=2, captions_per_image=shared)
     ours, theirs = costs["vse_scale"], costs["open_clip"]
     work = Workload(
         parameters=0, autocast_parameters=0, gathered_parameters=0, global_batch=pairs * ranks,
-        captions_per_image=1, embed_dim=dim, hardest=True,
+        captions_per_image=shared, embed_dim=dim, hardest=True,
     )  # fmt: skip
     assert ours[0].ring == loss_bytes(work, ranks)
     # Both sides forward, and their gradients back.
     assert theirs[0].ring == 4 * pairs * dim * 4 * (ranks - 1)
-    # Where their gradients come back as well as they can, ours is half of theirs but for ids and
-    # choices, 24 bytes a pair; on gloo they come back as an all-reduce, and ours is a third.
-    assert ours[0].ring <= 0.5 * theirs[0].ring + (ranks - 1) * (24 * pairs + 40)
+    # Where their gradients come back as well as they can, ours is half of theirs, and less where an
+    # image serves several pairs; but for ids and choices, 24 bytes a pair. On gloo their gradients
+    # come back as an all-reduce, and ours is a third.
+    beside = (ranks - 1) * (24 * pairs + 40)
+    assert ours[0].ring - beside <= 0.25 * (1 + 1 / shared) * theirs[0].ring
+    assert ours[0].ring <= (0.502 if shared == 1 else 0.5) * theirs[0].ring
     for mine, other in zip(ours[1:], theirs[1:], strict=True):
         assert mine.sockets == pytest.approx(loss_bytes(work, ranks), rel=0.02)
         assert mine.sockets <= 0.5 * other.sockets

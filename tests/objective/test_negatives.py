@@ -27,11 +27,17 @@ def made_batch(seed):
     return images, captions, ids, valid
 
 
+def shared_images(seed):
+    """As `made_batch`, every image with two captions."""
+    images, captions, ids, valid = made_batch(seed)
+    return images[::2].clone(), captions, ids[::2].repeat_interleave(2), valid
+
+
 def cases():
     return [
-        {"batch": made_batch(seed), "options": {"mode": mode, "reduction": reduction}}
-        for seed, mode, reduction in itertools.product(
-            range(6), ("all", "hardest"), ("sum", "mean")
+        {"batch": make(seed), "options": {"mode": mode, "reduction": reduction}}
+        for seed, mode, reduction, make in itertools.product(
+            range(4), ("all", "hardest"), ("sum", "mean"), (made_batch, shared_images)
         )
     ]
 
@@ -52,10 +58,10 @@ def run_ranks(folder, ranks):
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(ranks)]
 
 
-def bytes_of_a_step(ranks, mode):
+def bytes_of_a_step(ranks, mode, images):
     """Embeddings, ids, the choices of "hardest", and five sums for the record; no gradient."""
     share = PAIRS // ranks
-    embeddings, ids, sums = share * 2 * DIM * 8, share * 8, 5 * 8
+    embeddings, ids, sums = (share + images // ranks) * DIM * 8, share * 8, 5 * 8
     choices = share * 2 * 8 if mode == "hardest" else 0
     return (embeddings + ids + choices + sums) * (ranks - 1)
 
@@ -67,7 +73,8 @@ def test_any_number_of_ranks_gives_the_loss_and_gradient_of_one(tmp_path, ranks)
         images, captions, ids, valid = case["batch"]
         images.requires_grad_()
         captions.requires_grad_()
-        expected = hinge_loss(images, captions, ids=ids, valid=valid, **case["options"])
+        repeated = images.repeat_interleave(len(captions) // len(images), dim=0)
+        expected = hinge_loss(repeated, captions, ids=ids, valid=valid, **case["options"])
         expected.backward()
         results = [result[number] for result in of_ranks]
         for result in results:
@@ -75,11 +82,18 @@ def test_any_number_of_ranks_gives_the_loss_and_gradient_of_one(tmp_path, ranks)
             assert torch.equal(result["loss"], results[0]["loss"])
             assert result["statistics"] == results[0]["statistics"]
             assert abs(result["loss"] - expected.detach()) < 1e-10
-            assert result["bytes"] == bytes_of_a_step(ranks, case["options"]["mode"])
+            mode = case["options"]["mode"]
+            assert result["bytes"] == bytes_of_a_step(ranks, mode, len(images))
             assert result["seconds"] > 0.0
         for side, own in enumerate((images, captions)):
             together = torch.cat([result["grads"][side] for result in results])
             torch.testing.assert_close(together, own.grad, rtol=0, atol=1e-10)
+
+
+def test_images_with_different_numbers_of_captions_are_refused():
+    images, captions, ids, valid = made_batch(7)
+    with pytest.raises(ValueError, match="as many captions"):
+        global_hinge_loss(images[:5], captions, ids=ids, valid=valid)
 
 
 def test_statistics_are_those_of_the_definition():

@@ -22,16 +22,22 @@ _PATIENCE_SECONDS = 240.0
 
 def measure(job: Job) -> Iterator[list[Row]]:
     """Yield rows for 2 and 4 ranks that share the configured batch, and a large one."""
-    batch, dim = job.config.data.global_batch, job.config.model.embed_dim
+    data, dim = job.config.data, job.config.model.embed_dim
+    batch, shared = data.global_batch, data.captions_per_image
     batches = [batch] if job.small else sorted({batch, _LARGE})
     for ranks, pairs in itertools.product(_RANKS, batches):
-        own = max(1, pairs // ranks)
+        own = max(1, pairs // ranks // shared) * shared
         with heartbeat(f"{ranks} ranks"):
-            costs = compare(ranks, pairs=own, dim=dim, rounds=job.repeats)
-        yield _rows(job, f"{ranks} ranks, {ranks * own} pairs x {dim}", costs)
+            costs = compare(
+                ranks, pairs=own, captions_per_image=shared, dim=dim, rounds=job.repeats
+            )
+        of_images = f" of {ranks * own // shared} images" if shared > 1 else ""
+        yield _rows(job, f"{ranks} ranks, {ranks * own} pairs{of_images} x {dim}", costs)
 
 
-def compare(ranks: int, *, pairs: int, dim: int, rounds: int) -> dict[str, list[Cost]]:
+def compare(
+    ranks: int, *, pairs: int, dim: int, rounds: int, captions_per_image: int = 1
+) -> dict[str, list[Cost]]:
     """Let ``ranks`` real ranks compute both losses of one batch in turns.
 
     Args:
@@ -39,6 +45,7 @@ def compare(ranks: int, *, pairs: int, dim: int, rounds: int) -> dict[str, list[
         pairs: of a rank.
         dim: of the embeddings.
         rounds: timed ones.
+        captions_per_image: pairs that an image serves.
 
     Returns:
         By loss what it cost the main rank: first a round in which bytes and memory were looked at,
@@ -50,7 +57,15 @@ def compare(ranks: int, *, pairs: int, dim: int, rounds: int) -> dict[str, list[
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     with tempfile.TemporaryDirectory(prefix="vse-bench-loss-") as folder:
-        common = (ranks, str(Path(folder, "rendezvous")), pairs, dim, rounds, results)
+        common = (
+            ranks,
+            str(Path(folder, "rendezvous")),
+            pairs,
+            captions_per_image,
+            dim,
+            rounds,
+            results,
+        )
         processes = [context.Process(target=run_rank, args=(n, *common)) for n in range(ranks)]
         for process in processes:
             process.start()

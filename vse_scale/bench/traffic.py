@@ -35,7 +35,7 @@ _BYTES_SENT = 200  # offset of tcpi_bytes_sent in the kernel's struct tcp_info
 _LOGIT_SCALE = 100.0  # CLIP's largest
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of this rank's image and caption rows (b, D) and image ids (b,)."""
+"""Of this rank's image rows (n, D), caption rows (b, D), b / n to an image, and image ids (b,)."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,10 @@ def open_clip(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
 
     Written after ``ClipLoss`` in src/open_clip/loss.py of github.com/mlfoundations/open_clip
     (Ilharco et al., 2021): features of both sides are gathered, and gathering sends their gradients
-    back in the backward pass; a rank has the logits of its own rows with all columns.
+    back in the backward pass; a rank has the logits of its own rows with all columns. It takes one
+    image row per caption.
     """
+    images = images.repeat_interleave(len(captions) // len(images), dim=0)
     world = dist.group.WORLD
     assert world is not None
     all_images, all_captions = (
@@ -83,7 +85,14 @@ LOSSES: dict[str, Loss] = {"vse_scale": ours, "open_clip": open_clip}
 
 
 def run_rank(
-    rank: int, ranks: int, rendezvous: str, pairs: int, dim: int, rounds: int, results: Any
+    rank: int,
+    ranks: int,
+    rendezvous: str,
+    pairs: int,
+    captions_per_image: int,
+    dim: int,
+    rounds: int,
+    results: Any,
 ) -> None:
     """Join the ranks, let the losses take turns on one batch, and put a rank's costs on a queue.
 
@@ -92,6 +101,7 @@ def run_rank(
         ranks: how many.
         rendezvous: a file that does not exist yet.
         pairs: b, of this rank.
+        captions_per_image: pairs that an image serves.
         dim: D.
         rounds: timed ones, after one in which memory is looked at.
         results: takes (rank, costs by loss, one for each round).
@@ -106,12 +116,15 @@ def run_rank(
         backend, init_method=f"file://{rendezvous}", rank=rank, world_size=ranks
     )
     generator = torch.Generator().manual_seed(rank)
-    batch = F.normalize(torch.randn(2, pairs, dim, generator=generator), dim=2).to(device)
-    ids = torch.arange(rank * pairs, (rank + 1) * pairs, device=device)
+    sides = [
+        F.normalize(torch.randn(rows, dim, generator=generator), dim=1).to(device)
+        for rows in (pairs // captions_per_image, pairs)
+    ]
+    ids = torch.arange(rank * pairs, (rank + 1) * pairs, device=device) // captions_per_image
     costs: dict[str, list[Cost]] = {name: [] for name in LOSSES}
     for number in range(rounds + 1):
         for name, loss in LOSSES.items():
-            images, captions = (side.clone().requires_grad_() for side in batch)
+            images, captions = (side.clone().requires_grad_() for side in sides)
 
             def both_passes(loss: Loss = loss, inputs: Any = (images, captions, ids)) -> None:
                 torch.autograd.backward(loss(*inputs))

@@ -33,9 +33,9 @@ def cached_backward(
 
     Args:
         micro_batches: what ``encode`` takes, in the order of the pairs.
-        encode: maps a micro-batch to image and caption embeddings (m, D) each, one image row per
-            caption. It is called twice for each, and enters autocast itself where wanted.
-        objective: the loss of the embeddings (b, D) of all micro-batches.
+        encode: maps a micro-batch to image and caption embeddings, (m, D) and (p, D). It is called
+            twice for each, and enters autocast itself where wanted.
+        objective: the loss of the embeddings of all micro-batches, in their order.
         backward: called once per micro-batch with a scalar whose backward adds that micro-batch's
             share; under DeepSpeed, the engine's. The scalars' values mean nothing.
 
@@ -56,8 +56,11 @@ def cached_backward(
     images, captions = (torch.cat(rows).requires_grad_() for rows in zip(*embedded, strict=True))
     result = objective(images, captions)
     to_images, to_captions = torch.autograd.grad(result.loss, (images, captions))
-    sizes = [len(rows) for rows, _ in embedded]
-    shares = zip(torch.split(to_images, sizes), torch.split(to_captions, sizes), strict=True)
+    shares = zip(
+        torch.split(to_images, [len(rows) for rows, _ in embedded]),
+        torch.split(to_captions, [len(rows) for _, rows in embedded]),
+        strict=True,
+    )
     # Replaying the last micro-batch leaves the generators where the first pass did.
     for micro_batch, state, grads in zip(micro_batches, states, shares, strict=True):
         state.restore()

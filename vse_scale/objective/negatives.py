@@ -94,8 +94,8 @@ def global_hinge_loss(
     embeddings) under autocast too.
 
     Args:
-        images: (b, D) this rank's unit rows, one per caption; b is the same on every rank.
-        captions: (b, D) unit rows.
+        images: (n, D) this rank's unit rows; n and b are the same on every rank.
+        captions: (b, D) unit rows, b / n of each image, which are neighbours.
         ids: (b,) int64, not negative; pairs with equal ids, on any rank, are never each other's
             negatives.
         valid: (b,) bool; what is False is padding.
@@ -105,9 +105,14 @@ def global_hinge_loss(
         group: the ranks; None means all.
 
     Raises:
-        ValueError: ``mode`` or ``reduction`` is unknown.
+        ValueError: ``mode`` or ``reduction`` is unknown, or b is no multiple of n.
     """
     check_choices(mode, reduction)
+    if len(captions) % len(images):
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}, captions {tuple(captions.shape)}; every "
+            "image must have as many captions"
+        )
     exchange = Exchange(group, images.device)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         batch = _GlobalBatch.gather(images, captions, ids, valid, exchange)
@@ -119,6 +124,8 @@ def global_hinge_loss(
         pairs = (batch.ids >= 0).sum().clamp(min=1)
         if reduction == "mean":
             loss, grads = loss / pairs, [grad / pairs for grad in grads]
+        # Each row of an image is used once per caption.
+        grads[0] = grads[0].view(len(images), -1, images.shape[1]).sum(1)
     loss = _WithGradient.apply(  # type: ignore[no-untyped-call]
         images, captions, loss.to(batch.images.dtype), *grads
     )
@@ -140,9 +147,13 @@ class _GlobalBatch:
         cls, images: Tensor, captions: Tensor, ids: Tensor, valid: Tensor, exchange: Exchange
     ) -> _GlobalBatch:
         wide = torch.promote_types(images.dtype, torch.float32)
-        count = len(images)
-        both = exchange.gather(torch.cat([images, captions], dim=1).to(wide))
-        all_images, all_captions = both.chunk(2, dim=1)
+        count, per_image = len(captions), len(captions) // len(images)
+        # An image's row travels once, however many captions it has.
+        both = exchange.gather(torch.cat([images, captions]).to(wide)[None])
+        all_images, all_captions = (
+            side.flatten(0, 1) for side in torch.split(both, [len(images), count], dim=1)
+        )
+        all_images = all_images.repeat_interleave(per_image, dim=0)
         return cls(
             images=all_images,
             captions=all_captions,

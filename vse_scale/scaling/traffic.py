@@ -74,11 +74,13 @@ class Workload:
 def loss_bytes(work: Workload, ranks: int) -> int:
     """Return the bytes that leave a rank for the loss in a step, as `Exchange.bytes_sent` counts.
 
-    They are its embeddings of both sides and its image ids, five sums, and with the hardest
-    negatives two integers per pair; each goes to every other rank. No gradient follows.
+    They are its embeddings, a row for each image and each caption, its pairs' image ids, five sums,
+    and with the hardest negatives two integers per pair; each goes to every other rank. No gradient
+    follows.
     """
     pairs = work.global_batch // ranks
-    sent = pairs * (2 * work.embed_dim * FLOAT + _INTEGER) + _LOSS_SUMS * _INTEGER
+    rows = pairs + pairs // work.captions_per_image
+    sent = rows * work.embed_dim * FLOAT + pairs * _INTEGER + _LOSS_SUMS * _INTEGER
     if work.hardest:
         sent += 2 * pairs * _INTEGER
     return sent * (ranks - 1)

@@ -207,15 +207,13 @@ class Trainer:
         }
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Embed images and captions, one image row per caption."""
+        """Embed images and their captions, which are neighbours in the batch."""
         inputs = batch.images
         if batch.region_lengths is None:
             inputs = self.engine.model.image_spec.normalise(inputs)
-        images, captions = self.engine.forward(
+        return self.engine.forward(
             inputs, batch.token_ids, batch.token_lengths, batch.cell_draws, batch.region_lengths
         )
-        # An image's captions are neighbours in the batch.
-        return images.repeat_interleave(len(captions) // len(images), dim=0), captions
 
     def _objective(
         self, batch: Batch, plan: StepPlan, images: Tensor, captions: Tensor
