@@ -37,6 +37,7 @@ NOT_RUN = {
     "vse-shards build --source precomp *": "needs COCO; tests/shards/test_sources.py reads some",
     "vse-scale bench*": "minutes; tests/bench/test_bench_command.py runs rehearsals",
     "python -m vse_scale.bench.page *": "rewrites a page; tests/bench/test_rows.py checks it",
+    "python tests/scaling/scaling_error.py": "minutes; tests/scaling/test_error.py soaks in it",
     "pytest *": "this is pytest",
     "*python *tests/kernels/*": "minutes of compiling; tests/kernels/test_compiled.py does it",
     "tests/gpu/run.sh": "minutes, as its steps' own tests",
