@@ -46,7 +46,7 @@ def bench(
 ) -> None:
     """Measure this project and its peers on the same work, in turns, in one run.
 
-    Stages: loader, decode, kernels, step, train, eval, shards.
+    Stages: loader, decode, loss, kernels, step, train, eval, shards.
     """
     check_writable("--out", out)
     check_writable("--plot", plot)
