@@ -68,7 +68,7 @@ def test_without_opencv_it_says_what_to_install(
     assert "pip install 'vse-scale[bench]'" in refused(monkeypatch, capsys, "loader")
     # Of all stages those that can be measured are.
     chosen, left_out = stages.choose([])
-    assert chosen == ["kernels", "step", "shards"]
+    assert chosen == ["kernels", "step", "shards", "loss"]
     assert all("needs OpenCV" in line for line in left_out)
 
 
