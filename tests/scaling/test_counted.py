@@ -27,15 +27,18 @@ def counted(config: Path, tmp_path: Path, ranks: int) -> dict[str, Any]:
 def test_it_agrees_with_what_real_ranks_send_and_keep(
     small_run: Path, tmp_path: Path, ranks: int
 ) -> None:
-    text = small_run.read_text().replace("embed_dim: 24", "embed_dim: 256")
-    text = text.replace("warmup_epochs: 1", "warmup_epochs: 0").replace(
-        "_epochs: 1,", "_epochs: 0,"
-    )
-    text = text.replace("size: 32", "size: 64")
-    small_run.write_text(text + "telemetry: {prometheus_port: null, tensorboard: false}\n")
-    config = Config.load(small_run)
+    config = Config.load(
+        small_run,
+        [
+            "model.embed_dim=256", "model.image.size=64", "objective.warmup_epochs=0",
+            "train.frozen_backbone_epochs=0", "telemetry.prometheus_port=null",
+            "telemetry.tensorboard=false",
+        ],
+    )  # fmt: skip
+    path = tmp_path / "counted.yaml"
+    path.write_text(config.to_yaml())
     planned, (model, _) = Workload.of(config, bfloat16=False), blueprint(config)
-    found = counted(small_run, tmp_path, ranks)
+    found = counted(path, tmp_path, ranks)
     batches = Batches.of(config, planned, ranks, tokens=found["0"]["tokens"], bfloat16=False)
     whole = 4 * planned.parameters
     # Under stage 3 small weights stay whole, and the engine keeps a copy of all on the CPU.
