@@ -38,7 +38,7 @@ def test_the_shapes_of_a_batch_are_those_of_the_page(scenes: Path) -> None:
         hidden = model.text.encoder(input_ids=batch.token_ids).last_hidden_state
         images, captions_ = model(pixels, batch.token_ids, batch.token_lengths, batch.cell_draws)
     tokens = batch.token_ids.shape[1]
-    both = torch.cat([captions_, captions_], dim=1)  # an image's row is repeated per caption
+    both = torch.cat([images, captions_])  # an image's row travels once
     page, drawing = text_of("docs/architecture.md"), text_of("docs/images/batch.svg")
     for found, drawn in {
         str(plan.batch(0, 0).pairs.shape): True,
@@ -57,7 +57,7 @@ def test_the_shapes_of_a_batch_are_those_of_the_page(scenes: Path) -> None:
         assert found in page, f"docs/architecture.md lacks {found}"
         assert not drawn or found in drawing, f"docs/images/batch.svg lacks {found}"
     # Embeddings and an id a pair; two integers a pair, and five sums.
-    sent = both.nbytes + batch.image_ids.nbytes + (2 * len(both) + 5) * 8
+    sent = both.nbytes + batch.image_ids.nbytes + (2 * len(captions_) + 5) * 8
     assert f"{sent:,} bytes" in page
     # 12,500 scenes are drawn by `make demo`, 500 of them to validate on.
     steps = 12_000 // (config.data.global_batch // config.data.captions_per_image)
