@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from launching import run_ranks
 from torch.nn import functional as F
 
 from vse_scale.bench.loss import compare
+from vse_scale.bench.traffic import _RingBytes
 from vse_scale.scaling.traffic import Workload, loss_bytes
 
 
@@ -65,3 +67,17 @@ def clip(images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
     logits = 100.0 * images @ captions.T
     diagonal = logits.diagonal()
     return ((logits.logsumexp(1) - diagonal).mean() + (logits.logsumexp(0) - diagonal).mean()) / 2
+
+
+def test_a_collective_that_it_cannot_count_is_not_left_out(tmp_path: Path) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1
+    )
+    try:
+        with (
+            pytest.raises(RuntimeError, match="neither a gather nor a reduce-scatter"),
+            _RingBytes(),
+        ):
+            dist.all_reduce(torch.ones(2))
+    finally:
+        dist.destroy_process_group()

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
+from vse_scale.bench.traffic import cpu_rise
 from vse_scale.config import Config
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.trainer import Trainer
@@ -75,16 +76,6 @@ def tensors() -> int:
     return sum(storages.values())
 
 
-def risen(profiler: profile) -> int:
-    """By how many bytes the allocator's total rose at most while ``profiler`` looked."""
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
-
-
 def count_steps(config: Config, world: World) -> dict[str, Any]:
     gc.collect()
     others = tensors()
@@ -110,7 +101,7 @@ def count_steps(config: Config, world: World) -> dict[str, Any]:
                 record = trainer.train_step(batch, step, plan, timer)
     return {
         "sent": dict(sent), "kept": kept - others, "bytes_sent": record["bytes_sent"],
-        "peak": before + risen(profiler), "tokens": batch.token_ids.shape[1],
+        "peak": before + cpu_rise(profiler), "tokens": batch.token_ids.shape[1],
     }  # fmt: skip
 
 

@@ -163,7 +163,11 @@ def _rise(call: Callable[[], None], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
-    assert profiler.profiler is not None
+    return cpu_rise(profiler)
+
+
+def cpu_rise(profiler: Any) -> int:
+    """Return by how many bytes torch's CPU allocator rose at most while a `profile` looked."""
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -173,10 +177,12 @@ def _rise(call: Callable[[], None], device: torch.device) -> int:
 
 
 class _RingBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up what collectives under it, forward and backward, would send in a ring.
+    """Adds up what the gathers and reduce-scatters under it would send in a ring.
+
+    Both losses consist of these, forward and backward.
 
     Raises:
-        NotImplementedError: a collective whose bytes it does not know.
+        RuntimeError: a loss has called another collective; leaving it out would flatter the loss.
     """
 
     def __init__(self) -> None:
@@ -195,7 +201,10 @@ class _RingBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif name == "reduce_scatter_tensor":
                 self.sent += tensors[0].nbytes * (ranks - 1) / ranks
             else:
-                raise NotImplementedError(f"{operator}: a collective that is not counted yet")
+                raise RuntimeError(
+                    f"{operator}: is neither a gather nor a reduce-scatter, and a loss called it; "
+                    "add what a ring sends for it to _RingBytes"
+                )
         return operator(*args, **(kwargs or {}))
 
 
