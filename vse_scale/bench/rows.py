@@ -6,7 +6,6 @@ import csv
 import functools
 import importlib.metadata
 import os
-import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -18,6 +17,7 @@ import torch
 from vse_scale.bench.contest import Result
 from vse_scale.bench.job import Job
 from vse_scale.errors import UserError
+from vse_scale.telemetry.system import processor
 
 
 @dataclass(frozen=True)
@@ -143,10 +143,7 @@ def device_name(device: torch.device) -> str:
     """Return the GPU's name, or the CPU's with its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} CPUs"
-    return platform.processor() or platform.machine()
+    return f"{processor()}, {os.cpu_count()} CPUs"
 
 
 @functools.cache  # asked before results are written into the checkout
