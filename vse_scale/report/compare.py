@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 
 from vse_scale.report import sections, timing
 from vse_scale.report.chart import Line, line_chart, linear_axis, log_axis
+from vse_scale.report.document import document, write_document
 from vse_scale.report.panels import pooling_lines, system_list
 from vse_scale.report.run_folder import RunFolder
 
@@ -28,18 +27,16 @@ def compare_runs(first: Path, second: Path, out: Path) -> Path:
     """
     runs = RunFolder.load(first), RunFolder.load(second)
     names = _names(runs, (first, second))
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(render(runs, names), encoding="utf-8")
-    partial.replace(out)
+    write_document(out, render(runs, names))
     return out
 
 
 def render(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
     """Return the page as HTML."""
-    folder = files("vse_scale.report")
-    return Template((folder / "compare.html").read_text("utf-8")).substitute(
-        title=escape(f"{names[0]} and {names[1]}"),
-        style=(folder / "style.css").read_text("utf-8"),
+    return document(
+        "vse_scale.report",
+        "compare.html",
+        f"{names[0]} and {names[1]}",
         headline=_headline(names),
         recalls=_recalls(runs, names),
         curves=f'<div class="charts">{_losses(runs, names)}{_rsums(runs, names)}</div>',

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from vse_scale.report import curves, panels, sections, timing
 from vse_scale.report.curves import PoolingCurve
+from vse_scale.report.document import document, write_document
 from vse_scale.report.examples import Example, Failures
 from vse_scale.report.run_folder import RunFolder
 
@@ -42,10 +42,8 @@ def build_report(
         OutputError: ``run_dir`` is missing or damaged.
     """
     out = out or run_dir / "report.html"
-    partial = out.with_name(out.name + ".partial")
-    html = render(RunFolder.load(run_dir), examples, failures, pooling, similarities)
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(out)
+    run = RunFolder.load(run_dir)
+    write_document(out, render(run, examples, failures, pooling, similarities))
     return out
 
 
@@ -57,10 +55,10 @@ def render(
     similarities: dict[str, Any] | None = None,
 ) -> str:
     """Return the page as HTML."""
-    folder = files("vse_scale.report")
-    return Template((folder / "page.html").read_text("utf-8")).substitute(
-        title=escape(f"{run.name}: training report"),
-        style=(folder / "style.css").read_text("utf-8"),
+    return document(
+        "vse_scale.report",
+        "page.html",
+        f"{run.name}: training report",
         headline=sections.headline(run),
         recalls=_recalls(run),
         curves=_curves(run),
@@ -79,7 +77,7 @@ def render(
             if run.system
             else _absent("The run folder holds no system.json.")
         ),
-        script=(folder / "script.js").read_text("utf-8"),
+        script=(files("vse_scale.report") / "script.js").read_text("utf-8"),
     )
 
 

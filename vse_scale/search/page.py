@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
+from vse_scale.report.document import document, write_document
 from vse_scale.report.examples import thumbnail
 from vse_scale.search.index import Hit, Index, SideName
 
@@ -28,14 +27,14 @@ def write_page(
         "</ol></section>"
         for words, picture, hits in queries
     )
-    page = Template((files("vse_scale.search") / "page.html").read_text("utf-8")).substitute(
-        title=escape(f"{queries[0][0]} in {index.folder.name}"),
+    html = document(
+        "vse_scale.search",
+        "page.html",
+        f"{queries[0][0]} in {index.folder.name}",
         index=escape(index.folder.name),
         sections=sections,
     )
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(out)
+    write_document(out, html)
 
 
 def _query(words: str, picture: bytes | None) -> str:
