@@ -11,13 +11,15 @@ under each ZeRO stage.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from launching import run_ranks, vse_scale
+from launching import run_ranks
 
 from vse_scale.config import Config
 from vse_scale.model.blueprint import blueprint
@@ -61,22 +63,29 @@ def compare(path: Path, overrides: list[str], scratch: Path) -> list[Line]:
     given = [*overrides, *SETTINGS]
     config = Config.load(path, given)
     constants = measure_machine(config, list(RANKS))
-    work = Workload.of(config, bfloat16=False)
+    bfloat16 = config.engine.precision == "bfloat16"
+    work = Workload.of(config, bfloat16=bfloat16)
     stage = config.engine.zero_stage
     lines = []
     for ranks in RANKS:
         run = scratch / f"run-{ranks}"
-        command = ("train", "--ranks", str(ranks), "--config", path, *given, f"run.dir={run}")
-        done = vse_scale(*command, timeout=3600)
-        assert done.returncode == 0, done.stderr[-4000:]
+        _train(["--ranks", str(ranks), "--config", str(path), *given, f"run.dir={run}"])
         records = read_journal(run / "metrics.jsonl")[WARM_UP:]
         seconds = mean(record["seconds"]["step"] for record in records)
         planned = step_time(work, constants, stage, ranks).total
         lines.append(Line(ranks, f"s a step, ZeRO-{stage}", planned, seconds))
-    return lines + _memory(config, work, scratch)
+    return lines + _memory(config, work, scratch, bfloat16=bfloat16)
 
 
-def _memory(config: Config, work: Workload, scratch: Path) -> list[Line]:
+def _train(arguments: list[str]) -> None:
+    """Train as a user would, who leaves the number of threads to the command."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [str(Path(sys.executable).with_name("vse-scale")), "train", *arguments]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def _memory(config: Config, work: Workload, scratch: Path, *, bfloat16: bool) -> list[Line]:
     path, out = scratch / "memory.yaml", scratch / "memory.json"
     path.write_text(config.to_yaml())
     model, _ = blueprint(config)
@@ -88,7 +97,7 @@ def _memory(config: Config, work: Workload, scratch: Path) -> list[Line]:
         run_ranks(ranks, worker, [str(path), str(out), str(scratch / f"kept-{ranks}")], 3600)
         found = json.loads(out.read_text())
         tokens = found["0"]["tokens"]
-        batches = Batches.of(config, work, ranks, tokens=tokens, bfloat16=False)
+        batches = Batches.of(config, work, ranks, tokens=tokens, cuda=False, bfloat16=bfloat16)
         for stage in STAGES:
             planned = sum(memory_bytes(work, batches, stage, ranks).values())
             planned += aside if stage == 3 else 0

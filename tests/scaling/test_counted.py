@@ -39,7 +39,8 @@ def test_it_agrees_with_what_real_ranks_send_and_keep(
     path.write_text(config.to_yaml())
     planned, (model, _) = Workload.of(config, bfloat16=False), blueprint(config)
     found = counted(path, tmp_path, ranks)
-    batches = Batches.of(config, planned, ranks, tokens=found["0"]["tokens"], bfloat16=False)
+    tokens = found["0"]["tokens"]
+    batches = Batches.of(config, planned, ranks, tokens=tokens, cuda=False, bfloat16=False)
     whole = 4 * planned.parameters
     # Under stage 3 small weights stay whole, and the engine keeps a copy of all on the CPU.
     aside = whole + 4 * sum(p.numel() for p in model.parameters() if p.numel() <= 100_000)

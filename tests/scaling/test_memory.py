@@ -71,7 +71,7 @@ def test_activations_are_what_autograd_saves(small_run: Path) -> None:
             torch.rand(images, 1 + model.grid_cells),
         )
     gradients = 4 * sum(p.numel() for p in model.parameters())
-    found = count_activations(config, pairs, tokens=tokens, bucket=gradients)
+    found = count_activations(config, pairs, tokens=tokens, bucket=gradients, cuda=False)
     # The first gradients come before the first activations go.
     assert 1.0 <= found.alone / sum(saved.values()) < 1.25
     assert found.alone <= found.with_gradients <= found.with_bucket <= found.alone + gradients
@@ -92,9 +92,9 @@ def test_activations_grow_with_the_pairs_and_shrink_with_checkpointing(small_run
 
 def test_micro_batches_take_the_memory_of_one(small_run: Path) -> None:
     config = Config.load(small_run, ["data.global_batch=256"])
-    whole = Batches.of(config, work(), 1, tokens=12, bfloat16=False)
+    whole = Batches.of(config, work(), 1, tokens=12, cuda=True, bfloat16=False)
     halves = Config.load(small_run, ["data.global_batch=256", "engine.micro_batches=2"])
-    found = Batches.of(halves, work(), 1, tokens=12, bfloat16=False)
+    found = Batches.of(halves, work(), 1, tokens=12, cuda=True, bfloat16=False)
     assert found.cached
     assert found.activations.alone < 0.6 * whole.activations.alone
     assert found.waiting == whole.waiting == 6 * 128 * 32 * 32 * 3

@@ -12,7 +12,7 @@ from test_steps import machine
 from vse_scale.config import Config
 from vse_scale.errors import ConfigError
 from vse_scale.scaling.constants import Constants
-from vse_scale.scaling.measure import sizes_of
+from vse_scale.scaling.measure import crowds_of, sizes_of
 from vse_scale.scaling.page import Plan
 from vse_scale.scaling.traffic import Workload, loss_bytes
 
@@ -67,6 +67,13 @@ def test_the_sizes_that_are_measured(small_run: Path) -> None:
     assert sizes_of(config, [8]) == [2]
 
 
+def test_the_crowds_that_are_measured() -> None:
+    assert crowds_of([1, 2, 4], cores=2, gpus=0) == [1, 2, 4]
+    assert crowds_of([64], cores=2, gpus=0) == [1, 2, 4]
+    assert crowds_of([2], cores=8, gpus=0) == [1, 2, 8]
+    assert crowds_of([64], cores=96, gpus=8) == [1, 8]
+
+
 def test_the_command_prints_json(small_run: Path) -> None:
     given = ("plan", "--config", small_run, "--gpus", "2", "--gpus", "8", "--json")
     told = json.loads(vse_scale(*given).stdout)
@@ -82,7 +89,8 @@ def test_it_measures_this_machine_and_plans_with_that(small_run: Path, tmp_path:
     done = vse_scale(*given, "--measure", path)
     assert done.returncode == 0, done.stderr
     found = Constants.load(path)
-    assert found.alone.pair_seconds > 0
+    assert [one.ranks for one in found.computing][:1] == [1]
+    assert all(one.pair_seconds > 0 for one in found.computing)
     assert found.image_core_seconds > 0
     assert found.network is not None
     assert found.network.all_reduce.bytes_per_second > 1e6

@@ -22,8 +22,7 @@ def machine(**changes: Any) -> Constants:
     given = {
         "device": "made up", "cuda": True, "cores": 10**6, "memory_bytes": 10**9,
         "ranks_per_host": 8, "parameters": 1000, "tokens": 20,
-        "alone": Computing(ranks=1, fixed_seconds=0.01, pair_seconds=0.001, cores=1.0),
-        "crowded": Computing(ranks=8, fixed_seconds=0.01, pair_seconds=0.001, cores=1.0),
+        "computing": [Computing(ranks=1, fixed_seconds=0.01, pair_seconds=0.001, cores=1.0)],
         "score_seconds": 0.0, "optimizer_seconds": 0.008,
         "image_seconds": 0.0, "image_core_seconds": 0.0,
         "network": Network(all_reduce=RING, all_gather=RING, reduce_scatter=RING),
@@ -60,7 +59,7 @@ def test_more_ranks_than_cores_take_turns() -> None:
     alone = Computing(ranks=1, fixed_seconds=0.0, pair_seconds=0.001, cores=1.0)
     crowd = alone.model_copy(update={"ranks": 2, "pair_seconds": 0.0012})
     given = {
-        "cuda": False, "cores": 2, "ranks_per_host": None, "alone": alone, "crowded": crowd,
+        "cuda": False, "cores": 2, "ranks_per_host": None, "computing": [alone, crowd],
         "optimizer_seconds": 0.0,
         "network": Network(
             **dict.fromkeys(

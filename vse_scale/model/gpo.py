@@ -52,12 +52,16 @@ class GPO(nn.Module):
 
     Parameters are ``gru.*`` (a bidirectional GRU over position codes, its directions averaged)
     and ``linear.weight``, as in published checkpoints.
+
+    Attributes:
+        choose_rows: `table_rows`, or a stand-in for lengths that have no values.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.gru = BidirectionalGRU(POSITION_CHANNELS, POSITION_CHANNELS)
         self.linear = nn.Linear(POSITION_CHANNELS, 1, bias=False)
+        self.choose_rows = table_rows
         self._table: Tensor | None = None
         self._table_key: tuple[object, ...] = ()
 
@@ -65,7 +69,7 @@ class GPO(nn.Module):
         """Pool ``features`` (B, K, D), the first ``lengths`` (B,) vectors of each, into (B, D)."""
         steps = features.shape[1]
         if self.training or torch.is_grad_enabled():
-            row_lengths, rows = table_rows(lengths, steps)
+            row_lengths, rows = self.choose_rows(lengths, steps)
             table = self.weight_table(row_lengths, steps)
         else:
             table, rows = self._cached_table(steps), lengths.long() - 1

@@ -19,6 +19,9 @@ from torch.utils._pytree import tree_leaves
 
 from vse_scale.config import Config
 from vse_scale.model.blueprint import blueprint
+from vse_scale.model.gpo import GPO
+from vse_scale.model.image import kept_cells
+from vse_scale.model.region import kept_regions
 from vse_scale.model.vse import VSEModel
 
 
@@ -38,7 +41,13 @@ class Activations:
 
 
 def count_activations(
-    config: Config, pairs: int, *, tokens: int, bucket: int, bfloat16: bool = False
+    config: Config,
+    pairs: int,
+    *,
+    tokens: int,
+    bucket: int,
+    cuda: bool = True,
+    bfloat16: bool = False,
 ) -> Activations:
     """Count them for ``pairs`` pairs, whose longest caption has ``tokens`` tokens.
 
@@ -47,6 +56,8 @@ def count_activations(
         pairs: of a micro-batch.
         tokens: of its longest caption.
         bucket: bytes that gradients are collected in.
+        cuda: whether a GPU is to do it, where GPO makes weights for each sample; a CPU makes them
+            for each length that occurs.
         bfloat16: whether products are computed in bfloat16.
 
     Raises:
@@ -55,6 +66,10 @@ def count_activations(
     model, _ = blueprint(config)
     if config.engine.activation_checkpointing:
         model.recompute_activations()
+    pool = model.image.pool
+    if not cuda and isinstance(pool, GPO):
+        occurring = _distinct_lengths(config, model, pairs // config.data.captions_per_image)
+        pool.choose_rows = lambda lengths, steps: (lengths[:occurring], lengths)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         model.to_empty(device="cpu").train()
         live = _LiveStorages(model, bucket)
@@ -63,6 +78,18 @@ def count_activations(
         with live:
             _forward_and_backward(model, config, pairs, tokens, bfloat16)
     return Activations(*live.peaks)
+
+
+def _distinct_lengths(config: Config, model: VSEModel, images: int) -> int:
+    """Return how many lengths occur in a batch of ``images``, whose cells training drops."""
+    if not config.model.image.drop_cells:
+        return 1
+    draws = torch.rand(images, 1 + model.grid_cells, generator=torch.Generator().manual_seed(0))
+    if model.takes_regions:
+        keep = kept_regions(draws[:, 1:], torch.full((images,), model.grid_cells))
+    else:
+        keep = kept_cells(draws)
+    return len(set(keep.sum(1).tolist()))
 
 
 def batch_bytes(config: Config, pairs: int) -> int:

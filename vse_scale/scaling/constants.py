@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -15,10 +16,11 @@ class Computing(Section):
     """A rank's forward pass, loss and backward pass: ``fixed`` and so much for every pair.
 
     Attributes:
-        ranks: that computed on the machine at the same time, each on its own.
+        ranks: that computed on the machine at the same time, each on its own, while the loader of
+            each decoded.
         fixed_seconds: of a step, whatever the number of pairs.
         pair_seconds: of a pair.
-        cores: CPU cores that a rank kept busy meanwhile.
+        cores: CPU cores that a rank kept busy meanwhile, decoding left out.
     """
 
     ranks: int = Field(ge=1)
@@ -59,8 +61,8 @@ class Constants(Section):
         ranks_per_host: how many ranks share a machine at most; None: all.
         parameters: of the model that was measured.
         tokens: of the longest caption of a batch, on average.
-        alone: computing of one rank, with the machine to itself.
-        crowded: computing of as many ranks as the machine has GPUs, or cores.
+        computing: of one rank that has the machine to itself, of as many as the machine has GPUs,
+            or cores, and others; by growing numbers of ranks.
         score_seconds: of a rank's loss, for each pair of its own times each of the batch.
         optimizer_seconds: of the update of all parameters.
         image_seconds: for which a rank's loader decodes an image, when nothing else is done.
@@ -75,8 +77,7 @@ class Constants(Section):
     ranks_per_host: int | None = Field(ge=1)
     parameters: int
     tokens: int = Field(ge=1)
-    alone: Computing
-    crowded: Computing
+    computing: list[Computing] = Field(min_length=1)
     score_seconds: float = Field(ge=0)
     optimizer_seconds: float = Field(ge=0)
     image_seconds: float = Field(ge=0)
@@ -107,14 +108,15 @@ class Constants(Section):
         """Write them as JSON that people can read and edit."""
         path.write_text(json.dumps(self.model_dump(), indent=1) + "\n", encoding="utf-8")
 
-    def computing(self, ranks: int) -> Computing:
+    def computing_beside(self, ranks: int) -> Computing:
         """Return a rank's computing where ``ranks`` share a machine, between what was measured."""
-        few, many = self.alone, self.crowded
-        if many.ranks <= few.ranks:
-            return few
-        share = min(1.0, (ranks - few.ranks) / (many.ranks - few.ranks))
-        mixed = {
-            name: (1 - share) * getattr(few, name) + share * getattr(many, name)
-            for name in ("fixed_seconds", "pair_seconds", "cores")
-        }
-        return Computing(ranks=ranks, **mixed)
+        measured = self.computing
+        for few, many in pairwise(measured):
+            if few.ranks <= ranks < many.ranks:
+                share = (ranks - few.ranks) / (many.ranks - few.ranks)
+                mixed = {
+                    name: (1 - share) * getattr(few, name) + share * getattr(many, name)
+                    for name in ("fixed_seconds", "pair_seconds", "cores")
+                }
+                return Computing(ranks=ranks, **mixed)
+        return measured[0] if ranks < measured[0].ranks else measured[-1]

@@ -25,7 +25,7 @@ _HOPS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}  # times N - 1
 
 
 def measure_machine(config: Config, ranks: list[int]) -> Constants:
-    """Time steps of one rank alone and of a full machine, and the collectives.
+    """Time steps of one rank alone and of several at once, and the collectives.
 
     A rank gets as many pairs as it would with the fewest and the most of ``ranks``, which are what
     the plan is for.
@@ -36,15 +36,16 @@ def measure_machine(config: Config, ranks: list[int]) -> Constants:
     sizes = sizes_of(config, ranks)
     model, _ = blueprint(config)
     cores, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
-    full = gpus or max(1, cores // int(os.environ.get("OMP_NUM_THREADS") or 1))
+    crowds = crowds_of(ranks, cores=cores, gpus=gpus)
     with tempfile.TemporaryDirectory(prefix="vse-plan-") as folder, heartbeat("measuring"):
         here = Path(folder)
         given = [str(size) for size in sizes]
-        single = _run(config, here, "computing", given, worlds=1, ranks=1)
-        crowd = _run(config, here, "computing", given, worlds=full, ranks=1) if full > 1 else single
-        together = gpus if gpus else 2
+        found = {
+            crowd: _run(config, here, "computing", given, worlds=crowd, ranks=1) for crowd in crowds
+        }
+        together = gpus or max(2, crowds[-1])
         network = _run(config, here, "network", [], worlds=1, ranks=together)
-    smallest = single["steps"][0]
+    single = found[1]
     device = describe_system(1)
     return Constants(
         device=device["gpus"][0]["name"] if gpus else device["processor"],
@@ -54,10 +55,12 @@ def measure_machine(config: Config, ranks: list[int]) -> Constants:
         ranks_per_host=gpus or None,
         parameters=sum(weight.numel() for weight in model.parameters()),
         tokens=round(max(step["tokens"] for step in single["steps"])),
-        alone=_computing(single["steps"], 1, gpus > 0),
-        crowded=_computing(crowd["steps"], full, gpus > 0),
+        computing=[
+            _computing(one["steps"], crowd, 0.0 if gpus else min(1.0, cores / crowd))
+            for crowd, one in found.items()
+        ],
         score_seconds=single["score_seconds"],
-        optimizer_seconds=smallest["optimizer"],
+        optimizer_seconds=single["steps"][0]["optimizer"],
         image_seconds=single["steps"][-1]["image_seconds"],
         image_core_seconds=single["steps"][-1]["image_core_seconds"],
         network=_network(network) if together > 1 else None,
@@ -77,10 +80,21 @@ def sizes_of(config: Config, ranks: list[int]) -> list[int]:
     return sorted({fewest, most})
 
 
-def _computing(steps: list[dict[str, float]], ranks: int, cuda: bool) -> Computing:
+def crowds_of(ranks: list[int], *, cores: int, gpus: int) -> list[int]:
+    """Return the numbers of ranks that are to compute at once: one, and a full machine.
+
+    Without GPUs also the most of ``ranks``, up to twice the cores: ranks that take turns on a core
+    are in each other's way by more than the turns.
+    """
+    if gpus:
+        return sorted({1, gpus})
+    return sorted({1, cores, min(max(ranks), 2 * cores)})
+
+
+def _computing(steps: list[dict[str, float]], ranks: int, wanted: float) -> Computing:
     """Put a line through the seconds of one or two numbers of pairs.
 
-    What computes on a CPU wants a core all the time, whatever share another program left it.
+    What computes on a CPU wants ``wanted`` cores all the time, whatever another program left it.
     """
     few, many = steps[0], steps[-1]
     slope = many["computing"] / many["pairs"]
@@ -88,12 +102,11 @@ def _computing(steps: list[dict[str, float]], ranks: int, cuda: bool) -> Computi
         rise = (many["computing"] - few["computing"]) / (many["pairs"] - few["pairs"])
         # Never steeper than from nothing: noise must not make the fixed part negative.
         slope = min(max(rise, 0.1 * slope), slope)
-    fixed = max(0.0, many["computing"] - slope * many["pairs"])
     return Computing(
         ranks=ranks,
-        fixed_seconds=fixed,
+        fixed_seconds=max(0.0, many["computing"] - slope * many["pairs"]),
         pair_seconds=slope,
-        cores=many["cores"] if cuda else max(1.0, many["cores"]),
+        cores=max(0.0, max(wanted, many["cores"]) - many["decoding_cores"]),
     )
 
 

@@ -55,16 +55,28 @@ class Batches:
 
     @classmethod
     def of(
-        cls, config: Config, work: Workload, ranks: int, *, tokens: int, bfloat16: bool
+        cls,
+        config: Config,
+        work: Workload,
+        ranks: int,
+        *,
+        tokens: int,
+        cuda: bool,
+        bfloat16: bool,
     ) -> Batches:
-        """Count them for ``ranks`` ranks; the longest caption of a batch has ``tokens`` tokens.
+        """Count them for ``ranks`` ranks; the rest is told to `count_activations`.
 
         Raises:
             ModelError: there is no such model.
         """
         pairs, pieces = config.data.global_batch // ranks, config.engine.micro_batches
         counted = count_activations(
-            config, pairs // pieces, tokens=tokens, bucket=_bucket(work), bfloat16=bfloat16
+            config,
+            pairs // pieces,
+            tokens=tokens,
+            bucket=_bucket(work),
+            cuda=cuda,
+            bfloat16=bfloat16,
         )
         # A full queue, DALI's two, and the one that is trained on.
         waiting = (config.data.prefetch + 3) * batch_bytes(config, pairs)

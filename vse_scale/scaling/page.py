@@ -56,9 +56,9 @@ class Plan:
             ModelError: there is no such model.
             ConfigError: the constants are another model's, or lack the network.
         """
-        auto = constants is None or constants.cuda
+        cuda = constants is None or constants.cuda
         bfloat16 = config.engine.precision == "bfloat16" or (
-            config.engine.precision == "auto" and auto
+            config.engine.precision == "auto" and cuda
         )
         work = Workload.of(config, bfloat16=bfloat16)
         if constants is not None and constants.parameters != work.parameters:
@@ -69,7 +69,7 @@ class Plan:
         tokens = min(constants.tokens if constants else _TOKENS, config.data.max_caption_tokens)
         outlooks: dict[int, dict[Stage, Outlook]] = {}
         for count in ranks:
-            batches = Batches.of(config, work, count, tokens=tokens, bfloat16=bfloat16)
+            batches = Batches.of(config, work, count, tokens=tokens, cuda=cuda, bfloat16=bfloat16)
             outlooks[count] = {
                 stage: _outlook(work, batches, constants, stage, count) for stage in STAGES
             }

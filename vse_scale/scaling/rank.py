@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.trainer import Trainer
 from vse_scale.training.world import World, join_world, leave_world
 
-_WARM_UP, _STEPS = 2, 6
+_WARM_UP, _STEPS = 2, 10
+_DECODED = 8  # batches
 _SMALL, _LARGE = 1024, 1 << 24  # bytes of a message, times the ranks
 _SCORED = 1024  # pairs
 
@@ -47,24 +48,25 @@ def measure_computing(config: Config, world: World, sizes: list[int]) -> dict[st
 
 
 def _steps(config: Config, world: World, pairs: int) -> dict[str, float]:
-    """Decode a few batches, then train on them: each alone, so that neither slows the other."""
+    """Decode a few batches with nothing else to do; then train, while the loader decodes on."""
     data = config.data.model_copy(update={"global_batch": pairs, "last_batch": "drop"})
     trainer = Trainer(config.model_copy(update={"data": data}), world)
-    with trainer._loader(0) as loader:
-        batches = [next(loader)]
-        began, cores = time.perf_counter(), time.process_time()
-        batches += [next(loader) for _ in range(_WARM_UP + _STEPS - 1)]
-        decoded = sum(len(batch.images) for batch in batches[1:])
-        decoding = time.perf_counter() - began
-        decoding_cores = time.process_time() - cores
     # Of the last step, where everything trains.
     plan = trainer.schedule.at(trainer.schedule.total_steps - 1)
-    timer, records = PhaseTimer(world.device), []
-    for step, batch in enumerate(batches):
-        if step == _WARM_UP:
-            began, cores = time.perf_counter(), time.process_time()
-        records.append(trainer.train_step(batch, step, plan, timer)["seconds"])
-    busy = (time.process_time() - cores) / (time.perf_counter() - began)
+    timer, records, tokens = PhaseTimer(world.device), [], []
+    with trainer._loader(0) as loader:
+        next(loader)
+        began, cores = time.perf_counter(), time.process_time()
+        decoded = sum(len(next(loader).images) for _ in range(_DECODED))
+        decoding = (time.perf_counter() - began) / decoded
+        decoding_cores = (time.process_time() - cores) / decoded
+        for step in range(_WARM_UP + _STEPS):
+            if step == _WARM_UP:
+                began, cores = time.perf_counter(), time.process_time()
+            batch = next(loader)
+            tokens.append(batch.token_ids.shape[1])
+            records.append(trainer.train_step(batch, step, plan, timer)["seconds"])
+        seconds, busy = time.perf_counter() - began, time.process_time() - cores
     passes = ("forward", "objective", "backward")
     return {
         "pairs": pairs,
@@ -72,10 +74,11 @@ def _steps(config: Config, world: World, pairs: int) -> dict[str, float]:
             sum(record.get(phase, 0.0) for phase in passes) for record in records[_WARM_UP:]
         ),
         "optimizer": median(record["optimizer"] for record in records[_WARM_UP:]),
-        "cores": busy,
-        "image_seconds": decoding / decoded,
-        "image_core_seconds": decoding_cores / decoded,
-        "tokens": sum(batch.token_ids.shape[1] for batch in batches) / len(batches),
+        "cores": busy / seconds,
+        "decoding_cores": _STEPS * len(batch.images) * decoding_cores / seconds,
+        "image_seconds": decoding,
+        "image_core_seconds": decoding_cores,
+        "tokens": mean(tokens),
     }
 
 

@@ -48,7 +48,7 @@ def step_time(work: Workload, constants: Constants, stage: Stage, ranks: int) ->
     """
     pairs = work.global_batch / ranks
     here = min(ranks, constants.ranks_per_host or ranks)
-    rank = constants.computing(here)
+    rank = constants.computing_beside(here)
     # What was measured on one rank has the rank's own pairs as its columns.
     others = pairs * (work.global_batch - pairs)
     sent = _exchange(work, constants, stage, ranks)
