@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vse_kernels.gpo.reference import Operands
 
-# Values of one position that are compared at a time: large enough to hide the cost of a call,
-# small enough that all positions of a chunk stay in cache.
+# Values of one position that a thread compares at a time: large enough to hide the cost of a call,
+# and what torch gives a thread at least, small enough that a chunk's positions stay in cache.
 ROW_ELEMENTS = 1 << 15
 
 
@@ -54,7 +54,7 @@ def forward(given: Operands) -> Tensor:
     dtype = given.accumulation_dtype
     valid = given.valid_positions(longest)
     weights = given.sample_weights(valid)
-    step = max(1, ROW_ELEMENTS // columns)
+    step = max(1, ROW_ELEMENTS * torch.get_num_threads() // columns)
     for start in range(0, samples, step):
         part = slice(start, min(start + step, samples))
         inside = valid[part].T[:, :, None]
