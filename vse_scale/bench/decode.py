@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from statistics import mean
 
 import numpy as np
 import torch
@@ -28,9 +29,10 @@ PEER = "OpenCV in threads"
 
 def measure(job: Job) -> Iterator[list[Row]]:
     """Yield the rows at 512 px and at the model's size."""
+    folder = str(job.config.data.path)
     for size in sizes(job):
         arguments = {
-            "folder": str(job.config.data.path), "size": size, "threads": job.cores,
+            "folder": folder, "size": size, "threads": job.cores,
             "images": 8 if job.small else 512,
         }  # fmt: skip
         contenders = [
@@ -44,7 +46,19 @@ def measure(job: Job) -> Iterator[list[Row]]:
                 Contender("vse_scale, mixed", ours, arguments | {"device": "cuda"}),
             ]
         results = take_turns(contenders, job.repeats, small=job.small)
-        yield make_rows(job, "decode", f"{size} px", results, peer=PEER, unit="images/s")
+        yield make_rows(
+            job, "decode", f"{size} px, {photos(folder)}", results, peer=PEER, unit="images/s"
+        )
+
+
+def photos(folder: str) -> str:
+    """Say how large the files of images are, on which a ratio depends: all decode their bits alike.
+
+    From up to 256 of them, evenly spaced.
+    """
+    dataset = ShardDataset(folder, "train")
+    chosen = range(0, len(dataset), max(1, len(dataset) // 256))
+    return f"photos of {mean(len(dataset.image_bytes(i)) for i in chosen) / 1e3:.0f} kB"
 
 
 def sizes(job: Job) -> list[int]:

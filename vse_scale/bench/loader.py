@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from vse_scale.bench.contest import Contender, Sample, take_turns
-from vse_scale.bench.decode import sizes, timed
+from vse_scale.bench.decode import photos, sizes, timed
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import opencv_batches, webdataset_batches
 from vse_scale.bench.rows import Row, make_rows
@@ -42,7 +42,8 @@ def measure(job: Job) -> Iterator[list[Row]]:
                 Contender("vse_scale, mixed", ours, {**arguments, "device": job.device})
             )
         results = take_turns(contenders, job.repeats, small=job.small)
-        case = f"{size} px, {job.cores} threads or workers"
+        of = photos(str(config.data.path))
+        case = f"{size} px, {of}, {job.cores} threads or workers"
         yield make_rows(job, "loader", case, results, peer=PEER, unit="images/s")
 
 
