@@ -54,7 +54,7 @@ def binding(row: Row) -> str:
 
 
 def plot(rows: Iterable[Row], path: Path) -> None:
-    """Draw, case by case, how many times better than the peer each contender is.
+    """Draw, a panel for each stage, how many times better than the peer each contender is.
 
     The format is that of the file's ending: .svg or .png.
     """
@@ -62,18 +62,41 @@ def plot(rows: Iterable[Row], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
-    shown = [row for row in rows if row.contender != row.peer]
-    figure, axes = pyplot.subplots(
-        figsize=(9, 0.8 + 0.3 * max(len(shown), 1)), layout="constrained"
-    )
-    labels = [f"{row.stage}, {row.case}: {row.contender} / {row.peer}, {row.unit}" for row in shown]
-    own = ["tab:blue" if row.contender.startswith("vse_scale") else "tab:gray" for row in shown]
-    axes.barh(range(len(shown)), [row.times for row in shown], color=own)
-    axes.set_yticks(range(len(shown)), labels, fontsize=7)
-    axes.invert_yaxis()
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xlabel("times the peer, median of rounds; more is better")
+    shown = sorted((row for row in rows if row.contender != row.peer), key=lambda row: row.stage)
+    stages = {stage: list(group) for stage, group in groupby(shown, key=lambda row: row.stage)}
+    heights = [len(listed) + 1.5 for listed in stages.values()] or [1]
+    figure, panels = pyplot.subplots(
+        len(heights), figsize=(10, 1 + 0.27 * sum(heights)), sharex=True, squeeze=False,
+        layout="constrained", gridspec_kw={"height_ratios": heights},
+    )  # fmt: skip
+    for axes, (stage, listed) in zip(panels[:, 0], stages.items(), strict=False):
+        own = [row.contender.startswith("vse_scale") for row in listed]
+        colours = ["tab:blue" if ours else "silver" for ours in own]
+        gains = [row.times - 1.0 for row in listed]
+        bars = axes.barh(range(len(listed)), gains, left=1.0, color=colours)
+        axes.bar_label(bars, [f"{row.times:.2f}" for row in listed], padding=2, fontsize=7)
+        axes.set_yticks(range(len(listed)), [_label(row) for row in listed], fontsize=7)
+        axes.set_ylim(len(listed) - 0.4, -0.6)
+        axes.axvline(1.0, color="black", linewidth=0.8)
+        axes.set_title(stage, loc="left", fontsize=9, fontweight="bold")
+        axes.spines[["top", "right"]].set_visible(False)
+    last = panels[-1, 0]
+    last.set_xscale("log", base=2)
+    last.margins(x=0.1)
+    last.xaxis.set_major_locator(FixedLocator([2.0**power for power in range(-4, 8)]))
+    last.xaxis.set_major_formatter(ScalarFormatter())
+    last.xaxis.set_minor_formatter(NullFormatter())
+    last.set_xlabel("times the peer, median of rounds: right of 1 is better; blue: this project")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
+
+
+def _label(row: Row) -> str:
+    """Name a bar: what was done by whom, and in place of whom, on at most two lines."""
+    ours = row.contender.removeprefix("vse_scale").removeprefix(", ")
+    who = f"{ours or row.unit} / {row.peer}"
+    if len(row.case) + len(who) > 70:
+        return f"{row.case}\n{who}"
+    return f"{row.case}: {who}"
