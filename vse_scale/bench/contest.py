@@ -207,9 +207,11 @@ def _serve(
 
 
 def _gpu_peak() -> int | None:
+    """Return the bytes held on the GPU at most; give back those that are free: others want them."""
     torch = sys.modules.get("torch")  # who did not import it has nothing there
     if torch is None or not torch.cuda.is_available():
         return None
+    torch.cuda.empty_cache()
     return int(torch.cuda.max_memory_allocated())
 
 

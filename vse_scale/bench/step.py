@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vse_scale.bench.contest import Contender, Sample, take_turns
+from vse_scale.bench.contest import Contender, Result, Sample, take_turns
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import Recipe
 from vse_scale.bench.plain import PlainTrainer
@@ -24,12 +24,14 @@ from vse_scale.config import Config
 from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.loader import Batch, Loader
 from vse_scale.model.vse import VSEModel
+from vse_scale.scaling.flops import count_flops
 from vse_scale.training.engine import autocast_dtype
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.trainer import Trainer
 from vse_scale.training.world import join_world
 
 PEER = "plain torch, float32"
+_TOKENS = 20  # of the longest caption, about; captions are a small part of the operations
 
 # What the phases of a step's record count as. Gradients are reduced while the backward pass goes.
 PARTS = {
@@ -56,6 +58,14 @@ def measure(job: Job) -> Iterator[list[Row]]:
     ]
     results = take_turns(contenders, job.repeats, small=job.small)
     yield make_rows(job, "step", case_of(config), results, peer=PEER, unit="pairs/s")
+    if job.device.type == "cuda":  # to be held against its peak, and the product's in "kernels"
+        pairs = config.data.global_batch
+        each = count_flops(config, pairs, tokens=_TOKENS) / pairs / 1e12
+        computed = {
+            name: Result([each * value for value in result.values], -1, {})
+            for name, result in results.items()
+        }
+        yield make_rows(job, "step", case_of(config), computed, peer=PEER, unit="TFLOP/s")
 
 
 def case_of(config: Config) -> str:

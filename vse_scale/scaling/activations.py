@@ -76,7 +76,7 @@ def count_activations(
         for weight in model.parameters():
             weight.register_post_accumulate_grad_hook(live.take_gradient)  # type: ignore[no-untyped-call]
         with live:
-            _forward_and_backward(model, config, pairs, tokens, bfloat16)
+            forward_and_backward(model, config, pairs, tokens, bfloat16=bfloat16)
     return Activations(*live.peaks)
 
 
@@ -100,9 +100,10 @@ def batch_bytes(config: Config, pairs: int) -> int:
     return images * image.size**2 * 3
 
 
-def _forward_and_backward(
-    model: VSEModel, config: Config, pairs: int, tokens: int, bfloat16: bool
+def forward_and_backward(
+    model: VSEModel, config: Config, pairs: int, tokens: int, *, bfloat16: bool
 ) -> None:
+    """Run ``model`` both ways on ``pairs`` pairs of nothing, under a mode that has no values."""
     images = pairs // config.data.captions_per_image
     image = config.model.image
     lengths = torch.full((pairs,), tokens)

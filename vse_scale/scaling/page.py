@@ -9,6 +9,7 @@ from typing import Any
 from vse_scale.config import Config
 from vse_scale.errors import ConfigError
 from vse_scale.scaling.constants import Constants
+from vse_scale.scaling.flops import count_flops
 from vse_scale.scaling.memory import Batches, memory_bytes
 from vse_scale.scaling.steps import Step, efficiency, step_time
 from vse_scale.scaling.traffic import STAGES, Stage, Workload, step_bytes
@@ -41,9 +42,16 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Plan:
-    """The outlook by number of ranks and ZeRO stage."""
+    """The outlook by number of ranks and ZeRO stage.
+
+    Attributes:
+        work: of all ranks together.
+        flops: operations of a step's forward and backward pass, of all ranks together.
+        outlooks: by number of ranks and stage.
+    """
 
     work: Workload
+    flops: int
     outlooks: dict[int, dict[Stage, Outlook]]
 
     @classmethod
@@ -73,13 +81,15 @@ class Plan:
             outlooks[count] = {
                 stage: _outlook(work, batches, constants, stage, count) for stage in STAGES
             }
-        return cls(work, outlooks)
+        flops = count_flops(config, work.global_batch, tokens=tokens)
+        return cls(work, flops, outlooks)
 
     def text(self) -> str:
         """Return a page: for each number of ranks a table with a column for each stage."""
         work = self.work
         lines = [
-            f"{work.parameters / 1e6:.1f} million parameters, {work.global_batch} pairs a step"
+            f"{work.parameters / 1e6:.1f} million parameters, {work.global_batch} pairs a step, "
+            f"forward and backward {self.flops / 1e12:.3g} TFLOP"
         ]
         for count, stages in self.outlooks.items():
             found = [stages[stage] for stage in STAGES]
