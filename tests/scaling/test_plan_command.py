@@ -70,7 +70,8 @@ def test_the_sizes_that_are_measured(small_run: Path) -> None:
 def test_the_crowds_that_are_measured() -> None:
     assert crowds_of([1, 2, 4], cores=2, gpus=0) == [1, 2, 4]
     assert crowds_of([64], cores=2, gpus=0) == [1, 2, 4]
-    assert crowds_of([2], cores=8, gpus=0) == [1, 2, 8]
+    assert crowds_of([2], cores=8, gpus=0) == [1, 2]
+    assert crowds_of([1], cores=8, gpus=0) == [1]
     assert crowds_of([64], cores=96, gpus=8) == [1, 8]
 
 

@@ -197,7 +197,7 @@ def _serve(
     try:
         running = turns(**arguments)
         while pipe.recv():
-            pipe.send((next(running), _gpu_peak()))
+            pipe.send((next(running), _leave_gpu()))
     except (EOFError, BrokenPipeError):
         running.close()  # type: ignore[attr-defined]  # a generator
     except UserError as error:
@@ -206,8 +206,8 @@ def _serve(
         pipe.send(traceback.format_exc())
 
 
-def _gpu_peak() -> int | None:
-    """Return the bytes held on the GPU at most; give back those that are free: others want them."""
+def _leave_gpu() -> int | None:
+    """Give free memory of the GPU back, for the next contender; return the bytes held at most."""
     torch = sys.modules.get("torch")  # who did not import it has nothing there
     if torch is None or not torch.cuda.is_available():
         return None

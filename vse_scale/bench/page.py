@@ -48,6 +48,7 @@ def markdown(results: list[Row]) -> str:
     parts = []
     for measured, group in groupby(results, key=_measured_on):
         listed = list(group)
+        rounds = max(row.repeats for row in listed)  # bytes are counted once
         lines = [f"| case | {' | '.join(table.HEADER)} |", f"|---|---|{'---:|' * _NUMBERS}"]
         case = ""
         for row in listed:
@@ -55,7 +56,7 @@ def markdown(results: list[Row]) -> str:
             name += " (the peer)" if row.contender == row.peer else ""
             lines.append(f"| {' | '.join((row.case if row.case != case else '', name, *cells))} |")
             case = row.case
-        lines += ["", f"{measured}."]
+        lines += ["", f"{rounds} rounds on {measured}."]
         bound = [
             f"- {row.case}, {row.contender}: {table.binding(row)}" for row in listed if row.shares
         ]
@@ -65,7 +66,7 @@ def markdown(results: list[Row]) -> str:
 
 def _measured_on(row: Row) -> str:
     return (
-        f"{row.device}, {row.threads} threads; {row.repeats} rounds; torch {row.torch}, "
+        f"{row.device}, {row.threads} threads; torch {row.torch}, "
         f"DeepSpeed {row.deepspeed}, DALI {row.dali}, Triton {row.triton}, OpenCV {row.opencv}; "
         f"commit {row.commit}"
     )

@@ -59,8 +59,7 @@ def measure(job: Job) -> Iterator[list[Row]]:
     results = take_turns(contenders, job.repeats, small=job.small)
     yield make_rows(job, "step", case_of(config), results, peer=PEER, unit="pairs/s")
     if job.device.type == "cuda":  # to be held against its peak, and the product's in "kernels"
-        pairs = config.data.global_batch
-        each = count_flops(config, pairs, tokens=_TOKENS) / pairs / 1e12
+        each = count_flops(config, tokens=_TOKENS) / 1e12
         computed = {
             name: Result([each * value for value in result.values], -1, {})
             for name, result in results.items()

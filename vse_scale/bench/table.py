@@ -61,6 +61,7 @@ def plot(rows: Iterable[Row], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "vse_scale"  # the same drawing gives the same file
     from matplotlib import pyplot
     from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 

@@ -61,8 +61,8 @@ class Constants(Section):
         ranks_per_host: how many ranks share a machine at most; None: all.
         parameters: of the model that was measured.
         tokens: of the longest caption of a batch, on average.
-        computing: of one rank that has the machine to itself, of as many as the machine has GPUs,
-            or cores, and others; by growing numbers of ranks.
+        computing: of one rank that has the machine to itself, and of more, up to its GPUs or twice
+            its cores; by growing numbers of ranks.
         score_seconds: of a rank's loss, for each pair of its own times each of the batch.
         optimizer_seconds: of the update of all parameters.
         image_seconds: for which a rank's loader decodes an image, when nothing else is done.

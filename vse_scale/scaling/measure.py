@@ -81,14 +81,13 @@ def sizes_of(config: Config, ranks: list[int]) -> list[int]:
 
 
 def crowds_of(ranks: list[int], *, cores: int, gpus: int) -> list[int]:
-    """Return the numbers of ranks that are to compute at once: one, and a full machine.
+    """Return how many ranks are to compute at once: one, and up to the most of ``ranks``.
 
-    Without GPUs also the most of ``ranks``, up to twice the cores: ranks that take turns on a core
-    are in each other's way by more than the turns.
+    That is as many as the machine has GPUs, or cores; without GPUs also twice as many, since ranks
+    that take turns on a core are in each other's way by more than the turns.
     """
-    if gpus:
-        return sorted({1, gpus})
-    return sorted({1, cores, min(max(ranks), 2 * cores)})
+    full = gpus or cores
+    return sorted({1, min(max(ranks), full), min(max(ranks), full if gpus else 2 * full)})
 
 
 def _computing(steps: list[dict[str, float]], ranks: int, wanted: float) -> Computing:

@@ -51,7 +51,7 @@ class Plan:
     """
 
     work: Workload
-    flops: int
+    flops: float
     outlooks: dict[int, dict[Stage, Outlook]]
 
     @classmethod
@@ -81,7 +81,7 @@ class Plan:
             outlooks[count] = {
                 stage: _outlook(work, batches, constants, stage, count) for stage in STAGES
             }
-        flops = count_flops(config, work.global_batch, tokens=tokens)
+        flops = work.global_batch * count_flops(config, tokens=tokens)
         return cls(work, flops, outlooks)
 
     def text(self) -> str:
