@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from launching import vse_scale
 
-from vse_scale.telemetry.journal import read_journal
+from vse_scale.run.journal import read_journal
 
 RECIPE = Path(__file__).parents[1] / "launch" / "recipes" / "small.yaml"
 

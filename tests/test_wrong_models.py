@@ -11,7 +11,7 @@ import torch
 
 from vse_scale import cli
 from vse_scale.config import ModelConfig
-from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 
 

@@ -16,8 +16,8 @@ from vse_scale.commands.evaluate import evaluate
 from vse_scale.commands.interchange import export_model, import_model
 from vse_scale.commands.report import report
 from vse_scale.commands.search import embed, search
+from vse_scale.console import configure_logging, log
 from vse_scale.errors import ConfigError, UserError
-from vse_scale.telemetry.progress import configure_logging, log
 
 app = typer.Typer(
     help="Train, evaluate and look at image-text retrieval models.",
@@ -89,8 +89,8 @@ def doctor(
     log.info("looking at this machine")
     import torch
 
-    from vse_scale import doctor
     from vse_scale.config import Config
+    from vse_scale.planning import doctor
 
     checked = Config.load(config, overrides) if config is not None else None
     findings = doctor.examine(checked, ranks or max(1, torch.cuda.device_count()))
@@ -121,8 +121,8 @@ def plan(
 
     With a machine's constants also the time of a step by part, and which resource binds.
     """
-    from vse_scale.scaling.constants import Constants
-    from vse_scale.scaling.page import Plan
+    from vse_scale.planning.constants import Constants
+    from vse_scale.planning.page import Plan
     from vse_scale.training.setup import load_config
 
     if measure is not None and constants is not None:
@@ -131,7 +131,7 @@ def plan(
     checked, *_ = (load_config(str(config), list(overrides or []), count) for count in gpus)
     found = Constants.load(constants) if constants is not None else None
     if measure is not None:
-        from vse_scale.scaling.measure import measure_machine
+        from vse_scale.planning.measure import measure_machine
 
         found = measure_machine(checked, gpus)
         found.save(measure)

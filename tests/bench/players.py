@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from vse_scale.bench.contest import Sample
+from vse_scale.bench.comparison import Sample
 from vse_scale.errors import DatasetError
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vse_scale.bench.loss import compare
 from vse_scale.bench.traffic import _RingBytes
-from vse_scale.scaling.traffic import Workload, loss_bytes
+from vse_scale.planning.traffic import Workload, loss_bytes
 
 
 @pytest.mark.slow

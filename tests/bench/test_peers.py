@@ -21,13 +21,13 @@ from vse_scale.bench.peers import Pairs, Recipe, decoded_by_opencv, order, webda
 from vse_scale.bench.plain import PlainModel, PlainTrainer, plain_loss
 from vse_scale.bench.setting import open_split, ready, recipe_of
 from vse_scale.config import Config
-from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.decode import image_batches
-from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.loader import Batch, Loader
-from vse_scale.evaluation.encode import encode_split
+from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.objective import hinge_loss
+from vse_scale.retrieval.encode import encode_split
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vse_scale.bench import page, table
-from vse_scale.bench.contest import Result
+from vse_scale.bench.comparison import Result
 from vse_scale.bench.job import Job
 from vse_scale.bench.rows import Row, append, make_rows, read
 from vse_scale.bench.stages import STAGES

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from vse_scale.data.decode import Decoder, Request, image_batches
-from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.images import crop_geometry
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import ModelError
+from vse_scale.inputs.pixels import ImageSpec
 
 from .conftest import reference
 

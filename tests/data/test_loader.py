@@ -15,17 +15,18 @@ import pytest
 import torch
 
 from vse_scale.config import DataConfig
-from vse_scale.data import staging, stretch
-from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.data import resize as stretch
+from vse_scale.data import staging
 from vse_scale.data.decode import Decoder, Request
-from vse_scale.data.draws import Stream, uniform
-from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.images import crop_geometry
 from vse_scale.data.loader import Loader
 from vse_scale.data.plan import Plan
+from vse_scale.data.rng import Stream, uniform
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import ConfigError, DatasetError
+from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.tokens import CaptionTokenizer
 
 from .conftest import build_dataset, photo, reference
 
@@ -391,8 +392,8 @@ def test_the_interpreter_exits_without_closing(dataset, tokenizer, tmp_path, end
 import torch
 from vse_scale.config import DataConfig
 from vse_scale.data import staging
-from vse_scale.data.captions import CaptionTokenizer
-from vse_scale.data.image_spec import ImageSpec
+from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.data.loader import Loader
 from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset

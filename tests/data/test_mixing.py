@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vse_scale.config import Config, DataConfig
-from vse_scale.data.captions import CaptionTokenizer
-from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.loader import Loader
 from vse_scale.data.mixing import MixedDataset, open_datasets
 from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import CheckpointError, ConfigError, DatasetError
+from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.training.checkpoint import RunState
 
 MIXTURES = st.lists(

@@ -3,17 +3,17 @@ import pytest
 import torch
 
 from vse_scale.config import Config, DataConfig
-from vse_scale.data.captions import CaptionTokenizer
-from vse_scale.data.draws import Stream, uniform
 from vse_scale.data.loader import Loader
 from vse_scale.data.mixing import open_datasets
 from vse_scale.data.plan import Plan
 from vse_scale.data.regions import region_batches
+from vse_scale.data.rng import Stream, uniform
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import ConfigError, DatasetError
-from vse_scale.evaluation.encode import encode_split
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
+from vse_scale.retrieval.encode import encode_split
 from vse_scale.training.setup import open_data
 from vse_shards.build import BuildOptions, build
 from vse_shards.sources.precomp import PrecompSource

@@ -14,7 +14,7 @@ from documents import ROOT, examples
 from PIL import Image
 
 from vse_scale.config import ModelConfig
-from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_shards.build import BuildOptions, build
 from vse_shards.sources.jsonl import JsonlSource

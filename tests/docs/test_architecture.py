@@ -8,9 +8,9 @@ import torch
 from documents import ROOT, text_of
 
 from vse_scale.config import Config
-from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.loader import Loader
 from vse_scale.data.shards import ShardDataset
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.training.setup import make_plan
 

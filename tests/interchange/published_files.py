@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vse_scale.model.resnet import BACKBONES, ResNet
+from vse_scale.model.towers.resnet import BACKBONES, ResNet
 
 NAMES = {
     "image.backbone.": "backbone.resnet.",

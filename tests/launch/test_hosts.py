@@ -12,7 +12,7 @@ import pytest
 from hosts import Cable, Host
 from launching import vse_scale
 
-from vse_scale.telemetry.journal import read_journal
+from vse_scale.run.journal import read_journal
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from vse_scale.model.region import SharedBatchNorm
+from vse_scale.model.towers.regions import SharedBatchNorm
 
 
 def main(folder: Path, rank: int, ranks: int) -> None:

@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vse_scale.config import ModelConfig, TextConfig
-from vse_scale.model.bigru import BiGRUTextEncoder, RaggedGRU
-from vse_scale.model.gpo import GPO
+from vse_scale.model.pooling.gpo import GPO
+from vse_scale.model.towers.bigru import BiGRUTextEncoder, RaggedGRU
 from vse_scale.model.vse import VSEModel
 
 LENGTHS = torch.tensor([7, 2, 5, 1])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from vse_scale.model.gpo import GPO, table_rows
+from vse_scale.model.pooling.gpo import GPO, table_rows
 
 
 def reference_of(shared, name):

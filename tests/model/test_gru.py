@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vse_scale.model.gru import BidirectionalGRU
+from vse_scale.model.pooling.gru import BidirectionalGRU
 
 
 @settings(max_examples=20, deadline=None)

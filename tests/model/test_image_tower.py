@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vse_scale.config import ImageConfig
-from vse_scale.model.image import GridImageEncoder, compact, kept_cells
+from vse_scale.model.towers.grid import GridImageEncoder, compact, kept_cells
 
 # Fractions that meet the rule's borders.
 DRAWS = st.sampled_from([0.0, 0.05, 0.1, 0.15, 0.2, 0.5, 0.75, 0.999])

@@ -1,7 +1,7 @@
 import torch
 
 from vse_scale.config import ModelConfig
-from vse_scale.model.pooling import MeanPool
+from vse_scale.model.pooling.mean import MeanPool
 from vse_scale.model.vse import VSEModel
 
 

@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.errors import ModelError
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from vse_scale.config import Config, ImageConfig
 from vse_scale.errors import ConfigError
-from vse_scale.model.region import RegionImageEncoder, SharedBatchNorm, kept_regions
+from vse_scale.model.towers.regions import RegionImageEncoder, SharedBatchNorm, kept_regions
 from vse_scale.model.vse import unit_length
 
 # What published checkpoints call our names. Their second BatchNorm is never used.

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vse_scale.errors import ModelError
-from vse_scale.model.resnet import (
+from vse_scale.model.towers.resnet import (
     BACKBONES,
     Architecture,
     FrozenBatchNorm2d,

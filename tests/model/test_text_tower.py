@@ -5,7 +5,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertMo
 
 from vse_scale.config import TextConfig
 from vse_scale.errors import ModelError
-from vse_scale.model.text import TextEncoder
+from vse_scale.model.towers.transformer import TextEncoder
 
 ARCHITECTURE = {
     "hidden_size": 16,

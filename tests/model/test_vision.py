@@ -16,8 +16,8 @@ from transformers import (
 
 from vse_scale.config import Config, ImageConfig, ModelConfig
 from vse_scale.errors import ConfigError, ModelError
-from vse_scale.model.resnet import FrozenBatchNorm2d, calibrate_batchnorm
-from vse_scale.model.vision import HuggingFaceBackbone, pixels_of
+from vse_scale.model.towers.resnet import FrozenBatchNorm2d, calibrate_batchnorm
+from vse_scale.model.towers.vision import HuggingFaceBackbone, pixels_of
 from vse_scale.model.vse import VSEModel
 
 TRANSFORMER = {

@@ -10,9 +10,9 @@ import yaml
 from PIL import Image
 
 from vse_scale.data.shards import Caption, ImageRecord
-from vse_scale.evaluation.encode import Embeddings
 from vse_scale.report import PoolingCurve, build_report, illustrate, pick_examples
 from vse_scale.report.examples import Failures, pick_failures
+from vse_scale.retrieval.encode import Embeddings
 
 RECALLS = {
     "i2t": {"r1": 61.25, "r5": 83.5, "r10": 91.75, "median_rank": 1.0, "mean_rank": 4.375},

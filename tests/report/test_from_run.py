@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from vse_scale.config import Config
-from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.shards import ShardDataset
 from vse_scale.evaluation import recall_at_k
-from vse_scale.evaluation.encode import encode_split
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.report.from_run import pooling_curves, report_run
+from vse_scale.retrieval.encode import encode_split
 from vse_shards.build import BuildOptions, build
 from vse_shards.demo import make_demo
 from vse_shards.sources.jsonl import JsonlSource

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from vse_scale.errors import OutputError
-from vse_scale.evaluation.encode import Embeddings
 from vse_scale.report import build_report, illustrate, pick_examples
 from vse_scale.report.examples import pick_failures
+from vse_scale.retrieval.encode import Embeddings
 
 VOID = {"meta", "img", "br", "link", "input"}
 

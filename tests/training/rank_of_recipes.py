@@ -21,7 +21,7 @@ from vse_scale.config import Config
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.trainer import Trainer
 from vse_scale.training.validation import validate
-from vse_scale.training.world import World, join_world
+from vse_scale.world.join import World, join_world
 
 
 def main(path: str) -> None:

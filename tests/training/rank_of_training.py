@@ -19,7 +19,7 @@ from deepspeed.utils import safe_get_full_grad
 from vse_scale.config import Config
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.trainer import Trainer
-from vse_scale.training.world import World, join_world
+from vse_scale.world.join import World, join_world
 
 
 def main(path: str, jobs_path: str) -> None:

@@ -18,7 +18,7 @@ import pytest
 from launching import assert_same_bits, random_run, vse_scale
 from safetensors.torch import load_file
 
-from vse_scale.telemetry.journal import read_journal
+from vse_scale.run.journal import read_journal
 from vse_scale.training.checkpoint import TENSORS
 from vse_scale.training.supervisor import GRACE_SECONDS
 

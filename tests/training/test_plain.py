@@ -10,9 +10,9 @@ from launching import Job, assert_same_bits, distance, train_jobs, weights_of
 
 from vse_scale.bench.plain import PlainTrainer
 from vse_scale.config import Config
-from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.loader import Batch, Loader
 from vse_scale.data.shards import ShardDataset
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.training.setup import make_plan
 

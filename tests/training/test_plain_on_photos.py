@@ -13,15 +13,15 @@ from launching import vse_scale
 
 from vse_scale.bench.plain import PlainTrainer
 from vse_scale.config import Config
-from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.decode import image_batches
 from vse_scale.data.loader import Loader
 from vse_scale.data.shards import ShardDataset
-from vse_scale.evaluation.encode import encode_split
-from vse_scale.evaluation.retrieval import recall_at_k
-from vse_scale.model.resnet import calibrate_batchnorm
+from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.towers.resnet import calibrate_batchnorm
 from vse_scale.model.vse import VSEModel
-from vse_scale.telemetry.journal import read_journal
+from vse_scale.retrieval.encode import encode_split
+from vse_scale.retrieval.ranks import recall_at_k
+from vse_scale.run.journal import read_journal
 from vse_scale.training.setup import make_plan
 from vse_shards.build import BuildOptions, build
 from vse_shards.sources.jsonl import JsonlSource

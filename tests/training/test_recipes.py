@@ -12,7 +12,7 @@ import torch
 from launching import run_ranks, vse_scale
 
 from vse_scale.config import Config
-from vse_scale.model.resnet import BACKBONES, ResNet
+from vse_scale.model.towers.resnet import BACKBONES, ResNet
 from vse_scale.training.dry_run import describe_run
 from vse_shards.build import BuildOptions, build
 from vse_shards.sources.jsonl import JsonlSource

@@ -11,7 +11,7 @@ from launching import vse_scale
 
 from vse_scale.config import Config
 from vse_scale.errors import ConfigError
-from vse_scale.telemetry.journal import read_journal
+from vse_scale.run.journal import read_journal
 from vse_scale.training.setup import open_data
 
 # Imported by every rank at its start: notes what is opened at the source.

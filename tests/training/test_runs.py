@@ -14,9 +14,9 @@ import torch
 from launching import random_run, vse_scale
 from safetensors.torch import load_file
 
-from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
-from vse_scale.telemetry.journal import read_journal
+from vse_scale.run.journal import read_journal
 from vse_scale.training.checkpoint import TENSORS
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-JOIN = "from vse_scale.training.world import join_world; join_world(20); print('joined')"
+JOIN = "from vse_scale.world.join import join_world; join_world(20); print('joined')"
 
 
 def test_joining_compiles_nothing_and_leaves_no_shared_memory(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from vse_scale.bench.contest import Contender, Sample, take_turns
+from vse_scale.bench.comparison import Contender, Sample, take_turns
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import decoded_by_opencv, single_threaded
 from vse_scale.bench.rows import Row, make_rows
 from vse_scale.data.decode import Decoder, Request
-from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.shards import ShardDataset
+from vse_scale.inputs.pixels import ImageSpec
 
 BATCH = 64
 PEER = "OpenCV in threads"

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from vse_scale.config import Config
-from vse_scale.recipe import apply_override
+from vse_scale.config.recipe import apply_override
 
 # The published batch is 128; 120 holds whole images with five captions each on two ranks.
 _CPU = """

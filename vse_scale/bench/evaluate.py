@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vse_scale.bench.contest import Contender, Sample, fastest, powers_of_two, take_turns
+from vse_scale.bench.comparison import Contender, Sample, fastest, powers_of_two, take_turns
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import decoded_by_opencv, single_threaded
 from vse_scale.bench.plain import PlainModel
 from vse_scale.bench.rows import Row, make_rows
 from vse_scale.bench.setting import open_split, ready
 from vse_scale.config import Config
-from vse_scale.data.captions import CaptionTokenizer
-from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.shards import ShardDataset
-from vse_scale.evaluation.encode import encode_split
-from vse_scale.evaluation.retrieval import recall_at_k
+from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
+from vse_scale.retrieval.encode import encode_split
+from vse_scale.retrieval.ranks import recall_at_k
 
 PEER = "published loop"
 

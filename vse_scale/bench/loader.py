@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
-from vse_scale.bench.contest import Contender, Sample, take_turns
+from vse_scale.bench.comparison import Contender, Sample, take_turns
 from vse_scale.bench.decode import photos, sizes, timed
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import opencv_batches, webdataset_batches
 from vse_scale.bench.rows import Row, make_rows
 from vse_scale.bench.setting import changed, recipe_of, tokenizer_of
 from vse_scale.config import Config
-from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.loader import Loader
+from vse_scale.inputs.pixels import ImageSpec
 
 PEER = "OpenCV in DataLoader workers"
 

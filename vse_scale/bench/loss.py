@@ -12,7 +12,7 @@ from pathlib import Path
 from vse_scale.bench.job import Job
 from vse_scale.bench.rows import Row, row
 from vse_scale.bench.traffic import LOSSES, Cost, run_rank
-from vse_scale.telemetry.progress import heartbeat
+from vse_scale.console import heartbeat
 
 PEER = "open_clip"
 _RANKS = (2, 4)

@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from vse_scale.config import DataConfig
-from vse_scale.data.captions import CaptionTokenizer
-from vse_scale.data.draws import Stream, uniform
 from vse_scale.data.images import crop_geometry
 from vse_scale.data.loader import Batch
 from vse_scale.data.plan import Plan, PlannedBatch
+from vse_scale.data.rng import Stream, uniform
 from vse_scale.data.shards import ShardDataset
+from vse_scale.inputs.tokens import CaptionTokenizer
 
 _READY = 2  # batches that a worker keeps ready, torch's default
 

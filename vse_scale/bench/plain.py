@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from vse_scale.data.loader import Batch
-from vse_scale.model.gpo import GPO
+from vse_scale.model.pooling.gpo import GPO
 from vse_scale.model.vse import VSEModel
 
 MARGIN, CLIP, WEIGHT_DECAY = 0.2, 2.0, 1e-4

@@ -14,10 +14,10 @@ from statistics import median, quantiles
 
 import torch
 
-from vse_scale.bench.contest import Result
+from vse_scale.bench.comparison import Result
 from vse_scale.bench.job import Job
 from vse_scale.errors import UserError
-from vse_scale.telemetry.system import processor
+from vse_scale.run.system import processor
 
 
 @dataclass(frozen=True)

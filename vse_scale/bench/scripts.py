@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from vse_scale.telemetry.progress import heartbeat
+from vse_scale.console import heartbeat
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -10,12 +10,12 @@ import torch
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import Recipe
 from vse_scale.config import Config
-from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.decode import image_batches
 from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import ConfigError
-from vse_scale.model.resnet import calibrate_batchnorm
+from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.towers.resnet import calibrate_batchnorm
 from vse_scale.model.vse import VSEModel
 
 

@@ -14,21 +14,21 @@ from typing import Any
 
 import torch
 
-from vse_scale.bench.contest import Contender, Result, Sample, take_turns
+from vse_scale.bench.comparison import Contender, Result, Sample, take_turns
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import Recipe
 from vse_scale.bench.plain import PlainTrainer
 from vse_scale.bench.rows import Row, make_rows
 from vse_scale.bench.setting import changed, ready, recipe_of
 from vse_scale.config import Config
-from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.loader import Batch, Loader
+from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.model.vse import VSEModel
-from vse_scale.scaling.flops import count_flops
+from vse_scale.planning.flops import count_flops
 from vse_scale.training.engine import autocast_dtype
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.trainer import Trainer
-from vse_scale.training.world import join_world
+from vse_scale.world.join import join_world
 
 PEER = "plain torch, float32"
 _TOKENS = 20  # of the longest caption, about; captions are a small part of the operations

@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
-from vse_scale.bench.contest import Contender, Sample, fastest, powers_of_two, take_turns
+from vse_scale.bench.comparison import Contender, Sample, fastest, powers_of_two, take_turns
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import opencv_batches
 from vse_scale.bench.rows import Row, make_rows
 from vse_scale.bench.setting import changed, open_split, ready
 from vse_scale.bench.step import PARTS, PEER, case_of, our_name, plain_contenders, plain_run
 from vse_scale.config import Config
-from vse_scale.telemetry.journal import read_journal
-from vse_scale.telemetry.progress import log
+from vse_scale.console import log
+from vse_scale.run.journal import read_journal
 
 CAPTIONS = 5
 _UNTIMED = 3  # steps before those that are timed

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vse_scale.commands.common import best_device, check_writable
+from vse_scale.console import heartbeat, log
 from vse_scale.errors import ConfigError, OutputError
-from vse_scale.telemetry.progress import heartbeat, log
 
 if TYPE_CHECKING:
     from vse_scale.config import Config

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from vse_scale.commands.common import best_device, check_writable, model_folder
+from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
-from vse_scale.telemetry.progress import log, progress_of_encoding
 
 if TYPE_CHECKING:
-    from vse_scale.evaluation.cxc import CxcEvaluation
-    from vse_scale.evaluation.eccv import EccvFigures
-    from vse_scale.evaluation.encode import Embeddings
-    from vse_scale.evaluation.protocols import Evaluation
-    from vse_scale.evaluation.sharing import Processes
-    from vse_scale.evaluation.similarities import Similarities
+    from vse_scale.retrieval.encode import Embeddings
+    from vse_scale.retrieval.protocols.cxc import CxcEvaluation
+    from vse_scale.retrieval.protocols.eccv import EccvFigures
+    from vse_scale.retrieval.protocols.folds import Evaluation
+    from vse_scale.retrieval.similarities import Similarities
+    from vse_scale.world.processes import Processes
 
 _CXC = "cxc"
 T = TypeVar("T")
@@ -66,8 +66,8 @@ def evaluate(
     check_writable("--json", output)
     members = [_weighted(text) for text in [*(embeddings or []), *(similarities or [])]]
     log.info("evaluating %s", model or ", ".join(str(path) for path, _ in members))
-    from vse_scale.evaluation.protocols import check_protocol
-    from vse_scale.evaluation.sharing import joined
+    from vse_scale.retrieval.protocols.folds import check_protocol
+    from vse_scale.world.processes import joined
 
     if protocol != _CXC:
         check_protocol(protocol)
@@ -76,7 +76,7 @@ def evaluate(
         if similarities:
             gallery = _open_similarities(members, _some(data), split)
         elif embeddings:
-            from vse_scale.evaluation.saved import ensemble
+            from vse_scale.retrieval.saved import ensemble
 
             gallery = ensemble(members)
         else:
@@ -89,7 +89,7 @@ def evaluate(
     name = (model or members[0][0]).name if len(members) < 2 else f"ensemble of {len(members)}"
     print(found.markdown(name) if markdown else found.table())
     if beside:
-        from vse_scale.evaluation.eccv import eccv_table
+        from vse_scale.retrieval.protocols.eccv import eccv_table
 
         print(f"\n{eccv_table(beside, name if markdown else None)}")
     if output is not None:
@@ -154,10 +154,10 @@ def _some(given: T | None) -> T:
 def _encode(
     model: Path, data: str, split: str, batch: int, threads: int, processes: Processes
 ) -> Embeddings:
-    from vse_scale.data.captions import CaptionTokenizer
     from vse_scale.data.shards import ShardDataset
-    from vse_scale.evaluation.encode import encode_split
+    from vse_scale.inputs.tokens import CaptionTokenizer
     from vse_scale.model.vse import VSEModel
+    from vse_scale.retrieval.encode import encode_split
 
     device = best_device()
     opened = VSEModel.from_pretrained(model_folder(model)).to(device)
@@ -176,7 +176,7 @@ def _open_similarities(members: list[tuple[Path, float]], data: str, split: str)
     import torch
 
     from vse_scale.data.shards import ShardDataset
-    from vse_scale.evaluation.similarities import open_similarities
+    from vse_scale.retrieval.similarities import open_similarities
 
     dataset = ShardDataset(data, split)
     found = [dataset.record(image) for image in range(len(dataset))]  # shard by shard
@@ -193,7 +193,7 @@ def _open_similarities(members: list[tuple[Path, float]], data: str, split: str)
 def _source_order(data: str | None, split: str, protocol: str) -> list[Any] | None:
     """Return image ids in the order of the source, where folds are cut: a build shuffles them."""
     from vse_scale.data.shards import ShardDataset
-    from vse_scale.evaluation.protocols import PROTOCOLS
+    from vse_scale.retrieval.protocols.folds import PROTOCOLS
 
     if protocol == _CXC or PROTOCOLS[protocol].folds == 1:
         return None
@@ -216,9 +216,9 @@ def _rank(
     as_published: bool,
     processes: Processes,
 ) -> Evaluation | CxcEvaluation:
-    from vse_scale.evaluation.cxc import evaluate_cxc
-    from vse_scale.evaluation.encode import Embeddings
-    from vse_scale.evaluation.protocols import evaluate as evaluate_protocol
+    from vse_scale.retrieval.encode import Embeddings
+    from vse_scale.retrieval.protocols.cxc import evaluate_cxc
+    from vse_scale.retrieval.protocols.folds import evaluate as evaluate_protocol
 
     if isinstance(gallery, Embeddings):
         gallery = gallery.to(best_device())
@@ -230,8 +230,8 @@ def _rank(
 
 
 def _eccv(gallery: Embeddings | Similarities, folder: Path) -> dict[str, EccvFigures]:
-    from vse_scale.evaluation.eccv import evaluate_eccv
-    from vse_scale.evaluation.encode import Embeddings
+    from vse_scale.retrieval.encode import Embeddings
+    from vse_scale.retrieval.protocols.eccv import evaluate_eccv
 
     assert isinstance(gallery, Embeddings)
     return evaluate_eccv(gallery, folder)

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from vse_scale.commands.common import model_folder, new_folder, run_folder
+from vse_scale.console import log
 from vse_scale.errors import ModelError
-from vse_scale.telemetry.progress import log
 
 
 def import_model(
@@ -28,7 +28,7 @@ def import_model(
 ) -> None:
     """Turn a published checkpoint into a model folder; every tensor is accounted for."""
     log.info("importing %s", checkpoint)
-    from vse_scale.data.captions import CaptionTokenizer
+    from vse_scale.inputs.tokens import CaptionTokenizer
     from vse_scale.interchange.card import FILE, model_card
     from vse_scale.interchange.published import import_published
 
@@ -74,11 +74,11 @@ def export_model(
 ) -> None:
     """Write a model to a folder that stands alone, with a model card."""
     log.info("exporting %s", model)
-    from vse_scale.data.captions import CaptionTokenizer
+    from vse_scale.inputs.tokens import CaptionTokenizer
     from vse_scale.interchange.card import FILE, model_card
     from vse_scale.interchange.onnx import export_onnx
     from vse_scale.model.vse import VSEModel
-    from vse_scale.report.run_folder import RunFolder
+    from vse_scale.run.folder import RunFolder
 
     source = model_folder(model)
     opened = VSEModel.from_pretrained(source)

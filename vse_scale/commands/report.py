@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from vse_scale.commands.common import best_device, check_writable
+from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
-from vse_scale.telemetry.progress import log, progress_of_encoding
 
 
 def report(

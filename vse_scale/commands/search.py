@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vse_scale.commands.common import best_device, check_writable, model_folder
+from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError, ModelError
-from vse_scale.telemetry.progress import log, progress_of_encoding
 
 if TYPE_CHECKING:
-    from vse_scale.search.index import SideName
-    from vse_scale.search.sources import Encoder, Side
+    from vse_scale.retrieval.index import SideName
+    from vse_scale.retrieval.sources import Encoder, Side
 
 
 def embed(
@@ -36,8 +36,8 @@ def embed(
     if sum(value is not None for value in (data, images, texts)) != 1:
         raise ConfigError("give one of --data, --images and --texts: what to embed")
     log.info("embedding into %s", out)
-    from vse_scale.evaluation.sharing import joined
-    from vse_scale.search.embed import embed as embed_sides
+    from vse_scale.retrieval.embed import embed as embed_sides
+    from vse_scale.world.processes import joined
 
     with joined() as processes:
         encoder = _encoder(model, batch, threads)
@@ -85,8 +85,8 @@ def search(
     check_writable("--json", output)
     import torch
 
-    from vse_scale.search.index import Index, embed_picture, embed_query
-    from vse_scale.search.page import write_page
+    from vse_scale.retrieval.index import Index, embed_picture, embed_query
+    from vse_scale.retrieval.page import write_page
 
     opened = Index(index)
     encoder = _encoder(model or opened.model, batch=64, threads=1)
@@ -114,9 +114,9 @@ def search(
 
 
 def _encoder(model: Path, batch: int, threads: int) -> Encoder:
-    from vse_scale.data.captions import CaptionTokenizer
+    from vse_scale.inputs.tokens import CaptionTokenizer
     from vse_scale.model.vse import VSEModel
-    from vse_scale.search.sources import Encoder
+    from vse_scale.retrieval.sources import Encoder
 
     folder = model_folder(model)
     device = best_device()
@@ -132,7 +132,7 @@ def _sides(
     encoder: Encoder, data: str | None, split: str, images: Path | None, texts: Path | None
 ) -> tuple[dict[str, Side], dict[str, Any]]:
     from vse_scale.data.shards import ShardDataset
-    from vse_scale.search.sources import DatasetCaptions, DatasetImages, FolderImages, TextLines
+    from vse_scale.retrieval.sources import DatasetCaptions, DatasetImages, FolderImages, TextLines
 
     if data is not None:
         dataset = ShardDataset(data, split)

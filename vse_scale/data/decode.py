@@ -14,11 +14,11 @@ import torch
 from nvidia.dali.backend import TensorListCPU, TensorListGPU
 from torch.utils.dlpack import from_dlpack
 
-from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.images import decode_pipeline
 from vse_scale.data.mixing import Dataset
-from vse_scale.data.stretch import Stretcher
+from vse_scale.data.resize import Stretcher
 from vse_scale.errors import DatasetError
+from vse_scale.inputs.pixels import ImageSpec
 
 Tag = TypeVar("Tag")
 

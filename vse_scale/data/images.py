@@ -15,7 +15,7 @@ import torch
 from nvidia.dali import fn, math, types
 from nvidia.dali.pipeline import Pipeline
 
-from vse_scale.data.image_spec import ImageSpec
+from vse_scale.inputs.pixels import ImageSpec
 
 
 def crop_geometry(

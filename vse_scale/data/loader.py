@@ -17,16 +17,16 @@ import numpy as np
 import torch
 
 from vse_scale.config import DataConfig
-from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.decode import Decoder, Request, image_batches, side_stream
-from vse_scale.data.draws import Stream, uniform
-from vse_scale.data.image_spec import ImageSpec
 from vse_scale.data.images import crop_geometry
 from vse_scale.data.mixing import Dataset
 from vse_scale.data.plan import Indices, Plan, PlannedBatch
 from vse_scale.data.producer import Producer
 from vse_scale.data.regions import Regions, region_reader
+from vse_scale.data.rng import Stream, uniform
 from vse_scale.data.shards import ShardDataset
+from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.tokens import CaptionTokenizer
 
 __all__ = ["Batch", "Loader", "image_batches"]
 

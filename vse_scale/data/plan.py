@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from vse_scale.data import draws
+from vse_scale.data import rng
 from vse_scale.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
@@ -260,7 +260,7 @@ class Plan:
     def _caption_orders(self, images: Indices, most: int) -> Indices:
         """Return (N, most) each image's own order of its captions, what it lacks at the end."""
         pairs = np.stack([images, np.zeros_like(images)], axis=1)
-        keys = draws.uniform(self.seed, 0, pairs, draws.Stream.CAPTION_ORDER, most)
+        keys = rng.uniform(self.seed, 0, pairs, rng.Stream.CAPTION_ORDER, most)
         keys[np.arange(most) >= self._captions[images][:, None]] = np.inf
         return np.argsort(keys, axis=1, kind="stable")
 

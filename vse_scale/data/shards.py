@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from vse_scale.console import heartbeat
 from vse_scale.data.staging import StagingCache, StagingOptions, default_folder
 from vse_scale.errors import DatasetError
-from vse_scale.telemetry.progress import heartbeat
 from vse_shards.index import Index, parse_index, read_index
 from vse_shards.manifest import Manifest, ShardRecord
 from vse_shards.shard import load_regions

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vse_scale.config import ModelConfig
 from vse_scale.errors import ModelError
-from vse_scale.model.resnet import BACKBONES, ResNet
+from vse_scale.model.towers.resnet import BACKBONES, ResNet
 from vse_scale.model.vse import VSEModel
 from vse_scale.model.weights import load_exactly
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from vse_scale.config import Config, ModelConfig
-from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 
 _WORDS = 10_000  # of a vocabulary that is yet to be made; COCO's and Flickr30K's are of this size

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from vse_scale.model import pretrained
-from vse_scale.model.bigru import BiGRUTextEncoder
-from vse_scale.model.image import GridImageEncoder
-from vse_scale.model.region import RegionImageEncoder
-from vse_scale.model.resnet import FrozenBatchNorm2d
-from vse_scale.model.text import TextEncoder
-from vse_scale.model.vision import pixels_of
+from vse_scale.model import folder as model_folder
+from vse_scale.model.towers.bigru import BiGRUTextEncoder
+from vse_scale.model.towers.grid import GridImageEncoder
+from vse_scale.model.towers.regions import RegionImageEncoder
+from vse_scale.model.towers.resnet import FrozenBatchNorm2d
+from vse_scale.model.towers.transformer import TextEncoder
+from vse_scale.model.towers.vision import pixels_of
 
 if TYPE_CHECKING:
     from vse_scale.config import ModelConfig
-    from vse_scale.data.captions import CaptionTokenizer
+    from vse_scale.inputs.tokens import CaptionTokenizer
 
 
 class VSEModel(nn.Module):
@@ -69,7 +69,7 @@ class VSEModel(nn.Module):
             )
         self.trained_stages: int | None = None
         if config.init_from is not None:
-            pretrained.load_weights(self, Path(config.init_from))
+            model_folder.load_weights(self, Path(config.init_from))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VSEModel:
@@ -78,13 +78,13 @@ class VSEModel(nn.Module):
         Raises:
             ModelError: the folder is missing or damaged, or holds something else.
         """
-        return pretrained.load(cls, Path(folder))
+        return model_folder.load(cls, Path(folder))
 
     def save_pretrained(
         self, folder: str | Path, tokenizer: CaptionTokenizer | None = None
     ) -> None:
         """Write ``config.json``, ``model.safetensors`` and, where given, the tokenizer's files."""
-        pretrained.save(self, Path(folder), tokenizer)
+        model_folder.save(self, Path(folder), tokenizer)
 
     def forward(
         self,

@@ -25,8 +25,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vse_kernels import all_violations, hardest_negatives
-from vse_scale.objective.exchange import Exchange
 from vse_scale.objective.hinge import Mode, Reduction, check_choices
+from vse_scale.world.gather import Exchange
 
 
 @dataclass(frozen=True)

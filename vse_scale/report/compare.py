@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from vse_scale.html.chart import Line, line_chart, linear_axis, log_axis
+from vse_scale.html.document import document, write_document
 from vse_scale.report import sections, timing
-from vse_scale.report.chart import Line, line_chart, linear_axis, log_axis
-from vse_scale.report.document import document, write_document
 from vse_scale.report.panels import pooling_lines, system_list
-from vse_scale.report.run_folder import RunFolder
+from vse_scale.run.folder import RunFolder
 
 _STYLES = ("image", "text")
 _MOST_POINTS = 400

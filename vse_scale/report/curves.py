@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vse_scale.report.chart import Axis, Band, Line, Mark, line_chart, linear_axis, log_axis, number
-from vse_scale.report.run_folder import RunFolder
+from vse_scale.html.chart import Axis, Band, Line, Mark, line_chart, linear_axis, log_axis, number
+from vse_scale.run.folder import RunFolder
 
 # More points than a wide screen has pixels only make the file larger.
 _MOST_POINTS = 1200

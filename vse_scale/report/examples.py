@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from vse_scale.data.shards import ImageRecord
-from vse_scale.evaluation.encode import Embeddings
-from vse_scale.evaluation.retrieval import nearest, query_ranks
+from vse_scale.retrieval.encode import Embeddings
+from vse_scale.retrieval.ranks import nearest, query_ranks
 
 Way = Literal["i2t", "t2i"]
 

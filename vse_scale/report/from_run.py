@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vse_scale.data.captions import CaptionTokenizer
 from vse_scale.data.mixing import folder_with
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
-from vse_scale.evaluation.encode import Progress, encode_split
-from vse_scale.evaluation.separation import similarity_histograms
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.report.curves import PoolingCurve
 from vse_scale.report.examples import (
@@ -26,7 +24,9 @@ from vse_scale.report.examples import (
     pick_failures,
 )
 from vse_scale.report.page import build_report
-from vse_scale.report.run_folder import RunFolder
+from vse_scale.retrieval.encode import Progress, encode_split
+from vse_scale.retrieval.separation import similarity_histograms
+from vse_scale.run.folder import RunFolder
 
 _FAILURE_SIDE = 120  # pixels of a failure's thumbnails: there are many of them
 

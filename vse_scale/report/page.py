@@ -8,11 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from vse_scale.html.document import document, write_document
 from vse_scale.report import curves, panels, sections, timing
 from vse_scale.report.curves import PoolingCurve
-from vse_scale.report.document import document, write_document
 from vse_scale.report.examples import Example, Failures
-from vse_scale.report.run_folder import RunFolder
+from vse_scale.run.folder import RunFolder
 
 
 def build_report(

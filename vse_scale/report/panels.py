@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from vse_scale.evaluation.separation import BINS
-from vse_scale.report.chart import Line, line_chart, linear_axis
+from vse_scale.html.chart import Line, line_chart, linear_axis
 from vse_scale.report.curves import position_axis, step_axis
-from vse_scale.report.run_folder import RunFolder
+from vse_scale.retrieval.separation import BINS
+from vse_scale.run.folder import RunFolder
 
 _GIGA = 1e9
 

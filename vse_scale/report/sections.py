@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from vse_scale.console import duration
 from vse_scale.report.examples import Answer, Example, Failures, Item, Way
-from vse_scale.report.run_folder import RunFolder
-from vse_scale.telemetry.progress import duration
+from vse_scale.run.folder import RunFolder
 
 _DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 _QUERIES: dict[Way, str] = {"i2t": "pictures", "t2i": "captions"}

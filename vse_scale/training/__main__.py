@@ -31,13 +31,13 @@ def main() -> int:
         signal.signal(number, _stop_before_the_first_step)
     try:
         # Imported here: a mistyped option should not wait for torch.
-        from vse_scale.telemetry.progress import configure_logging, log
+        from vse_scale.console import configure_logging, log
 
         configure_logging(main=main_rank)
         log.info("loading torch, DeepSpeed and DALI")
         from vse_scale.training.setup import load_config
         from vse_scale.training.trainer import train
-        from vse_scale.training.world import leave_world
+        from vse_scale.world.join import leave_world
 
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         code = train(load_config(arguments.config, arguments.overrides, ranks))

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vse_scale.config import Config
+from vse_scale.console import log
 from vse_scale.errors import CheckpointError
-from vse_scale.telemetry.progress import log
 
 TENSORS = "state.safetensors"
 

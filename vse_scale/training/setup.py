@@ -12,18 +12,18 @@ import numpy as np
 import torch.distributed as dist
 
 from vse_scale.config import Config, ImageConfig
-from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.console import heartbeat
 from vse_scale.data.loader import image_batches
 from vse_scale.data.mixing import Dataset, MixedDataset, folder_with, open_datasets
 from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import ConfigError
-from vse_scale.model.resnet import calibrate_batchnorm
+from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.towers.resnet import calibrate_batchnorm
 from vse_scale.model.vse import VSEModel
-from vse_scale.telemetry.progress import heartbeat
 from vse_scale.training.checkpoint import Checkpoints
-from vse_scale.training.world import World
+from vse_scale.world.join import World
 
 
 def load_config(path: str, overrides: list[str], ranks: int) -> Config:

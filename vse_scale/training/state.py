@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vse_scale.errors import CheckpointError
-from vse_scale.training.world import World
+from vse_scale.world.join import World
 
 
 class SharedTensors:

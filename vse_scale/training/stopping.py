@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from vse_scale.training.world import World
+from vse_scale.world.join import World
 
 
 class StopRequest:

@@ -21,10 +21,10 @@ from types import FrameType
 import psutil
 
 from vse_scale.config import Config
+from vse_scale.console import log
 from vse_scale.errors import TrainingError, UserError
-from vse_scale.telemetry.progress import log
-from vse_scale.training.observers import RESTARTS
-from vse_scale.training.world import free_port
+from vse_scale.training.watch.observers import RESTARTS
+from vse_scale.world.join import free_port
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: asked to stop, checkpointed; the same command goes on
 DONE = "done"  # the file in a run's folder that says that its work is complete

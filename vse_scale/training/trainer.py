@@ -19,25 +19,25 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vse_scale.config import Config
+from vse_scale.console import Progress, duration, heartbeat, log
 from vse_scale.data.loader import Batch, Loader
 from vse_scale.errors import CheckpointError, OutputError, TrainingError
 from vse_scale.model.vse import VSEModel
 from vse_scale.objective.cached import cached_backward
 from vse_scale.objective.negatives import HingeResult, global_hinge_loss
-from vse_scale.telemetry.journal import Journal, read_journal
-from vse_scale.telemetry.progress import Progress, duration, heartbeat, log
-from vse_scale.telemetry.system import write_system
+from vse_scale.run.journal import Journal, read_journal
+from vse_scale.run.system import write_system
 from vse_scale.training import setup
 from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
 from vse_scale.training.engine import Engine
-from vse_scale.training.observers import Observers
 from vse_scale.training.schedule import Schedule, StepPlan
 from vse_scale.training.state import SharedTensors
 from vse_scale.training.stopping import StopRequest
 from vse_scale.training.supervisor import DONE, EXIT_STOPPED
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.validation import validate
-from vse_scale.training.world import World, join_world
+from vse_scale.training.watch.observers import Observers
+from vse_scale.world.join import World, join_world
 
 
 def train(config: Config) -> int:

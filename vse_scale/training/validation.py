@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vse_scale.config import Config
-from vse_scale.data.captions import CaptionTokenizer
+from vse_scale.console import progress_of_encoding
 from vse_scale.data.shards import ShardDataset
-from vse_scale.evaluation.encode import encode_split
-from vse_scale.evaluation.retrieval import recall_at_k
-from vse_scale.evaluation.separation import similarity_histograms
-from vse_scale.evaluation.sharing import Processes
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
-from vse_scale.telemetry.progress import progress_of_encoding
-from vse_scale.training.world import World
+from vse_scale.retrieval.encode import encode_split
+from vse_scale.retrieval.ranks import recall_at_k
+from vse_scale.retrieval.separation import similarity_histograms
+from vse_scale.world.join import World
+from vse_scale.world.processes import Processes
 
 if TYPE_CHECKING:
     from vse_scale.training.engine import Engine

@@ -1,0 +1,85 @@
+"""Collapse: in one spot the ratio is 1 by the loss's definition, and a lasting one is reported."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from vse_scale.config import Config
+from vse_scale.console import log
+from vse_scale.objective.hinge import hinge_loss
+from vse_scale.training.watch.collapse import CollapseWatch
+
+IN_ONE_SPOT = {"positive_similarity": 0.999, "hardest_similarity": 0.998}
+
+
+def config(small_run: Path, *overrides: str) -> Config:
+    return Config.load(small_run, list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("mode", "reduction", "margin"),
+    [*itertools.product(("hardest", "all"), ("sum", "mean"), (0.2, 0.05))],
+)
+def test_one_spot_has_ratio_one(small_run: Path, mode: str, reduction: str, margin: float) -> None:
+    settings = config(small_run, f"objective.reduction={reduction}", f"objective.margin={margin}")
+    batch, k = settings.data.global_batch, settings.data.captions_per_image
+    rows = torch.nn.functional.normalize(torch.ones(batch, 8, dtype=torch.float64), dim=1)
+    ids = torch.arange(batch) // k
+    loss = hinge_loss(rows, rows, margin=margin, mode=mode, reduction=reduction, ids=ids)
+    record = {"objective": mode, "loss": float(loss)}
+    assert CollapseWatch(settings).ratio(record) == pytest.approx(1.0, rel=1e-9)
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.WARNING, logger="vse_scale")
+    return caplog
+
+
+def feed(watch: CollapseWatch, steps: int, loss: float, **similarities: float) -> None:
+    for step in range(steps):
+        watch.step({"step": step, "objective": "hardest", "loss": loss, **similarities})
+
+
+def test_a_lasting_collapse_is_said_once(
+    small_run: Path, warnings: pytest.LogCaptureFixture
+) -> None:
+    watch = CollapseWatch(config(small_run))
+    collapsed = 2 * 16 * 0.2
+    feed(watch, 99, collapsed, **IN_ONE_SPOT)
+    assert not warnings.messages
+    feed(watch, 1, collapsed, **IN_ONE_SPOT)
+    assert "the embeddings have collapsed" in warnings.messages[0]
+    feed(watch, 200, collapsed, **IN_ONE_SPOT)
+    assert len(warnings.messages) == 1
+    # Out of it, and in again.
+    feed(watch, 1, 0.3 * collapsed, positive_similarity=0.6, hardest_similarity=0.4)
+    feed(watch, 100, collapsed, **IN_ONE_SPOT)
+    assert len(warnings.messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "positive", "hardest"),
+    [
+        (6.4, 0.4, 0.4),  # early: the hardest negative scores like the pair, spread all the same
+        (3.0, 0.999, 0.998),
+        (float("nan"), 0.999, 0.998),
+        (6.4, float("nan"), 0.999),
+    ],
+)
+def test_what_is_no_collapse_is_not_called_one(
+    small_run: Path,
+    warnings: pytest.LogCaptureFixture,
+    loss: float,
+    positive: float,
+    hardest: float,
+) -> None:
+    watch = CollapseWatch(config(small_run))
+    feed(watch, 300, loss, positive_similarity=positive, hardest_similarity=hardest)
+    assert not warnings.messages

@@ -1,0 +1,90 @@
+"""The stretch of decoded images to the model's size on a CPU, where torch's is faster than DALI's.
+
+Measured at 512 px on one core: torch's fixed-point kernel takes 0.4 ms for an image, DALI's 3.3.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from vse_scale.inputs.pixels import ImageSpec
+
+
+def stretch(image: torch.Tensor, out: torch.Tensor, *, antialias: bool, mirrored: bool) -> None:
+    """Fill ``out`` with the whole image, bilinear, as the graph does on a GPU.
+
+    Args:
+        image: (H, W, 3) uint8, at least a pixel.
+        out: (S, S, 3) uint8.
+        antialias: whether shrinking averages.
+        mirrored: whether left and right change places.
+    """
+    kernel = torch.ops.aten.upsample_bilinear2d
+    if antialias:
+        kernel = torch.ops.aten._upsample_bilinear2d_aa
+    if mirrored:
+        image = image.flip(1)
+    # The operators rather than `interpolate`, which cannot write into a batch.
+    kernel.out(_channels_first(image), out.shape[:2], False, out=_channels_first(out))
+
+
+def _channels_first(image: torch.Tensor) -> torch.Tensor:
+    """View (H, W, 3) as (1, 3, H, W) with the channels-last strides that the fast kernel wants."""
+    return image.unsqueeze(0).permute(0, 3, 1, 2)
+
+
+class Stretcher:
+    """Threads that stretch batches into tensors whose memory is used again once they are dropped.
+
+    Fresh memory costs a page fault per 4 KiB: 0.2 ms for an image of 512 px.
+    """
+
+    def __init__(self, batch: int, spec: ImageSpec, threads: int) -> None:
+        """Start none yet: ``threads`` begin with the first of the batches of at most ``batch``."""
+        self._shape = (batch, spec.size, spec.size, 3)
+        self._antialias = spec.antialias
+        self._threads = threads
+        # torch's own threads would multiply with these. A thread that has not yet asked for its
+        # number takes over the number set last, anywhere: this one has asked before the others set.
+        torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(
+            threads, "vse-stretch", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        self._spare: deque[npt.NDArray[np.uint8]] = deque(maxlen=2)
+
+    def __call__(self, images: Sequence[Any], mirrored: npt.NDArray[np.bool_]) -> torch.Tensor:
+        """Return (n, S, S, 3) uint8.
+
+        Args:
+            images: n of (H, W, 3) uint8 that speak DLPack, of whatever sizes.
+            mirrored: (n,), whether left and right change places.
+        """
+        out = self._memory(len(images))
+        rows = list(zip(map(from_dlpack, images), out, mirrored.tolist(), strict=True))
+
+        def work(thread: int) -> None:
+            for image, row, flip in rows[thread :: self._threads]:
+                stretch(image, row, antialias=self._antialias, mirrored=flip)
+
+        deque(self._pool.map(work, range(self._threads)), maxlen=0)
+        return out
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+    def _memory(self, count: int) -> torch.Tensor:
+        whole = self._spare.pop() if self._spare else np.empty(self._shape, np.uint8)
+        lent = whole[:count]
+        # The tensor and all views of it hold this very array.
+        weakref.finalize(lent, self._spare.append, whole).atexit = False
+        return torch.from_numpy(lent)

@@ -1,0 +1,1 @@
+"""HTML documents and charts that need no network."""

@@ -1,0 +1,35 @@
+"""A whole HTML document out of a package's templates; one file that needs no network."""
+
+from __future__ import annotations
+
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+
+def document(package: str, template: str, title: str, *, script: str = "", **parts: str) -> str:
+    """Fill the body ``template`` of ``package`` with ``parts``, in a frame with its style.css.
+
+    Args:
+        package: that holds the template and its style.css, such as "vse_scale.report".
+        template: the name of the file.
+        title: plain text, escaped here.
+        script: JavaScript for the end of the page.
+        parts: HTML by the names that the template has.
+    """
+    folder = files(package)
+    frame = (files("vse_scale.html") / "document.html").read_text("utf-8")
+    return Template(frame).substitute(
+        title=escape(title),
+        style=(folder / "style.css").read_text("utf-8"),
+        body=Template((folder / template).read_text("utf-8")).substitute(parts),
+        script=script,
+    )
+
+
+def write_document(out: Path, html: str) -> None:
+    """Write ``html`` to ``out``, whole or not at all."""
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(out)

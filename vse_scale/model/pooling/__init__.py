@@ -1,0 +1,1 @@
+"""Pooling: a variable number of vectors becomes one."""

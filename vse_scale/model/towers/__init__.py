@@ -1,0 +1,1 @@
+"""The towers: image and text encoders of the joint embedding."""

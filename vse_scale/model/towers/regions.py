@@ -1,0 +1,129 @@
+"""The image tower over regions of a detector: projection with a residual MLP, pooling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vse_scale.model.pooling.mean import PoolKind, make_pool
+from vse_scale.model.towers.grid import compact
+
+if TYPE_CHECKING:
+    from vse_scale.config import ImageConfig
+
+_MOMENTUM = 0.1  # of BatchNorm's running statistics, torch's default
+_DROP = 0.2  # share of the regions that training leaves out (VSE-infinity's code)
+
+
+class RegionImageEncoder(nn.Module):
+    """Linear plus a two-layer MLP with BatchNorm, per region -> pooling.
+
+    Args:
+        config: the image section of a model's configuration.
+        embed_dim: D of the embeddings.
+        pool: makes one vector of an image's.
+    """
+
+    def __init__(self, config: ImageConfig, embed_dim: int, pool: PoolKind = "gpo") -> None:
+        super().__init__()
+        channels = config.region_channels
+        self.backbone = nn.Identity()  # the detector that made the features stays outside
+        self.projection = nn.Linear(channels, embed_dim)
+        # Xavier's uniform bounds, as published.
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+        self.hidden = nn.Linear(channels, embed_dim // 2)
+        self.norm = SharedBatchNorm(embed_dim // 2)
+        self.output = nn.Linear(embed_dim // 2, embed_dim)
+        self.pool = make_pool(pool)
+        self._drops_regions = config.drop_cells
+
+    def forward(
+        self, regions: Tensor, lengths: Tensor | None = None, draws: Tensor | None = None
+    ) -> Tensor:
+        """Pool ``regions`` (N, K, C), the first ``lengths`` (N,) of each, into (N, D).
+
+        Args:
+            regions: features.
+            lengths: int64, at least 1; None uses all K.
+            draws: (N, K) uniform in [0, 1): in training a region is left out with probability 0.2,
+                at least one stays. Evaluation leaves them aside.
+        """
+        if lengths is None:
+            lengths = torch.full(regions.shape[:1], regions.shape[1], device=regions.device)
+        if self.training and self._drops_regions and draws is not None:
+            regions, lengths = compact(regions, kept_regions(draws, lengths))
+        present = torch.arange(regions.shape[1], device=regions.device) < lengths[:, None]
+        residual = self.output(F.relu(self.norm(self.hidden(regions), present)))
+        pooled: Tensor = self.pool(self.projection(regions) + residual, lengths)
+        return pooled
+
+    def architecture(self) -> dict[str, Any]:
+        """Return nothing: the configuration says all that there is."""
+        return {}
+
+
+def kept_regions(draws: Tensor, lengths: Tensor) -> Tensor:
+    """Decide which regions training keeps: bool (N, K), at least one of each image's own.
+
+    Args:
+        draws: (N, K) uniform in [0, 1).
+        lengths: (N,) int64, how many of an image's K regions are its own.
+    """
+    own = torch.arange(draws.shape[1], device=draws.device) < lengths[:, None]
+    draws = draws.where(own, -1.0)
+    return (draws >= _DROP) | (draws == draws.amax(1, keepdim=True))
+
+
+class SharedBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the regions of the whole global batch, padding left out.
+
+    In training the moments are those of all ranks, forward and backward, so that they do not
+    depend on how a batch is spread out; torch's SyncBatchNorm knows neither padding nor CPUs.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, inputs: Tensor, present: Tensor) -> Tensor:  # type: ignore[override]
+        """Normalise ``inputs`` (N, K, C), of which ``present`` (N, K) bool tells the padding."""
+        if not self.training:
+            return super().forward(inputs.flatten(0, 1)).view(inputs.shape)
+        own = inputs.double().where(present[..., None], 0.0)
+        sums = torch.cat(
+            [own.sum((0, 1)), own.square().sum((0, 1)), present.sum().double().reshape(1)]
+        )
+        sums = _SumOverRanks.apply(sums)  # type: ignore[no-untyped-call]
+        count = sums[-1]
+        mean, square = (sums[:-1] / count).chunk(2)
+        variance = square - mean.square()
+        with torch.no_grad():
+            unbiased = variance * count / (count - 1)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), _MOMENTUM)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), _MOMENTUM)
+        scale = self.weight * torch.rsqrt(variance + self.eps).to(self.weight.dtype)
+        normalised: Tensor = (inputs - mean.to(inputs.dtype)) * scale + self.bias
+        return normalised
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """A sum over all ranks, whose gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _sum_over_ranks(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _sum_over_ranks(grad)
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    total = values.clone()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+    return total

@@ -1,0 +1,155 @@
+"""Image backbones of the transformers library, behind what the grid tower asks of a backbone."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from vse_scale.errors import ModelError
+from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.model.huggingface import describe, first_line, new_model, open_model
+from vse_scale.model.towers.resnet import FrozenBatchNorm2d
+
+if TYPE_CHECKING:
+    from vse_scale.config import ImageConfig
+
+_PREPROCESSOR = "preprocessor_config.json"
+
+
+class HuggingFaceBackbone(nn.Module):
+    """A CNN, whose last feature map is the grid, or a vision transformer, whose patches are.
+
+    Class and register tokens, which stand before the patches, are left out. BatchNorm's statistics
+    are frozen, as in `ResNet`. Of a two-tower model (CLIP, SigLIP) the image tower is taken.
+
+    Args:
+        config: the image section of a model's configuration, its ``path`` or ``architecture``.
+
+    Attributes:
+        channels: C of the output.
+
+    Raises:
+        ModelError: the model cannot be built or loaded, or takes no pixels of ``config.size``.
+    """
+
+    def __init__(self, config: ImageConfig) -> None:
+        super().__init__()
+        key = "model.image.path" if config.path else "model.image.architecture"
+        if config.path is not None:
+            self.model = open_model(Path(config.path), key, _image_side, unused=["pooler"])
+        else:
+            self.model = new_model(config.architecture, "resnet", key, _image_side)
+        pooler = getattr(self.model, "pooler", None)
+        if isinstance(pooler, nn.Module) and list(pooler.parameters()):
+            # Its output is not used: left in, it would be weights that never get a gradient.
+            self.model.pooler = None
+        _freeze_statistics(self.model)
+        accepted = inspect.signature(self.model.forward).parameters
+        name = "interpolate_pos_encoding"
+        self._options = {name: True} if name in accepted else {}
+        self._before = 0
+        self.channels, vectors = self._try(config.size, f"{key}: ")
+        # The probe was square, and so is what it became.
+        self._before = vectors - math.isqrt(vectors) ** 2
+
+    def forward(self, pixels: Tensor, trained_stages: int | None = None) -> Tensor:
+        """Map normalised pixels (N, 3, H, W) to a vector per cell (N, K, C).
+
+        Args:
+            pixels: of a size that the model takes.
+            trained_stages: 0 computes no gradients. The model counts as one stage.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained_stages != 0):
+            out: Tensor = self.model(pixel_values=pixels, **self._options).last_hidden_state
+        if out.dim() == 4:
+            return out.flatten(2).mT
+        return out[:, self._before :]
+
+    def parameter_stages(self) -> list[list[Parameter]]:
+        """Return all parameters, as one stage."""
+        return [list(self.parameters())]
+
+    def recompute_activations(self) -> None:
+        """Let training keep the inputs of each layer alone, and compute the rest again.
+
+        Raises:
+            ModelError: the model cannot.
+        """
+        try:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError as error:
+            raise ModelError(
+                f"{type(self.model).__name__}: {first_line(error)}; set "
+                "engine.activation_checkpointing=false"
+            ) from error
+
+    def cells(self, size: int) -> int:
+        """Return K for an image of ``size`` pixels, both sides."""
+        return self._try(size, "")[1]
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what builds this model again, without weights."""
+        return describe(self.model)
+
+    @torch.no_grad()
+    def _try(self, size: int, key: str) -> tuple[int, int]:
+        """Return channels and vectors of one image of ``size``."""
+        parameter = next(self.model.parameters())
+        training = self.model.training
+        self.model.eval()
+        try:
+            out = self(parameter.new_zeros(1, 3, size, size))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ModelError(
+                f"{key}takes no images of model.image.size={size} ({first_line(error)})"
+            ) from error
+        finally:
+            self.model.train(training)
+        return out.shape[2], out.shape[1]
+
+
+def pixels_of(config: ImageConfig) -> ImageSpec:
+    """Return the pixels that the backbone of ``config`` expects.
+
+    Those of a Hugging Face folder are told by its ``preprocessor_config.json``, where it has one;
+    any other backbone's by ``config.pixels``.
+
+    Raises:
+        ModelError: that file is damaged.
+    """
+    spec = ImageSpec.preset(config.pixels, config.size, antialias=config.antialias)
+    if config.path is None or not (file := Path(config.path) / _PREPROCESSOR).is_file():
+        return spec
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        found = {
+            "channel_order": "RGB",
+            "scale": raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1.0,
+            "mean": raw["image_mean"],
+            "std": raw["image_std"],
+        }
+    except (ValueError, OSError, KeyError, AttributeError) as error:
+        raise ModelError(f"{file}: does not say image_mean and image_std ({error})") from error
+    return ImageSpec.from_dict({**spec.to_dict(), **found})
+
+
+def _image_side(config: Any) -> Any:
+    return getattr(config, "vision_config", config)
+
+
+def _freeze_statistics(module: nn.Module) -> None:
+    """Put `FrozenBatchNorm2d`, of the same names and values, in place of every BatchNorm."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            frozen.load_state_dict(child.state_dict())
+            setattr(module, name, frozen)
+        else:
+            _freeze_statistics(child)

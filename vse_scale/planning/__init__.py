@@ -1,0 +1,1 @@
+"""``vse-scale doctor`` and ``vse-scale plan``: checks and estimates before a run."""

@@ -1,0 +1,168 @@
+"""Measures this machine's constants for one configuration, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from vse_scale.config import Config
+from vse_scale.console import heartbeat
+from vse_scale.errors import UserError
+from vse_scale.model.blueprint import blueprint
+from vse_scale.planning.constants import Collective, Computing, Constants, Network
+from vse_scale.run.system import describe_system
+from vse_scale.world.join import free_port
+
+_HOPS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}  # times N - 1
+
+
+def measure_machine(config: Config, ranks: list[int]) -> Constants:
+    """Time steps of one rank alone and of several at once, and the collectives.
+
+    A rank gets as many pairs as it would with the fewest and the most of ``ranks``, which are what
+    the plan is for.
+
+    Raises:
+        UserError: a process failed; the message is what it said.
+    """
+    sizes = sizes_of(config, ranks)
+    model, _ = blueprint(config)
+    cores, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    crowds = crowds_of(ranks, cores=cores, gpus=gpus)
+    with tempfile.TemporaryDirectory(prefix="vse-plan-") as folder, heartbeat("measuring"):
+        here = Path(folder)
+        given = [str(size) for size in sizes]
+        found = {
+            crowd: _run(config, here, "computing", given, worlds=crowd, ranks=1) for crowd in crowds
+        }
+        together = gpus or max(2, crowds[-1])
+        network = _run(config, here, "network", [], worlds=1, ranks=together)
+    single = found[1]
+    device = describe_system(1)
+    return Constants(
+        device=device["gpus"][0]["name"] if gpus else device["processor"],
+        cuda=gpus > 0,
+        cores=cores,
+        memory_bytes=device["gpus"][0]["memory_bytes"] if gpus else psutil.virtual_memory().total,
+        ranks_per_host=gpus or None,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        tokens=round(max(step["tokens"] for step in single["steps"])),
+        computing=[
+            _computing(one["steps"], crowd, 0.0 if gpus else min(1.0, cores / crowd))
+            for crowd, one in found.items()
+        ],
+        score_seconds=single["score_seconds"],
+        optimizer_seconds=single["steps"][0]["optimizer"],
+        image_seconds=single["steps"][-1]["image_seconds"],
+        image_core_seconds=single["steps"][-1]["image_core_seconds"],
+        network=_network(network) if together > 1 else None,
+    )
+
+
+def sizes_of(config: Config, ranks: list[int]) -> list[int]:
+    """Return one or two numbers of pairs to measure: the fewest and the most a rank would have.
+
+    Where they are the same, half of it is the other, if that can be.
+    """
+    unit = config.engine.micro_batches * config.data.captions_per_image
+    shares = sorted({config.data.global_batch // count for count in ranks})
+    fewest, most = shares[0], shares[-1]
+    if fewest == most and most >= 2 * unit:
+        fewest = most // 2 // unit * unit
+    return sorted({fewest, most})
+
+
+def crowds_of(ranks: list[int], *, cores: int, gpus: int) -> list[int]:
+    """Return how many ranks are to compute at once: one, and up to the most of ``ranks``.
+
+    That is as many as the machine has GPUs, or cores; without GPUs also twice as many, since ranks
+    that take turns on a core are in each other's way by more than the turns.
+    """
+    full = gpus or cores
+    return sorted({1, min(max(ranks), full), min(max(ranks), full if gpus else 2 * full)})
+
+
+def _computing(steps: list[dict[str, float]], ranks: int, wanted: float) -> Computing:
+    """Put a line through the seconds of one or two numbers of pairs.
+
+    What computes on a CPU wants ``wanted`` cores all the time, whatever another program left it.
+    """
+    few, many = steps[0], steps[-1]
+    slope = many["computing"] / many["pairs"]
+    if few is not many:
+        rise = (many["computing"] - few["computing"]) / (many["pairs"] - few["pairs"])
+        # Never steeper than from nothing: noise must not make the fixed part negative.
+        slope = min(max(rise, 0.1 * slope), slope)
+    return Computing(
+        ranks=ranks,
+        fixed_seconds=max(0.0, many["computing"] - slope * many["pairs"]),
+        pair_seconds=slope,
+        cores=max(0.0, max(wanted, many["cores"]) - many["decoding_cores"]),
+    )
+
+
+def _network(found: dict[str, Any]) -> Network:
+    """Tell a message's first byte from the rest."""
+    ranks, kinds = found["ranks"], {}
+    for name, seconds in found["collectives"].items():
+        hops = _HOPS[name] * (ranks - 1)
+        (small, first), (large, last) = ((int(size), s) for size, s in seconds.items())
+        sent = _HOPS[name] * (ranks - 1) / ranks * (large - small)
+        speed = sent / max(last - first, 1e-9)
+        kinds[name] = Collective(hop_seconds=first / hops, bytes_per_second=speed)
+    return Network(**kinds)
+
+
+def _run(
+    config: Config, folder: Path, what: str, given: list[str], *, worlds: int, ranks: int
+) -> dict[str, Any]:
+    """Start ``worlds`` groups of ``ranks`` processes at once; return what they found, averaged."""
+    processes, outs = [], []
+    for world in range(worlds):
+        run = config.run.model_copy(update={"dir": str(folder / f"run-{world}")})
+        path, out = folder / f"{world}.yaml", folder / f"{what}-{worlds}-{world}.json"
+        path.write_text(config.model_copy(update={"run": run}).to_yaml())
+        outs.append(out)
+        port = free_port()
+        for rank in range(ranks):
+            environment = {
+                **os.environ, "RANK": str(rank), "WORLD_SIZE": str(ranks),
+                "LOCAL_RANK": str(rank if ranks > 1 else world),
+                "LOCAL_SIZE": str(max(worlds, ranks)),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            }  # fmt: skip
+            command = [sys.executable, "-m", "vse_scale.planning.rank", what, path, out, *given]
+            processes.append(
+                subprocess.Popen(
+                    [str(part) for part in command], env=environment, text=True,
+                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                )
+            )  # fmt: skip
+    try:
+        said = [process.communicate()[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, text in zip(processes, said, strict=True):
+        if process.returncode:
+            raise UserError(f"measuring failed: {(text.strip().splitlines() or ['no reason'])[-1]}")
+    found: dict[str, Any] = _mean([json.loads(out.read_text()) for out in outs])
+    return found
+
+
+def _mean(found: list[Any]) -> Any:
+    """Average numbers of equal structures."""
+    first = found[0]
+    if isinstance(first, dict):
+        return {key: _mean([one[key] for one in found]) for key in first}
+    if isinstance(first, list):
+        return [_mean(list(same)) for same in zip(*found, strict=True)]
+    return sum(found) / len(found)

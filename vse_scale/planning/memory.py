@@ -1,0 +1,108 @@
+"""A rank's memory by part, under each ZeRO stage.
+
+What DeepSpeed 0.19 keeps was counted on one, two and four ranks, and the tests count it again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vse_scale.config import Config
+from vse_scale.planning.activations import Activations, batch_bytes, count_activations
+from vse_scale.planning.traffic import FLOAT, Stage, Workload
+
+_MOMENTS = 2  # of AdamW
+_BUCKET = 500_000_000  # numbers: the engine's largest reduce_bucket_size
+
+
+def state_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:
+    """Return a rank's memory by part when the update begins, activations left out.
+
+    - weights: whole on every rank; under stage 3 its share, and on several ranks the whole while
+      they are used.
+    - master: the float32 copy of its share, which stages 1 to 3 update.
+    - moments: AdamW's two, of what the rank updates.
+    - gradients: whole under stage 0, else what the rank keeps of them: its share.
+    - bucket: where stages 1 to 3 collect gradients before they reduce them.
+    - loss: the embeddings of the global batch, and the gradients of the rank's own.
+    """
+    whole = float(FLOAT * work.parameters)
+    kept = whole / ranks if stage else whole
+    embeddings = 2.0 * FLOAT * work.embed_dim * work.global_batch
+    return {
+        "weights": whole + kept if stage == 3 and ranks > 1 else whole,
+        "master": kept if stage else 0.0,
+        "moments": _MOMENTS * kept,
+        "gradients": kept,
+        "bucket": float(_bucket(work)) if stage else 0.0,
+        "loss": embeddings * (1 + 1 / ranks),
+    }
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What a rank's pairs take in memory beside the state, in bytes.
+
+    Attributes:
+        activations: of a micro-batch.
+        waiting: images that are decoded ahead.
+        cached: whether gradients of one micro-batch wait for those of the next.
+    """
+
+    activations: Activations
+    waiting: float
+    cached: bool
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        work: Workload,
+        ranks: int,
+        *,
+        tokens: int,
+        cuda: bool,
+        bfloat16: bool,
+    ) -> Batches:
+        """Count them for ``ranks`` ranks; the rest is told to `count_activations`.
+
+        Raises:
+            ModelError: there is no such model.
+        """
+        pairs, pieces = config.data.global_batch // ranks, config.engine.micro_batches
+        counted = count_activations(
+            config,
+            pairs // pieces,
+            tokens=tokens,
+            bucket=_bucket(work),
+            cuda=cuda,
+            bfloat16=bfloat16,
+        )
+        # A full queue, DALI's two, and the one that is trained on.
+        waiting = (config.data.prefetch + 3) * batch_bytes(config, pairs)
+        return cls(counted, float(waiting), cached=pieces > 1)
+
+
+def memory_bytes(work: Workload, batches: Batches, stage: Stage, ranks: int) -> dict[str, float]:
+    """Return a rank's memory by part when it is fullest; the parts add up to the peak.
+
+    As `state_bytes`, and ``batches``, the images decoded ahead, and ``activations``: by how much
+    the fullest moment of the passes forward and back surpasses the update's. Stages 1 to 3 move
+    gradients into the bucket as they are made, and keep their share when the pass is over.
+    """
+    parts = state_bytes(work, stage, ranks)
+    found = batches.activations
+    if stage == 3:  # there from the start to the end: the bucket, and a place for its gradients
+        activations = found.alone
+    elif batches.cached:  # so are those of the micro-batches before
+        activations = found.alone - (int(parts["gradients"]) if stage else 0)
+    elif stage:
+        activations = found.with_bucket - int(parts["bucket"] + parts["gradients"])
+    else:
+        activations = found.with_gradients - int(parts["gradients"])
+    return {**parts, "batches": batches.waiting, "activations": float(max(0, activations))}
+
+
+def _bucket(work: Workload) -> int:
+    """Return the bytes that gradients are collected in before they are reduced."""
+    return FLOAT * min(work.parameters, _BUCKET)

@@ -1,0 +1,1 @@
+"""Retrieval: encoding, ranking, protocols, saved embeddings and search."""

@@ -1,0 +1,187 @@
+"""Embeddings on disk: made in parts that a kill cannot damage, put together at the end.
+
+A folder holds ``index.json`` (the model and what was embedded), and for each side, "images" and
+"captions", ``SIDE.npy`` (n, D) float32 and ``SIDE.jsonl``, a line per row; what had no embedding is
+in ``SIDE.set-aside.jsonl``. Parts are written aside and renamed, cut at multiples of a batch, so a
+part is the same bytes whoever makes it: whatever processes start again take up the missing ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from vse_scale.errors import DatasetError, OutputError
+from vse_scale.retrieval.saved import read_lines
+from vse_scale.retrieval.sources import Part, Side
+from vse_scale.world.processes import Processes
+
+INDEX = "index.json"
+_PARTS = ".parts"
+_BATCHES_PER_PART = 16
+
+Progress = Callable[[str, int, int], None]
+
+
+def embed(
+    sides: Mapping[str, Side],
+    out: Path,
+    described: Mapping[str, Any],
+    *,
+    batch: int,
+    processes: Processes,
+    progress: Progress,
+) -> dict[str, dict[str, int]]:
+    """Embed ``sides`` into ``out``; what an earlier start left there is gone on with.
+
+    Args:
+        sides: what to embed, by name.
+        out: the folder.
+        described: of the model and the source, for ``index.json``.
+        batch: items encoded at once; parts hold a multiple of it.
+        processes: that share the work.
+        progress: called with a side's name, how many of this process's items are done, and their
+            number.
+
+    Returns:
+        For each side how many items were "embedded" and "set_aside".
+
+    Raises:
+        OutputError: ``out`` holds embeddings of something else, or cannot be written.
+        DatasetError: nothing could be embedded.
+    """
+    asked = {
+        "format": "vse-scale-embeddings", "version": 1, **described, "batch": batch,
+        "sides": {name: {"items": len(side), "fingerprint": side.fingerprint()}
+                  for name, side in sides.items()},
+    }  # fmt: skip
+    try:
+        _start(out, asked, processes)
+        missing = {name: _missing(name, side, out, batch) for name, side in sides.items()}
+        _barrier(processes)  # all have looked before one writes: they must share out the same list
+        for name, side in sides.items():
+            mine = missing[name][processes.rank :: processes.ranks]
+            _embed_parts(name, side, out / _PARTS, batch, mine, progress)
+        _barrier(processes)
+        if processes.main:
+            for name, side in sides.items():
+                if not (out / f"{name}.npy").exists():
+                    _assemble(name, _part_names(name, len(side), batch), out)
+            shutil.rmtree(out / _PARTS, ignore_errors=True)
+        _barrier(processes)
+    except OSError as error:
+        raise OutputError(f"--out {out}: cannot be written ({error.strerror})") from error
+    return {
+        name: {
+            "embedded": len(np.load(out / f"{name}.npy", mmap_mode="r")),
+            "set_aside": len(read_lines(out / f"{name}.set-aside.jsonl")),
+        }
+        for name in sides
+    }
+
+
+def _start(out: Path, asked: dict[str, Any], processes: Processes) -> None:
+    """Make the folder, or see that what it holds is of the same model and source."""
+    index = out / INDEX
+    if processes.main:
+        if out.exists() and not index.is_file() and any(out.iterdir()):
+            raise OutputError(f"--out {out}: holds something else; name a new folder")
+        (out / _PARTS).mkdir(parents=True, exist_ok=True)
+        if not index.is_file():
+            _write(index, json.dumps(asked, indent=1) + "\n")
+    _barrier(processes)
+    found = json.loads(index.read_text(encoding="utf-8"))
+    if found != asked:
+        differing = [key for key in asked if found.get(key) != asked[key]]
+        raise OutputError(
+            f"--out {out}: was begun with another {' and '.join(differing)}; go on with the same, "
+            "or name a new folder"
+        )
+
+
+def _missing(name: str, side: Side, out: Path, batch: int) -> list[int]:
+    """Return the numbers of the parts that are still to be made."""
+    if (out / f"{name}.npy").exists():
+        return []
+    names = _part_names(name, len(side), batch)
+    return [n for n, part in enumerate(names) if not (out / _PARTS / f"{part}.jsonl").exists()]
+
+
+def _embed_parts(
+    name: str, side: Side, parts: Path, batch: int, mine: list[int], progress: Progress
+) -> None:
+    size = batch * _BATCHES_PER_PART
+    names = _part_names(name, len(side), batch)
+    total = sum(min(size, len(side) - n * size) for n in mine)
+    done = 0
+    progress(name, done, total)
+    for number in mine:
+        stop = min((number + 1) * size, len(side))
+        _write_part(side.embed(number * size, stop), parts / names[number])
+        done += stop - number * size
+        progress(name, done, total)
+
+
+def _part_names(name: str, items: int, batch: int) -> list[str]:
+    return [f"{name}-{number:06d}" for number in range(-(-items // (batch * _BATCHES_PER_PART)))]
+
+
+def _write_part(part: Part, path: Path) -> None:
+    """Write a part; its ``.jsonl`` comes last and says that all of it is there."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.save(file, np.ascontiguousarray(part.embeddings, dtype=np.float32))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path.with_suffix(".npy"))
+    _write(path.with_suffix(".set-aside.jsonl"), _lines(part.set_aside))
+    _write(path.with_suffix(".jsonl"), _lines(part.lines))
+
+
+def _assemble(name: str, parts: list[str], out: Path) -> None:
+    """Put a side's parts together; its ``.npy`` comes last."""
+    folder = out / _PARTS
+    for suffix in (".set-aside.jsonl", ".jsonl"):
+        text = "".join((folder / f"{part}{suffix}").read_text("utf-8") for part in parts)
+        _write(out / f"{name}{suffix}", text)
+    arrays = [np.load(folder / f"{part}.npy", mmap_mode="r") for part in parts]
+    rows = sum(len(array) for array in arrays)
+    if not rows:
+        reason = read_lines(out / f"{name}.set-aside.jsonl")[0]
+        raise DatasetError(
+            f"none of the {name} could be embedded, the first is {reason['id']}: {reason['reason']}"
+        )
+    partial = out / f"{name}.npy.partial"
+    whole = np.lib.format.open_memmap(partial, "w+", np.float32, (rows, arrays[0].shape[1]))
+    row = 0
+    for array in arrays:
+        whole[row : row + len(array)] = array
+        row += len(array)
+    whole.flush()
+    del whole
+    partial.replace(out / f"{name}.npy")
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _lines(objects: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects)
+
+
+def _barrier(processes: Processes) -> None:
+    if processes.ranks > 1:
+        dist.barrier()

@@ -1,0 +1,231 @@
+"""Encode a split, each image and each caption once, shared out over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vse_scale.data.loader import image_batches
+from vse_scale.data.regions import region_batches
+from vse_scale.data.shards import ShardDataset
+from vse_scale.errors import DatasetError
+from vse_scale.inputs.tokens import CaptionTokenizer
+
+Progress = Callable[[str, int, int], None]
+"""Called with "images" or "captions", how many this rank has encoded, and out of how many."""
+
+
+class Encoder(Protocol):
+    """What is asked of a model here; `VSEModel` has it."""
+
+    image_spec: Any
+    training: bool
+
+    @property
+    def takes_regions(self) -> bool:
+        """Whether images are region features rather than pixels."""
+        ...
+
+    def encode_images(self, images: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Embed normalised pixels (B, 3, S, S), or regions (B, K, C) of ``lengths``, as (B, D)."""
+        ...
+
+    def encode_captions(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Embed token ids (B, L) of ``lengths`` (B,) as (B, D)."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Enter training (True) or evaluation (False)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A split's embeddings, in the order of the dataset.
+
+    Attributes:
+        images: (I, D) float32 on the CPU, unit rows.
+        captions: (C, D) float32 on the CPU, unit rows; an image's captions are neighbours.
+        caption_to_image: (C,) int64, the row in ``images`` of each caption's image.
+        image_ids: I ids as the source gave them.
+        caption_ids: C ids as the source gave them.
+    """
+
+    images: Tensor
+    captions: Tensor
+    caption_to_image: Tensor
+    image_ids: tuple[int | str, ...]
+    caption_ids: tuple[int | str, ...]
+
+    def to(self, device: torch.device | str) -> Embeddings:
+        """Return the same with images and captions on ``device``."""
+        return replace(self, images=self.images.to(device), captions=self.captions.to(device))
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows [start, stop) of ``total`` that one rank encodes.
+
+    A model whose parameters are spread over the ranks (ZeRO stage 3) needs every rank at every
+    call, so a rank with fewer batches than the others first repeats the split's first batch
+    ``repeats`` times, for nothing.
+    """
+
+    start: int
+    stop: int
+    total: int
+    repeats: int
+
+    def rows(self, batch: int) -> NDArray[np.int64]:
+        """Return the rows to encode, ``batch`` at a time, the repeats in front."""
+        first = np.arange(min(batch, self.total))
+        return np.concatenate([*[first] * self.repeats, np.arange(self.start, self.stop)])
+
+
+def share_of(total: int, batch: int, rank: int, ranks: int) -> Share:
+    """Cut ``total`` rows at multiples of ``batch`` into one contiguous share per rank.
+
+    A row's batch is the same for any number of ranks. That is what makes its embedding the same
+    too: the shape of a batch decides the last bits of a convolution or a matrix product.
+    """
+    calls = -(-total // (batch * ranks))
+    start = min(rank * calls * batch, total)
+    stop = min(start + calls * batch, total)
+    return Share(start, stop, total, repeats=calls - -(-(stop - start) // batch))
+
+
+def encode_split(
+    model: Encoder,
+    tokenizer: CaptionTokenizer,
+    dataset: ShardDataset,
+    *,
+    batch: int,
+    device: torch.device | str,
+    threads: int,
+    max_caption_tokens: int = 128,
+    rank: int = 0,
+    ranks: int = 1,
+    progress: Progress | None = None,
+) -> Embeddings:
+    """Embed all images and captions of ``dataset`` in evaluation mode.
+
+    With ``ranks`` > 1 each rank encodes its share and receives the others' through
+    ``torch.distributed``: every rank must call, and every rank returns the same, equal to the bit
+    to what one rank alone computes on the same kind of device.
+
+    Args:
+        model: returned to the mode (training or evaluation) in which it came.
+        tokenizer: turns captions into token ids.
+        dataset: one split.
+        batch: images, and captions, encoded at once.
+        device: where the model is.
+        threads: decoding threads.
+        max_caption_tokens: longer captions are cut.
+        rank: this process's rank.
+        ranks: how many processes take part.
+        progress: called before the first and after every batch.
+
+    Raises:
+        ValueError: ``ranks`` is not the size of the process group.
+        DatasetError: the split has no captions, or lacks what the model takes, or an image cannot
+            be decoded.
+    """
+    _check_group(rank, ranks)
+    device = torch.device(device)
+    report = progress or (lambda *_: None)
+    dataset.check_holds("regions" if model.takes_regions else "images")
+    records = [dataset.record(index) for index in range(len(dataset))]
+    texts = [caption.text for record in records for caption in record.captions]
+    owners = [row for row, record in enumerate(records) for _ in record.captions]
+    if not texts:
+        raise DatasetError(f"split {dataset.split!r} has no captions; choose one that has")
+    # Captions of like length make batches with little padding. The order must be known without
+    # tokenising all of them on every rank, hence characters rather than tokens.
+    by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+
+    image_share = share_of(len(records), batch, rank, ranks)
+    caption_share = share_of(len(texts), batch, rank, ranks)
+
+    def encoded_images() -> Iterator[Tensor]:
+        rows = image_share.rows(batch)
+        if model.takes_regions:
+            for regions in region_batches(dataset, rows, batch=batch, device=device):
+                yield model.encode_images(regions.features, regions.lengths)
+            return
+        for pixels in image_batches(
+            dataset, rows, model.image_spec, batch=batch, device=device, threads=threads
+        ):
+            yield model.encode_images(model.image_spec.normalise(pixels))
+
+    def encoded_captions() -> Iterator[Tensor]:
+        rows = caption_share.rows(batch)
+        for start in range(0, len(rows), batch):
+            chosen = [texts[by_length[row]] for row in rows[start : start + batch]]
+            token_ids, lengths = tokenizer.encode(chosen, max_tokens=max_caption_tokens)
+            yield model.encode_captions(
+                torch.from_numpy(token_ids).to(device), torch.from_numpy(lengths).to(device)
+            )
+
+    was_training = model.training
+    model.train(False)
+    try:
+        with torch.no_grad():
+            images = _collect(encoded_images(), image_share, partial(report, "images"))
+            captions = _collect(encoded_captions(), caption_share, partial(report, "captions"))
+    finally:
+        model.train(was_training)
+
+    if ranks > 1:
+        _exchange(images, [share_of(len(records), batch, r, ranks) for r in range(ranks)], device)
+        _exchange(captions, [share_of(len(texts), batch, r, ranks) for r in range(ranks)], device)
+    in_order = torch.empty_like(captions)
+    in_order[torch.tensor(by_length, dtype=torch.int64)] = captions
+    return Embeddings(
+        images=images,
+        captions=in_order,
+        caption_to_image=torch.tensor(owners, dtype=torch.int64),
+        image_ids=tuple(record.image_id for record in records),
+        caption_ids=tuple(caption.id for record in records for caption in record.captions),
+    )
+
+
+def _check_group(rank: int, ranks: int) -> None:
+    size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if ranks not in (1, size) or not 0 <= rank < ranks:
+        raise ValueError(f"rank {rank} of {ranks}, but the process group has {size}")
+
+
+def _collect(batches: Iterator[Tensor], share: Share, report: Callable[[int, int], None]) -> Tensor:
+    """Return (total, D) float32 with the share's rows filled in."""
+    report(0, share.stop - share.start)
+    result: Tensor | None = None
+    row = share.start
+    for call, encoded in enumerate(batches):
+        if result is None:
+            result = torch.zeros((share.total, encoded.shape[1]))
+        if call < share.repeats:
+            continue
+        result[row : row + len(encoded)] = encoded
+        row += len(encoded)
+        report(row - share.start, share.stop - share.start)
+    assert result is not None  # every share has at least one call
+    return result
+
+
+def _exchange(rows: Tensor, shares: list[Share], device: torch.device) -> None:
+    """Fill in the rows of the other ranks, in place."""
+    # NCCL moves tensors of the GPU only.
+    via = device if dist.get_backend() == "nccl" else rows.device
+    for source, share in enumerate(shares):
+        if share.stop > share.start:
+            part = rows[share.start : share.stop].to(via)
+            dist.broadcast(part, src=source)
+            rows[share.start : share.stop] = part

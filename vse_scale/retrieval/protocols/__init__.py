@@ -1,0 +1,1 @@
+"""The protocols under which retrieval results are published."""

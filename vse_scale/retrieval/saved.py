@@ -1,0 +1,101 @@
+"""Embeddings that ``vse-scale embed`` saved, of one model or an ensemble of several."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vse_scale.errors import DatasetError
+from vse_scale.retrieval.encode import Embeddings
+from vse_scale.retrieval.similarities import as_rows, open_array
+
+
+def open_embeddings(folder: Path) -> Embeddings:
+    """Map the embeddings of a split in ``folder``: images, captions and whose they are.
+
+    Raises:
+        DatasetError: the folder is missing, damaged, or holds no split of a dataset.
+    """
+    rows = {}
+    for side in ("images", "captions"):
+        if not (folder / f"{side}.npy").is_file():
+            raise DatasetError(
+                f"{folder}: has no {side}.npy; give a folder that `vse-scale embed --data` finished"
+            )
+        rows[side] = open_array(folder / f"{side}.npy"), read_lines(folder / f"{side}.jsonl")
+        array, lines = rows[side]
+        if array.ndim != 2 or len(array) != len(lines):
+            raise DatasetError(
+                f"{folder}: {side}.npy has the shape {array.shape} and {side}.jsonl {len(lines)} "
+                "lines; embed again"
+            )
+    images, captions = rows["images"], rows["captions"]
+    try:
+        owners = torch.tensor([int(line["image"]) for line in captions[1]], dtype=torch.int64)
+    except KeyError as error:
+        raise DatasetError(f"{folder}: captions.jsonl does not say whose they are") from error
+    return Embeddings(
+        images=as_rows(images[0]),
+        captions=as_rows(captions[0]),
+        caption_to_image=owners,
+        image_ids=tuple(line["id"] for line in images[1]),
+        caption_ids=tuple(line["id"] for line in captions[1]),
+    )
+
+
+def ensemble(members: Sequence[tuple[Path, float]]) -> Embeddings:
+    """Return embeddings whose inner products are the weighted sum of the members'.
+
+    A sum of inner products is the inner product of what is put side by side, so an ensemble is
+    ranked like a model, by any protocol and in tiles.
+
+    Args:
+        members: folders of saved embeddings of the same split, and a weight above 0 for each.
+
+    Raises:
+        DatasetError: a folder is missing or damaged, or holds another split than the first.
+    """
+    opened = [(path, weight, open_embeddings(path)) for path, weight in members]
+    first_path, _, first = opened[0]
+    for path, _, other in opened[1:]:
+        for what in ("image_ids", "caption_ids"):
+            ours, theirs = getattr(first, what), getattr(other, what)
+            if ours != theirs:
+                place = next(
+                    (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+                    min(len(ours), len(theirs)),
+                )
+                raise DatasetError(
+                    f"{path}: its {what.replace('_', ' ')} are not those of {first_path}, from "
+                    f"number {place} on; embed the same split with both models"
+                )
+    if len(opened) == 1:
+        return first
+    scaled = [(math.sqrt(weight), member) for _, weight, member in opened]
+    return Embeddings(
+        images=torch.cat([scale * member.images for scale, member in scaled], dim=1),
+        captions=torch.cat([scale * member.captions for scale, member in scaled], dim=1),
+        caption_to_image=first.caption_to_image,
+        image_ids=first.image_ids,
+        caption_ids=first.caption_ids,
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a ``.jsonl`` file.
+
+    Raises:
+        DatasetError: it is missing or damaged.
+    """
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DatasetError(f"{path}: is damaged ({error}); embed again") from error

@@ -1,1 +1,0 @@
-"""``vse-scale plan``: what a run takes on N ranks, on paper."""

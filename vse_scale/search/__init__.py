@@ -1,1 +1,0 @@
-"""Embedding whatever there is, and searching in it."""

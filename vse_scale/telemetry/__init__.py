@@ -1,1 +1,0 @@
-"""What a run says while it goes: progress, log lines and metrics."""

@@ -1,0 +1,1 @@
+"""Observers of a run: Prometheus, TensorBoard and the watch for collapse."""

@@ -1,0 +1,167 @@
+"""What Prometheus sees of a run: one HTTP endpoint per rank.
+
+Every rank serves what differs between ranks, the times above all; the main rank also serves what is
+the same on all of them. ``docs/operations.md`` lists every metric, and a test holds it to that.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import prometheus_client
+import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from vse_scale.console import log
+
+# From a demonstration on a laptop to micro-batches on a large model.
+_STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
+
+
+class RankMetrics:
+    """What every rank measures by itself.
+
+    Args:
+        registry: Where the metrics are collected from.
+        device: Of this rank; a GPU's memory is watched.
+        pairs_per_step: Pairs of a global batch that this rank trains on.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, *, device: torch.device, pairs_per_step: int
+    ) -> None:
+        self._device = device if device.type == "cuda" else None
+        self._pairs_per_step = pairs_per_step
+        self._pairs = Counter(
+            "vse_scale_pairs", "pairs that this rank trained on", registry=registry
+        )
+        self._step_seconds = Histogram(
+            "vse_scale_step_seconds", "seconds of a step, the wait for data included",
+            buckets=_STEP_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._phase_seconds = Counter(
+            "vse_scale_phase_seconds", "seconds spent, by part of the step", ["phase"],
+            registry=registry,
+        )  # fmt: skip
+        self._bytes_sent = Counter(
+            "vse_scale_loss_sent_bytes", "bytes that left this rank for the loss", registry=registry
+        )
+        self._gpu_memory = Gauge(
+            "vse_scale_gpu_memory_bytes", "GPU memory of torch's allocator", ["kind"],
+            registry=registry,
+        )  # fmt: skip
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Take in a step's record."""
+        self._pairs.inc(self._pairs_per_step)
+        self._bytes_sent.inc(record["bytes_sent"])
+        for phase, seconds in record["seconds"].items():
+            if phase == "step":
+                self._step_seconds.observe(seconds)
+            else:
+                # What is left of a phase, once the communication within it is taken out, can come
+                # out below zero by the clock's resolution; a counter refuses to fall.
+                self._phase_seconds.labels(phase).inc(max(0.0, seconds))
+        if self._device is not None:
+            self._gpu_memory.labels("allocated").set(torch.cuda.memory_allocated(self._device))
+            self._gpu_memory.labels("reserved").set(torch.cuda.memory_reserved(self._device))
+            self._gpu_memory.labels("peak").set(torch.cuda.max_memory_allocated(self._device))
+
+
+class RunMetrics:
+    """What is the same on every rank, served by the main one.
+
+    Args:
+        registry: Where the metrics are collected from.
+        total_steps: Steps of the whole schedule.
+        restarts: How often the run was started again, as its supervisor counts.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, total_steps: int, restarts: int) -> None:
+        self._stepped = self._kept = time.monotonic()
+
+        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+            made = Gauge(f"vse_scale_{name}", meaning, labels, registry=registry)
+            if not labels:
+                made.set(math.nan)  # until it is known: a loss of 0 would be news
+            return made
+
+        self._step = gauge("step", "the step that was trained last, counted from 0")
+        gauge("step_age_seconds", "seconds since a step ended, or since the start").set_function(
+            lambda: time.monotonic() - self._stepped
+        )
+        gauge("scheduled_steps", "steps of the whole schedule").set(total_steps)
+        self._loss = gauge("loss", "the loss of the last step")
+        self._rate = gauge("learning_rate", "learning rate by parameter group", "group")
+        self._norm = gauge("gradient_norm", "norm of the whole gradient before clipping")
+        self._violating = gauge("violating_ratio", "share of anchors with a violating negative")
+        self._positive = gauge("positive_similarity", "mean cosine of the batch's pairs")
+        self._hardest = gauge("hardest_similarity", "mean cosine with the hardest negative")
+        self._collapse = gauge("collapse_ratio", "loss over that of collapsed embeddings")
+        self._skipped = Counter(
+            "vse_scale_skipped_steps", "steps left out because they were not finite",
+            registry=registry,
+        )  # fmt: skip
+        started_again = Counter(
+            "vse_scale_restarts", "how often the run was started again", registry=registry
+        )
+        started_again.inc(restarts)
+        self._recall = gauge("recall_ratio", "validation recall at k", "direction", "k")
+        self._evaluation_seconds = gauge("evaluation_seconds", "seconds of the last validation")
+        self._checkpoint_seconds = gauge("checkpoint_seconds", "seconds of the last checkpoint")
+        self._checkpoint_bytes = gauge("checkpoint_bytes", "bytes of the last checkpoint")
+        gauge(
+            "checkpoint_age_seconds", "seconds since a checkpoint, or since the start"
+        ).set_function(lambda: time.monotonic() - self._kept)
+
+    def step(self, record: dict[str, Any], collapse: float) -> None:
+        """Take in a step's record, and what `CollapseWatch.ratio` makes of it."""
+        self._stepped = time.monotonic()
+        self._step.set(record["step"])
+        self._loss.set(record["loss"])
+        for group, rate in record["learning_rate"].items():
+            self._rate.labels(group).set(rate)
+        self._norm.set(record["gradient_norm"])
+        self._violating.set(record["violating"])
+        self._positive.set(record["positive_similarity"])
+        self._hardest.set(record["hardest_similarity"])
+        self._collapse.set(collapse)
+        if not record["applied"]:
+            self._skipped.inc()
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Take in a validation's record, whose recalls are in percent."""
+        self._evaluation_seconds.set(record["seconds"])
+        for direction in ("i2t", "t2i"):
+            for k in (1, 5, 10):
+                self._recall.labels(direction, str(k)).set(record[direction][f"r{k}"] / 100)
+
+    def checkpoint(self, seconds: float, size: int) -> None:
+        """Take in that a checkpoint of ``size`` bytes was written in ``seconds``."""
+        self._kept = time.monotonic()
+        self._checkpoint_seconds.set(seconds)
+        self._checkpoint_bytes.set(size)
+
+
+class Endpoint:
+    """Serves a registry over HTTP on all interfaces; a port that cannot be had is no failure."""
+
+    def __init__(self, registry: CollectorRegistry, port: int) -> None:
+        self._server = None
+        try:
+            self._server, _ = prometheus_client.start_http_server(port, registry=registry)
+        except (OSError, OverflowError) as error:
+            log.warning(
+                "port %d: no metrics are served there (%s); the run goes on. Set "
+                "telemetry.prometheus_port to the first of as many free ports as a machine has "
+                "ranks, or to null",
+                port, getattr(error, "strerror", None) or error,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Stop serving."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()

@@ -1,0 +1,1 @@
+"""The processes of a run: joining them, gathering over them, sharing work out."""

@@ -1,0 +1,95 @@
+"""This process's place among the others, and how it joins them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from vse_scale.console import heartbeat
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among ``ranks``; ``device`` is where its model lives."""
+
+    rank: int
+    ranks: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and speaks for the run."""
+        return self.rank == 0
+
+
+def join_world(timeout_seconds: float) -> World:
+    """Join the process group that the launcher describes in the environment.
+
+    Without a launcher this process is a world of its own. A rank that stays silent in a collective
+    for ``timeout_seconds`` ends the run. Who has joined stays until `leave_world`: DeepSpeed keeps
+    hold of its groups, and a second run in a process needs the same ones.
+    """
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1",
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()),
+        )  # fmt: skip
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        device, backend = torch.device("cuda", local_rank), "nccl"
+    else:
+        device, backend = torch.device("cpu"), "gloo"
+        _share_cores()
+    with heartbeat("joining the other ranks"):
+        import deepspeed
+
+        # It warns of optimizers it has not tried; ours is tested under every stage.
+        deepspeed.utils.logger.setLevel("ERROR")
+        # DeepSpeed's use of names that torch is about to retire is not the user's concern.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+        # On CPUs it would compile an all-reduce for inference through shared memory: a minute of
+        # every new machine, a lock that a killed process leaves behind for all after it, and 69 MB
+        # of memory per rank and run that nobody frees. Training never calls it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(
+            dist_backend=backend, timeout=timedelta(seconds=timeout_seconds), verbose=False
+        )
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def leave_world() -> None:
+    """Take the process group down, before the process ends."""
+    dist.destroy_process_group()
+
+
+def bound_waits(timeout_seconds: float) -> None:
+    """Let no collective of any group that there is now wait longer for a silent rank.
+
+    DeepSpeed reduces in groups of its own, which it makes with torch's default: half an hour on
+    gloo, ten minutes on NCCL.
+    """
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
+
+
+def _share_cores() -> None:
+    """Give each rank of this machine its share of the cores, unless the user said how many."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        ranks_here = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
