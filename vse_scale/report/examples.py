@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -11,16 +9,14 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vse_scale.data.shards import ImageRecord
+from vse_scale.html.thumbnail import THUMBNAIL_SIDE, thumbnail
 from vse_scale.retrieval.encode import Embeddings
 from vse_scale.retrieval.ranks import nearest, query_ranks
 
 Way = Literal["i2t", "t2i"]
-
-_THUMBNAIL_SIDE = 240  # pixels; twice the size shown, for dense screens
 
 
 class Pictures(Protocol):
@@ -195,7 +191,7 @@ def illustrate(
     picks: Sequence[Pick],
     embeddings: Embeddings,
     dataset: Pictures,
-    side: int = _THUMBNAIL_SIDE,
+    side: int = THUMBNAIL_SIDE,
 ) -> tuple[Example, ...]:
     """Add words and thumbnails to ``picks``.
 
@@ -220,16 +216,6 @@ def illustrate(
             missed = Answer(answer(pick.best_right), pick.best_right_score, right=True)
         examples.append(Example(pick.way, pick.rank, query(pick.query), answers, missed))
     return tuple(examples)
-
-
-def thumbnail(encoded: npt.NDArray[np.uint8] | bytes, side: int = _THUMBNAIL_SIDE) -> str:
-    """Return the image, at most ``side`` pixels on both sides, as a JPEG data URI."""
-    with Image.open(io.BytesIO(bytes(encoded))) as image:
-        small = image.convert("RGB")
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=82, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _unlike(places: Sequence[int], images: Sequence[int], most: int) -> list[int]:

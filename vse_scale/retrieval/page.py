@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from vse_scale.html.document import document, write_document
-from vse_scale.report.examples import thumbnail
+from vse_scale.html.thumbnail import thumbnail
 from vse_scale.retrieval.index import Hit, Index, SideName
 
 
