@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vse_scale.errors import OutputError
+from vse_scale.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
     import torch
+
+    from vse_scale.retrieval.sources import Encoder
 
 
 def model_folder(path: Path) -> Path:
@@ -65,3 +67,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise OutputError(f"--out {path}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def open_encoder(model: Path, batch: int, threads: int) -> Encoder:
+    """Open a model, given its folder or a run's, with what it needs to embed."""
+    from vse_scale.inputs.tokens import CaptionTokenizer
+    from vse_scale.model.vse import VSEModel
+    from vse_scale.retrieval.sources import Encoder
+
+    folder = model_folder(model)
+    device = best_device()
+    opened = VSEModel.from_pretrained(folder).to(device)
+    try:
+        tokenizer = CaptionTokenizer.load(folder)
+    except ModelError:
+        tokenizer = None
+    return Encoder(opened, tokenizer, device, batch, threads)

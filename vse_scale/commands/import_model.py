@@ -1,14 +1,13 @@
-"""``vse-scale import`` and ``vse-scale export``."""
+"""``vse-scale import``."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vse_scale.commands.common import model_folder, new_folder, run_folder
+from vse_scale.commands.common import new_folder
 from vse_scale.console import log
 from vse_scale.errors import ModelError
 
@@ -60,45 +59,3 @@ def import_model(
         print(f"left out: {count} ({reason})")
     if words is None:
         print("no tokenizer: encode_captions takes token ids; give --tokenizer DIR for text")
-
-
-def export_model(
-    model: Annotated[Path, typer.Option(help="a model folder, or a run's folder")],
-    out: Annotated[Path, typer.Option(help="the folder to write")],
-    onnx: Annotated[
-        bool, typer.Option("--onnx", help="both encoders as ONNX too, compared with the model")
-    ] = False,
-    licence: Annotated[
-        str | None, typer.Option("--license", help="of the model, for its card: an SPDX identifier")
-    ] = None,
-) -> None:
-    """Write a model to a folder that stands alone, with a model card."""
-    log.info("exporting %s", model)
-    from vse_scale.inputs.tokens import CaptionTokenizer
-    from vse_scale.interchange.card import FILE, model_card
-    from vse_scale.interchange.onnx import export_onnx
-    from vse_scale.model.vse import VSEModel
-    from vse_scale.run.folder import RunFolder
-
-    source = model_folder(model)
-    opened = VSEModel.from_pretrained(source)
-    has_words = (source / "tokenizer.json").is_file() or (source / "vocab.txt").is_file()
-    words = CaptionTokenizer.load(source) if has_words else None
-    trained_in = run_folder(model)
-    with new_folder(out) as folder:
-        opened.save_pretrained(folder, tokenizer=words)
-        if trained_in is not None:
-            run = RunFolder.load(trained_in)
-            card = model_card(
-                opened, name=out.name, licence=licence, run=run.config, results=run.results
-            )
-        elif (source / FILE).is_file() and licence is None:
-            card = (source / FILE).read_text(encoding="utf-8")
-        else:
-            card = model_card(opened, name=out.name, licence=licence)
-        (folder / FILE).write_text(card, encoding="utf-8")
-        if onnx:
-            export_onnx(opened, folder)
-        listed = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    log.info("%s", json.dumps(listed))
-    print(f"model: {out}")

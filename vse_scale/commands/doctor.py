@@ -1,0 +1,41 @@
+"""``vse-scale doctor``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vse_scale.console import log
+from vse_scale.errors import UserError
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Option(help="a run's configuration")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[section.key=value ...]")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="ranks of this machine; default: one per GPU, or one")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Say what this machine and a configuration will do, and what is missing.
+
+    Leaves with exit code 2 where something would keep the run from starting.
+    """
+    log.info("looking at this machine")
+    import torch
+
+    from vse_scale.config import Config
+    from vse_scale.planning import doctor as examination
+
+    checked = Config.load(config, overrides) if config is not None else None
+    findings = examination.examine(checked, ranks or max(1, torch.cuda.device_count()))
+    if as_json:
+        print(json.dumps(examination.as_json(findings), indent=1))
+    else:
+        print(examination.page(findings))
+    raise typer.Exit(UserError.exit_code if examination.faults(findings) else 0)

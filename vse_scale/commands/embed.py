@@ -1,0 +1,80 @@
+"""``vse-scale embed``."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vse_scale.commands.common import model_folder, open_encoder
+from vse_scale.console import log, progress_of_encoding
+from vse_scale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vse_scale.retrieval.sources import Encoder, Side
+
+
+def embed(
+    model: Annotated[Path, typer.Option(help="a model folder, or a run's folder")],
+    out: Annotated[Path, typer.Option(help="the folder to write")],
+    data: Annotated[str | None, typer.Option(help="a dataset folder, or its URL")] = None,
+    split: Annotated[str, typer.Option(help="of the dataset")] = "test",
+    images: Annotated[Path | None, typer.Option(help="a folder of image files")] = None,
+    texts: Annotated[Path | None, typer.Option(help="a file with one text a line")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="items encoded at once")] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="decoding threads")] = 2,
+) -> None:
+    """Embed a dataset's split, a folder of images or a file of texts, as .npy with ids.
+
+    The same command goes on where it was killed. Started once per process by a launcher, such as
+    torchrun, the processes share the work.
+    """
+    if sum(value is not None for value in (data, images, texts)) != 1:
+        raise ConfigError("give one of --data, --images and --texts: what to embed")
+    log.info("embedding into %s", out)
+    from vse_scale.retrieval.embed import embed as embed_sides
+    from vse_scale.world.processes import joined
+
+    with joined() as processes:
+        encoder = open_encoder(model, batch, threads)
+        sides, source = _sides(encoder, data, split, images, texts)
+        described = {
+            "model": str(model_folder(model).resolve()),
+            "weights_sha256": _sha256(model_folder(model) / "model.safetensors"),
+            "source": source,
+        }
+        with progress_of_encoding(visible=processes.main) as progress:
+            counts = embed_sides(
+                sides, out, described, batch=batch, processes=processes, progress=progress
+            )
+    if processes.main:
+        for name, count in counts.items():
+            aside = f", {count['set_aside']:,} set aside" if count["set_aside"] else ""
+            print(f"{name}: {count['embedded']:,} embedded{aside}")
+        print(f"embeddings: {out}")
+
+
+def _sides(
+    encoder: Encoder, data: str | None, split: str, images: Path | None, texts: Path | None
+) -> tuple[dict[str, Side], dict[str, Any]]:
+    from vse_scale.data.shards import ShardDataset
+    from vse_scale.retrieval.sources import DatasetCaptions, DatasetImages, FolderImages, TextLines
+
+    if data is not None:
+        dataset = ShardDataset(data, split)
+        sides: dict[str, Side] = {"images": DatasetImages(encoder, dataset)}
+        if dataset.pairs:
+            sides["captions"] = DatasetCaptions(encoder, dataset)
+        place = dataset.folder.resolve() if isinstance(dataset.folder, Path) else dataset.folder
+        return sides, {"data": str(place), "split": split}
+    if images is not None:
+        return {"images": FolderImages(encoder, images)}, {"images": str(images.resolve())}
+    assert texts is not None
+    return {"captions": TextLines(encoder, texts)}, {"texts": str(texts.resolve())}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
