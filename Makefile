@@ -2,6 +2,7 @@
 # make test    the tests that need no patience      make test-slow  real launches and long runs
 # make lint    ruff and mypy                        make gpu        everything that needs a GPU
 # make soak    hours: many kills, a million rows    make docs       the documentation, into site/
+# make golden  write the golden losses anew; CONTRIBUTING.md says when that is right
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,7 +17,7 @@ TORCH := --find-links https://download.pytorch.org/whl/cpu/torch/
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow soak lint gpu docs clean
+.PHONY: help demo test test-slow soak golden lint gpu docs clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -47,6 +48,9 @@ test-slow: .venv/.ready
 
 soak: .venv/.ready
 	$(BIN)/pytest -m soak --timeout 0
+
+golden: .venv/.ready
+	PYTHONPATH=tests/support $(BIN)/python tests/golden/renew.py
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
