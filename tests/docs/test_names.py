@@ -37,6 +37,7 @@ SOURCES = [
 ]
 OPTIONS = {
     "--help",
+    "--debug",  # of every command, read before it
     *(
         option
         for app in APPS.values()
