@@ -1,15 +1,15 @@
-"""Images a second of `vse-shards build` against what people use instead; same input, two processes.
+"""Images per second of `vse-shards build` and its peers: same input, two processes.
 
     python shards/benchmarks/build_speed.py --photos DIR [--img2dataset PYTHON] [--csv FILE]
 
-`--photos` is a folder of JPEGs of ordinary size; the input is cut from them, so that no two images
-are equal. `--img2dataset` is the interpreter of an environment that has img2dataset,
-which wants packages that this project does not:
+`--photos` is a folder of JPEGs of ordinary size; the input is cropped from them, so that no two
+images are equal. `--img2dataset` is the interpreter of an environment with img2dataset, which needs
+other packages than this project:
 
     python -m venv ENV && ENV/bin/pip install img2dataset opencv-python-headless
 
-The contestants take turns, so that a busy moment of the machine hits all of them, and what is
-compared are the medians over the turns of one contestant's rate divided by another's.
+The builders take turns, so that other load on the machine affects all alike. The figures are
+medians over the turns of one builder's rate divided by another's.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ download(
 
 
 def make_input(photos: Path, count: int, folder: Path) -> Path:
-    """Cut ``count`` different images out of photos; gives the jsonl file."""
+    """Crop ``count`` different images from photos; return the jsonl file."""
     names = sorted(photos.glob("*.jpg"))
     if not names:
         sys.exit(f"{photos}: has no .jpg")
     with (folder / "rows.jsonl").open("w") as rows:
         for number in range(count):
             photo = Image.open(names[number % len(names)]).convert("RGB")
-            x, y = divmod(number // len(names), 32)  # no two cuts of a photo are alike
+            x, y = divmod(number // len(names), 32)  # no two crops of a photo are equal
             crop = photo.crop((x, y, photo.width - y, photo.height - x))
             path = folder / f"{number:06d}.jpg"
             crop.save(path, quality=QUALITY)
@@ -81,7 +81,7 @@ def ours(rows: Path, out: Path, side: int | None) -> None:
 def by_hand(
     rows: Path, out: Path, side: int | None, *, filter: Image.Resampling = Image.Resampling.LANCZOS
 ) -> None:
-    """Write shards as people do: Pillow decodes and encodes, ShardWriter packs."""
+    """Write shards by the usual script: Pillow decodes and encodes, ShardWriter packs."""
     out.mkdir()
     lines = rows.read_text().splitlines()
     shares = [(lines[k::PROCESSES], rows.parent, out, k, side, filter) for k in range(PROCESSES)]
@@ -97,7 +97,7 @@ def _by_hand_share(
     side: int | None,
     filter: Image.Resampling,
 ) -> None:
-    import webdataset  # here, so that starting the other contestants does not pay for it
+    import webdataset  # here: its import takes a second, which other builders must not pay
 
     pattern = str(out / f"{share}-%06d.tar")
     with webdataset.ShardWriter(pattern, maxcount=SHARD, verbose=0) as writer:
@@ -115,7 +115,7 @@ def _by_hand_share(
 
 
 def img2dataset(python: str) -> Callable[[Path, Path, int | None], None]:
-    """Give a runner of img2dataset's resizer on local files."""
+    """Return a runner of img2dataset's resizer on local files."""
 
     def run(rows: Path, out: Path, side: int | None) -> None:
         arguments = [python, "-c", IMG2DATASET, str(rows), str(out), str(side)]
@@ -138,7 +138,7 @@ Run = Callable[[Path, Path, int | None], None]
 
 @dataclass(frozen=True)
 class Turn:
-    """What one contestant did in one turn."""
+    """Result of one builder in one turn; ``contestant`` is its name, a column of the CSV."""
 
     contestant: str
     turn: int
@@ -148,8 +148,8 @@ class Turn:
     cpu_ms_per_image: float
 
 
-def contestants(side: int, python: str | None) -> dict[str, tuple[Run, int | None]]:
-    """Give all contestants, each with the side that it shrinks to."""
+def builders(side: int, python: str | None) -> dict[str, tuple[Run, int | None]]:
+    """Return all builders, each with the longest side of its images."""
     bicubic = partial(by_hand, filter=Image.Resampling.BICUBIC)
     runs: dict[str, tuple[Run, int | None]] = {
         "vse-shards, checked": (ours, None),
@@ -166,7 +166,7 @@ def contestants(side: int, python: str | None) -> dict[str, tuple[Run, int | Non
 def take_turns(
     runs: dict[str, tuple[Run, int | None]], rows: Path, images: int, repeats: int, scratch: Path
 ) -> list[Turn]:
-    """Let every contestant build ``repeats`` times."""
+    """Run every builder ``repeats`` times."""
     turns = []
     for turn in range(repeats):
         for number, (name, (run, side)) in enumerate(runs.items()):
@@ -178,25 +178,25 @@ def take_turns(
 
 
 def report(turns: list[Turn], side: int) -> None:
-    """Print medians, and how we compare."""
+    """Print medians, and ratios to vse-shards."""
     rates: dict[str, list[float]] = {}
     costs: dict[str, list[float]] = {}
     for turn in turns:
         rates.setdefault(turn.contestant, []).append(turn.images_per_second)
         costs.setdefault(turn.contestant, []).append(turn.cpu_ms_per_image)
     for name, values in rates.items():
-        us = f"vse-shards, checked and shrunk to {side}" if "shrunk" in name else next(iter(rates))
-        ratio = np.median(np.array(rates[us]) / np.array(values))
-        cheaper = np.median(np.array(costs[name]) / np.array(costs[us]))
+        own = f"vse-shards, checked and shrunk to {side}" if "shrunk" in name else next(iter(rates))
+        ratio = np.median(np.array(rates[own]) / np.array(values))
+        cheaper = np.median(np.array(costs[name]) / np.array(costs[own]))
         print(
             f"{name:46} {np.median(values):5.0f} images/s ({min(values):.0f}-{max(values):.0f}), "
-            f"{np.median(costs[name]):5.2f} CPU-ms an image; vse-shards is {ratio:.2f}x as fast, "
+            f"{np.median(costs[name]):5.2f} CPU-ms per image; vse-shards is {ratio:.2f}x as fast, "
             f"at 1/{cheaper:.2f} of the CPU time"
         )
 
 
 def main() -> None:
-    """Measure all, print a table, and keep every turn."""
+    """Measure all builders, print a table, and write every turn to the CSV."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--images", type=int, default=2000)
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--img2dataset", metavar="PYTHON")
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
-    runs = contestants(arguments.side, arguments.img2dataset)
+    runs = builders(arguments.side, arguments.img2dataset)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         (scratch / "input").mkdir()

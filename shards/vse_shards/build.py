@@ -25,7 +25,7 @@ from vse_shards.shard import Outcome, ShardPlan, record_name
 from vse_shards.shuffle import shuffle
 from vse_shards.sources import Problem, Row, Source
 
-PLAN_NAME = ".build.json"  # what an unfinished build set out to do
+PLAN_NAME = ".build.json"  # options and source of an unfinished build
 DUPLICATES_NAME = "duplicates.jsonl"
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _OURS = re.compile(
@@ -36,16 +36,16 @@ _OURS = re.compile(
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How a dataset is built.
+    """Options of a build.
 
     Attributes:
-        image: how images are stored.
-        shard_samples: rows that a shard is cut from; rejected ones leave it smaller.
-        seed: of the shuffle.
-        splits: new name of each wanted split of the source; None: all, under their own names.
-        workers: processes.
-        allow_missing: set rows aside whose image is not there, instead of refusing to build.
-        allow_leaks: build although an image stands in two splits.
+        image: conversion of images.
+        shard_samples: rows per shard; rejected rows leave it smaller.
+        seed: seed of the shuffle.
+        splits: new name of each selected split of the source; None selects all, under their names.
+        workers: number of processes.
+        allow_missing: reject rows whose image does not exist, instead of refusing to build.
+        allow_leaks: build even if an image is in two splits.
         overwrite: replace a dataset that was built from other rows or with other options.
     """
 
@@ -59,7 +59,7 @@ class BuildOptions:
     overwrite: bool = False
 
     def recorded(self) -> dict[str, Any]:
-        """Give the options that decide what the files are, as they stand in the manifest."""
+        """Return the options that determine the files, as the manifest lists them."""
         return {
             **asdict(self.image),
             "shard_samples": self.shard_samples,
@@ -70,7 +70,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a build came to."""
+    """Result of a build: the manifest, and counts of everything stored and rejected."""
 
     manifest: Manifest
     images: int
@@ -83,19 +83,19 @@ class Summary:
 
 
 def build(source: Source, out: str, options: BuildOptions) -> Summary:
-    """Build, or go on building, a dataset.
+    """Build a dataset, or resume its build.
 
-    Running it again after it was killed goes on with the shards that are missing; the result is
-    the same to the byte, whatever the number of workers.
+    After a kill, the same call resumes with the missing shards. The result is the same to the byte
+    for any number of workers.
 
     Args:
-        source: what to read.
+        source: rows to read.
         out: folder or URL to write.
-        options: how.
+        options: options of the build.
 
     Raises:
-        SourceError: the source is empty or cannot be used as a whole.
-        OutputError: the folder cannot be written, or holds something else.
+        SourceError: the source is empty or unusable as a whole.
+        OutputError: the folder cannot be written, or contains other files.
     """
     folder = OutputFolder(out)
     storage.forget_listings()
@@ -123,7 +123,7 @@ def build(source: Source, out: str, options: BuildOptions) -> Summary:
 
 
 def _read(source: Source, store: RowStore, options: BuildOptions) -> None:
-    """Read the source into the store, and refuse one that cannot give a dataset."""
+    """Read the source into the store, and refuse a source that yields no dataset."""
     say(f"reading {source.name}")
     with Progress("reading", None, "rows") as progress:
         other_splits = store.fill(_counted(source, progress), options.splits)
@@ -139,29 +139,50 @@ def _counted(source: Source, progress: Progress) -> Iterator[Row | Problem]:
 def _check_rows(
     source: Source, store: RowStore, other_splits: dict[str, int], options: BuildOptions
 ) -> None:
-    missing = store.missing()
     splits = store.splits()
-    images = sum(splits.values())
-    if missing.count and not options.allow_missing:
+    if not options.allow_missing:
+        _check_missing(source, store, sum(splits.values()))
+    if not splits:
+        raise _no_rows(source, store, other_splits)
+    _check_names(source, splits, other_splits, options)
+    leaks, first_leaks = store.in_several_splits()
+    if leaks and not options.allow_leaks:
+        raise SourceError(
+            f"{source.name}: {leaks:,} images are in more than one split: "
+            f"{', '.join(first_leaks)}{' ...' if leaks > 3 else ''}; correct the source, or pass "
+            "--allow-leaks"
+        )
+
+
+def _check_missing(source: Source, store: RowStore, images: int) -> None:
+    missing = store.missing()
+    if missing.count:
         raise SourceError(
             f"{source.name}: {missing.count:,} of {missing.count + images:,} images are missing: "
             f"{', '.join(missing.first)}{' ...' if missing.count > 3 else ''}; correct --images, "
-            "or set them aside with --allow-missing"
+            "or reject them with --allow-missing"
         )
-    if not splits:
-        problem = next(iter(store.problems()), None)
-        if problem is not None:
-            first = json.loads(problem)
-            raise SourceError(
-                f"{source.name}: none of its rows can be used; the first: {first['source']}: "
-                f"{first['reason']}: {first['detail']}"
-            )
-        other = ", ".join(other_splits)
-        raise SourceError(
-            f"{source.name}: has no rows of the splits asked for; it has {other}"
-            if other
-            else f"{source.name}: is empty; there is nothing to build"
+
+
+def _no_rows(source: Source, store: RowStore, other_splits: dict[str, int]) -> SourceError:
+    problem = next(iter(store.problems()), None)
+    if problem is not None:
+        first = json.loads(problem)
+        return SourceError(
+            f"{source.name}: none of its rows can be used; the first: {first['source']}: "
+            f"{first['reason']}: {first['detail']}"
         )
+    other = ", ".join(other_splits)
+    return SourceError(
+        f"{source.name}: has no rows of the requested splits; it has {other}"
+        if other
+        else f"{source.name}: is empty; there is nothing to build"
+    )
+
+
+def _check_names(
+    source: Source, splits: dict[str, int], other_splits: dict[str, int], options: BuildOptions
+) -> None:
     for name in splits:
         if not _SPLIT_NAME.fullmatch(name):
             raise SourceError(
@@ -175,39 +196,32 @@ def _check_rows(
                 f"{source.name}: has no rows for split {absent[0]!r}; it has other rows of "
                 f"{', '.join(other_splits) or 'no other split'}"
             )
-    leaks, first_leaks = store.in_several_splits()
-    if leaks and not options.allow_leaks:
-        raise SourceError(
-            f"{source.name}: {leaks:,} images stand in more than one split: "
-            f"{', '.join(first_leaks)}{' ...' if leaks > 3 else ''}; correct the source, or pass "
-            "--allow-leaks"
-        )
 
 
 def _refuse_foreign(folder: OutputFolder) -> None:
-    """Leave a folder alone that holds anything but a dataset.
+    """Refuse a folder that contains files of anything but a dataset.
 
     Raises:
-        OutputError: it does.
+        OutputError: it contains such a file.
     """
     foreign = [name for name in folder.names() if not _OURS.fullmatch(name)]
     if foreign:
         raise OutputError(
-            f"{folder.path}: holds something else ({foreign[0]}); choose an empty or new folder"
+            f"{folder.path}: contains other files ({foreign[0]}); choose an empty or new folder"
         )
 
 
 def _claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> None:
-    """Take the folder for this build, unless it holds a dataset that was built otherwise.
+    """Claim the folder for this build, unless it contains another dataset.
 
     Raises:
-        OutputError: it was built from other rows, or with other options.
+        OutputError: the folder's dataset was built from other rows, or with other options.
     """
     earlier = folder.read(FILE_NAME) or folder.read(PLAN_NAME)
     difference = _difference(earlier, recorded)
     if difference and not overwrite:
         raise OutputError(
-            f"{folder.path}: holds a dataset built otherwise ({difference}); choose another "
+            f"{folder.path}: contains a dataset of another build ({difference}); choose another "
             "folder, or replace it with --overwrite"
         )
     if overwrite:
@@ -218,7 +232,7 @@ def _claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> N
 
 
 def _difference(earlier: bytes | None, recorded: dict[str, Any]) -> str:
-    """Say the first thing in which an earlier build in the folder differs, "" if in nothing."""
+    """Return the first difference from an earlier build in the folder, "" if there is none."""
     if earlier is None:
         return ""
     try:
@@ -257,7 +271,7 @@ def _seal(
     recorded: dict[str, Any],
     options: BuildOptions,
 ) -> Summary:
-    """Make all shards, look for duplicates, and write rejects and manifest."""
+    """Write all shards, find duplicates, and write rejects and manifest."""
     rows = sum(len(task.numbers) for task in tasks)
     workers = 1 if storage.lives_in_memory(folder.path) else options.workers
     say(f"building {rows:,} images in {len(tasks)} shards with {workers} workers")
@@ -269,7 +283,7 @@ def _seal(
     with folder.writing(REJECTS_NAME) as file:
         rejects = _Rejects(file)
         rejects.add(store.problems())
-        for task in tasks:  # in order, whatever the order in which they ended
+        for task in tasks:  # in order: the manifest must not depend on which worker was faster
             outcome = Outcome.loads(folder.read(record_name(task.plan.stem)) or b"")
             rejects.add(outcome.problems)
             untouched += outcome.untouched
@@ -304,7 +318,7 @@ def _seal(
 
 
 def _report_duplicates(folder: OutputFolder, digests: Digests, allow_leaks: bool) -> int:
-    """List the sets of equal images beside the shards; refuse one that is in two splits."""
+    """List the sets of equal images beside the shards; refuse a set that spans two splits."""
     found = find_duplicates(folder, digests)
     folder.remove(DUPLICATES_NAME)
     if found:
@@ -313,7 +327,7 @@ def _report_duplicates(folder: OutputFolder, digests: Digests, allow_leaks: bool
     leaks = [same for same in found if len({place.split for place in same}) > 1]
     if leaks and not allow_leaks:
         raise SourceError(
-            f"{len(leaks):,} images stand in more than one split, pixel for pixel: "
+            f"{len(leaks):,} images are in more than one split, pixel for pixel: "
             f"{'; '.join(map(_equation, leaks[:3]))}; {folder.path}/{DUPLICATES_NAME} lists them; "
             "take them out of the source, or pass --allow-leaks"
         )

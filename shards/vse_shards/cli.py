@@ -37,9 +37,9 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: on
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write; made if missing.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, created if missing.")],
     images: Annotated[int, typer.Option(min=1, help="Scenes; the last 500 are split val.")] = 3500,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other scenes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
 ) -> None:
     """Draw synthetic scenes with captions, as a jsonl source to build from."""
     make_demo(out, images, seed)
@@ -48,51 +48,53 @@ def demo(
 @app.command("build")
 def build_command(
     source: Annotated[Kind, typer.Option(help="Layout of the input.")],
-    input: Annotated[str, typer.Option(help="File or folder to read, or its URL.")],
-    out: Annotated[str, typer.Option(help="Folder to write, or its URL; made if missing.")],
+    input: Annotated[str, typer.Option(help="File, folder or URL to read.")],
+    out: Annotated[str, typer.Option(help="Folder or URL to write, created if missing.")],
     images: Annotated[str | None, typer.Option(help="Folder of the images.")] = None,
     max_side: Annotated[
         int | None, typer.Option(min=8, help="Shrink images whose longest side exceeds N pixels.")
     ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEGs encoded anew.")] = 90,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of re-encoded JPEGs.")] = 90,
     keep_bytes: Annotated[
         bool,
         typer.Option(
-            "--keep-bytes", help="Store upright RGB JPEGs as they are, progressive or large."
+            "--keep-bytes", help="Store progressive and large RGB JPEGs unchanged, if upright."
         ),
     ] = False,
-    shard_samples: Annotated[int, typer.Option(min=1, help="Images a shard is cut from.")] = 1000,
+    shard_samples: Annotated[
+        int, typer.Option(min=1, help="Images per shard, before rejects.")
+    ] = 1000,
     workers: Workers = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
     split: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=SPLIT[,SPLIT]",
-            help="Build NAME from these splits of the source; others are left out. Repeatable.",
+            help="Build split NAME from these splits of the source, and no others. Repeatable.",
         ),
     ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=COLUMN", help="Read NAME from another column. Repeatable."),
+        typer.Option(metavar="NAME=COLUMN", help="Column or key that holds NAME. Repeatable."),
     ] = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Set rows aside whose image is not there.")
+        bool, typer.Option("--allow-missing", help="Reject rows whose image is missing.")
     ] = False,
     allow_leaks: Annotated[
-        bool, typer.Option("--allow-leaks", help="Let an image stand in two splits.")
+        bool, typer.Option("--allow-leaks", help="Accept images that are in two splits.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a dataset that was built otherwise.")
+        bool, typer.Option("--overwrite", help="Replace a dataset of another build.")
     ] = False,
     no_images: Annotated[
-        bool, typer.Option("--no-images", help="precomp: store region features alone.")
+        bool, typer.Option("--no-images", help="precomp: store region features only.")
     ] = False,
     no_regions: Annotated[
-        bool, typer.Option("--no-regions", help="precomp: store images alone.")
+        bool, typer.Option("--no-regions", help="precomp: store images only.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Check images and captions, and pack them into shards. Run again to resume."""
+    """Check images and captions, and pack them into shards. The same command resumes."""
     splits = _splits(split or [])
     request = SourceRequest(
         input=input,
@@ -127,7 +129,7 @@ def verify(
 
 @app.command()
 def info(folder: Folder, json: Json = False) -> None:
-    """Say what a dataset holds."""
+    """Print the contents of a dataset: splits, captions, sizes, rejects."""
     reports.show_info(folder, as_json=json)
 
 
@@ -135,21 +137,21 @@ def info(folder: Folder, json: Json = False) -> None:
 def preview(
     folder: Folder,
     out: Annotated[Path, typer.Option(help="HTML file to write.")],
-    samples: Annotated[int, typer.Option(min=1, help="How many to show.")] = 48,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed shows others.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the selection.")] = 0,
     json: Json = False,
 ) -> None:
-    """Write a page of random samples with their captions; one file, no network."""
+    """Write a self-contained HTML page of random samples with their captions."""
     reports.show_preview(write_preview(folder, out, samples=samples, seed=seed), as_json=json)
 
 
 def main() -> None:
-    """Run the command line; an error that the user can mend is one line and exit code 2."""
+    """Run the command line; a user's error is one line and exit code 2."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
         app(args=[a for a in arguments if a != "--debug"])
-    except (UserError, OSError) as error:  # the latter: of a storage, in reading rows
+    except (UserError, OSError) as error:  # OSError: from remote storage, while reading rows
         if debug:
             raise
         message = str(error)
@@ -168,7 +170,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 def _splits(texts: list[str]) -> dict[str, str] | None:
-    """Give the new name of each of the source's splits that is wanted."""
+    """Return the new name of each selected split of the source."""
     if not texts:
         return None
     names: dict[str, str] = {}
@@ -177,6 +179,6 @@ def _splits(texts: list[str]) -> dict[str, str] | None:
         for wanted in value.split(","):
             if names.setdefault(wanted, name) != name:
                 raise SourceError(
-                    f"--split puts {wanted!r} into both {names[wanted]!r} and {name!r}; choose one"
+                    f"--split maps {wanted!r} to both {names[wanted]!r} and {name!r}; choose one"
                 )
     return names

@@ -1,8 +1,8 @@
-"""An endless supply of learnable images with captions: drawn scenes of two or three objects.
+"""Synthetic images with captions: drawn scenes of two or three objects, learnable in minutes.
 
-Every scene is a textured background with objects that differ in shape, colour, size and place,
-and five captions that each name all of them in other words. A caption fits one scene alone: no
-two scenes of a set hold the same objects. Scene ``i`` of a seed is always the same.
+A scene is a textured background with objects that differ in shape, colour, size and place, and
+five captions that each name all objects in different wordings. A caption fits exactly one scene:
+no two scenes of a set have the same objects. Scene ``i`` of a seed is always the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLOURS = {
     "black": (18, 18, 20),
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "bar")
-# Radius as a share of the longer side: still legible when the scene is stretched to 96 x 96.
+# Radius as a share of the longer side: still legible after resizing the scene to 96 x 96.
 SIZES = {"big": 17.5 / 96, "small": 10.0 / 96}
 PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))  # row and column of a quadrant
 VALIDATION_IMAGES = 500
@@ -53,18 +53,18 @@ class Thing:
 
     @property
     def noun(self) -> str:
-        """Such as ``big red circle``."""
+        """Noun phrase, such as ``big red circle``."""
         return f"{self.size} {self.colour} {self.shape}"
 
     @property
     def corner(self) -> str:
-        """Such as ``top left``."""
+        """Corner of the scene, such as ``top left``."""
         return f"{('top', 'bottom')[self.place[0]]} {('left', 'right')[self.place[1]]}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The objects of one image, in the order in which they are drawn, and its captions."""
+    """Objects of one image in drawing order, and its captions."""
 
     things: tuple[Thing, ...]
     captions: tuple[str, ...]
@@ -76,7 +76,7 @@ def make_demo(out: Path, images: int = 3500, seed: int = 0) -> None:
     The last 500 (of fewer than 2,500: the last fifth) are split ``val``, the others ``train``.
 
     Raises:
-        OutputError: the folder holds something else, or cannot be written.
+        OutputError: the folder contains other files, or cannot be written.
     """
     if images < 1:
         raise OutputError(f"--images is {images}; at least 1 scene can be drawn")
@@ -88,7 +88,7 @@ def make_demo(out: Path, images: int = 3500, seed: int = 0) -> None:
         raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
     if others:
         raise OutputError(
-            f"{out}: holds something else ({min(others)}); choose an empty or new folder"
+            f"{out}: contains other files ({min(others)}); choose an empty or new folder"
         )
     training = images - min(VALIDATION_IMAGES, images // 5)
     say(f"drawing {images:,} scenes into {out}")
@@ -100,7 +100,7 @@ def make_demo(out: Path, images: int = 3500, seed: int = 0) -> None:
         ):
             for number, scene in enumerate(make_scenes(images, seed)):
                 name = f"images/{number:06d}.jpg"
-                (out / name).write_bytes(draw_scene(scene, _draws(seed, number, stream=1)))
+                (out / name).write_bytes(draw_scene(scene, _rng(seed, number, stream=1)))
                 row = {
                     "image": name,
                     "image_id": number,
@@ -118,58 +118,60 @@ def make_demo(out: Path, images: int = 3500, seed: int = 0) -> None:
 
 
 def make_scenes(count: int, seed: int) -> list[Scene]:
-    """Decide ``count`` scenes, no two of which hold the same objects."""
+    """Return ``count`` scenes, no two of which have the same objects."""
     seen: set[frozenset[Thing]] = set()
     scenes = []
     for number in range(count):
-        draws = _draws(seed, number, stream=0)
-        things = _things(draws)
+        rng = _rng(seed, number, stream=0)
+        things = _things(rng)
         while frozenset(things) in seen:
-            things = _things(draws)
+            things = _things(rng)
         seen.add(frozenset(things))
-        scenes.append(Scene(things, _captions(things, draws)))
+        scenes.append(Scene(things, _captions(things, rng)))
     return scenes
 
 
-def draw_scene(scene: Scene, draws: Generator) -> bytes:
+def draw_scene(scene: Scene, rng: Generator) -> bytes:
     """Draw a scene as a JPEG of 112 to 176 pixels a side."""
-    long, short = sorted(draws.integers(_SIDES[0], _SIDES[1] + 1, 2), reverse=True)
-    short = max(short, round(long / 1.2))  # a stretched object stays about as wide as high
-    height, width = (long, short) if draws.random() < 0.5 else (short, long)
-    canvas = Image.fromarray(_background(int(height), int(width), draws))
+    long, short = sorted(rng.integers(_SIDES[0], _SIDES[1] + 1, 2), reverse=True)
+    short = max(
+        short, round(long / 1.2)
+    )  # after resizing to a square, objects stay about as wide as high
+    height, width = (long, short) if rng.random() < 0.5 else (short, long)
+    canvas = Image.fromarray(_background(int(height), int(width), rng))
     for thing in scene.things:
-        _draw(canvas, thing, draws)
-    noise = draws.normal(0, 4, (int(height), int(width), 1))
+        _draw(canvas, thing, rng)
+    noise = rng.normal(0, 4, (int(height), int(width), 1))
     pixels = np.clip(np.asarray(canvas) + noise, 0, 255).astype(np.uint8)
-    quality = int(draws.integers(82, 96))
+    quality = int(rng.integers(82, 96))
     jpeg: bytes = simplejpeg.encode_jpeg(pixels, quality, "RGB", "420")
     return jpeg
 
 
-def _draws(seed: int, number: int, stream: int) -> Generator:
+def _rng(seed: int, number: int, stream: int) -> Generator:
     return Generator(Philox(key=[seed, 2 * number + stream]))
 
 
-def _things(draws: Generator) -> tuple[Thing, ...]:
-    places = draws.permutation(len(PLACES))[: draws.integers(2, 4)]
+def _things(rng: Generator) -> tuple[Thing, ...]:
+    places = rng.permutation(len(PLACES))[: rng.integers(2, 4)]
     return tuple(
         Thing(
-            size=list(SIZES)[draws.integers(len(SIZES))],
-            colour=list(COLOURS)[draws.integers(len(COLOURS))],
-            shape=SHAPES[draws.integers(len(SHAPES))],
+            size=list(SIZES)[rng.integers(len(SIZES))],
+            colour=list(COLOURS)[rng.integers(len(COLOURS))],
+            shape=SHAPES[rng.integers(len(SHAPES))],
             place=PLACES[place],
         )
         for place in places
     )
 
 
-def _background(height: int, width: int, draws: Generator) -> NDArray[np.uint8]:
-    """A dull colour with soft blotches, a light falling from one side, and a fine weave."""
-    grey = draws.uniform(95, 165)
-    colour = grey + draws.uniform(-18, 18, 3)
-    coarse = (draws.normal(0, 8, (6, 6, 1)) + draws.normal(0, 4, (6, 6, 3))).astype(np.float32)
-    fine = draws.normal(0, 6, (24, 24)).astype(np.float32)
-    light = draws.uniform(-14, 14, 2)
+def _background(height: int, width: int, rng: Generator) -> NDArray[np.uint8]:
+    """Return a dull colour with soft blotches, light from one side, and a fine weave."""
+    grey = rng.uniform(95, 165)
+    colour = grey + rng.uniform(-18, 18, 3)
+    coarse = (rng.normal(0, 8, (6, 6, 1)) + rng.normal(0, 4, (6, 6, 3))).astype(np.float32)
+    fine = rng.normal(0, 6, (24, 24)).astype(np.float32)
+    light = rng.uniform(-14, 14, 2)
     rows = np.linspace(-1, 1, height)[:, None] * light[0]
     columns = np.linspace(-1, 1, width)[None] * light[1]
     channels = [
@@ -183,18 +185,18 @@ def _enlarge(field: NDArray[np.float32], height: int, width: int) -> NDArray[np.
     return np.asarray(Image.fromarray(field).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _draw(canvas: Image.Image, thing: Thing, draws: Generator) -> None:
+def _draw(canvas: Image.Image, thing: Thing, rng: Generator) -> None:
     """Draw one object with an antialiased edge, soft shading and a faint shadow."""
     width, height = canvas.size
-    radius = SIZES[thing.size] * max(width, height) * draws.uniform(0.95, 1.05)
+    radius = SIZES[thing.size] * max(width, height) * rng.uniform(0.95, 1.05)
     row, column = thing.place
-    x = (column + 0.5) * width / 2 + draws.uniform(-4, 4) * width / 96
-    y = (row + 0.5) * height / 2 + draws.uniform(-4, 4) * height / 96
+    x = (column + 0.5) * width / 2 + rng.uniform(-4, 4) * width / 96
+    y = (row + 0.5) * height / 2 + rng.uniform(-4, 4) * height / 96
     side = 2 * math.ceil(radius) + 4
-    mask = _mask(thing.shape, side, radius, draws.uniform(-0.12, 0.12))
+    mask = _mask(thing.shape, side, radius, rng.uniform(-0.12, 0.12))
     corner = round(x - side / 2), round(y - side / 2)
-    colour = np.array(COLOURS[thing.colour]) + draws.uniform(-10, 10, 3)
-    shade = np.linspace(10, -10, side)[:, None, None] + draws.normal(0, 3, (side, side, 1))
+    colour = np.array(COLOURS[thing.colour]) + rng.uniform(-10, 10, 3)
+    shade = np.linspace(10, -10, side)[:, None, None] + rng.normal(0, 3, (side, side, 1))
     paint = Image.fromarray(np.clip(colour + shade, 0, 255).astype(np.uint8))
     shadow = mask.filter(ImageFilter.GaussianBlur(2)).point([value // 3 for value in range(256)])
     canvas.paste((40, 40, 45), (corner[0] + 2, corner[1] + 2), shadow)
@@ -202,7 +204,7 @@ def _draw(canvas: Image.Image, thing: Thing, draws: Generator) -> None:
 
 
 def _mask(shape: str, side: int, radius: float, turn: float) -> Image.Image:
-    """Coverage of a shape in a square of ``side`` pixels, 0 to 255, by supersampling."""
+    """Return a shape's coverage of a square of ``side`` pixels, 0 to 255, by supersampling."""
     scale = _SUPERSAMPLING
     mask = Image.new("L", (side * scale, side * scale))
     pen = ImageDraw.Draw(mask)
@@ -249,12 +251,12 @@ def _mask(shape: str, side: int, radius: float, turn: float) -> Image.Image:
     return mask.reduce(scale)
 
 
-def _captions(things: tuple[Thing, ...], draws: Generator) -> tuple[str, ...]:
-    """Five captions in five wordings, each naming every object with its place."""
-    wordings = draws.permutation(len(_WORDINGS))[:5]
+def _captions(things: tuple[Thing, ...], rng: Generator) -> tuple[str, ...]:
+    """Return five captions in five wordings, each naming every object with its place."""
+    wordings = rng.permutation(len(_WORDINGS))[:5]
     captions = []
     for wording in wordings:
-        order = [things[k] for k in draws.permutation(len(things))]
+        order = [things[k] for k in rng.permutation(len(things))]
         captions.append(_WORDINGS[wording](order))
     return tuple(captions)
 
@@ -287,7 +289,7 @@ def _related(things: list[Thing]) -> str:
 
 
 def _relation(before: Thing, after: Thing) -> str:
-    """Where ``after`` is seen from ``before``: sideways if it can be said so."""
+    """Return the position of ``after`` relative to ``before``, sideways where they differ in it."""
     if before.place[1] != after.place[1]:
         return "to its right" if after.place[1] else "to its left"
     return "below it" if after.place[0] else "above it"

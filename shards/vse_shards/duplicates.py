@@ -1,4 +1,4 @@
-"""Images that stand in a dataset more than once, pixel for pixel."""
+"""Detection of images that occur more than once in a dataset, pixel for pixel."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vse_shards.output import OutputFolder
 from vse_shards.progress import Progress
 from vse_shards.storage import read_bytes
 
-_DIGEST_CHARS = 16  # of the hexadecimal digest: 8 bytes an image, enough to choose what to compare
+_DIGEST_CHARS = 16  # of the hexadecimal digest: 8 bytes an image: enough to select candidates
 
 
 @dataclass(frozen=True)
 class Occurrence:
-    """One of the places where an image stands."""
+    """One occurrence of an image."""
 
     split: str
     shard: str
@@ -32,14 +32,14 @@ class Occurrence:
 
 
 class Digests:
-    """The digests of all images, 8 bytes each, and where they stand."""
+    """Digests of all images, 8 bytes each, with their shards."""
 
     def __init__(self) -> None:
         self._shards: list[tuple[str, str]] = []
         self._blocks: list[NDArray[np.uint64]] = []
 
     def add(self, split: str, stem: str, digests: Sequence[str]) -> None:
-        """Add the samples of one shard, in order; an empty digest stands for no image."""
+        """Add the samples of one shard, in order; an empty digest means a sample without image."""
         self._shards.append((split, stem))
         numbers = (int(digest[:_DIGEST_CHARS] or "0", 16) for digest in digests)
         self._blocks.append(np.fromiter(numbers, np.uint64, len(digests)))
@@ -53,24 +53,24 @@ class Digests:
         self._blocks.clear()
         order = np.argsort(digests, kind="stable")
         digests = digests[order]
-        # Where an image equals the one before it in this order, and has one.
+        # Positions whose digest equals the one before it; 0 is a sample without image.
         again = np.flatnonzero((digests[1:] == digests[:-1]) & (digests[1:] != 0)) + 1
         del digests
         for run in np.split(again, np.flatnonzero(np.diff(again) != 1) + 1):
             if not len(run):
                 continue
-            places = order[run[0] - 1 : run[-1] + 1]
-            blocks = np.searchsorted(starts, places, side="right") - 1
+            samples = order[run[0] - 1 : run[-1] + 1]
+            blocks = np.searchsorted(starts, samples, side="right") - 1
             yield [
-                (*self._shards[block], int(place - starts[block]))
-                for block, place in zip(blocks, places, strict=True)
+                (*self._shards[block], int(sample - starts[block]))
+                for block, sample in zip(blocks, samples, strict=True)
             ]
 
 
 def find_duplicates(out: OutputFolder, digests: Digests) -> list[list[Occurrence]]:
-    """Give the sets of images that are equal pixel for pixel, each in order of appearance.
+    """Return the sets of images that are equal pixel for pixel, each in order of appearance.
 
-    Images of equal digest are read back and compared, so that likeness is not taken for equality.
+    Images of equal digest are read back and compared: a digest covers only part of the pixels.
     """
     shards = _Shards(out)
     found = []
@@ -96,12 +96,12 @@ class _Shards:
         self._index = lru_cache(maxsize=64)(self._read_index)
 
     def pixels(self, stem: str, row: int) -> bytes:
-        """Give a digest of all pixels of a stored image."""
+        """Return a digest of all pixels of a stored image."""
         pixels = decode_strictly(self._member(stem, row, "jpg"))
         return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
 
     def image_id(self, stem: str, row: int) -> str | int:
-        """Give the id of a stored sample."""
+        """Return the id of a stored sample."""
         image_id: str | int = json.loads(self._member(stem, row, "json"))["image_id"]
         return image_id
 

@@ -1,11 +1,11 @@
-"""Errors that a user can mend: one line each, exit code 2."""
+"""Errors that a user can fix: one line each, exit code 2."""
 
 
 class UserError(Exception):
-    """Something the user can mend.
+    """Base of all errors that a user can fix.
 
-    The message names the thing, its value, the limit and what to do. Commands print it as one
-    line without a traceback and leave with ``exit_code``.
+    The message gives the faulty object, its value, the limit and the remedy. Commands print it as
+    one line without a traceback and exit with ``exit_code``.
     """
 
     exit_code = 2
@@ -20,4 +20,4 @@ class DatasetError(UserError):
 
 
 class OutputError(UserError):
-    """An output folder that cannot be written, or that holds something else."""
+    """An output folder that cannot be written, or that contains other files."""

@@ -1,8 +1,8 @@
-"""Every image is decoded in full, strictly, and becomes an upright RGB JPEG, or is refused.
+"""Strict decoding of images, and their conversion to upright RGB JPEGs.
 
-A JPEG is *fit* if training can take it as it is: baseline, three components, upright. A fit JPEG
-is stored byte for byte. Everything else that decodes is converted: Exif rotation baked in, grey,
-CMYK, palette, 16-bit and transparent images (over white) to RGB.
+A JPEG is *fit* if training can read it unchanged: baseline, three components, upright. A fit JPEG
+is stored byte for byte. Every other image that decodes is converted: Exif rotation is applied, and
+grey, CMYK, palette, 16-bit and transparent images (over white) become RGB. The rest is rejected.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from PIL import Image, ImageOps
 
 from vse_shards.jpeg import JpegHeader, is_jpeg, read_header
 
-MIN_SIDE = 8  # pixels; a crop of 0.6 of the side must still have some
+MIN_SIDE = 8  # pixels; a crop of 0.6 of the side must not be empty
 MAX_PIXELS = 100_000_000  # 300 MB decoded
-MAX_JPEG_SIDE = 65_500  # what libjpeg writes
-MAX_SCANS = 200  # a progressive JPEG of real life has about ten; thousands are an attack
+MAX_JPEG_SIDE = 65_500  # libjpeg's limit
+MAX_SCANS = 200  # a photo has about ten; thousands of them exhaust the decoder
 
-_REFUSALS = (ValueError, KeyError)  # simplejpeg's; KeyError for a colour space without a name
+_REFUSALS = (ValueError, KeyError)  # raised by simplejpeg; KeyError for an unknown colour space
 _FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_FLIPS = {2, 4, 5, 7}  # Exif orientations that mirror
-_QUARTER_TURNS = {5: 1, 6: 3, 7: 3, 8: 1, 3: 2, 4: 2}  # counter-clockwise, after the mirror
+_FLIPS = {2, 4, 5, 7}  # Exif orientations that are flipped
+_QUARTER_TURNS = {5: 1, 6: 3, 7: 3, 8: 1, 3: 2, 4: 2}  # counter-clockwise, after the flip
 
 
 class Rejected(Exception):
-    """An image or a row that training must not meet.
+    """Raised for an image or a row that must not enter a dataset.
 
     Attributes:
-        reason: one of a few words to count by, such as ``truncated``.
-        detail: what exactly, for the person who looks into it.
+        reason: category, such as ``truncated``.
+        detail: exact finding.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -48,13 +48,13 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images are stored.
+    """Conversion of images.
 
     Attributes:
-        max_side: longest side in pixels; larger images are shrunk. None: any.
-        quality: of JPEGs that are encoded anew, 1 to 100.
-        keep_bytes: store every upright RGB JPEG byte for byte, also if progressive or larger
-            than ``max_side``.
+        max_side: longest side in pixels; larger images are shrunk. None: no limit.
+        quality: quality of re-encoded JPEGs, 1 to 100.
+        keep_bytes: store every upright RGB JPEG byte for byte, including progressive ones and those
+            larger than ``max_side``.
     """
 
     max_side: int | None = None
@@ -64,16 +64,16 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """An image that is fit to train on.
+    """An image that passed all checks.
 
     Attributes:
         data: baseline JPEG.
         width: pixels.
         height: pixels.
-        digest: equal for equal pixels (and, rarely, for nearly equal ones): of the size, and of a
-            part of what was decoded. An image that is stored as it came never equals one that was
-            encoded anew, which changed its pixels.
-        untouched: the bytes are those of the source.
+        digest: hash of the size and of a part of the decoded pixels; equal for equal pixels and,
+            rarely, for nearly equal ones. Re-encoding changes pixels, so a re-encoded image never
+            has the digest of an unchanged one.
+        untouched: whether the bytes are those of the source.
     """
 
     data: bytes
@@ -87,7 +87,7 @@ def check_image(data: bytes, options: ImageOptions) -> CheckedImage:
     """Decode in full, convert and shrink where needed.
 
     Raises:
-        Rejected: the image is damaged, no image, animated, too small or too large.
+        Rejected: the data is damaged, not an image, animated, too small or too large.
     """
     if not data:
         raise Rejected("empty file", "0 bytes")
@@ -107,7 +107,7 @@ def check_image(data: bytes, options: ImageOptions) -> CheckedImage:
             "too large", f"{width} x {height}; a JPEG has at most {MAX_JPEG_SIDE} a side"
         )
     stored = simplejpeg.encode_jpeg(pixels, options.quality, "RGB", "420")
-    # What was equal before it was encoded is equal after; all of it would take longer to hash.
+    # A sixteenth of the pixels: equal images have equal digests, and hashing all costs more time.
     some = pixels[::4, ::4] if min(width, height) >= 64 else pixels
     return CheckedImage(stored, width, height, _digest(some, width, height), untouched=False)
 
@@ -158,8 +158,8 @@ def _colorspace(data: bytes) -> str:
 
 
 def _check_all(data: bytes, width: int, height: int) -> str:
-    """Decode all of the entropy-coded data, but only an eighth of the pixels; give the digest."""
-    # Of a tiny image an eighth would be too little to tell it from others.
+    """Decode all entropy-coded data but only an eighth of the pixels; return the digest."""
+    # An eighth of a tiny image has too few pixels to tell it from others.
     smaller = {"min_height": 1, "min_width": 1, "min_factor": 8} if min(width, height) >= 64 else {}
     return _digest(_strict(data, colorspace="RGB", **smaller), width, height)
 
@@ -190,10 +190,10 @@ def _decode_jpeg(data: bytes, header: JpegHeader, max_side: int | None) -> NDArr
 
 
 def _eighths(header: JpegHeader, max_side: int | None) -> int:
-    """Give the eighths of its size at which a JPEG can be decoded and still not be below its goal.
+    """Return the smallest scale, in eighths, that decodes a JPEG no smaller than ``max_side``.
 
-    Libjpeg then leaves out the high frequencies: a filter as sharp as any, and cheaper than to
-    shrink the pixels. At seven eighths it is not.
+    Libjpeg then drops high frequencies, which is as sharp as other filters and cheaper than
+    shrinking pixels. At seven eighths it is not cheaper.
     """
     if max_side is None:
         return 8
@@ -210,7 +210,7 @@ def _strict(data: bytes, **options: Any) -> NDArray[np.uint8]:
 
 
 def _refusal(error: Exception) -> Rejected:
-    """Classify a message of libjpeg, or of simplejpeg around it."""
+    """Classify an error message of libjpeg or simplejpeg."""
     text = str(error).strip()
     return Rejected("truncated" if "premature end" in text.lower() else "damaged", text)
 
@@ -227,12 +227,12 @@ def _decode_other(data: bytes) -> NDArray[np.uint8]:
     if data.startswith(_PNG):
         _check_png(data)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about metadata, which is not kept
+        warnings.simplefilter("ignore")  # they concern metadata, which is dropped
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except Image.DecompressionBombError as error:
             raise Rejected("too large", str(error)) from None
-        except Exception:  # any of many, by what a damaged header makes of Pillow's parsers
+        except Exception:  # Pillow's parsers raise many types on damaged headers
             raise Rejected("not an image", f"starts with {data[:16]!r}") from None
         try:
             if getattr(image, "is_animated", False):
@@ -243,13 +243,13 @@ def _decode_other(data: bytes) -> NDArray[np.uint8]:
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
         except Rejected:
             raise
-        except Exception as error:  # as above
+        except Exception as error:  # many types, as above
             truncated = "truncated" in str(error)
             raise Rejected("truncated" if truncated else "damaged", str(error)) from None
 
 
 def _check_png(data: bytes) -> None:
-    """Check every chunk's sum, which Pillow does not for the pixels."""
+    """Check the checksum of every chunk; Pillow skips those of pixel data."""
     position = len(_PNG)
     while position + 12 <= len(data):
         length = int.from_bytes(data[position : position + 4], "big")
@@ -284,14 +284,14 @@ def _shrink(
 ) -> NDArray[np.uint8]:
     """Bring the longest side down to ``max_side`` with an antialiasing filter.
 
-    The filter is bicubic. Lanczos, at half as much time again, differs from it by less than half
-    of what a JPEG of quality 90 then changes (44 against 36 dB, on photos of COCO).
+    The filter is bicubic. Lanczos takes half as much time again, and differs from it by less than
+    JPEG encoding at quality 90 does (44 against 36 dB, on photos of COCO).
 
     Args:
         pixels: (H, W, 3).
-        extent: width and height of the picture in ``pixels``; a JPEG decoded at a fraction ends
-            within its last row and column.
-        max_side: of the result.
+        extent: width and height of the image within ``pixels``; an image decoded at a fraction
+            ends inside its last row and column.
+        max_side: longest side of the result.
     """
     scale = 1.0 if max_side is None else min(1.0, max_side / max(extent))
     size = max(1, round(extent[0] * scale)), max(1, round(extent[1] * scale))

@@ -1,8 +1,8 @@
-"""DALI's text index of a tar: where each member of each sample lies.
+"""DALI's text index of a tar: offset and size of each member of each sample.
 
-The format is the one that DALI's ``wds2idx`` writes, version ``v1.2``: a line with the version
-and the number of samples, then one line per sample of ``extension offset size name`` groups,
-offsets in bytes from the start of the tar to the member's data.
+The format is that of DALI's ``wds2idx``, version ``v1.2``: a line with the version and the number
+of samples, then one line per sample of ``extension offset size name`` groups. Offsets count bytes
+from the start of the tar to the member's data.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Member:
 
 
 def format_index(samples: Sequence[Sequence[Member]]) -> str:
-    """Give the text of the index of ``samples``, each a sequence of members in tar order."""
+    """Return the index of ``samples``, each a sequence of members in tar order, as text."""
     lines = [f"{VERSION} {len(samples)}"]
     lines += [
         " ".join(f"{m.extension} {m.offset} {m.size} {m.name}" for m in members)
@@ -40,10 +40,10 @@ def format_index(samples: Sequence[Sequence[Member]]) -> str:
 
 
 class Index:
-    """The members of every sample of one shard, in order.
+    """Offsets and sizes of the members of every sample of one shard, in order.
 
     Attributes:
-        keys: the key of each sample, N of them.
+        keys: key of each of the N samples.
     """
 
     def __init__(self, path: Path | str, samples: Sequence[Sequence[Member]]) -> None:
@@ -62,16 +62,16 @@ class Index:
 
     @property
     def extensions(self) -> list[str]:
-        """The extensions that occur, in order of first appearance."""
+        """All extensions, in order of first appearance."""
         return list(self._columns)
 
     def has(self, extension: str) -> NDArray[np.bool_]:
-        """Whether each sample has a member with this extension, (N,) bool."""
+        """Return whether each sample has a member with this extension, (N,) bool."""
         column = self._columns.get(extension)
         return np.zeros(len(self), bool) if column is None else column[:, 0] >= 0
 
     def offset(self, extension: str) -> NDArray[np.int64]:
-        """Give the offset of each sample's member in the tar, (N,) int64, bytes.
+        """Return the offset of each sample's member in the tar, (N,) int64, bytes.
 
         Raises:
             DatasetError: a sample has no member with this extension.
@@ -79,7 +79,7 @@ class Index:
         return self._column(extension)[:, 0]
 
     def size(self, extension: str) -> NDArray[np.int64]:
-        """Give the size of each sample's member, (N,) int64, bytes.
+        """Return the size of each sample's member, (N,) int64, bytes.
 
         Raises:
             DatasetError: a sample has no member with this extension.
@@ -87,12 +87,12 @@ class Index:
         return self._column(extension)[:, 1]
 
     def places(self, extension: str) -> NDArray[np.int64]:
-        """Give offset and size, in bytes, of each sample's member, (N, 2); -1 where it has none."""
+        """Return offset and size in bytes of each sample's member, (N, 2); -1 if it has none."""
         column = self._columns.get(extension)
         return np.full((len(self), 2), -1, np.int64) if column is None else column
 
     def place(self, row: int, extension: str) -> tuple[int, int]:
-        """Give offset and size, in bytes, of one member of one sample; (-1, -1) if it has none."""
+        """Return offset and size in bytes of one member of a sample; (-1, -1) if it has none."""
         column = self._columns.get(extension)
         return (-1, -1) if column is None else (int(column[row, 0]), int(column[row, 1]))
 
@@ -111,14 +111,14 @@ def parse_index(text: str, path: Path | str) -> Index:
     """Read the text of an index; ``path`` is named in errors.
 
     Raises:
-        DatasetError: the text is not an index of version ``v1.2``, or is cut short.
+        DatasetError: the text is not an index of version ``v1.2``, or is truncated.
     """
     lines = text.split("\n")
     version, _, count = lines[0].partition(" ")
     if version != VERSION or not count.isdecimal():
         raise DatasetError(
             f"{path}: starts with {lines[0][:40]!r}, not with '{VERSION} <samples>'; "
-            "it is no index of a shard"
+            "it is not a shard index"
         )
     if lines[-1] != "" or len(lines) - 2 != int(count):
         raise DatasetError(

@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers."""
+"""Statistics of a dataset."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _QUANTILES = (0, 5, 50, 95, 100)
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """Give splits, images, captions, their lengths, image sizes, bytes, and rejects by reason.
+    """Return splits, images, captions, their lengths, image sizes, bytes, and rejects by reason.
 
     Lengths are in words, sizes in pixels; both as minimum, 5%, median, 95% and maximum.
 
     Raises:
-        DatasetError: there is no dataset, or it is not whole.
+        DatasetError: there is no dataset, or it is incomplete.
     """
     manifest = Manifest.load(folder)
     manifest.check(folder)
@@ -51,7 +51,7 @@ def read_description(file: BinaryIO, path: Path, index: Index, row: int) -> dict
     """Read the JSON member of one sample of an open tar; ``path`` is named in errors.
 
     Raises:
-        DatasetError: it is missing, or not JSON.
+        DatasetError: the member is missing, or not JSON.
     """
     offset, size = index.place(row, "json")
     try:

@@ -1,4 +1,4 @@
-"""The manifest of a dataset folder: what it holds, and how to tell that it is whole."""
+"""Manifest of a dataset folder: its shards, with the digests that prove it complete."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One shard as it must be.
+    """Size, digests and captions of one shard.
 
     Attributes:
         name: file name of the tar; its index has the same stem and the suffix ``.idx``.
@@ -33,8 +33,7 @@ class ShardRecord:
         bytes: size of the tar.
         sha256: digest of the tar.
         index_sha256: digest of the index.
-        captions: run-length code of the number of captions of each sample, in order:
-            ``(captions, run_length)``.
+        captions: run-length code of the captions per sample, in order: ``(captions, run_length)``.
     """
 
     name: str
@@ -51,12 +50,12 @@ class ShardRecord:
         return self.name.removesuffix(".tar") + ".idx"
 
     def captions_per_sample(self) -> NDArray[np.int64]:
-        """Give the number of captions of each sample, (samples,) int64."""
+        """Return the number of captions of each sample, (samples,) int64."""
         code = np.asarray(self.captions, np.int64).reshape(-1, 2)
         return np.repeat(code[:, 0], code[:, 1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the record as it stands in the manifest."""
+        """Return the manifest's entry."""
         return {**self.__dict__, "captions": [list(run) for run in self.captions]}
 
     @classmethod
@@ -64,7 +63,7 @@ class ShardRecord:
         """Read a record.
 
         Raises:
-            KeyError, TypeError, ValueError: the entry is malformed, or contradicts itself.
+            KeyError, TypeError, ValueError: the entry is malformed or inconsistent.
         """
         record = cls(
             name=_typed(entry, "name", str),
@@ -76,7 +75,7 @@ class ShardRecord:
             captions=tuple((int(count), int(run)) for count, run in entry["captions"]),
         )
         if not record.name.endswith(".tar") or "/" in record.name:
-            raise ValueError(f"shard name {record.name!r} is no file name of a tar")
+            raise ValueError(f"shard name {record.name!r} is not the file name of a tar")
         if sum(run for _, run in record.captions) != record.samples:
             raise ValueError(f"{record.name}: the caption counts do not cover its samples")
         if sum(count * run for count, run in record.captions) != record.pairs:
@@ -101,7 +100,7 @@ class Split:
         return sum(shard.pairs for shard in self.shards)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the split as it stands in the manifest."""
+        """Return the manifest's entry."""
         return {
             "images": self.images,
             "pairs": self.pairs,
@@ -111,14 +110,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a dataset folder holds.
+    """Contents of a dataset folder.
 
     Attributes:
-        splits: by name.
-        rejects: lines in ``rejects.jsonl``.
+        splits: splits by name.
+        rejects: number of lines in ``rejects.jsonl``.
         rejects_sha256: digest of ``rejects.jsonl``.
-        build: the options of the build that decide what its files are.
-        source: kind, number of rows and digest of the rows that it was built from.
+        build: options of the build that determine its files.
+        source: kind, number of rows and digest of the source.
         fingerprint: sha256 over all of the above.
     """
 
@@ -130,11 +129,11 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything in the manifest, so of every byte of the dataset."""
+        """Digest of the whole manifest, and through its digests of every byte of the dataset."""
         return hashlib.sha256(_dump(self._content()).encode()).hexdigest()
 
     def dumps(self) -> str:
-        """Give the text of ``manifest.json``; the same content always gives the same text."""
+        """Return the text of ``manifest.json``; the same content always gives the same text."""
         return _dump({**self._content(), "fingerprint": self.fingerprint})
 
     def _content(self) -> dict[str, Any]:
@@ -171,7 +170,7 @@ class Manifest:
     def _load_remote(cls, url: str) -> Manifest:
         try:
             text = storage.read_bytes(url).decode()
-        except Exception as error:  # every kind of storage has errors of its own
+        except Exception as error:  # each storage backend raises its own types
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DatasetError(f"{url}: cannot be read: {reason}; check the address") from error
         return cls.loads(text, url)
@@ -217,10 +216,10 @@ class Manifest:
         return manifest
 
     def check(self, folder: Path) -> None:
-        """Check that sizes of all tars, and digests and counts of all indices, agree.
+        """Check the sizes of all tars, and the digests and counts of all indices.
 
-        Cheap enough for the start of every training run: no tar is read. ``vse-shards verify``
-        reads them.
+        No tar is read, so every training run can afford it at its start. ``vse-shards verify``
+        reads the tars.
 
         Raises:
             DatasetError: naming the first file that disagrees, and both values.
@@ -229,16 +228,16 @@ class Manifest:
             raise DatasetError(problem)
 
     def disagreements(self, folder: Path) -> Iterable[str]:
-        """Yield one line for each tar or index that is not as the manifest says."""
+        """Yield one line for each tar or index that disagrees with the manifest."""
         for split in self.splits.values():
             for shard in split.shards:
                 yield from _disagreements(folder, shard)
 
     def split(self, name: str, folder: Path | str) -> Split:
-        """Give the split ``name``; ``folder`` is named in errors.
+        """Return the split ``name``; ``folder`` is named in errors.
 
         Raises:
-            DatasetError: there is no such split; those that there are are named.
+            DatasetError: there is no such split; the message lists the splits.
         """
         if name not in self.splits:
             raise DatasetError(
@@ -248,7 +247,7 @@ class Manifest:
 
 
 def run_length_code(counts: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Give ``((value, run_length), ...)`` of a sequence."""
+    """Return ``((value, run_length), ...)`` of a sequence."""
     runs: list[list[int]] = []
     for count in counts:
         if runs and runs[-1][0] == count:
@@ -292,7 +291,7 @@ def _why_missing(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder}: no such folder; build the dataset first with vse-shards build"
     return (
-        f"{folder}: has no {FILE_NAME}; it is no dataset, or its build has not ended: run the "
+        f"{folder}: has no {FILE_NAME}; it is not a dataset, or its build is incomplete: run the "
         "same vse-shards build again"
     )
 

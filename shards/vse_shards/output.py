@@ -1,4 +1,4 @@
-"""Where a dataset is written: files appear whole, under their final name, or not at all."""
+"""Output folder of a build: files appear complete, under their final name, or not at all."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _TEMPORARY = ".vse-tmp"
 
 
 class OutputFolder:
-    """A folder on this machine, or one that fsspec can write to.
+    """A folder on this machine, or a remote folder that fsspec can write to.
 
-    A remote folder has its files made in a temporary one here, and uploaded whole.
+    Files of a remote folder are written to a local temporary folder, and uploaded complete.
 
     Args:
-        path: of the folder, or its URL.
+        path: path or URL of the folder.
     """
 
     def __init__(self, path: str) -> None:
@@ -35,10 +35,10 @@ class OutputFolder:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Make the folder, keep other builds out of it, and clear what a killed one left.
+        """Create and lock the folder, and remove temporary files of a killed build.
 
         Raises:
-            OutputError: the folder cannot be written, or another build is at work in it.
+            OutputError: the folder cannot be written, or another build is running in it.
         """
         with contextlib.ExitStack() as stack:
             with _explained(self.path):
@@ -55,15 +55,15 @@ class OutputFolder:
                         if name.endswith(_TEMPORARY):
                             os.unlink(os.path.join(self.path, name))
                     with tempfile.TemporaryFile(dir=self.path):
-                        pass  # so that a read-only folder is known before the work
+                        pass  # fails here, not after hours, if the folder is read-only
             yield
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        """Open a file that gets its name when the block ends without an error.
+        """Open a file that takes its final name when the block ends without an error.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         with _explained(f"{self.path}/{name}"), contextlib.ExitStack() as stack:
             folder = self.path
@@ -83,7 +83,7 @@ class OutputFolder:
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
-        """Give the path of a file that is removed at the end, or by the next build."""
+        """Yield the path of a scratch file, removed at the end or by the next build."""
         with contextlib.ExitStack() as stack:
             folder = self.path
             if self.remote:
@@ -95,16 +95,16 @@ class OutputFolder:
                 path.unlink(missing_ok=True)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a whole file.
+        """Write a complete file.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         with self.writing(name) as file:
             file.write(data)
 
     def names(self) -> list[str]:
-        """Give the names of all files but those that are being made."""
+        """Return the names of all finished files."""
         if self.remote:
             with _explained(self.path), storage.remote_access(self.path):
                 filesystem, inner = url_to_fs(self.path)
@@ -113,14 +113,14 @@ class OutputFolder:
         return sorted(name for name in os.listdir(self.path) if not name.endswith(_TEMPORARY))
 
     def read(self, name: str) -> bytes | None:
-        """Give the content of a file, None if there is none."""
+        """Return the content of a file, or None if it does not exist."""
         try:
             return storage.read_bytes(f"{self.path}/{name}")
         except OSError:
             return None
 
     def sha256(self, name: str) -> str | None:
-        """Give the digest of a file, None if there is none."""
+        """Return the digest of a file, or None if it does not exist."""
         try:
             with storage.open_binary(f"{self.path}/{name}") as file:
                 return storage.sha256_of(file)
@@ -128,7 +128,7 @@ class OutputFolder:
             return None
 
     def remove(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
         if self.remote:
             with _explained(f"{self.path}/{name}"), storage.remote_access(f"{self.path}/{name}"):
                 filesystem, inner = url_to_fs(f"{self.path}/{name}")
@@ -153,20 +153,20 @@ class OutputFolder:
 
 
 def _lock(handle: int, path: str) -> None:
-    """Take the folder for this process; it is given back when the process ends."""
+    """Lock the folder for this process; the lock ends with the process."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise OutputError(
-                f"{path}: another build is at work in this folder; wait for it, or choose another"
+                f"{path}: another build is running in this folder; wait for it, or choose another"
             ) from None
-        # Some network file systems have no locks for folders; then the user must take care.
+        # Some network file systems cannot lock folders; the build then goes on without a lock.
 
 
 @contextmanager
 def _explained(path: str) -> Iterator[None]:
-    """Turn an error of the operating system into one line that names the file."""
+    """Convert an OSError into one line that names the file."""
     try:
         yield
     except OSError as error:

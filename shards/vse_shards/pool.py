@@ -1,4 +1,4 @@
-"""Shards made by several processes at once, with progress finer than a shard."""
+"""Worker processes that write shards in parallel, with progress per image."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _counters: SynchronizedArray[int]
 
 @dataclass(frozen=True)
 class Task:
-    """One shard to make.
+    """One shard to write.
 
     Attributes:
         split: name of the split.
-        plan: of the shard.
-        numbers: of its rows in the store, in order, (rows,) int64.
+        plan: name and keys of the shard.
+        numbers: row numbers in the store, in order, (rows,) int64.
         out: folder or URL of the dataset.
         store: file of the rows.
-        options: how images are stored.
+        options: conversion of images.
     """
 
     split: str
@@ -49,16 +49,16 @@ class Task:
 
 
 class _Stopped(Exception):
-    """The build is ending; this shard is not wanted any more."""
+    """Raised in a worker when the build ends early."""
 
 
 def default_workers() -> int:
-    """Give the number of cores that this process may use."""
+    """Return the number of cores available to this process."""
     return len(os.sched_getaffinity(0))
 
 
 def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> None:
-    """Make all shards that are not finished yet.
+    """Write all shards that are not finished.
 
     Raises:
         OutputError: a file cannot be written, or a worker died.
@@ -81,7 +81,7 @@ def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> None:
                     future.result()
         except BrokenProcessPool as error:
             raise OutputError(
-                "a worker process died, most likely for want of memory; use fewer --workers and "
+                "a worker process died, most likely out of memory; use fewer --workers and "
                 "run the same command again: finished shards are kept"
             ) from error
         finally:
@@ -91,10 +91,10 @@ def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> None:
 
 
 def _start(counters: SynchronizedArray[int], in_worker: bool = True) -> None:
-    """Prepare a process: it counts, leaves Ctrl-C to its parent, and does not outlive it."""
+    """Prepare a worker: share counters, ignore Ctrl-C, and exit with the parent."""
     global _counters
     _counters = counters
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it finds goes to the rejects
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # its findings go to rejects.jsonl
     if in_worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_end_with_parent, daemon=True).start()

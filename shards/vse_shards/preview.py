@@ -1,4 +1,4 @@
-"""A page of samples to look at: one file, no network."""
+"""Self-contained HTML page of samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vse_shards.index import read_index
 from vse_shards.info import read_description
 from vse_shards.manifest import Manifest, ShardRecord
 
-_SIDE = 320  # pixels; larger pictures are shrunk on the page
+_SIDE = 320  # pixels; larger images are shrunk on the page
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -41,16 +41,16 @@ def write_preview(folder: Path, out: Path, *, samples: int = 48, seed: int = 0) 
     """Write a self-contained HTML page of random samples of every split.
 
     Args:
-        folder: of the dataset.
+        folder: folder of the dataset.
         out: file to write.
-        samples: how many in all, shared among the splits by their size.
-        seed: of the choice.
+        samples: number of samples, shared among the splits by size.
+        seed: seed of the selection.
 
     Returns:
-        What was chosen: ``{"out": ..., "samples": [{"split", "shard", "key", "image_id"}]}``.
+        The selected samples: ``{"out": ..., "samples": [{"split", "shard", "key", "image_id"}]}``.
 
     Raises:
-        DatasetError: there is no dataset, or it is not whole.
+        DatasetError: there is no dataset, or it is incomplete.
         OutputError: the file cannot be written.
     """
     manifest = Manifest.load(folder)

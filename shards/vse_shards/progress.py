@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Says how far the work is, how fast, and when it will end.
+    """Reports units done, rate and remaining time.
 
     Args:
-        label: what is done, such as ``building``.
-        total: how many units there are to do, or None if that is not known.
-        unit: what is counted, in the plural.
-        every: seconds between two lines where stderr is not a terminal.
+        label: name of the work, such as ``building``.
+        total: number of units, or None if unknown.
+        unit: name of the units, plural.
+        every: seconds between two lines if stderr is not a terminal.
     """
 
     def __init__(self, label: str, total: int | None, unit: str, every: float = 5.0) -> None:
@@ -47,7 +47,7 @@ class Progress:
         return time.monotonic() - self._started
 
     def update(self, done: int, note: str = "") -> None:
-        """Say that ``done`` units are done in all; ``note`` is added, such as ``3 rejected``."""
+        """Report ``done`` units in total, with a ``note`` such as ``3 rejected``."""
         step, self._done = done - self._done, done
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
@@ -70,5 +70,5 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """Print one line for people; stdout is left to results."""
+    """Print one line to stderr; stdout is for results."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What the commands print: lines for people, or one JSON object for machines."""
+"""Output of the commands: lines for people, or one JSON object for programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vse_shards.progress import say
 
 
 def show_summary(summary: Summary, out: str, *, as_json: bool) -> None:
-    """Print what a build came to."""
+    """Print the result of a build."""
     splits = {
         name: {"images": split.images, "pairs": split.pairs, "shards": len(split.shards)}
         for name, split in summary.manifest.splits.items()
@@ -31,21 +31,21 @@ def show_summary(summary: Summary, out: str, *, as_json: bool) -> None:
             f"{split['shards']} shards"
         )
     say(
-        f"built {out}: {summary.images:,} images ({summary.untouched:,} stored untouched), "
+        f"built {out}: {summary.images:,} images ({summary.untouched:,} stored unchanged), "
         f"{summary.pairs:,} captions, {_bytes(summary.bytes)} in {summary.seconds:.1f} s, "
         f"{summary.images / max(summary.seconds, 1e-9):,.0f} images/s"
     )
     if summary.duplicates:
         say(f"{summary.duplicates:,} images occur more than once: {out}/duplicates.jsonl")
     if summary.rejects:
-        say(f"{_reasons(summary.rejects)} set aside: {out}/rejects.jsonl")
+        say(f"{_reasons(summary.rejects)} rejected: {out}/rejects.jsonl")
 
 
 def show_verdict(problems: list[str], folder: Path, *, as_json: bool) -> None:
-    """Print what verifying found.
+    """Print the result of verification.
 
     Raises:
-        DatasetError: it found problems; all of them are printed before.
+        DatasetError: there are problems; all of them are printed first.
     """
     if as_json:
         print(json.dumps({"folder": str(folder), "ok": not problems, "problems": problems}))
@@ -53,13 +53,13 @@ def show_verdict(problems: list[str], folder: Path, *, as_json: bool) -> None:
         for problem in problems:
             say(f"  {problem}")
     else:
-        say(f"{folder}: whole; every byte is as the manifest says")
+        say(f"{folder}: complete; every byte is as the manifest says")
     if problems:
         raise DatasetError(f"{folder}: {len(problems):,} problems; build the dataset again")
 
 
 def show_info(folder: Path, *, as_json: bool) -> None:
-    """Print what a dataset holds."""
+    """Print the statistics of a dataset."""
     content = describe(folder)
     if as_json:
         print(json.dumps(content))
@@ -79,7 +79,7 @@ def show_info(folder: Path, *, as_json: bool) -> None:
                 low, five, median, ninety_five, high = split[key]
                 print(
                     f"  {label:16} median {median}, 5% {five}, 95% {ninety_five}, "
-                    f"least {low}, most {high}"
+                    f"minimum {low}, maximum {high}"
                 )
         counts = ", ".join(f"{k}: {n:,}" for k, n in split["captions_per_image"].items())
         print(f"  captions per image (number: images)  {counts}")
@@ -89,7 +89,7 @@ def show_info(folder: Path, *, as_json: bool) -> None:
 
 
 def show_preview(content: dict[str, Any], *, as_json: bool) -> None:
-    """Print where the page of samples is."""
+    """Print the path of the page of samples."""
     if as_json:
         print(json.dumps(content))
     else:

@@ -1,4 +1,4 @@
-"""The rows of a source on disk, so that planning needs little memory however many there are."""
+"""Rows of a source in a SQLite file, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vse_shards import storage
-from vse_shards.sources import Caption, Problem, RegionsAt, Row, Where
+from vse_shards.sources import Caption, Location, Problem, RegionsAt, Row
 
-MAX_FILE_BYTES = 1 << 29  # an image file of more than 512 MB is something else
+MAX_FILE_BYTES = 1 << 29  # a file of more than 512 MB is not a photo
 
 
 @dataclass(frozen=True)
 class Missing:
-    """How many images that rows name are not there, and the first three of them."""
+    """Number of missing images, and the names of the first three."""
 
     count: int
     first: list[str]
@@ -30,18 +30,18 @@ class Missing:
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A row, and a text that is equal for rows that are stored alike, wherever their files lie."""
+    """A row, and its identity: a text without paths, equal for rows that give equal samples."""
 
     row: Row
     identity: str
 
 
 class RowStore:
-    """Rows in a SQLite file, numbered in the source's order.
+    """Rows in a SQLite file, numbered in the order of the source.
 
     Args:
-        path: of the file.
-        read_only: open what another process has filled.
+        path: path of the file.
+        read_only: open a file that another process has filled.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -50,7 +50,7 @@ class RowStore:
             return
         path.unlink(missing_ok=True)
         self._db = sqlite3.connect(path)
-        # A store does not outlive its build: nothing to recover, so no journal.
+        # A store ends with its build, so there is nothing to recover: no rollback log.
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute(
@@ -75,11 +75,11 @@ class RowStore:
         """Store all rows and problems of a source.
 
         Args:
-            rows: as the source yields them.
-            splits: new name of each of the source's splits that is wanted; None: all, as named.
+            rows: rows and problems of the source.
+            splits: new name of each selected split of the source; None selects all.
 
         Returns:
-            The number of rows of each split that is not wanted.
+            The number of rows of each split that is not selected.
         """
         others: dict[str, int] = {}
         for row in rows:
@@ -96,41 +96,41 @@ class RowStore:
         return others
 
     def missing(self) -> Missing:
-        """Give the images that are not there."""
+        """Return the missing images."""
         (count,) = self._db.execute("SELECT COUNT(*) FROM missing").fetchone()
         first = self._db.execute("SELECT name FROM missing ORDER BY number LIMIT 3")
         return Missing(count, [name for (name,) in first])
 
     def splits(self) -> dict[str, int]:
-        """Give the number of images of each split."""
+        """Return the number of images of each split."""
         return dict(self._db.execute("SELECT split, COUNT(*) FROM rows GROUP BY split"))
 
     def in_several_splits(self) -> tuple[int, list[str]]:
-        """Give how many ids stand in more than one split, and the first three of them."""
+        """Return the number of ids in more than one split, and the first three of them."""
         query = "FROM (SELECT image_id FROM rows GROUP BY image_id HAVING COUNT(*) > 1)"
         (count,) = self._db.execute(f"SELECT COUNT(*) {query}").fetchone()
         first = self._db.execute(f"SELECT image_id {query} LIMIT 3").fetchall()
         return count, [str(json.loads(image_id)) for (image_id,) in first]
 
     def numbers(self, split: str) -> NDArray[np.int64]:
-        """Give the numbers of a split's rows in the source's order, (rows,) int64."""
+        """Return the numbers of a split's rows in the source's order, (rows,) int64."""
         cursor = self._db.execute("SELECT number FROM rows WHERE split = ? ORDER BY 1", (split,))
         return np.fromiter((number for (number,) in cursor), np.int64)
 
     def fetch(self, numbers: Iterable[int]) -> list[StoredRow]:
-        """Give the rows with these numbers, in this order."""
+        """Return the rows with these numbers, in this order."""
         query = "SELECT body, image, regions FROM rows WHERE number = ?"
         return [
             _from_columns(*self._db.execute(query, (int(number),)).fetchone()) for number in numbers
         ]
 
     def problems(self) -> Iterable[str]:
-        """Yield the lines of all problems that the source had."""
+        """Yield the lines of all problems of the source."""
         for (line,) in self._db.execute("SELECT line FROM problems ORDER BY number"):
             yield line
 
     def digest(self) -> str:
-        """Give the sha256 over what all rows and problems say, in order; no absolute paths."""
+        """Return the sha256 over all rows and problems, in order, without absolute paths."""
         digest = hashlib.sha256()
         for (body,) in self._db.execute("SELECT body FROM rows ORDER BY number"):
             digest.update(body.encode())
@@ -163,7 +163,7 @@ class RowStore:
         return None
 
     def _join(self, row: Row, image_id: str) -> bool:
-        """Add a row's captions to the row that already has its image."""
+        """Add a row's captions to an earlier row of the same image."""
         found = self._db.execute(
             "SELECT number, body FROM rows WHERE image_id = ? AND split = ?", (image_id, row.split)
         ).fetchone()
@@ -183,7 +183,7 @@ class RowStore:
 
 
 def _to_columns(row: Row, size: int | None) -> tuple[str | None, str | None, str]:
-    """Give the row's image path, regions path, and everything else, free of the machine."""
+    """Return a row's image path, regions path, and the rest as JSON without local paths."""
     body = {
         **row.__dict__,
         "captions": [[caption.id, caption.text] for caption in row.captions],
@@ -200,7 +200,7 @@ def _from_columns(body: str, image: str | None, regions: str | None) -> StoredRo
     content: dict[str, Any] = json.loads(body)
     content["captions"] = tuple(Caption(*caption) for caption in content["captions"])
     if image is not None:
-        content["image"] = Where(image, *content["image"])
+        content["image"] = Location(image, *content["image"])
     if regions is not None:
         content["regions"] = RegionsAt(regions, content["regions"][1])
     return StoredRow(Row(**content), body)

@@ -1,4 +1,4 @@
-"""Making one shard out of its rows: the work of one process."""
+"""Conversion of rows to one shard, the work unit of a process."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from vse_shards.errors import SourceError
 from vse_shards.images import CheckedImage, ImageOptions, Rejected, check_image
 from vse_shards.manifest import ShardRecord, run_length_code
 from vse_shards.output import OutputFolder
-from vse_shards.sources import Problem, RegionsAt, Row, Where
+from vse_shards.sources import Location, Problem, RegionsAt, Row
 from vse_shards.writer import ShardWriter
 
-FORMAT_VERSION = 2  # raised whenever the same rows and options would give other bytes
+FORMAT_VERSION = 2  # raise it when the same rows and options give other bytes
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What one shard is to hold.
+    """Name and keys of one shard.
 
     Attributes:
         stem: file name without suffix.
@@ -40,13 +40,14 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one shard.
+    """Result of one shard.
 
     Attributes:
-        shard: None if every row was rejected; then no tar is written.
+        fingerprint: digest of its rows and options, see `shard_fingerprint`.
+        shard: None if every row was rejected; no tar is written then.
         problems: lines of ``rejects.jsonl``.
-        digests: of each stored image, "" for a sample without one.
-        untouched: images stored byte for byte.
+        digests: digest of each stored image, "" for a sample without one.
+        untouched: number of images stored byte for byte.
     """
 
     fingerprint: str
@@ -56,7 +57,7 @@ class Outcome:
     untouched: int
 
     def dumps(self) -> str:
-        """Give the text of the record beside the shard."""
+        """Return the text of the record stored beside the shard."""
         shard = self.shard and self.shard.to_dict()
         return json.dumps({**self.__dict__, "shard": shard}, sort_keys=True) + "\n"
 
@@ -65,7 +66,7 @@ class Outcome:
         """Read a record.
 
         Raises:
-            KeyError, TypeError, ValueError: it is not one.
+            KeyError, TypeError, ValueError: the text is not a record.
         """
         content: dict[str, Any] = json.loads(text)
         shard = content["shard"]
@@ -79,17 +80,17 @@ class Outcome:
 
 
 def record_name(stem: str) -> str:
-    """Give the file name of the record that says that a shard is finished."""
+    """Return the file name of the record that marks a shard finished."""
     return f"{stem}.json"
 
 
 def shard_fingerprint(plan: ShardPlan, identities: Iterable[str], options: ImageOptions) -> str:
-    """Give the digest of everything that decides a shard's bytes, the images' own aside.
+    """Return the digest of everything that determines a shard's bytes, except image contents.
 
     Args:
         plan: name and keys.
-        identities: of the rows, as the store gives them.
-        options: how images are stored.
+        identities: identities of the rows, from the store.
+        options: conversion of images.
     """
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, plan.first_key, options.__dict__]).encode())
     for identity in identities:
@@ -98,7 +99,7 @@ def shard_fingerprint(plan: ShardPlan, identities: Iterable[str], options: Image
 
 
 def finished(out: OutputFolder, plan: ShardPlan, fingerprint: str) -> Outcome | None:
-    """Give the outcome of an earlier build if it still holds: record, index and tar agree."""
+    """Return the outcome of an earlier build if record, index and tar still agree."""
     text = out.read(record_name(plan.stem))
     if text is None:
         return None
@@ -124,20 +125,20 @@ def make_shard(
     options: ImageOptions,
     done: Callable[[bool], None],
 ) -> Outcome:
-    """Check, convert and write the rows of one shard; index first, then tar, then record.
+    """Check, convert and write the rows of one shard: index first, then tar, then record.
 
     Args:
-        out: where to.
+        out: folder to write.
         plan: name and keys.
-        rows: in the order of the shard.
-        fingerprint: of the shard.
-        options: how images are stored.
-        done: called after every row, with whether it was rejected.
+        rows: rows in the order of the shard.
+        fingerprint: fingerprint of the shard.
+        options: conversion of images.
+        done: called after every row, with True if it was rejected.
 
     Raises:
         OutputError: a file cannot be written.
     """
-    out.remove(record_name(plan.stem))  # the shard it vouches for is about to change
+    out.remove(record_name(plan.stem))  # first: a kill below must not leave a record of other bytes
     problems: list[str] = []
     samples = _samples(plan, rows, options, problems, done)
     first = next(samples, None)
@@ -190,7 +191,7 @@ def _samples(
     problems: list[str],
     done: Callable[[bool], None],
 ) -> Iterator[_Sample]:
-    """Yield the samples of the rows that can be used; the others go to ``problems``."""
+    """Yield the samples of usable rows; append the others to ``problems``."""
     for number, row in enumerate(rows):
         try:
             image = None if row.image is None else check_image(_read(row.image), options)
@@ -216,7 +217,7 @@ def _samples(
 
 
 def _description(row: Row, image: CheckedImage | None) -> bytes:
-    """Give the JSON member of a sample."""
+    """Return the JSON member of a sample."""
     captions = [
         {"id": f"{row.image_id}#{n}" if caption.id is None else caption.id, "text": caption.text}
         for n, caption in enumerate(row.captions)
@@ -230,19 +231,19 @@ def _description(row: Row, image: CheckedImage | None) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode()
 
 
-def _read(where: Where) -> bytes:
+def _read(location: Location) -> bytes:
     try:
-        return storage.read_bytes(where.path, where.offset, where.size)
+        return storage.read_bytes(location.path, location.offset, location.size)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise Rejected("unreadable", reason) from None
 
 
 def read_regions(at: RegionsAt) -> bytes:
-    """Give one row of a region file as the bytes of a ``.npy`` of its own, (regions, channels).
+    """Return one row of a region file as the bytes of a ``.npy`` file, (regions, channels).
 
     Raises:
-        Rejected: the row is not there, or its values are not finite.
+        Rejected: the row does not exist, or its values are not finite.
     """
     array = _region_file(at.path)
     if at.row >= len(array):
@@ -259,7 +260,7 @@ def load_regions(data: bytes) -> NDArray[np.floating[Any]]:
     """Read the ``.npy`` member of a sample, (regions, channels).
 
     Raises:
-        ValueError: it is not such an array.
+        ValueError: the data is not such an array.
     """
     values: NDArray[np.floating[Any]] = np.load(io.BytesIO(data), allow_pickle=False)
     if values.ndim != 2:
@@ -269,7 +270,7 @@ def load_regions(data: bytes) -> NDArray[np.floating[Any]]:
 
 @lru_cache(maxsize=8)
 def _region_file(path: str) -> NDArray[Any]:
-    """Map a region file; a whole one of tens of gigabytes is never loaded."""
+    """Map a region file into memory; it may have tens of gigabytes."""
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -1,4 +1,4 @@
-"""The global shuffle of a build, and how to undo it."""
+"""Global shuffle of a build, and its inverse."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vse_shards.manifest import Manifest
 
 
 def shuffle(count: int, seed: int, split: str) -> NDArray[np.int64]:
-    """Give, for every place in a split, the number of the source's row that stands there.
+    """Return the source row at each position of a split.
 
-    Built on raw Philox words, which no version of NumPy changes, so that a dataset shuffled today
-    is shuffled alike in ten years.
+    The order comes from raw Philox words, which NumPy keeps the same in all versions, unlike the
+    results of ``Generator.permutation``: a rebuild years later must give the same bytes.
 
     Args:
-        count: rows of the split.
-        seed: of the build.
-        split: its name, so that splits differ.
+        count: number of rows of the split.
+        seed: seed of the build.
+        split: name of the split, so that splits differ.
 
     Returns:
         A permutation, (count,) int64.
@@ -33,25 +33,25 @@ def shuffle(count: int, seed: int, split: str) -> NDArray[np.int64]:
 
 
 def source_positions(manifest: Manifest, split: str, keys: Sequence[str]) -> NDArray[np.int64]:
-    """Give where samples stood in their source, for whom its order matters.
+    """Return the positions of samples in their source.
 
-    COCO's five folds of 1,000 images are consecutive in the source.
+    Some protocols need them: COCO's five folds of 1,000 images are consecutive in the source.
 
     Args:
-        manifest: of the dataset.
+        manifest: manifest of the dataset.
         split: name of the split.
-        keys: of samples of this split, as their shards' indices give them.
+        keys: keys of samples of this split, from the indices of its shards.
 
     Returns:
         Row of each sample among the split's rows in the source, (len(keys),) int64.
 
     Raises:
-        DatasetError: the manifest does not say, or the keys are none of this split.
+        DatasetError: the manifest lacks the split, or the keys belong to another.
     """
     count = manifest.source.get("rows", {}).get(split)
     if count is None:
-        raise DatasetError(f"the manifest does not say how many rows split {split!r} came from")
-    places = np.array([int(key) for key in keys], np.int64)
-    if len(places) and not 0 <= places.min() <= places.max() < count:
-        raise DatasetError(f"keys up to {places.max()} are none of the {count} rows of {split!r}")
-    return shuffle(count, int(manifest.build["seed"]), split)[places]
+        raise DatasetError(f"the manifest has no number of source rows for split {split!r}")
+    offsets = np.array([int(key) for key in keys], np.int64)
+    if len(offsets) and not 0 <= offsets.min() <= offsets.max() < count:
+        raise DatasetError(f"key {offsets.max()} is beyond the {count} rows of {split!r}")
+    return shuffle(count, int(manifest.build["seed"]), split)[offsets]

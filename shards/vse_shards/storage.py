@@ -1,4 +1,4 @@
-"""Reading sources: files on this machine, or anything that fsspec opens."""
+"""Access to files on this machine, or at any URL that fsspec opens."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from vse_shards.errors import SourceError
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is for fsspec, such as ``s3://bucket/images``."""
+    """Return whether a path is a URL for fsspec, such as ``s3://bucket/images``."""
     return "://" in path
 
 
 @contextmanager
 def remote_access(path: str) -> Iterator[None]:
-    """Make an OSError of whatever fsspec raises: every kind of storage has errors of its own.
+    """Convert any exception of fsspec to an OSError: each backend raises its own types.
 
     Raises:
-        OSError: with the path, and what the storage said, on one line.
+        OSError: with the path, and the backend's message on one line.
     """
     try:
         yield
@@ -42,43 +42,43 @@ def remote_access(path: str) -> Iterator[None]:
 
 
 def lives_in_memory(path: str) -> bool:
-    """Whether other processes would see nothing of what this one sees at ``path``."""
+    """Return whether ``path`` is visible to this process only."""
     return path.startswith("memory://")
 
 
 def join(folder: str, name: str) -> str:
-    """Give the path of ``name`` in ``folder``; an absolute name or URL stands for itself."""
+    """Return the path of ``name`` in ``folder``; an absolute name or URL is returned unchanged."""
     if is_url(name) or os.path.isabs(name):
         return name
     return posixpath.join(folder, name)
 
 
 def parent(path: str) -> str:
-    """Give the folder of a path or URL."""
+    """Return the folder of a path or URL."""
     return posixpath.dirname(path)
 
 
 def base_name(path: str) -> str:
-    """Give the last part of a path or URL."""
+    """Return the last part of a path or URL."""
     return posixpath.basename(path.rstrip("/"))
 
 
 def is_file(path: str) -> bool:
-    """Whether there is a file, or what links to one."""
+    """Return whether ``path`` is a file, or a link to one."""
     if is_url(path):
         return _remote_kind(path) == "file"
     return file_size(path) >= 0
 
 
 def is_folder(path: str) -> bool:
-    """Whether there is a folder."""
+    """Return whether ``path`` is a folder."""
     if is_url(path):
         return _remote_kind(path) == "directory"
     return os.path.isdir(path)
 
 
 def _remote_kind(path: str) -> str | None:
-    # Fsspec's own isfile takes every error, a refusal too, for "no".
+    # Not fsspec's isfile: it answers every error, denied access too, with False.
     with remote_access(path):
         filesystem, inner = url_to_fs(path)
         try:
@@ -88,7 +88,7 @@ def _remote_kind(path: str) -> str | None:
 
 
 def file_size(path: str) -> int:
-    """Give the size of a regular file in bytes, -1 where there is none.
+    """Return the size of a regular file in bytes, or -1 if there is none.
 
     A remote folder is listed once, until `forget_listings`.
     """
@@ -105,7 +105,7 @@ def open_binary(path: str) -> BinaryIO:
     """Open a file for reading.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     if not is_url(path):
         return open(path, "rb")
@@ -114,10 +114,10 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
-    """Read a file, or a stretch of it.
+    """Read a file, or ``size`` bytes of it from ``offset``.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     if is_url(path):
         with remote_access(path):
@@ -130,7 +130,7 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """Give the digest of the rest of an open file."""
+    """Return the digest of the rest of an open file."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -140,7 +140,7 @@ def sha256_of(file: BinaryIO) -> str:
 def walk(folder: str) -> Iterator[str]:
     """Yield the paths of all files under ``folder``, relative to it, in sorted order.
 
-    Links to folders are followed, but never twice to the same one.
+    Links to folders are followed, each folder once.
     """
     if is_url(folder):
         with remote_access(folder):
@@ -164,7 +164,7 @@ def walk(folder: str) -> Iterator[str]:
 
 
 def require_input(path: str, *, folder: bool = False) -> str:
-    """Give ``path`` as an absolute path or URL, once it is known to be there.
+    """Return ``path`` as an absolute path or URL, after checking that it exists.
 
     Raises:
         SourceError: there is no such file (or folder).
@@ -185,7 +185,7 @@ def require_input(path: str, *, folder: bool = False) -> str:
 
 
 def forget_listings() -> None:
-    """Look at remote folders anew."""
+    """Drop the cached listings of remote folders."""
     _remote_sizes.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""Whether a dataset folder is what its manifest says, to the last byte."""
+"""Verification of a dataset folder against its manifest, to the last byte."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def verify(folder: Path, *, deep: bool = False) -> list[str]:
     """Check a dataset.
 
     Args:
-        folder: of the dataset.
+        folder: folder of the dataset.
         deep: also decode every image in full and compare it with its description.
 
     Returns:
-        One line for every problem; none if the dataset is whole.
+        One line per problem; none if the dataset is complete.
 
     Raises:
         DatasetError: there is no dataset.
@@ -35,7 +35,9 @@ def verify(folder: Path, *, deep: bool = False) -> list[str]:
     manifest = Manifest.load(folder)
     problems = []
     if (folder / FILE_NAME).read_bytes() != manifest.dumps().encode():
-        problems.append(f"{folder / FILE_NAME}: is not as it was written, though it says the same")
+        problems.append(
+            f"{folder / FILE_NAME}: differs from the bytes that were written, with equal content"
+        )
     problems += manifest.disagreements(folder)
     problems += _check_rejects(folder, manifest)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
@@ -51,14 +53,14 @@ def verify(folder: Path, *, deep: bool = False) -> list[str]:
 
 
 def check_shard(folder: Path, shard: ShardRecord, *, deep: bool) -> Iterator[str]:
-    """Yield the problems of one shard's content; missing files are not among them."""
+    """Yield the problems of one shard's content; the manifest reports missing files."""
     path = folder / shard.name
     try:
         with path.open("rb") as file:
             digest = sha256_of(file)
             if digest != shard.sha256:
                 yield f"{path}: has sha256 {digest[:12]}, the manifest says {shard.sha256[:12]}"
-                return  # its content can say anything
+                return  # its content is arbitrary now
             file.seek(0)
             samples = list(walk_tar(file))
             index = (folder / shard.index_name).read_text("utf-8")
@@ -67,7 +69,7 @@ def check_shard(folder: Path, shard: ShardRecord, *, deep: bool) -> Iterator[str
                 return
             yield from _check_samples(path, file, shard, samples, deep=deep)
     except (FileNotFoundError, UnicodeDecodeError):
-        return  # said by the manifest's own check
+        return  # reported by the manifest's own check
     except (OSError, tarfile.TarError) as error:
         yield f"{path}: cannot be read: {error}"
 
@@ -76,7 +78,7 @@ def walk_tar(file: BinaryIO) -> Iterator[list[Member]]:
     """Yield the members of each sample of a tar of regular files, read header by header.
 
     Raises:
-        tarfile.TarError: the file is no such tar.
+        tarfile.TarError: the file is not such a tar.
     """
     sample: list[Member] = []
     position = 0
@@ -133,7 +135,7 @@ def _check_samples(
 
 
 def _check_deep(name: str, data: dict[str, bytes], description: dict[str, Any]) -> Iterator[str]:
-    """Decode what a sample holds."""
+    """Decode the members of a sample."""
     try:
         if "jpg" in data:
             height, width = decode_strictly(data["jpg"]).shape[:2]

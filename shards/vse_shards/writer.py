@@ -1,4 +1,4 @@
-"""Tar shards, deterministic to the byte, with their index written in the same pass."""
+"""Writer of tar shards, deterministic to the byte, and their index, in one pass."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import BinaryIO
 from vse_shards.index import Member, format_index
 
 _BLOCK = 512
-_RECORD = 20 * _BLOCK  # what tar programs pad an archive to
+_RECORD = 20 * _BLOCK  # tar pads an archive to a multiple of this
 _KEY = re.compile(r"[0-9A-Za-z_-]+")
 _EXTENSION = re.compile(r"[0-9a-z]+")
 
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """What a closed shard came to: its size in bytes, its digest, and its index."""
+    """Samples, size in bytes, digest and index of a finished shard."""
 
     samples: int
     bytes: int
@@ -28,10 +28,10 @@ class WrittenShard:
 
 
 class ShardWriter:
-    """Writes samples to a tar (ustar, mtime 0, uid and gid 0) and keeps its index.
+    """Writes samples to a tar (ustar, mtime 0, uid and gid 0) and collects its index.
 
-    Neither the clock, the user nor the file system leave a trace, so the same samples give the
-    same bytes. The tar's sha256 is taken while writing; nothing is read back.
+    The bytes depend on the samples alone, not on the clock, the user or the file system. The
+    sha256 is computed while writing; nothing is read back.
 
     Args:
         file: an open binary file, written from its start; the caller closes it.
@@ -47,8 +47,8 @@ class ShardWriter:
         """Append one sample.
 
         Args:
-            key: letters, digits, ``-`` and ``_``; a dot would move where readers cut the
-                extension, so it is refused.
+            key: letters, digits, ``-`` and ``_``. No dots: readers take everything after the first
+                dot as the extension.
             members: data by extension, written in this order.
 
         Raises:
@@ -72,7 +72,7 @@ class ShardWriter:
         self._samples.append(row)
 
     def finish(self) -> WrittenShard:
-        """Write the end of the archive and give the shard's size, digest and index."""
+        """Write the end of the archive; return the shard's size, digest and index."""
         self._write(bytes(2 * _BLOCK))
         self._write(bytes(-self._position % _RECORD))
         return WrittenShard(

@@ -602,5 +602,5 @@ def test_a_dataset_that_was_cut_off_is_none_yet(small_source, tmp_path):
     (tmp_path / "o/manifest.json").unlink()
     from vse_shards.errors import DatasetError
 
-    with pytest.raises(DatasetError, match="its build has not ended: run the same"):
+    with pytest.raises(DatasetError, match="its build is incomplete: run the same"):
         Manifest.load(tmp_path / "o")

@@ -254,7 +254,7 @@ def test_splits_can_be_joined_and_left_out(small_source, tmp_path):
 
     assert Manifest.load(tmp_path / "joined").splits["all"].images == 20
     assert {n: s.images for n, s in Manifest.load(tmp_path / "one").splits.items()} == {"dev": 4}
-    with pytest.raises(SourceError, match="no rows of the splits asked for; it has"):
+    with pytest.raises(SourceError, match="no rows of the requested splits; it has"):
         build(JsonlSource(path), str(tmp_path / "none"), BuildOptions(splits={"test": "test"}))
 
 
@@ -267,7 +267,7 @@ def test_an_image_in_two_splits_is_an_error_unless_allowed(write_rows, tmp_path,
         {"image": "c.jpg", "split": "train", "captions": ["three"]},
     ]
     source = JsonlSource(str(write_rows(rows, files)))
-    with pytest.raises(SourceError, match=r"1 images stand in .* pixel for pixel: .*a\.jpg \(tr"):
+    with pytest.raises(SourceError, match=r"1 images are in .* pixel for pixel: .*a\.jpg \(tr"):
         build(source, str(tmp_path / "out"), SMALL)
     assert not (tmp_path / "out/manifest.json").exists()
 
@@ -295,7 +295,7 @@ def test_a_folder_of_something_else_is_left_alone(small_source, tmp_path):
     for name in ("thesis.tex", "thesis.tmp"):
         (tmp_path / "out" / name).write_text("years of work")
 
-    with pytest.raises(OutputError, match=r"holds something else \(thesis\.tex\)"):
+    with pytest.raises(OutputError, match=r"contains other files \(thesis\.tex\)"):
         build(JsonlSource(str(small_source(5))), str(tmp_path / "out"), SMALL)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["thesis.tex", "thesis.tmp"]
 
@@ -318,7 +318,7 @@ def test_two_builds_do_not_share_a_folder(small_source, tmp_path):
     source = JsonlSource(str(small_source(5)))
     with (
         OutputFolder(str(tmp_path / "out")).opened(),
-        pytest.raises(OutputError, match="another build is at work"),
+        pytest.raises(OutputError, match="another build is running"),
     ):
         build(source, str(tmp_path / "out"), SMALL)
 

@@ -71,7 +71,7 @@ def test_the_last_scenes_are_the_validation_split_and_it_builds(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
 
-    with pytest.raises(OutputError, match=r"holds something else \(notes\.txt\)"):
+    with pytest.raises(OutputError, match=r"contains other files \(notes\.txt\)"):
         make_demo(tmp_path, images=2)
 
 

@@ -75,4 +75,4 @@ def test_a_terminal_gets_a_bar_and_a_summary(write_rows, tmp_path, tools):
     assert re.search(
         r"built .*/out: 30 images \(30 stored untouched\), 60 captions, .* images/s", said
     )
-    assert "1 not an image set aside: " in said
+    assert "1 not an image rejected: " in said

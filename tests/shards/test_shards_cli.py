@@ -128,4 +128,4 @@ def test_contradicting_splits(small_source, tmp_path, command):
         "--split", "a=train", "--split", "b=train",
     )  # fmt: skip
 
-    assert refused(result, "puts 'train' into both 'a' and 'b'")
+    assert refused(result, "maps 'train' to both 'a' and 'b'")

@@ -377,7 +377,7 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path):
         read("csv", input=str(path))
     with pytest.raises(SourceError, match="no column 'imagefiel'; did you mean 'imagefile'"):
         read("csv", input=str(path), columns={"image": "imagefiel"})
-    with pytest.raises(SourceError, match="'picture' is not read; choose of image, caption"):
+    with pytest.raises(SourceError, match="'picture' is not a known column; choose from image"):
         read("csv", input=str(path), columns={"picture": "imagefile"})
 
 
@@ -506,5 +506,5 @@ def test_members_of_one_key_need_not_lie_side_by_side(tmp_path, photos):
     ],
 )
 def test_an_option_without_meaning_is_refused(kind, request_, option):
-    with pytest.raises(SourceError, match=f"{option} has no meaning for --source {kind}"):
+    with pytest.raises(SourceError, match=f"{option} does not apply to --source {kind}"):
         open_source(kind, SourceRequest(input="x", **request_))

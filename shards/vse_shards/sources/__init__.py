@@ -1,5 +1,5 @@
-"""The layouts in which image-text data lies around, each as a stream of rows."""
+"""Layouts of image-text data, each read as a stream of rows."""
 
-from vse_shards.sources.base import Caption, Problem, RegionsAt, Row, Source, Where
+from vse_shards.sources.base import Caption, Location, Problem, RegionsAt, Row, Source
 
-__all__ = ["Caption", "Problem", "RegionsAt", "Row", "Source", "Where"]
+__all__ = ["Caption", "Location", "Problem", "RegionsAt", "Row", "Source"]

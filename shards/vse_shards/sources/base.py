@@ -1,4 +1,4 @@
-"""What every source yields: rows of an image (or where it lies) and its captions."""
+"""Types that all sources share: rows with the location of an image and its captions."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ SPLIT_NAMES = {"train", "restval", "val", "valid", "validation", "dev", "test", 
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption; ``id`` is the source's own, or None where it has none."""
+    """One caption; ``id`` is the source's own, or None."""
 
     id: str | int | None
     text: str
 
 
 @dataclass(frozen=True)
-class Where:
-    """Where bytes lie: a file, or a stretch of one.
+class Location:
+    """Location of bytes: a file, or a range of bytes in it.
 
     Attributes:
         path: absolute path or URL.
-        offset: of the first byte; 0 for a file of its own.
-        size: in bytes; None: to the end of the file.
+        offset: offset of the first byte; 0 for a whole file.
+        size: size in bytes; None extends to the end of the file.
     """
 
     path: str
@@ -54,17 +54,17 @@ class Row:
         split: name of the source's split.
         image_id: the source's own id of the image.
         captions: at least one, in the source's order.
-        image: where the image lies; None if the row has regions alone.
-        origin: where the row was found, for messages: ``captions.jsonl line 7``.
-        name: how the source names the image, for messages; free of the machine's folders.
-        regions: where the image's region features lie, if it has any.
-        partial: further rows of the same image add captions to this one.
+        image: location of the image; None if the row has only regions.
+        origin: place of the row in the source, for messages: ``captions.jsonl line 7``.
+        name: the source's name of the image, for messages; without local folders.
+        regions: location of the image's region features, if it has any.
+        partial: whether further rows of the same image add captions to this one.
     """
 
     split: str
     image_id: str | int
     captions: tuple[Caption, ...]
-    image: Where | None
+    image: Location | None
     origin: str
     name: str
     regions: RegionsAt | None = None
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Problem:
-    """A row, or a caption of one, that cannot be used; it goes to ``rejects.jsonl``."""
+    """An unusable row or caption, recorded in ``rejects.jsonl``."""
 
     origin: str
     key: str | int | None
@@ -82,7 +82,7 @@ class Problem:
     detail: str
 
     def to_line(self) -> str:
-        """Give the line of ``rejects.jsonl``."""
+        """Return the line of ``rejects.jsonl``."""
         return (
             json.dumps(
                 {
@@ -98,18 +98,18 @@ class Problem:
 
 
 class Source(Protocol):
-    """A layout that can be read row by row.
+    """A layout that is read row by row.
 
     Attributes:
-        kind: as after ``--source``.
-        name: what is read, for messages.
+        kind: value of ``--source``.
+        name: name of the input, for messages.
     """
 
     kind: str
     name: str
 
     def rows(self) -> Iterator[Row | Problem]:
-        """Yield rows in the source's order, always the same, and the problems found.
+        """Yield rows and problems in the source's order, the same in every call.
 
         Raises:
             SourceError: the source as a whole cannot be read.
@@ -120,18 +120,18 @@ class Source(Protocol):
 def usable_captions(
     texts: Any, ids: Any, *, origin: str, key: str | int | None, split: str | None
 ) -> tuple[tuple[Caption, ...], list[Problem]]:
-    """Take the captions that can be used out of what a source has for one image.
+    """Separate the usable captions of one image from the problems.
 
     Args:
-        texts: should be a list of strings, or of objects with ``text`` and perhaps ``id``.
-        ids: should be None, or a list of as many ids.
-        origin: where the row was found.
-        key: the image's id, for the problems.
+        texts: expected to be a list of strings, or of objects with ``text`` and optional ``id``.
+        ids: expected to be None, or a list of as many ids.
+        origin: place of the row in the source.
+        key: id of the image, for the problems.
         split: name of the split, for the problems.
 
     Returns:
-        The usable captions, stripped of surrounding white space, and the problems. Without any
-        usable caption the last problem says so.
+        The usable captions, stripped of surrounding white space, and the problems. If no caption is
+        usable, the last problem is ``no caption``.
     """
     problems: list[Problem] = []
 
@@ -154,12 +154,8 @@ def usable_captions(
             text, caption_id = entry.get("text"), entry.get("id", caption_id)
         if not isinstance(text, str) or not is_id(caption_id, optional=True):
             refuse("malformed caption", f"caption {number + 1} is {_short(entry)}")
-        elif not text.strip():
-            refuse("empty caption", f"caption {number + 1} of {len(texts)}")
-        elif (words := len(text.split())) > MAX_CAPTION_WORDS:
-            refuse("caption too long", f"{words:,} words, limit {MAX_CAPTION_WORDS:,}")
-        elif not is_unicode(text):
-            refuse("malformed caption", f"caption {number + 1} is not valid Unicode")
+        elif fault := _fault(text, f"caption {number + 1}", len(texts)):
+            refuse(*fault)
         else:
             captions.append(Caption(caption_id, text.strip()))
     if not captions:
@@ -167,11 +163,23 @@ def usable_captions(
     return tuple(captions), problems
 
 
+def _fault(text: str, caption: str, captions: int) -> tuple[str, str] | None:
+    """Return reason and detail if the text cannot be a caption."""
+    if not text.strip():
+        return "empty caption", f"{caption} of {captions}"
+    words = len(text.split())
+    if words > MAX_CAPTION_WORDS:
+        return "caption too long", f"{words:,} words, limit {MAX_CAPTION_WORDS:,}"
+    if not is_unicode(text):
+        return "malformed caption", f"{caption} is not valid Unicode"
+    return None
+
+
 def load_json(path: str) -> Any:
     """Read a JSON file.
 
     Raises:
-        SourceError: it cannot be read, or is not JSON.
+        SourceError: the file cannot be read, or is not JSON.
     """
     try:
         return json.loads(storage.read_bytes(path))
@@ -182,7 +190,7 @@ def load_json(path: str) -> Any:
 
 
 def decode_line(line: bytes) -> str | None:
-    """Give the text of a line without its white space, None if it is not UTF-8."""
+    """Return a line as stripped text, or None if it is not UTF-8."""
     try:
         return line.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
@@ -190,7 +198,7 @@ def decode_line(line: bytes) -> str | None:
 
 
 def is_id(value: Any, *, optional: bool = False) -> bool:
-    """Whether a value can be an id: a whole number or a string."""
+    """Return whether a value can be an id: an integer or a string."""
     if value is None:
         return optional
     if isinstance(value, str):
@@ -199,7 +207,7 @@ def is_id(value: Any, *, optional: bool = False) -> bool:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a string can be written as UTF-8; JSON lets half a surrogate pair through."""
+    """Return whether a string can be encoded as UTF-8; JSON allows lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

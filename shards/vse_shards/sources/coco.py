@@ -8,7 +8,7 @@ from typing import Any
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
-from vse_shards.sources.base import Problem, Row, Where, is_id, load_json, usable_captions
+from vse_shards.sources.base import Location, Problem, Row, is_id, load_json, usable_captions
 
 _FILE = re.compile(r"captions_(([A-Za-z]+)\w*)\.json")
 
@@ -19,9 +19,9 @@ class CocoSource:
     Image and caption ids are COCO's own.
 
     Args:
-        path: of one such file, or of the folder that holds several.
-        images: folder with the images, or with ``train2014`` and so on in it; by default that
-            beside the annotations, or beside their folder.
+        path: one such file, or a folder with several.
+        images: folder with the images, or with folders ``train2014`` and so on; the default is
+            the folder of the annotations or its parent.
 
     Raises:
         SourceError: there is no such file or folder.
@@ -85,10 +85,12 @@ class CocoSource:
             )
             yield from problems
             if captions:
-                where = Where(storage.join(place, file_name))
-                yield Row(split, image_id, captions, where, origin, file_name)
+                location = Location(storage.join(place, file_name))
+                yield Row(split, image_id, captions, location, origin, file_name)
 
     def _place(self, folder: str, first_image: str) -> str:
-        """Find the folder of the images by the first of them."""
-        places = [p for base in self._images for p in (storage.join(base, folder), base)]
-        return next((p for p in places if storage.is_file(storage.join(p, first_image))), places[0])
+        """Return the folder that contains the first image."""
+        folders = [p for base in self._images for p in (storage.join(base, folder), base)]
+        return next(
+            (p for p in folders if storage.is_file(storage.join(p, first_image))), folders[0]
+        )

@@ -10,9 +10,9 @@ from vse_shards.errors import SourceError
 from vse_shards.sources.base import (
     IMAGE_SUFFIXES,
     SPLIT_NAMES,
+    Location,
     Problem,
     Row,
-    Where,
     decode_line,
     is_unicode,
     usable_captions,
@@ -20,13 +20,13 @@ from vse_shards.sources.base import (
 
 
 class FolderSource:
-    """Images with a text file each, at any depth.
+    """Images at any depth, each with a text file.
 
-    What lies under a folder named ``train``, ``val``, ``dev``, ``test`` and so on at the top is
-    that split; everything else is ``train``. The image id is the path.
+    A top folder named ``train``, ``val``, ``dev``, ``test`` and so on is that split; all other
+    images are ``train``. The image id is the path.
 
     Args:
-        path: of the folder.
+        path: path of the folder.
 
     Raises:
         SourceError: there is no such folder.
@@ -80,4 +80,4 @@ class FolderSource:
         captions, problems = usable_captions(lines, None, origin=name, key=name, split=split)
         yield from problems
         if captions:
-            yield Row(split, name, captions, Where(storage.join(self._path, name)), name, name)
+            yield Row(split, name, captions, Location(storage.join(self._path, name)), name, name)

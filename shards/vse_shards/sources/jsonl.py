@@ -1,4 +1,4 @@
-"""``jsonl``: one JSON object a line, one line an image."""
+"""``jsonl``: one JSON object per line, one line per image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
-from vse_shards.sources.base import Problem, Row, Where, is_id, usable_captions
+from vse_shards.sources.base import Location, Problem, Row, is_id, usable_captions
 
 
 class JsonlSource:
@@ -18,10 +18,10 @@ class JsonlSource:
     ``train``), ``image_id`` (or ``imgid``; default the path), ``caption_ids`` (or ``sentids``).
 
     Args:
-        path: of the file.
-        images: folder that image paths are relative to; by default that of the file or, if the
-            first image is not there, ``images`` beside the file.
-        columns: other names of the keys, by the settled ones.
+        path: path of the file.
+        images: folder that image paths are relative to; the default is the folder of the file or,
+            if that lacks the first image, ``images`` in it.
+        columns: names of the keys in the file, by their standard names.
 
     Raises:
         SourceError: there is no such file or folder.
@@ -38,7 +38,7 @@ class JsonlSource:
         self.name = storage.base_name(self._path)
 
     def rows(self) -> Iterator[Row | Problem]:
-        """Yield a row per line; a line that cannot be used is a problem.
+        """Yield a row per line, or a problem for an unusable line.
 
         Raises:
             SourceError: the file cannot be read.
@@ -86,17 +86,17 @@ class JsonlSource:
         )
         yield from problems
         if captions:
-            where = Where(storage.join(self._folder(image), image))
-            yield Row(split, image_id, captions, where, origin, image)
+            location = Location(storage.join(self._folder(image), image))
+            yield Row(split, image_id, captions, location, origin, image)
 
     def _get(self, entry: dict[str, Any], *names: str) -> Any:
-        """Take the first of several names of a key that is there."""
+        """Return the value of the first name that is present."""
         if names[0] in self._columns:
             return entry.get(self._columns[names[0]])
         return next((entry[name] for name in names if entry.get(name) is not None), None)
 
     def _folder(self, first_image: str) -> str:
-        """Settle, at the first image, what paths are relative to."""
+        """Return the folder of the images, chosen once by the first image."""
         if self._images is None:
             beside = storage.parent(self._path)
             within = storage.join(beside, "images")
@@ -108,7 +108,7 @@ class JsonlSource:
 
 
 def _is_path(text: str) -> bool:
-    """Whether a file could have this name."""
+    """Return whether the text can be a file name."""
     try:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:

@@ -7,20 +7,20 @@ from typing import Any
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
-from vse_shards.sources.base import Problem, Row, Where, is_id, load_json, usable_captions
+from vse_shards.sources.base import Location, Problem, Row, is_id, load_json, usable_captions
 
 
 class KarpathySource:
     """The splits of Karpathy and Fei-Fei (2015): train, restval (COCO only), val and test.
 
-    The image id is COCO's where there is one, else ``imgid``; captions keep their ``sentid``,
-    which is COCO's annotation id. ``restval`` is a split of its own; everyone trains on it too:
+    The image id is COCO's if there is one, else ``imgid``. Captions keep their ``sentid``, which is
+    COCO's annotation id. ``restval`` is a separate split, which papers add to training:
     ``--split train=train,restval --split val=val --split test=test``.
 
     Args:
-        path: of the JSON file.
-        images: folder of the images, with or without COCO's ``train2014`` and ``val2014`` in it;
-            by default ``images`` beside the file.
+        path: path of the JSON file.
+        images: folder of the images, with or without COCO's folders ``train2014`` and ``val2014``;
+            the default is ``images`` beside the file.
 
     Raises:
         SourceError: there is no such file or folder.
@@ -66,11 +66,11 @@ class KarpathySource:
         yield from problems
         if captions:
             name = storage.join(folder, file_name)
-            where = Where(self._find(name, file_name))
-            yield Row(split, image_id, captions, where, origin, name)
+            location = Location(self._find(name, file_name))
+            yield Row(split, image_id, captions, location, origin, name)
 
     def _find(self, name: str, file_name: str) -> str:
-        """Give the path of an image, whether or not its folder is kept."""
+        """Return the path of an image, with its folder or, if the images lie flat, without it."""
         path = storage.join(self._images, name)
         if name != file_name and not storage.is_file(path):
             flat = storage.join(self._images, file_name)

@@ -1,4 +1,4 @@
-"""``precomp``: the lists that VSE++, SCAN and VSE-infinity read, with images, regions or both."""
+"""``precomp``: the lists of VSE++, SCAN and VSE-infinity, with images, regions or both."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from vse_shards import storage
 from vse_shards.errors import SourceError
 from vse_shards.sources.base import (
+    Location,
     Problem,
     RegionsAt,
     Row,
-    Where,
     decode_line,
     load_json,
     usable_captions,
@@ -22,19 +22,19 @@ _IMAGE_FOLDERS = ("images", "flickr30k-images", "flickr8k-images")
 
 
 class PrecompSource:
-    """``{split}_ids.txt``, ``{split}_caps.txt`` and perhaps ``{split}_ims.npy``.
+    """``{split}_ids.txt``, ``{split}_caps.txt`` and optional ``{split}_ims.npy``.
 
-    Ids name each image once, or once for every caption. Regions are (images, regions, channels)
-    with a row per image or per caption; the file is mapped, never loaded.
+    Ids list each image once, or once per caption. Regions are (images, regions, channels) with a
+    row per image or per caption; the file is mapped into memory, not loaded.
 
     Args:
         path: folder of the lists, or the folder above ``precomp``.
-        images: folder that the paths of ``id_mapping.json`` are relative to; by default
+        images: folder that the paths of ``id_mapping.json`` are relative to; the default is
             ``images`` or ``flickr30k-images`` beside ``precomp``.
-        wanted: splits to read; None: all, but not ``test`` where ``testall``, which holds the
-            same images, is there.
-        use_images: False leaves the images out.
-        use_regions: False leaves the region features out.
+        wanted: splits to read. None reads all, except ``test`` if there is ``testall``, which has
+            the same images.
+        use_images: False omits the images.
+        use_regions: False omits the region features.
 
     Raises:
         SourceError: there is no such folder, or it has no such lists.
@@ -88,8 +88,8 @@ class PrecompSource:
     def _find_images(self, images: str | None) -> str | None:
         if images is not None:
             return storage.require_input(images, folder=True)
-        places = (storage.join(self._above, name) for name in _IMAGE_FOLDERS)
-        return next((place for place in places if storage.is_folder(place)), None)
+        folders = (storage.join(self._above, name) for name in _IMAGE_FOLDERS)
+        return next((place for place in folders if storage.is_folder(place)), None)
 
     def _mapping(self) -> dict[str, str]:
         for folder in (self._above, self._folder):
@@ -100,8 +100,8 @@ class PrecompSource:
                     raise SourceError(f"{path}: is not an object of file names by id")
                 return {str(image_id): str(name) for image_id, name in content.items()}
         raise SourceError(
-            f"{self._above}: has no id_mapping.json, so its images cannot be told by id; add it, "
-            "or leave the images out with --no-images"
+            f"{self._above}: has no id_mapping.json, which maps ids to files; add it, or "
+            "omit the images with --no-images"
         )
 
     def _split(self, split: str, mapping: dict[str, str]) -> Iterator[Row | Problem]:
@@ -149,12 +149,14 @@ class PrecompSource:
             detail = f"id_mapping.json has no file for id {image_id}"
             yield Problem(origin, image_id, split, "missing image", detail)
         elif captions:
-            where = file_name and self._images and Where(storage.join(self._images, file_name))
+            location = (
+                file_name and self._images and Location(storage.join(self._images, file_name))
+            )
             name = file_name or str(image_id)
-            yield Row(split, image_id, captions, where or None, origin, name, regions)
+            yield Row(split, image_id, captions, location or None, origin, name, regions)
 
     def _captions_per_image(self, split: str, ids: list[bytes], captions: int) -> int:
-        """Tell ids that are repeated for every caption from ids that are not."""
+        """Return the captions per image, from ids that are listed once or once per caption."""
         if not ids or not captions or captions % len(ids):
             raise SourceError(
                 f"{self._folder}: {split}_ids.txt has {len(ids):,} ids and {split}_caps.txt "
@@ -173,7 +175,7 @@ class PrecompSource:
         return repeats
 
     def _regions(self, split: str, images: int, captions: int) -> tuple[str, bool] | None:
-        """Give the region file, if there is one, and whether it has a row per caption."""
+        """Return the region file and whether it has a row per caption, or None without a file."""
         path = storage.join(self._folder, f"{split}_ims.npy")
         if not self._use_regions or not storage.is_file(path):
             return None
@@ -187,7 +189,7 @@ class PrecompSource:
         if rows not in (images, captions):
             raise SourceError(
                 f"{path}: has {rows:,} rows for {images:,} images and {captions:,} captions; "
-                "there must be one for each of either"
+                "it must have one per image or one per caption"
             )
         return path, rows == captions and captions != images
 
@@ -197,7 +199,6 @@ class PrecompSource:
             lines = storage.read_bytes(path).split(b"\n")
         except OSError as error:
             raise SourceError(
-                f"{path}: cannot be read: {error.strerror or error}; leave the split out with "
-                "--split"
+                f"{path}: cannot be read: {error.strerror or error}; omit the split with --split"
             ) from None
         return lines[:-1] if lines[-1] == b"" else lines

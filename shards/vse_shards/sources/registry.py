@@ -1,4 +1,4 @@
-"""The sources by the name after ``--source``."""
+"""Sources by their ``--source`` name."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from vse_shards.sources.webdataset import WebDatasetSource
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What the command line says of a source.
+    """Options that select and describe a source.
 
     Attributes:
         input: path or URL.
-        images: folder of the images, if it is given.
-        columns: names of columns or keys, by the settled ones.
-        wanted: splits that the build asks for; None: all.
-        use_images: False leaves images out where there are region features.
-        use_regions: False leaves region features out.
+        images: folder of the images, if given.
+        columns: names of columns or keys in the file, by their standard names.
+        wanted: splits that the build selects; None selects all.
+        use_images: False omits images that have region features.
+        use_regions: False omits region features.
     """
 
     input: str
@@ -41,7 +41,7 @@ def open_source(kind: str, request: SourceRequest) -> Source:
     """Open a source of one of the kinds in ``SOURCES``.
 
     Raises:
-        SourceError: it is not there, or is given an option that it does not have.
+        SourceError: the input does not exist, or an option does not apply to this kind.
     """
     refused = {
         "--images": request.images is not None and kind in ("folder", "webdataset"),
@@ -51,7 +51,7 @@ def open_source(kind: str, request: SourceRequest) -> Source:
     }
     for option, given in refused.items():
         if given:
-            raise SourceError(f"{option} has no meaning for --source {kind}; leave it out")
+            raise SourceError(f"{option} does not apply to --source {kind}; omit it")
     return SOURCES[kind](request)
 
 

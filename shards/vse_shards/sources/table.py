@@ -6,13 +6,13 @@ import csv
 import difflib
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
-from vse_shards.sources.base import Problem, Row, Where, is_id, is_unicode, usable_captions
+from vse_shards.sources.base import Location, Problem, Row, is_id, is_unicode, usable_captions
 
-# What people call the columns, the settled name first.
+# Common names of each column, the standard name first.
 _ALIASES: dict[str, tuple[str, ...]] = {
     "image": ("image", "image_path", "image_name", "file_name", "filename", "filepath", "path"),
     "caption": ("caption", "captions", "text", "comment", "sentence"),
@@ -25,18 +25,18 @@ _MAX_CELL = 16 << 20  # characters; csv's own limit is 128 kB
 
 
 class TableSource:
-    """What csv and parquet share: columns, and what a row says.
+    """Base of csv and parquet: columns, and the conversion of cells to rows.
 
-    Rows of the same image follow each other or not: their captions are joined.
+    Captions of the same image are joined, wherever its rows are.
 
     Args:
-        path: of the file.
-        images: folder that image paths are relative to; by default that of the file.
+        path: path of the file.
+        images: folder that image paths are relative to; the default is that of the file.
         columns: the file's names of ``image``, ``caption``, ``split``, ``image_id`` and
             ``caption_id``.
 
     Raises:
-        SourceError: there is no such file or folder, or no such thing as a named column.
+        SourceError: there is no such file or folder, or an unknown column is named.
     """
 
     kind = "table"
@@ -53,15 +53,15 @@ class TableSource:
         for name in self._named:
             if name not in _ALIASES:
                 raise SourceError(
-                    f"--column {name}={self._named[name]}: {name!r} is not read; choose of "
-                    f"{', '.join(_ALIASES)}"
+                    f"--column {name}={self._named[name]}: {name!r} is not a known column; "
+                    f"choose from {', '.join(_ALIASES)}"
                 )
 
     def _columns(self, found: Sequence[str]) -> dict[str, str]:
-        """Settle which column is which.
+        """Return the file's column of each standard name.
 
         Raises:
-            SourceError: one is missing.
+            SourceError: a required or named column is missing.
         """
         columns = {}
         for name, aliases in _ALIASES.items():
@@ -86,10 +86,10 @@ class TableSource:
         )
 
     def _row(self, cells: Mapping[str, Any], origin: str) -> Iterator[Row | Problem]:
-        """Make a row of the cells, by settled name; missing and empty cells are None or ``""``."""
+        """Convert cells, by standard name, to a row; missing and empty cells are None or ``""``."""
         image, split = cells.get("image"), cells.get("split") or "train"
         image_id: Any = image if cells.get("image_id") in (None, "") else cells["image_id"]
-        if not isinstance(image, str) or not image or not is_unicode(image) or "\0" in image:
+        if not _is_path(image):
             shown = type(image).__name__ if isinstance(image, (bytes, dict)) else repr(image)
             yield Problem(origin, None, None, "malformed row", f"image is {shown}, not a path")
             return
@@ -102,11 +102,11 @@ class TableSource:
         if not several:
             texts, ids = [texts], None if ids in (None, "") else [ids]
         captions, problems = usable_captions(texts, ids, origin=origin, key=image_id, split=split)
-        # Of a pair without its caption the image may well have others.
+        # Other rows may have captions of the same image.
         yield from (p for p in problems if several or p.reason != "no caption")
         if captions:
-            where = Where(storage.join(self._images, image))
-            yield Row(split, image_id, captions, where, origin, image, partial=not several)
+            location = Location(storage.join(self._images, image))
+            yield Row(split, image_id, captions, location, origin, image, partial=not several)
 
 
 class CsvSource(TableSource):
@@ -131,23 +131,23 @@ class CsvSource(TableSource):
                 found = [cell.strip() for cell in cells]
                 if not any(found):
                     raise SourceError(f"{self._path}: is empty; its first line must name columns")
-                places = {name: found.index(c) for name, c in self._columns(found).items()}
+                positions = {name: found.index(c) for name, c in self._columns(found).items()}
                 reader = csv.reader(file, delimiter=delimiter)
                 for line in reader:
                     number = reader.line_num + 1
                     if line:
-                        yield from self._line(line, places, f"{self.name} line {number}")
+                        yield from self._line(line, positions, f"{self.name} line {number}")
         except (OSError, csv.Error) as error:
             raise SourceError(f"{self._path}: line {number} cannot be read: {error}") from error
 
     def _line(
-        self, line: list[str], places: Mapping[str, int], origin: str
+        self, line: list[str], positions: Mapping[str, int], origin: str
     ) -> Iterator[Row | Problem]:
-        if len(line) <= max(places.values()):
+        if len(line) <= max(positions.values()):
             detail = f"has {len(line)} cells; the header names more"
             yield Problem(origin, None, None, "malformed row", detail)
             return
-        cells = {name: line[place].strip() for name, place in places.items()}
+        cells = {name: line[position].strip() for name, position in positions.items()}
         if not all(map(is_unicode, cells.values())):
             yield Problem(origin, None, None, "malformed row", "not UTF-8")
             return
@@ -184,10 +184,10 @@ class ParquetSource(TableSource):
 
 
 def import_parquet(path: str) -> Any:
-    """Give pyarrow's parquet module.
+    """Return pyarrow's parquet module.
 
     Raises:
-        SourceError: it is not installed; the message says how to mend that.
+        SourceError: it is not installed.
     """
     try:
         import pyarrow.parquet
@@ -199,8 +199,12 @@ def import_parquet(path: str) -> Any:
     return pyarrow.parquet
 
 
+def _is_path(cell: Any) -> TypeGuard[str]:
+    return isinstance(cell, str) and bool(cell) and is_unicode(cell) and "\0" not in cell
+
+
 def _number(name: str, cell: str) -> str | int:
-    """Make a number of an id that is one; csv has strings alone."""
+    """Convert an id to an integer if it is one; csv has only strings."""
     if name in ("image_id", "caption_id") and cell.isdecimal() and str(int(cell)) == cell:
         return int(cell)
     return cell

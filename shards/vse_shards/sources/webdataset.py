@@ -1,4 +1,4 @@
-"""``webdataset``: tars of image and text members, img2dataset's output among them."""
+"""``webdataset``: tars of image and text members, including img2dataset's output."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vse_shards.errors import SourceError
 from vse_shards.sources.base import (
     IMAGE_SUFFIXES,
     SPLIT_NAMES,
+    Location,
     Problem,
     Row,
-    Where,
     decode_line,
     is_id,
     is_unicode,
@@ -31,7 +31,7 @@ _MAX_TEXT = 16 << 20  # bytes of a caption or description
 
 @dataclass
 class _Group:
-    """The members of one key."""
+    """Image and text members of one key."""
 
     image: tarfile.TarInfo | None = None
     texts: dict[str, bytes] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class WebDatasetSource:
     ``val-000000.tar``, or in a folder ``val``, is split ``val``; any other is ``train``.
 
     Args:
-        path: of a tar, or of a folder of tars at any depth.
+        path: path of a tar, or of a folder with tars at any depth.
 
     Raises:
         SourceError: there is no such file or folder, or no tar in it.
@@ -71,7 +71,7 @@ class WebDatasetSource:
         """Yield a row per key, tar by tar in sorted order.
 
         Raises:
-            SourceError: a tar does not hold what img2dataset's statistics beside it say.
+            SourceError: a tar disagrees with the img2dataset statistics beside it.
         """
         for path, name in self._tars:
             groups: dict[str, _Group] = {}
@@ -87,7 +87,7 @@ class WebDatasetSource:
 
 
 class _Table:
-    """Captions by key out of img2dataset's Parquet file, read when first needed."""
+    """Captions by key from img2dataset's Parquet file, read on first use."""
 
     def __init__(self, tar: str) -> None:
         self._path = tar.removesuffix(".tar") + ".parquet"
@@ -109,7 +109,7 @@ class _Table:
 
 
 def _read_groups(file: Any, groups: dict[str, _Group]) -> None:
-    """Walk a tar: keep where images lie, and the texts themselves."""
+    """Walk a tar; keep the headers of images and the content of texts."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             if not member.isreg():
@@ -127,7 +127,7 @@ def _read_groups(file: Any, groups: dict[str, _Group]) -> None:
 
 
 def _check_statistics(tar: str, images: int) -> None:
-    """Compare a tar with img2dataset's ``_stats.json``, which it writes when a shard is done."""
+    """Compare a tar with ``_stats.json``, which img2dataset writes when a shard is done."""
     path = tar.removesuffix(".tar") + "_stats.json"
     if not storage.is_file(path):
         return
@@ -140,7 +140,7 @@ def _check_statistics(tar: str, images: int) -> None:
     if successes != images:
         raise SourceError(
             f"{tar}: has {images} images, {storage.base_name(path)} says {successes}; the download "
-            "did not end well, run img2dataset again"
+            "was interrupted, run img2dataset again"
         )
 
 
@@ -172,8 +172,8 @@ def _row(tar: str, name: str, key: str, group: _Group, table: _Table) -> Iterato
     )
     yield from problems
     if captions:
-        where = Where(tar, group.image.offset_data, group.image.size)
-        yield Row(split, image_id, captions, where, origin, origin)
+        location = Location(tar, group.image.offset_data, group.image.size)
+        yield Row(split, image_id, captions, location, origin, origin)
 
 
 def _captions(group: _Group, description: dict[str, Any], table: _Table, key: str) -> list[Any]:
