@@ -1,8 +1,8 @@
-"""gpo_pool against the published formulation: mask, sort, mask, multiply, sum.
+"""Time gpo_pool against the published formulation: mask, sort, mask, multiply, sum.
 
     python kernels/benchmarks/gpo.py [--device cuda] [--out kernels/benchmarks/results.csv]
 
-On a GPU "floor" moves the bytes that any implementation has to move and computes next to nothing:
+On a GPU "floor" moves the bytes that any implementation must move, with little arithmetic:
 inference reads the features, training reads them twice and writes a gradient of their size.
 """
 
@@ -22,7 +22,7 @@ COLUMNS = 1024
 
 
 def published(features: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """The formulation of the published code. features (B, K, D), mask (B, K, 1), weights (B, K)."""
+    """Pool as the published code: features (B, K, D), mask (B, K, 1), weights (B, K)."""
     masked = features.masked_fill(~mask, -10000)
     ordered = masked.sort(dim=1, descending=True)[0].masked_fill(~mask, 0)
     return (ordered * weights[:, :, None]).sum(1)
@@ -31,7 +31,7 @@ def published(features: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
 def setup(
     samples: int, positions: int, dtype: torch.dtype, device: str
 ) -> tuple[dict[str, Callable[[], Tensor]], tuple[Tensor, Tensor]]:
-    """Both formulations as calls on the same operands, and those of them with gradients."""
+    """Return both formulations as calls on the same operands, and the differentiable operands."""
     generator = torch.Generator().manual_seed(positions)
     features = torch.randn(samples, positions, COLUMNS, generator=generator)
     features = features.to(device, dtype).requires_grad_()
@@ -53,7 +53,7 @@ def setup(
 def training(
     pool: Callable[[], Tensor], leaves: tuple[Tensor, Tensor]
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """Forward and backward."""
+    """Return a call of the forward and backward pass."""
 
     def step() -> tuple[Tensor, ...]:
         pooled = pool()

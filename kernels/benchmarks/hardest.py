@@ -1,10 +1,9 @@
-"""hardest_negatives against the bare product of its operands, and against the stored matrix.
+"""Time hardest_negatives against the bare product of its operands, and the stored matrix.
 
     python kernels/benchmarks/hardest.py [--device cuda] [--out kernels/benchmarks/results.csv]
 
 "product" is torch.mm alone, the floor; "plain" stores the matrix, masks it and takes both maxima,
-where the matrix fits. At a batch of 1,024 the matrix is 4 MB in float32 and nothing is gained by
-not storing it.
+if the matrix fits. At a batch of 1,024 it has 4 MB in float32, and avoiding it gains nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ LARGEST_PLAIN = 32768
 
 
 def plain(queries: Tensor, candidates: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-    """The stored matrix, masked, and both maxima."""
+    """Store the matrix, mask it and take both maxima."""
     scores = (queries @ candidates.T).masked_fill_(ids[:, None] == ids[None], -torch.inf)
     return *scores.max(1), *scores.max(0)
 
@@ -31,7 +30,7 @@ def plain(queries: Tensor, candidates: Tensor, ids: Tensor) -> tuple[Tensor, ...
 def setup(
     size: int, dtype: torch.dtype, device: str
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Callable[[], object]]]:
-    """Operands and contenders."""
+    """Return the operands and the implementations."""
     generator = torch.Generator(device).manual_seed(0)
     queries, candidates = (
         torch.nn.functional.normalize(
@@ -40,19 +39,19 @@ def setup(
         for _ in range(2)
     )
     ids = torch.arange(size, device=device)
-    contenders: dict[str, Callable[[], object]] = {
+    implementations: dict[str, Callable[[], object]] = {
         "product": lambda: torch.mm(queries, candidates.T),
         "ours": lambda: hardest_negatives(queries, candidates, ids, ids),
     }
     if size <= LARGEST_PLAIN:
-        contenders["plain"] = lambda: plain(queries, candidates, ids)
-    return queries, candidates, ids, contenders
+        implementations["plain"] = lambda: plain(queries, candidates, ids)
+    return queries, candidates, ids, implementations
 
 
-def violations_contenders(
+def violations_implementations(
     queries: Tensor, candidates: Tensor, ids: Tensor
 ) -> dict[str, Callable[[], object]]:
-    """The all-violations loss with its gradient: autograd over the stored matrix, and ours."""
+    """Return the all-violations loss with gradient: autograd on the stored matrix, and ours."""
 
     def by_autograd() -> object:
         left, right = (x.detach().requires_grad_() for x in (queries, candidates))
@@ -71,27 +70,27 @@ def violations_contenders(
 
 
 def main(options: argparse.Namespace) -> None:
-    """Time growing batches; the last on a GPU is the one whose matrix would take 2 TB."""
+    """Time growing batches; the matrix of the last one on a GPU would take 2 TB."""
     on_gpu = options.device.startswith("cuda")
     dtype = torch.bfloat16 if on_gpu else torch.float32
     sizes = (64,) if options.small else (1024, 8192, 65536) if on_gpu else (1024, 4096)
     for size in sizes:
-        queries, candidates, ids, contenders = setup(size, dtype, options.device)
+        queries, candidates, ids, implementations = setup(size, dtype, options.device)
         compare(
-            contenders, kernel="hardest_negatives", case=f"{size}x{size}x{WIDTH}", dtype=dtype,
+            implementations, kernel="hardest_negatives", case=f"{size}x{size}x{WIDTH}", dtype=dtype,
             mode="forward", options=options,
         )  # fmt: skip
         if size <= 8192:
             compare(
-                violations_contenders(queries.float(), candidates.float(), ids),
+                violations_implementations(queries.float(), candidates.float(), ids),
                 kernel="all_violations", case=f"{size}x{size}x{WIDTH}", dtype=torch.float32,
                 mode="training", options=options,
             )  # fmt: skip
     if on_gpu and not options.small:
         options.repeats = 1
-        *_, contenders = setup(1 << 20, dtype, options.device)
+        *_, implementations = setup(1 << 20, dtype, options.device)
         compare(
-            {"ours": contenders["ours"]}, kernel="hardest_negatives",
+            {"ours": implementations["ours"]}, kernel="hardest_negatives",
             case=f"{1 << 20}x{1 << 20}x{WIDTH}", dtype=dtype, mode="forward", options=options,
         )  # fmt: skip
 

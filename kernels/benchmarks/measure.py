@@ -1,4 +1,4 @@
-"""Timing contenders side by side, and one CSV schema for every kernel's results."""
+"""Timing of implementations in turns, and one CSV schema for the results of all kernels."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ FOLDER = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Row:
-    """One contender on one case.
+    """Result of one implementation on one case.
 
     Attributes:
         kernel: the public function.
-        contender: which implementation.
+        contender: name of the implementation.
         case: shapes, such as "256x36x1024".
-        dtype: of the operands.
-        mode: what is timed, such as "inference" or "training".
+        dtype: dtype of the operands.
+        mode: timed operation, such as "inference" or "training".
         milliseconds: median over the repeats.
-        low: their first decile, milliseconds.
-        high: their ninth decile, milliseconds.
-        extra_bytes: peak memory beyond the operands; -1 where it is not measured (on CPU).
-        result_bytes: what of it is the result, which any contender has to store; -1 likewise.
+        low: first decile of the repeats, milliseconds.
+        high: ninth decile, milliseconds.
+        extra_bytes: peak memory beyond the operands; -1 if not measured (on CPU).
+        result_bytes: the part of it that any implementation must store, the result; -1 likewise.
         repeats: number of timed calls.
         device: GPU or CPU model.
         threads: CPU threads.
-        torch_version: of torch.
-        triton_version: of triton, "none" where it is not installed.
-        commit: short hash, "-dirty" where the tree differs from it.
+        torch_version: version of torch.
+        triton_version: version of triton, "none" if it is not installed.
+        commit: short hash, "-dirty" if the tree differs from it.
     """
 
     kernel: str
@@ -60,7 +60,7 @@ class Row:
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """The options that all benchmarks share."""
+    """Parse the options that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=7)
@@ -70,7 +70,7 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 
 def compare(
-    contenders: dict[str, Callable[[], object]],
+    implementations: dict[str, Callable[[], object]],
     *,
     kernel: str,
     case: str,
@@ -78,12 +78,12 @@ def compare(
     mode: str,
     options: argparse.Namespace,
 ) -> dict[str, Row]:
-    """Time the contenders in turn, round after round, so that a noisy machine hits all alike."""
+    """Time implementations in turns, so that other load on the machine affects all alike."""
     device = torch.device(options.device)
-    memory = {name: _memory(call, device) for name, call in contenders.items()}
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    memory = {name: _memory(call, device) for name, call in implementations.items()}
+    times: dict[str, list[float]] = {name: [] for name in implementations}
     for _ in range(options.repeats):
-        for name, call in contenders.items():
+        for name, call in implementations.items():
             times[name].append(_milliseconds(call, device))
     rows = {}
     for name, values in times.items():
@@ -113,7 +113,7 @@ def compare(
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
-    """Append to a CSV, with its header where it is new."""
+    """Append to a CSV, with a header if it is new."""
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
@@ -123,9 +123,9 @@ def append(path: Path, rows: Iterable[Row]) -> None:
 
 
 def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
-    """Time of one call; on a GPU that of the device alone, with nothing in its caches.
+    """Time one call; on a GPU by device events, with cold caches.
 
-    Filling 1 GiB empties L2, and takes long enough for the host to queue the whole call meanwhile.
+    Filling 1 GiB evicts L2, and lasts long enough for the host to queue the whole call.
     """
     if device.type == "cuda":
         torch.zeros(1 << 30, dtype=torch.uint8, device=device)
@@ -141,7 +141,7 @@ def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _memory(call: Callable[[], object], device: torch.device) -> tuple[int, int]:
-    """Bytes of a call's peak beyond what was there before it, and of its result; also warms up."""
+    """Return a call's peak bytes beyond those held before it, and its result's; also warms up."""
     call()
     if device.type != "cuda":
         return -1, -1

@@ -1,4 +1,4 @@
-"""retrieval_ranks against the bare matrix product, both ways of a COCO 5K evaluation.
+"""Time retrieval_ranks against the bare matrix product, both directions of a COCO 5K evaluation.
 
 python kernels/benchmarks/ranks.py [--device cuda] [--out kernels/benchmarks/results.csv]
 """
@@ -16,7 +16,7 @@ WIDTH = 1024
 
 
 def main(options: argparse.Namespace) -> None:
-    """Images to captions, and captions to images."""
+    """Time images to captions, and captions to images."""
     images = 100 if options.small else 5000
     captions = 5 * images
     generator = torch.Generator(options.device).manual_seed(0)

@@ -1,4 +1,4 @@
-"""Print a CSV of results as one table: speed and memory beside the peer, and the rate of products.
+"""Print a CSV of results as a table: speed and memory relative to the peer, and TFLOP/s.
 
 python kernels/benchmarks/table.py FILE.csv
 """
@@ -16,16 +16,16 @@ PRODUCTS = ("hardest_negatives", "retrieval_ranks")
 
 
 def lines(rows: list[dict[str, str]]) -> list[tuple[str, ...]]:
-    """One line per row; "speed" and "memory" are relative to the first contender of its case.
+    """Return one line per row; "speed" and "memory" are relative to the case's first row.
 
-    MiB are of peak memory beyond operands and results.
+    MiB count peak memory beyond operands and results.
     """
     found = []
     names = ("kernel", "case", "dtype", "mode", "device", "threads", "commit")
     for _, group in groupby(rows, key=lambda row: tuple(row[name] for name in names)):
-        contenders = list(group)
-        peer_time, peer_memory = float(contenders[0]["milliseconds"]), memory(contenders[0])
-        for row in contenders:
+        group_rows = list(group)
+        peer_time, peer_memory = float(group_rows[0]["milliseconds"]), memory(group_rows[0])
+        for row in group_rows:
             time, extra = float(row["milliseconds"]), memory(row)
             measured = extra is not None and peer_memory
             found.append(
@@ -43,13 +43,13 @@ def lines(rows: list[dict[str, str]]) -> list[tuple[str, ...]]:
 
 
 def memory(row: dict[str, str]) -> float | None:
-    """Peak bytes beyond operands and results; None where it was not measured."""
+    """Return the peak bytes beyond operands and results, or None if not measured."""
     extra, results = float(row["extra_bytes"]), float(row["result_bytes"])
     return None if min(extra, results) < 0 else extra - results
 
 
 def operations(row: dict[str, str]) -> float:
-    """Floating-point operations of the product that the case stands for, 0 where it has none."""
+    """Return the floating-point operations of the case's matrix product, 0 without one."""
     if row["kernel"] not in PRODUCTS:
         return 0.0
     rows, columns, width = (int(size) for size in row["case"].split("x"))
@@ -57,7 +57,7 @@ def operations(row: dict[str, str]) -> float:
 
 
 def main(path: Path) -> None:
-    """Print the table, and what it was measured on."""
+    """Print the table, and the machines of its measurements."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     table = [HEADER, *lines(rows)]

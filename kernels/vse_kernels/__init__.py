@@ -1,7 +1,7 @@
 """Kernels for image-text retrieval: sort-and-weight pooling, hard negatives, exact ranks.
 
-Every kernel has a plain-torch implementation that runs anywhere and a Triton one for CUDA; the
-package needs torch alone, and triton only where a Triton implementation is asked for.
+Every kernel has a plain-torch implementation for all devices; pooling and mining also have a Triton
+one for CUDA. The package needs torch, and triton only if a Triton implementation is requested.
 """
 
 from vse_kernels.gpo import gpo_pool

@@ -1,4 +1,4 @@
-"""Argument checks that never wait for the device, and the switch for those that would."""
+"""Argument checks without host synchronisation, and the switch for checks that need one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def require_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -
 
 
 def require_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...], why: str) -> None:
-    """Raise ValueError unless `tensor` has `shape`, where None stands for any size."""
+    """Raise ValueError unless `tensor` has `shape`; None in it allows any size."""
     agrees = tensor.dim() == len(shape) and all(
         want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
     )
@@ -34,7 +34,7 @@ def require_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...], why:
 
 
 def require_same_device(**tensors: Tensor) -> None:
-    """Raise ValueError unless all tensors lie on the device of the first."""
+    """Raise ValueError unless all tensors are on the device of the first."""
     (first, reference), *others = tensors.items()
     for name, tensor in others:
         if tensor.device != reference.device:
@@ -42,10 +42,10 @@ def require_same_device(**tensors: Tensor) -> None:
 
 
 def values_are_checked(tensor: Tensor) -> bool:
-    """Whether to look at a tensor's values: always on CPU, elsewhere with VSE_KERNELS_CHECK=1.
+    """Return whether to check a tensor's values: always on CPU, elsewhere if VSE_KERNELS_CHECK=1.
 
-    On a GPU the look is a host synchronisation; while a graph is traced, and in tensors that only
-    have a shape, there is nothing to see.
+    On a GPU the check is a host synchronisation. Fake tensors, and those of a traced graph, have no
+    values.
     """
     if torch.compiler.is_compiling() or isinstance(tensor, FakeTensor):
         return False
@@ -53,7 +53,7 @@ def values_are_checked(tensor: Tensor) -> bool:
 
 
 def require_range(name: str, tensor: Tensor, low: int, high: int, why: str) -> None:
-    """Raise ValueError unless low <= tensor <= high everywhere, where values are checked."""
+    """Raise ValueError if an element lies outside [low, high], where values are checked."""
     if tensor.numel() == 0 or not values_are_checked(tensor):
         return
     smallest, largest = (int(value) for value in tensor.aminmax())

@@ -1,4 +1,4 @@
-"""The choice between a Triton implementation and the torch one."""
+"""Choice between a Triton implementation and the torch one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ _warned: set[str] = set()
 
 
 def triton_obstacle(tensor: Tensor) -> str | None:
-    """Why Triton kernels cannot run on this tensor's device, or None if they can.
+    """Return the reason why Triton kernels cannot run on this tensor's device, or None.
 
-    On CPU tensors they run in Triton's interpreter alone, with TRITON_INTERPRET=1 set before the
-    first import of triton.
+    CPU tensors need Triton's interpreter: TRITON_INTERPRET=1, set before triton is imported.
     """
     if not _HAS_TRITON:
         return "triton is not installed"
@@ -34,16 +33,16 @@ def triton_obstacle(tensor: Tensor) -> str | None:
 
 
 def use_triton(name: str, impl: str, tensor: Tensor, limit: str | None) -> bool:
-    """Decide which implementation of a kernel runs.
+    """Return whether the Triton implementation of a kernel runs.
 
     Args:
         name: the public function, for messages.
-        impl: "auto", "torch" or "triton", as the caller asked.
+        impl: "auto", "torch" or "triton", from the caller.
         tensor: one of the operands.
-        limit: what about the operands the Triton kernel does not cover, or None.
+        limit: property of the operands that the Triton kernel does not support, or None.
 
     Raises:
-        ValueError: `impl` is unknown, or is "triton" where it cannot run.
+        ValueError: `impl` is unknown, or is "triton" and Triton cannot run.
     """
     if impl not in ("auto", "torch", "triton"):
         raise ValueError(f'impl is "{impl}"; {name} takes "auto", "torch" or "triton"')

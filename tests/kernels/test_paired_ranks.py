@@ -124,9 +124,9 @@ def test_a_nan_counts_against_its_query(small_tiles):
 
 
 def test_arguments_that_do_not_fit():
-    with pytest.raises(ValueError, match="owners"):
+    with pytest.raises(ValueError, match="image_index"):
         paired_ranks(torch.eye(3), torch.eye(3), torch.arange(2))
     with pytest.raises(ValueError, match="captions"):
         paired_ranks(torch.eye(3), torch.ones(3, 4), torch.arange(3))
-    with pytest.raises(TypeError, match="owners"):
+    with pytest.raises(TypeError, match="image_index"):
         paired_ranks(torch.eye(3), torch.eye(3), torch.arange(3).float())

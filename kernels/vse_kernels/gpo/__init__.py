@@ -34,23 +34,23 @@ def gpo_pool(
     NaN sorts first, as in `torch.sort`.
 
     Args:
-        features: (B, K, D) float32, bfloat16, float16 or float64; any strides. Entries of a row
-            beyond its length are ignored, whatever they hold, and get zero gradient.
+        features: (B, K, D) float32, bfloat16, float16 or float64; any strides. Positions beyond a
+            sample's length are ignored, NaN included, and get zero gradient.
         lengths: (B,) int64 or int32, 1 to K.
         weight_table: (R, K) floating; row r weighs the sorted positions, largest value first.
             Weights beyond a sample's length are ignored.
         rows: (B,) int64 or int32, the row of `weight_table` of each sample.
-        impl: "auto", "torch" or "triton". A name that cannot run raises; "auto" falls back and
-            says why once.
+        impl: "auto", "torch" or "triton". "auto" falls back to torch with one warning; "triton"
+            raises if it cannot run.
 
     Returns:
         pooled (B, D) in the dtype of `features`; differentiable once in `features` and
         `weight_table`.
 
     Raises:
-        TypeError: a dtype that is not supported.
-        ValueError: shapes or devices that disagree, an unknown `impl`, and, on CPU tensors or with
-            VSE_KERNELS_CHECK=1 in the environment, lengths or rows out of range.
+        TypeError: a dtype is not supported.
+        ValueError: shapes or devices disagree, `impl` is unknown, or, on CPU tensors or with
+            VSE_KERNELS_CHECK=1 in the environment, lengths or rows are out of range.
     """
     _check(features, lengths, weight_table, rows)
     limit = unsupported(features.shape[1], features.dtype, weight_table.dtype)

@@ -1,7 +1,7 @@
-"""Differentiation of the pooling, its implementations behind two operators.
+"""Autograd function of the pooling, and its two operators for torch.compile.
 
-Eager code calls the implementations directly. While torch.compile traces, it sees two opaque
-operators instead, which cost more per call but leave nothing to break the graph.
+Eager code calls the implementations directly. torch.compile traces two opaque operators instead,
+which cost more per call but never break the graph.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def forward(
     """Pool features (B, K, D).
 
     Returns:
-        pooled (B, D), and what a backward needs of the order: as the implementation defines it, or
+        pooled (B, D), and the order for the backward pass in the format of the implementation,
         empty without `keep`.
     """
     given = Operands(features, lengths, weight_table, rows)
@@ -52,7 +52,7 @@ def backward(
     order: Tensor,
     with_triton: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of features (B, K, D) and weight_table (R, K)."""
+    """Return the gradients of features (B, K, D) and weight_table (R, K)."""
     given = Operands(features, lengths, weight_table, rows)
     if with_triton:
         from vse_kernels.gpo import launch
@@ -98,7 +98,7 @@ def _backward_shapes(
 
 
 class GPOPool(torch.autograd.Function):
-    """gpo_pool and its gradients; `keep` says whether a backward will follow."""
+    """Autograd function of gpo_pool; `keep` is True if a backward pass will follow."""
 
     @staticmethod
     def forward(
@@ -122,7 +122,7 @@ class GPOPool(torch.autograd.Function):
     def backward(
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor | None, None, Tensor | None, None, None, None]:
-        """Gradients of features (B, K, D) and weight_table (R, K)."""
+        """Return the gradients of features (B, K, D) and weight_table (R, K)."""
         run = _backward_operator if torch.compiler.is_compiling() else backward
         features, lengths, weight_table, rows, order = ctx.saved_tensors
         to_features, to_table = run(

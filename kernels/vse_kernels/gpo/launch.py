@@ -1,4 +1,4 @@
-"""Launching the Triton kernels of the pooling; imported only where they run."""
+"""Launchers of the pooling's Triton kernels; imported only if they run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from vse_kernels.gpo.triton import (
 
 
 def _readable(given: Operands) -> Operands:
-    """The kernels read rows of consecutive columns; any other two strides are fine."""
+    """Make columns consecutive, as the kernels require; the other two strides are free."""
     features, *others = given
     unit = features if features.stride(2) == 1 else features.contiguous()
     return Operands(unit, *(tensor.contiguous() for tensor in others))
 
 
 def _padded(weight_table: Tensor, size: int) -> Tensor:
-    """The table with `size` columns; a copy only where K was rounded up."""
+    """Return the table with `size` columns, copied only if K was rounded up."""
     missing = size - weight_table.shape[1]
     return torch.nn.functional.pad(weight_table, (0, missing)) if missing else weight_table
 
 
 def forward(given: Operands, how: Launch, keep: bool) -> tuple[Tensor, Tensor]:
-    """Pool.
+    """Pool features (B, K, D).
 
     Returns:
         pooled (B, D), and the order (B, K, D) uint8, empty for the network or without `keep`.
@@ -61,7 +61,7 @@ def forward(given: Operands, how: Launch, keep: bool) -> tuple[Tensor, Tensor]:
 def backward(
     gradient: Tensor, given: Operands, order: Tensor, how: Launch
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of features (B, K, D) and weight_table (R, K), in their dtypes."""
+    """Return the gradients of features (B, K, D) and weight_table (R, K), in their dtypes."""
     given = _readable(given)
     features, _, weight_table, rows = given
     samples, positions, columns = features.shape

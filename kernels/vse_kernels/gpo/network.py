@@ -1,7 +1,7 @@
 """Pooling for inference on CPU: a sorting network of row minima and maxima, values only.
 
-A comparator orders two positions for all columns at once, so the sort is a fixed list of
-vectorised `maximum` and `minimum` calls, without indices: several times the speed of torch.sort.
+A comparator orders two positions of all columns at once, so the sort is a fixed list of vectorised
+`maximum` and `minimum` calls without indices: several times as fast as torch.sort.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from vse_kernels.gpo.reference import Operands
 
-# Values of one position that a thread compares at a time: large enough to hide the cost of a call,
-# and what torch gives a thread at least, small enough that a chunk's positions stay in cache.
+# Values of one position per thread and comparison: large enough to hide the cost of a call, and at
+# least torch's grain size; small enough that a chunk's positions stay in cache.
 ROW_ELEMENTS = 1 << 15
 
 
 @lru_cache(maxsize=512)
 def comparators(size: int) -> tuple[tuple[int, int], ...]:
-    """Batcher's odd-even merge network for any size.
+    """Return Batcher's odd-even merge network for any size.
 
     Source: Knuth, The Art of Computer Programming 3, 5.2.2, Algorithm M.
 
@@ -28,8 +28,8 @@ def comparators(size: int) -> tuple[tuple[int, int], ...]:
         size: number of positions, at least 1.
 
     Returns:
-        Pairs (i, j), i < j, to be applied in order; after them position 0 holds the largest value
-        where each pair keeps the larger at i.
+        Pairs (i, j), i < j, to apply in order. If each pair keeps the larger value at i, position 0
+        ends with the largest value.
     """
     pairs = []
     top = 1 << max(0, (size - 1).bit_length() - 1)
@@ -58,7 +58,7 @@ def forward(given: Operands) -> Tensor:
     for start in range(0, samples, step):
         part = slice(start, min(start + step, samples))
         inside = valid[part].T[:, :, None]
-        # A copy, always: the network works in place.
+        # Always a copy: the network works in place.
         block = features[part, :longest].transpose(0, 1).to(dtype, copy=True)
         block = block.contiguous().masked_fill_(~inside, -torch.inf)
         values = list(block.unbind(0))

@@ -1,4 +1,4 @@
-"""Floats as integers in the same order, for Triton kernels that compare, pack and sort."""
+"""Order-preserving conversion of floats to integers, for Triton kernels that sort packed keys."""
 
 # Triton types a kernel's parameters when it compiles.
 # ruff: noqa: ANN001, ANN201
@@ -12,10 +12,10 @@ import triton.language as tl
 
 @triton.jit
 def ordered_bits(x):
-    """Integers int32 in the order of the floats; those of 16-bit floats stay within 16 bits.
+    """Return int32 integers in the order of the floats; 16-bit floats give 16 bits.
 
-    -0 equals +0, and NaN is the largest, as in `torch.sort` and `torch.max`. Integers throughout:
-    no rule about denormals applies.
+    -0 equals +0, and NaN is the largest, as in `torch.sort` and `torch.max`. All steps are integer
+    operations, so flushing of denormals has no effect.
     """
     if x.dtype == tl.float32:
         bits = x.to(tl.int32, bitcast=True)
@@ -33,7 +33,7 @@ def ordered_bits(x):
 
 @triton.jit
 def ordered_value(bits, dtype: tl.constexpr):
-    """The float32 value behind `ordered_bits` of a float of `dtype`."""
+    """Return the float32 value whose `ordered_bits`, as `dtype`, are `bits`."""
     if dtype == tl.float32:
         value = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
     else:

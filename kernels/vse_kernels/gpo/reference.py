@@ -1,8 +1,8 @@
-"""Sort-and-weight pooling in plain torch: the truth for the kernels, and the path for CPU training.
+"""Sort-and-weight pooling in plain torch: reference for the kernels, and the CPU training path.
 
-Per sample b and column d: the valid values in descending order, dotted with the weight row of the
-sample. The sort is stable, so that equal values share their weights in the order of their
-positions, and NaN sorts first, as torch has it.
+Per sample and column, the result is the dot product of the valid values in descending order with
+the weight row of the sample. The sort is stable: equal values take weights in the order of their
+positions. NaN sorts first, as in torch.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Elements sorted at a time: bounds the int64 order and the copies that torch.sort makes.
+# Elements per sort: bounds the int64 order and the copies that torch.sort makes.
 CHUNK_ELEMENTS = 1 << 21
 
 
 class Operands(NamedTuple):
-    """What is pooled, by every implementation.
+    """Operands of the pooling, common to all implementations.
 
     Attributes:
         features: (B, K, D) floating.
@@ -33,29 +33,29 @@ class Operands(NamedTuple):
 
     @property
     def accumulation_dtype(self) -> torch.dtype:
-        """Float64 where features or weights are, else float32."""
+        """Float64 if features or weights are float64, else float32."""
         common = torch.promote_types(self.features.dtype, self.weight_table.dtype)
         return torch.promote_types(common, torch.float32)
 
     def valid_positions(self, positions: int) -> Tensor:
-        """Which of the first `positions` lie within the lengths (B, positions) bool."""
+        """Return a mask (B, positions) bool of the positions within the lengths."""
         return torch.arange(positions, device=self.lengths.device) < self.lengths[:, None]
 
     def sample_weights(self, valid: Tensor) -> Tensor:
-        """The weights of each sample where `valid`, else 0; (B, positions) as `valid` is."""
+        """Return the weights of each sample, 0 where not `valid`; (B, positions) like `valid`."""
         weights = self.weight_table[:, : valid.shape[1]][self.rows]
         return weights.to(self.accumulation_dtype).masked_fill(~valid, 0)
 
 
 def order_dtype(positions: int) -> torch.dtype:
-    """The smallest dtype that holds a position: one byte up to 256 positions."""
+    """Return the smallest dtype of a position: one byte up to 256 positions."""
     if positions <= 256:
         return torch.uint8
     return torch.int16 if positions <= 1 << 15 else torch.int32
 
 
 def batch_chunks(samples: int, elements_per_sample: int) -> list[slice]:
-    """Slices of the batch that hold about CHUNK_ELEMENTS each."""
+    """Return slices of the batch with about CHUNK_ELEMENTS each."""
     step = max(1, CHUNK_ELEMENTS // max(1, elements_per_sample))
     return [slice(start, min(start + step, samples)) for start in range(0, samples, step)]
 
@@ -65,7 +65,7 @@ def forward(given: Operands) -> tuple[Tensor, Tensor]:
 
     Returns:
         pooled (B, D) in the dtype of `features`, and the order (B, D, K): the position of the
-        k-th largest value, in the smallest dtype that holds it.
+        k-th largest value, as `order_dtype`.
     """
     features = given.features
     samples, positions, columns = features.shape
@@ -88,9 +88,9 @@ def forward(given: Operands) -> tuple[Tensor, Tensor]:
 
 
 def backward(gradient: Tensor, given: Operands, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `forward`: (B, K, D) in the dtype of features, (R, K) in that of weight_table.
+    """Return gradients (B, K, D) and (R, K), in the dtypes of features and weight_table.
 
-    Positions beyond the length get exactly zero, whatever they hold.
+    Positions beyond the length get exactly zero, even if they contain NaN.
     """
     features, _, weight_table, rows = given
     samples, positions, columns = features.shape

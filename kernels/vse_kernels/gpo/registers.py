@@ -1,8 +1,8 @@
-"""Columns that lie in the registers of one thread, in Triton: taken apart, sorted, put together.
+"""Columns in the registers of one thread, in Triton: splitting of tiles, sorting, stacking.
 
-A network needs one tensor per position. Loads and stores are of whole tiles nevertheless: Triton
-(TritonGPUCoalesce) walks everything that a memory operation is connected with, for each of them,
-so that one per position made a kernel for 64 positions take minutes to compile.
+A network needs one tensor per position, but loads and stores use whole tiles. For each memory
+operation, Triton (TritonGPUCoalesce) walks all operations connected with it; one per position made
+a kernel for 64 positions take minutes to compile.
 """
 
 # Triton types a kernel's parameters when it compiles, and its language has tuples that grow by
@@ -17,13 +17,13 @@ import triton.language as tl
 
 from vse_kernels.gpo import network
 
-# Evaluated while a kernel compiles. As an argument the list would be hashed at every launch.
+# Evaluated when a kernel compiles. As an argument, the list would be hashed at every launch.
 comparators = triton.constexpr_function(network.comparators.__wrapped__)
 
 
 @triton.jit
 def descend(x, SIZE: tl.constexpr):
-    """Sort a tuple of SIZE tensors, elementwise, in descending order; a NaN spreads."""
+    """Sort a tuple of SIZE tensors elementwise, in descending order; NaN propagates."""
     PAIRS: tl.constexpr = comparators(SIZE)
     for s in tl.static_range(len(PAIRS)):
         high = tl.maximum(x[PAIRS[s][0]], x[PAIRS[s][1]], propagate_nan=tl.PropagateNan.ALL)
@@ -50,7 +50,7 @@ def halve(tiles, HALF: tl.constexpr):
 
 @triton.jit
 def unbind(tile, COUNT: tl.constexpr):
-    """Take (COUNT, COLUMNS) apart into COUNT tensors (COLUMNS,); COUNT a power of two to 64."""
+    """Split (COUNT, COLUMNS) into COUNT tensors (COLUMNS,); COUNT is a power of two up to 64."""
     tiles = (tile,)
     for level in tl.static_range(6):
         if COUNT >> (level + 1):
@@ -63,7 +63,7 @@ def unbind(tile, COUNT: tl.constexpr):
 
 @triton.jit
 def pair_up(tiles, WIDTH: tl.constexpr):
-    """Put neighbours (WIDTH / 2, COLUMNS) together as (WIDTH, COLUMNS)."""
+    """Stack neighbours (WIDTH / 2, COLUMNS) to (WIDTH, COLUMNS)."""
     pairs = ()
     for t in tl.static_range(len(tiles) // 2):
         pair = tl.permute(tl.join(tiles[2 * t], tiles[2 * t + 1]), (2, 0, 1))
@@ -73,7 +73,7 @@ def pair_up(tiles, WIDTH: tl.constexpr):
 
 @triton.jit
 def stack(parts, START: tl.constexpr, COUNT: tl.constexpr):
-    """Put parts[START : START + COUNT], each (COLUMNS,), together as (COUNT, COLUMNS)."""
+    """Stack parts[START : START + COUNT], each (COLUMNS,), to (COUNT, COLUMNS)."""
     tiles = ()
     for t in tl.static_range(COUNT):
         tiles = tiles + (tl.reshape(parts[START + t], (1, parts[START + t].shape[0])),)

@@ -1,12 +1,12 @@
 """Sort-and-weight pooling in Triton.
 
-Two families. Up to 64 positions a thread holds a whole column in registers and sorts it with an
-unrolled network; the backward pass sorts again rather than read an order from memory. From 65 to
-256 positions a block of columns is sorted across threads, and the forward pass leaves the order,
-one byte per element, for the backward pass.
+There are two families of kernels. Up to 64 positions, a thread keeps a whole column in registers
+and sorts it with an unrolled network; the backward pass sorts again instead of reading an order
+from memory. From 65 to 256 positions, a block of columns is sorted across threads, and the
+forward pass stores the order, one byte per element, for the backward pass.
 
-Exact, stable orders come from integer keys: the value's bits, made monotonic, above the position
-counted down. -0 equals +0 and NaN is the largest, as in a stable descending torch.sort.
+Exact, stable orders come from integer keys: the monotonic bits of the value above 255 - position.
+-0 equals +0 and NaN is the largest, as in a stable descending torch.sort.
 """
 
 # Triton types a kernel's parameters when it compiles, and its language has tuples that grow by
@@ -25,9 +25,9 @@ from vse_kernels.gpo.registers import descend, stack, unbind
 
 @triton.jit
 def sort_key(x, position):
-    """Keys whose descending order is the stable descending order: int64 for float32, else int32.
+    """Return keys whose descending order is stable: int64 for float32, else int32.
 
-    They end in 255 - position: among equal values the lower position is the larger key.
+    The low byte is 255 - position: among equal values, the lower position has the larger key.
     """
     bits = ordered_bits(x)
     if x.dtype == tl.float32:
@@ -36,15 +36,15 @@ def sort_key(x, position):
 
 
 @triton.jit
-def place(D, COLUMNS: tl.constexpr):
-    """Sample (int64), block and columns of this program."""
+def locate(D, COLUMNS: tl.constexpr):
+    """Return sample (int64), block and columns of this program."""
     blocks = tl.cdiv(D, COLUMNS)
     program = tl.program_id(0)
     block = program % blocks
     return (program // blocks).to(tl.int64), block, block * COLUMNS + tl.arange(0, COLUMNS)
 
 
-# A thread owns a column: no vector of several columns, whatever the alignment, and so no variants.
+# A thread owns one column and loads no vectors, so alignment brings nothing but more variants.
 UNALIGNED = ("gradient", "features", "pooled", "features_gradient", "K", "D")
 UNALIGNED += ("stride_sample", "stride_position")
 
@@ -63,13 +63,12 @@ def network_forward(
     PARTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Pool COLUMNS columns of one sample; a value per register, no order needed.
+    """Pool COLUMNS columns of one sample, a value per register, without an order.
 
-    The table has SIZE columns: weights that need no mask are read when they are used, while masked
-    ones are read ahead and take a register each. PARTS: (start, count) of the tiles that make up
-    SIZE positions.
+    The table is padded to SIZE columns: unmasked weights are loaded at their use, masked ones ahead
+    of it, in a register each. PARTS: (start, count) of the tiles that cover SIZE positions.
     """
-    sample, _, column = place(D, COLUMNS)
+    sample, _, column = locate(D, COLUMNS)
     inside = column < D
     length = tl.zeros_like(column) + tl.load(lengths + sample).to(tl.int32)
     source = features + sample * stride_sample + column[None, :]
@@ -108,12 +107,12 @@ def network_backward(
     PARTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Both gradients for COLUMNS columns of one sample; PARTS as in network_forward.
+    """Compute both gradients of COLUMNS columns of one sample; PARTS as in network_forward.
 
-    Sorts keys to find the values in order (for the weights), then sorts the positions back to find
-    each position's rank (for the features), so that loads and stores stay coalesced.
+    Sorts keys to order the values (for the weights), then sorts positions back to find the rank of
+    each (for the features), so that loads and stores stay coalesced.
     """
-    sample, block, column = place(D, COLUMNS)
+    sample, block, column = locate(D, COLUMNS)
     column = column[None, :]
     inside = column < D
     length = tl.load(lengths + sample).to(tl.int32)
@@ -147,8 +146,8 @@ def network_backward(
         position = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
         valid = inside & (position < length)
         rank = tl.where(valid, stack(ranks, PARTS[p][0], PARTS[p][1]) & 255, 0)
-        # As one row, which a warp reads with the columns where they are; of a tile, the order of
-        # its threads is anybody's guess.
+        # One flat row keeps each column in its thread; for a tile, the layout pass may choose any
+        # order of threads.
         weight = tl.load(weights + tl.reshape(rank, (PARTS[p][1] * COLUMNS,))).to(tl.float32)
         weight = tl.reshape(weight, (PARTS[p][1], COLUMNS))
         result = tl.where(valid, weight * upstream, 0.0)
@@ -175,8 +174,8 @@ def sort_forward(
     COLUMNS: tl.constexpr,
     KEEP: tl.constexpr,
 ):
-    """Pool COLUMNS columns of one sample; with KEEP store the order (B, K, D) uint8 too."""
-    sample, _, column = place(D, COLUMNS)
+    """Pool COLUMNS columns of one sample; KEEP also stores the order (B, K, D) uint8."""
+    sample, _, column = locate(D, COLUMNS)
     position = tl.arange(0, SIZE)[None, :]
     length = tl.load(lengths + sample).to(tl.int32)
     column = column[:, None]
@@ -215,8 +214,8 @@ def sort_backward(
     SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Both gradients for COLUMNS columns of one sample from the order that forward kept."""
-    sample, block, column = place(D, COLUMNS)
+    """Compute both gradients of COLUMNS columns of one sample from the stored order."""
+    sample, block, column = locate(D, COLUMNS)
     position = tl.arange(0, SIZE)[None, :]
     length = tl.load(lengths + sample).to(tl.int32)
     column = column[:, None]
@@ -232,7 +231,7 @@ def sort_backward(
     rank = tl.arange(0, SIZE)
     tl.store(sums + rank, tl.sum(share, axis=0), mask=rank < K)
 
-    # The inverse order: sorted by position, the ranks; positions beyond the length keep theirs.
+    # Sorting (position, rank) pairs inverts the order; positions beyond the length keep theirs.
     pairs = (tl.where(position < length, kept, position) << 8) | position
     ranks = tl.sort(pairs, dim=1) & 255
     weights = table + tl.load(rows + sample).to(tl.int64) * K
@@ -252,7 +251,7 @@ def reduce_rows(
     SAMPLES: tl.constexpr,
     POSITIONS: tl.constexpr,
 ):
-    """Add up the rows of sums (B, K) that belong to one row of the table, in a fixed order."""
+    """Sum the rows of sums (B, K) that use one row of the table, in a fixed order."""
     row = tl.program_id(0)
     position = tl.program_id(1) * POSITIONS + tl.arange(0, POSITIONS)
     total = tl.zeros((POSITIONS,), tl.float32)

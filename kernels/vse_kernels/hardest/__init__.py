@@ -1,4 +1,4 @@
-"""Negatives out of a similarity matrix that is never stored: the hardest, or all that violate."""
+"""Hardest or all violating negatives, without storing the similarity matrix."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class HardestNegatives(NamedTuple):
     """The highest-scoring negative of each row and column.
 
     Attributes:
-        row_score: (M,) float32 (float64 for float64 embeddings), -inf where there is none.
-        row_index: (M,) int64 into the candidates, -1 where there is none.
+        row_score: (M,) float32 (float64 for float64 embeddings), -inf without a negative.
+        row_index: (M,) int64 into the candidates, -1 without a negative.
         column_score: (N,) likewise over the queries; None without columns.
         column_index: (N,) int64 into the queries; None without columns.
     """
@@ -48,23 +48,23 @@ def hardest_negatives(
 ) -> HardestNegatives:
     """Find the negative with the largest dot product, per query and per candidate.
 
-    Not differentiable: recompute the scores of the pairs found. Products of bfloat16 and float16
+    Not differentiable: recompute the scores of the returned pairs. Products of bfloat16 and float16
     embeddings are accumulated and compared in float32. Ties go to the lowest index; a NaN score
     counts as the largest.
 
     Args:
         queries: (M, E) floating.
         candidates: (N, E) of the same dtype.
-        query_ids: (M,) int64 or int32. Equal ids are never each other's negatives; a negative id
-            (padding) is mined by nobody and mines nothing.
+        query_ids: (M,) int64 or int32. Rows of equal ids are never each other's negatives. A
+            negative id marks padding, which has no negatives and is none.
         candidate_ids: (N,) likewise.
         columns: whether to mine the columns too, in the same pass.
-        impl: "auto", "torch" or "triton". A name that cannot run raises; "auto" falls back and
-            says why once.
+        impl: "auto", "torch" or "triton". "auto" falls back to torch with one warning; "triton"
+            raises if it cannot run.
 
     Raises:
-        TypeError: a dtype that is not supported.
-        ValueError: shapes, dtypes or devices that disagree, or an unknown `impl`.
+        TypeError: a dtype is not supported.
+        ValueError: shapes, dtypes or devices disagree, or `impl` is unknown.
     """
     _check(queries, candidates, query_ids, candidate_ids)
     limit = choice.unsupported(queries.shape[0], candidates.shape[0], queries.dtype)
@@ -96,10 +96,10 @@ def all_violations(
         row_loss_i = sum over j of max(0, margin + s_ij - query_positive_i)
         column_loss_j = sum over i of max(0, margin + s_ij - candidate_positive_j)
 
-    The gradient covers s_ij alone. A caller whose positive scores depend on the embeddings adds
-    their part from the counts: each positive score p_i has the gradient -row_count_i (and
-    -column_count_j). For a rank's images (b, E) and all captions (B, E): one call with the images
-    as queries and one with the captions as queries give all that the rank's own gradient needs.
+    The gradient covers s_ij only. If the positive scores depend on the embeddings, add their part
+    from the counts: the gradient of a positive score is -row_count_i (or -column_count_j). A rank
+    with images (b, E) of a batch (B, E) needs two calls for its own gradient: its images as queries
+    against all captions, and its captions against all images.
 
     Args:
         queries: (M, E) floating.
@@ -108,15 +108,15 @@ def all_violations(
         candidate_ids: (N,) likewise.
         query_positive: (M,) score of each query's positive.
         candidate_positive: (N,) score of each candidate's positive.
-        margin: of the hinge.
+        margin: margin of the hinge.
         candidate_gradient: whether to return the gradient of the candidates too.
 
     Returns:
         Violations, in float32 (float64 for float64 embeddings).
 
     Raises:
-        TypeError: a dtype that is not supported.
-        ValueError: shapes, dtypes or devices that disagree.
+        TypeError: a dtype is not supported.
+        ValueError: shapes, dtypes or devices disagree.
     """
     _check(queries, candidates, query_ids, candidate_ids)
     require_dtype("query_positive", query_positive, FLOATS)

@@ -1,7 +1,7 @@
 """Block sizes of the mining kernel per GPU generation: the one place to tune.
 
 Chosen by registers, spills and shared memory from ahead-of-time compilation
-(tests/kernels/limits.py); none has been timed on a GPU yet.
+(tests/kernels/limits.py); no choice has been timed on a GPU yet.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from dataclasses import dataclass
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# An index takes the low 31 bits of a key, and a grid has as many programs at most.
+# An index takes the low 31 bits of a key, and a grid has at most as many programs.
 LARGEST_INDEX = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How the mining kernel is launched.
+    """Launch parameters of the mining kernel.
 
     Attributes:
         rows: queries per tile.
         columns: candidates per tile.
         depth: embedding entries per step.
-        group: rows of tiles that are walked together, so that L2 keeps their candidates.
+        group: rows of tiles in one traversal group, so that L2 keeps their candidates.
         warps: warps per program.
         stages: depth steps in flight.
-        registers: per thread, at most; None leaves it to the compiler.
+        registers: limit per thread; None leaves it to the compiler.
     """
 
     rows: int
@@ -38,26 +38,26 @@ class Blocks:
     registers: int | None = None
 
 
-# Tensor cores do not multiply float32 exactly; it runs on the ordinary units, from small tiles.
+# Tensor cores do not multiply float32 exactly; the other units do, and want small tiles.
 _FLOAT32 = Blocks(64, 64, 32, group=8, warps=4, stages=3)
 _HALF = {
     8: Blocks(128, 128, 64, group=8, warps=8, stages=3),
-    # Two programs share a multiprocessor: one multiplies while the other takes its maxima. Triton
-    # 3.6 would take 147 registers, and 128 are enough without a spill.
+    # Two programs share a multiprocessor: one multiplies while the other reduces. Triton 3.6 would
+    # use 147 registers; with 128 nothing spills.
     9: Blocks(128, 128, 64, group=8, warps=8, stages=3, registers=128),
     10: Blocks(128, 128, 64, group=8, warps=8, stages=3),
 }
 
 
 def blocks(dtype: torch.dtype, capability: int) -> Blocks:
-    """Blocks for embeddings of `dtype` on a device of compute capability `capability`.x."""
+    """Return the blocks for embeddings of `dtype` on compute capability `capability`.x."""
     if dtype == torch.float32:
         return _FLOAT32
     return _HALF[min(max(capability, min(_HALF)), max(_HALF))]
 
 
 def unsupported(queries: int, candidates: int, dtype: torch.dtype) -> str | None:
-    """What the Triton kernel does not cover, or None."""
+    """Return the property that the Triton kernel does not support, or None."""
     if dtype not in DTYPES:
         return "float64 is computed by torch alone"
     smallest = min(block.rows * block.columns for block in (_FLOAT32, *_HALF.values()))

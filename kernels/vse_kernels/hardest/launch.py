@@ -1,4 +1,4 @@
-"""Launching the mining kernel; imported only where it runs."""
+"""Launcher of the mining kernel; imported only if it runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NOTHING = LOWEST << 32
 
 
 def _decode(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores float32 and indices int64 out of keys; -inf and -1 where there is none."""
+    """Return scores float32 and indices int64 of keys; -inf and -1 without a negative."""
     bits = keys >> 32
     bits ^= (bits >> 31) & 0x7FFFFFFF
     score = bits.to(torch.int32).view(torch.float32)
@@ -24,15 +24,15 @@ def _decode(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _short_ids(query_ids: Tensor, candidate_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The ids in 32 bits: int64 ones become their places among all of them, padding -1.
+    """Return ids in 32 bits: int64 ids become their ranks among all ids, padding -1.
 
-    Half the registers that a tile spends on ids, and a fifth of its instructions.
+    This saves half of a tile's registers for ids, and a fifth of its instructions.
     """
     if query_ids.dtype == candidate_ids.dtype == torch.int32:
         return query_ids.contiguous(), candidate_ids.contiguous()
     ids = torch.cat([query_ids, candidate_ids])
-    places = torch.searchsorted(ids.sort().values, ids, out_int32=True).masked_fill_(ids < 0, -1)
-    return places[: len(query_ids)], places[len(query_ids) :]
+    short = torch.searchsorted(ids.sort().values, ids, out_int32=True).masked_fill_(ids < 0, -1)
+    return short[: len(query_ids)], short[len(query_ids) :]
 
 
 def hardest(
@@ -43,7 +43,7 @@ def hardest(
     columns: bool,
     blocks: Blocks,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Arguments and results as those of `reference.hardest`."""
+    """Mine by the Triton kernel; arguments and results as `reference.hardest`."""
     size, width = queries.shape
     others = candidates.shape[0]
     row_keys, column_keys = (

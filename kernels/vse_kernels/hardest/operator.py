@@ -1,6 +1,6 @@
-"""Mining as one function of both implementations, and as an operator for torch.compile.
+"""Mining by either implementation, and its operator for torch.compile.
 
-Eager code calls `hardest`. While torch.compile traces, `mine` is one opaque operator instead.
+Eager code calls `hardest`; torch.compile traces the opaque operator `mine` instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def hardest(
     columns: bool,
     with_triton: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Row score and index (M,), column score and index (N,), the latter empty without columns."""
+    """Return row scores and indices (M,), column scores and indices (N,) or empty."""
     if not with_triton:
         return reference.hardest(queries, candidates, query_ids, candidate_ids, columns)
     from vse_kernels.hardest import launch

@@ -1,7 +1,7 @@
-"""The hardest negatives in Triton: one pass over tiles of the similarity matrix, none stored.
+"""Hardest negatives in Triton: one pass over tiles of the similarity matrix, none stored.
 
-A tile leaves the largest score of each of its rows and columns as one 64-bit key, the ordered bits
-of the score above the index counted down, through an atomic maximum. A maximum does not depend on
+Each tile reduces its rows and columns to the largest score and merges it by an atomic maximum of
+one 64-bit key: the ordered bits of the score above 0x7FFFFFFF - index. A maximum does not depend on
 the order of its arguments, so the result is deterministic, and ties go to the lowest index.
 """
 
@@ -17,11 +17,12 @@ import triton.language as tl
 
 @triton.jit
 def record(keys, size, index, score, partner, LOWEST: tl.constexpr):
-    """Offer `score` (ordered bits) with `partner` to the running maximum of each `index`."""
+    """Merge `score` (ordered bits) and `partner` into the running maximum of each `index`."""
     key = (score.to(tl.int64) << 32) | (0x7FFFFFFF - partner).to(tl.int64)
     tl.atomic_max(keys + index, key, mask=(index < size) & (score > LOWEST), sem="relaxed")
 
 
+# Longer than other functions: the parts would share all twenty variables, and Triton inlines calls.
 @triton.jit
 def mine(
     queries,
@@ -46,12 +47,12 @@ def mine(
 ):
     """Mine one tile of ROWS x COLUMNS scores; ids are int32.
 
-    LOWEST: the ordered bits of -inf, which stands for "not a negative".
+    LOWEST: ordered bits of -inf, the score of a masked pair.
     WHOLE: E is a multiple of DEPTH.
     BOTH: mine the columns too.
     UPCAST: multiply in float32; the interpreter cannot multiply bfloat16.
     """
-    # GROUP rows of tiles are walked column by column, so that they share candidates in L2.
+    # Programs walk GROUP rows of tiles column by column, so that these share candidates in L2.
     row_tiles = tl.cdiv(M, ROWS)
     per_group = GROUP * tl.cdiv(N, COLUMNS)
     program = tl.program_id(0)
@@ -81,8 +82,8 @@ def mine(
             b = b.to(tl.float32)
         scores = tl.dot(a, tl.trans(b), scores, input_precision="ieee")
 
-    # What lies beyond the matrix counts as padding. With -1 for all padding, one test covers equal
-    # ids (0), padding on one side (negative) and on both (0).
+    # Rows and columns beyond the matrix count as padding. With -1 for all padding, one test covers
+    # equal ids (0), padding on one side (negative) and on both (0).
     query_id = tl.maximum(tl.load(query_ids + row, mask=row < M, other=-1), -1)
     candidate_id = tl.maximum(tl.load(candidate_ids + column, mask=column < N, other=-1), -1)
     apart = (query_id[:, None] ^ candidate_id[None, :]) > 0
@@ -91,7 +92,7 @@ def mine(
     # Sums are never -0 after adding +0, and a NaN that a GPU computes is 0x7FFFFFFF: the largest.
     bits = (scores + 0.0).to(tl.int32, bitcast=True)
     ordered = tl.where(apart, bits ^ ((bits >> 31) & 0x7FFFFFFF), LOWEST)
-    # The largest first, then where it is: half the instructions of a maximum that takes its index
+    # First the maximum, then its index: half the instructions of a reduction that carries the index
     # along at every step.
     best = tl.max(ordered, axis=1)
     found = tl.where(ordered == best[:, None], column[None, :], 0x7FFFFFFF)

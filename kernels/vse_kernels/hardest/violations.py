@@ -1,4 +1,4 @@
-"""The hinge over all violating negatives, value and gradient in one chunked pass."""
+"""Hinge over all violating negatives: value and gradient in one pass over tiles."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from vse_kernels.hardest.reference import score_dtype, tiles
 
 
 class Violations(NamedTuple):
-    """What `all_violations` finds; sums are over the negatives of a row or column.
+    """Result of `all_violations`; sums are over the negatives of a row or column.
 
     Attributes:
         row_loss: (M,) sum of max(0, margin + s_ij - query_positive_i) over j.
-        row_count: (M,) int64, how many of them are positive.
+        row_count: (M,) int64, number of positive terms.
         column_loss: (N,) sum of max(0, margin + s_ij - candidate_positive_j) over i.
         column_count: (N,) int64.
         query_gradient: (M, E) gradient of both losses' sum with respect to `queries`, the positive
             scores held constant.
-        candidate_gradient: (N, E) the same for `candidates`, or None where not asked for.
+        candidate_gradient: (N, E) the same for `candidates`, or None if not requested.
     """
 
     row_loss: Tensor
@@ -41,7 +41,7 @@ def violations(
     margin: float,
     candidate_gradient: bool,
 ) -> Violations:
-    """Arguments and results as those of `vse_kernels.all_violations`."""
+    """Sum in tiles; arguments and results as `vse_kernels.all_violations`."""
     dtype = score_dtype(queries)
     device = queries.device
     sizes = (queries.shape[0], candidates.shape[0])
@@ -51,12 +51,12 @@ def violations(
     )
     to_queries = torch.zeros(queries.shape, dtype=dtype, device=device)
     to_candidates = torch.zeros(candidates.shape, dtype=dtype, device=device)
-    # An infinite threshold: what stands in a padded row or column never violates.
+    # An infinite threshold: padded rows and columns never violate.
     row_threshold = (query_positive.to(dtype) - margin).masked_fill(query_ids < 0, torch.inf)
     column_threshold = (candidate_positive.to(dtype) - margin).masked_fill(
         candidate_ids < 0, torch.inf
     )
-    # Each -inf stands for a pair that is no negative: its hinge is 0.
+    # Masked pairs have score -inf, so their hinge is 0.
     for rows, cols, scores in tiles(queries, candidates, query_ids, candidate_ids):
         row_hinge = (scores - row_threshold[rows, None]).clamp_min_(0)
         column_hinge = (scores - column_threshold[None, cols]).clamp_min_(0)

@@ -23,9 +23,10 @@ def retrieval_ranks(
 ) -> Tensor:
     """Rank the best positive of each query: 1 + the non-positives that score at least as high.
 
-    Exact and independent of sharding: a process that holds rows [a, b) of the queries and passes
-    `row_start=a` gets bitwise the ranks [a, b) of the whole. Never stores the matrix: a strip of at
-    most 64 tiles of 1,000 x 2,500 scores. Scores are float32 (float64 for float64 embeddings).
+    Exact and independent of sharding: a process with rows [a, b) of the queries and `row_start=a`
+    gets bitwise the ranks [a, b) of the whole. Memory is bounded by a strip of at most 64 tiles of
+    1,000 x 2,500 scores; the matrix is never stored. Scores are float32 (float64 for float64
+    embeddings).
 
     Args:
         queries: (M, E) floating.
@@ -34,17 +35,17 @@ def retrieval_ranks(
             positive_indices[positive_offsets[i] : positive_offsets[i + 1]].
         positive_indices: (P,) int64 into the candidates. A query's own positives never count
             against it.
-        excluded: (M,) int64, a candidate that takes no part in the ranking of each query (itself,
-            when queries and candidates are one set), even as a positive; -1 for none.
-        row_start: global number of the first query, where the queries are part of a larger set.
+        excluded: (M,) int64, a candidate left out of the ranking of each query, even as a positive
+            (the query itself, if queries and candidates are one set); -1 for none.
+        row_start: global number of the first query, if the queries are part of a larger set.
 
     Returns:
-        ranks (M,) int64 from 1; 0 for a query without positives. A NaN score of a non-positive
-        counts against the query, and a NaN positive as the lowest score.
+        ranks (M,) int64 from 1; 0 for a query without positives. A non-positive with score NaN
+        counts against the query; a positive with score NaN has the lowest score.
 
     Raises:
-        TypeError: a dtype that is not supported.
-        ValueError: shapes, dtypes, devices or offsets that disagree; indices out of range.
+        TypeError: a dtype is not supported.
+        ValueError: shapes, dtypes, devices or offsets disagree, or indices are out of range.
     """
     require_dtype("queries", queries, FLOATS)
     require_dtype("candidates", candidates, (queries.dtype,))
@@ -76,7 +77,7 @@ def retrieval_ranks(
 
 
 def _check_offsets(offsets: Tensor, positives: int) -> None:
-    """Evaluation may wait for the device: the offsets are read on the host anyway."""
+    """Check the offsets, with a host synchronisation: `ranks` reads them on the host anyway."""
     first, last = int(offsets[0]), int(offsets[-1])
     if first != 0 or last != positives:
         raise ValueError(

@@ -2,8 +2,8 @@
 
 Tiles are those of `reference`: TILE_CANDIDATES captions x E x TILE_QUERIES images, padded with
 zeros, at global multiples. Each score is computed once and counted for its image and for its
-caption; only tiles that hold positives, whose scores are the thresholds, are needed before the
-others. They are kept, or beyond KEPT_TILES computed again.
+caption. Tiles with positives come first, because scores of positives are the thresholds; up to
+KEPT_TILES of them are kept, and the others are computed again.
 """
 
 from __future__ import annotations
@@ -18,51 +18,53 @@ from vse_kernels.checks import FLOATS, require_dtype, require_same_device, requi
 from vse_kernels.ranks.reference import KEPT_TILES, TILE_CANDIDATES, TILE_QUERIES, _tile_rows
 
 Across = Callable[[Tensor, Literal["max", "sum"]], None]
-"""Reduces a tensor over the processes that share the work, in place."""
+"""In-place reduction of a tensor over the processes that share the work."""
 
 
 @torch.no_grad()
 def paired_ranks(
     images: Tensor,
     captions: Tensor,
-    owners: Tensor,
+    image_index: Tensor,
     share: tuple[int, int] = (0, 1),
     across: Across | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Rank every image's best own caption, and every caption's image.
+    """Rank every image's best caption, and every caption's image.
 
-    A rank is 1 + the number of the other side's rows that are not the query's own and score at
-    least its best positive. Exact, and the same for any number of processes: each computes the
-    tiles of its share of the images.
+    A rank is 1 + the number of the other side's rows that are not positives of the query and score
+    at least as high as its best positive. Exact, and the same for any number of processes: each
+    computes the tiles of its share of the images.
 
     Args:
         images: (I, E) floating.
         captions: (C, E) of the same dtype, C >= 1.
-        owners: (C,) int64 in [0, I), each caption's image.
-        share: this process's number, and of how many.
-        across: combines what the processes found; all must call. None: this process has all.
+        image_index: (C,) int64 in [0, I), each caption's image.
+        share: this process's number, and the number of processes.
+        across: reduction over the processes; all must call. None: this process has all images.
 
     Returns:
         (I,) int64, 0 for an image without captions, and (C,) int64, both on the device of
         ``images``. A NaN score counts against the query.
 
     Raises:
-        TypeError: a dtype that is not supported.
-        ValueError: shapes, dtypes or devices that disagree.
+        TypeError: a dtype is not supported.
+        ValueError: shapes, dtypes or devices disagree.
     """
     require_dtype("images", images, FLOATS)
     require_dtype("captions", captions, (images.dtype,))
     require_shape("images", images, (None, None), "paired_ranks")
     require_shape("captions", captions, (None, images.shape[1]), f"images {tuple(images.shape)}")
-    require_dtype("owners", owners, (torch.int64,))
-    require_shape("owners", owners, (captions.shape[0],), f"captions {tuple(captions.shape)}")
-    require_same_device(images=images, captions=captions, owners=owners)
-    return _Pass(images, captions, owners, share).ranks(across or (lambda *_: None))
+    require_dtype("image_index", image_index, (torch.int64,))
+    require_shape(
+        "image_index", image_index, (captions.shape[0],), f"captions {tuple(captions.shape)}"
+    )
+    require_same_device(images=images, captions=captions, image_index=image_index)
+    return _Pass(images, captions, image_index, share).ranks(across or (lambda *_: None))
 
 
 class _Pass:
     def __init__(
-        self, images: Tensor, captions: Tensor, owners: Tensor, share: tuple[int, int]
+        self, images: Tensor, captions: Tensor, image_index: Tensor, share: tuple[int, int]
     ) -> None:
         self.images, self.captions = images, captions
         self.dtype = torch.promote_types(images.dtype, torch.float32)
@@ -71,26 +73,26 @@ class _Pass:
         number, of = share
         self.image_tiles = range(image_tiles * number // of, image_tiles * (number + 1) // of)
         # The positives of each tile: their captions and images, numbered within it.
-        tile = (owners // TILE_QUERIES) * self.caption_tiles
-        tile += torch.arange(len(owners), device=owners.device) // TILE_CANDIDATES
+        tile = (image_index // TILE_QUERIES) * self.caption_tiles
+        tile += torch.arange(len(image_index), device=image_index.device) // TILE_CANDIDATES
         order = torch.argsort(tile, stable=True)
         numbers, counts = torch.unique_consecutive(tile[order], return_counts=True)
         groups = torch.split(order, counts.tolist())
         self.positives = {
             divmod(number, self.caption_tiles): (
                 group % TILE_CANDIDATES,
-                owners[group] % TILE_QUERIES,
+                image_index[group] % TILE_QUERIES,
             )
             for number, group in zip(numbers.tolist(), groups, strict=True)
             if number // self.caption_tiles in self.image_tiles
         }
-        self.has_caption = torch.bincount(owners, minlength=len(images)) > 0
+        self.has_caption = torch.bincount(image_index, minlength=len(images)) > 0
 
     def new_tile(self) -> Tensor:
         return self.images.new_empty(TILE_CANDIDATES, TILE_QUERIES, dtype=self.dtype)
 
     def scores(self, row: int, column: int, out: Tensor) -> Tensor:
-        """The whole product of image tile ``row`` and caption tile ``column``, padding included."""
+        """Return the product of image tile ``row`` and caption tile ``column``, with padding."""
         images = _tile_rows(self.images, row * TILE_QUERIES, TILE_QUERIES, self.dtype)
         start = column * TILE_CANDIDATES
         captions = _tile_rows(self.captions, start, TILE_CANDIDATES, self.dtype)
@@ -108,7 +110,7 @@ class _Pass:
             keep = len(kept) < KEPT_TILES
             scores = self.scores(row, column, self.new_tile() if keep else spare)
             found = scores[caption, image]
-            found.masked_fill_(found.isnan(), -torch.inf)  # the lowest score there is
+            found.masked_fill_(found.isnan(), -torch.inf)  # the lowest score
             own = best_image[row * TILE_QUERIES : (row + 1) * TILE_QUERIES]
             own.scatter_reduce_(0, image, found, "amax")
             best_caption[column * TILE_CANDIDATES + caption] = found
@@ -116,7 +118,7 @@ class _Pass:
                 kept[row, column] = scores
         across(best_image, "max")
         across(best_caption, "max")
-        # What does not compete is set to -inf, below the lowest threshold.
+        # Positives do not compete: their scores become -inf, below the lowest threshold.
         for best in (best_image, best_caption):
             best.clamp_(min=torch.finfo(best.dtype).min)
         above_image = torch.zeros(images, dtype=torch.int64, device=self.images.device)
