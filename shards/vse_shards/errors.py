@@ -11,6 +11,10 @@ class UserError(Exception):
     exit_code = 2
 
 
+class PartError(UserError):
+    """A part, such as a source, that no name leads to or that cannot be imported."""
+
+
 class SourceError(UserError):
     """A source to build from that is missing, empty or malformed."""
 
