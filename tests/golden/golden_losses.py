@@ -6,13 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasets_made import drawn_scenes, fingerprint, region_dataset
-from one_rank import records, this_machine, train_on_one_rank
+from one_rank import NUMBERS, records, this_machine, train_on_one_rank
 
 HERE = Path(__file__).parent
 STEPS = 20
-NUMBERS = (
-    "loss", "gradient_norm", "violating", "positive_similarity", "hardest_similarity",
-)  # fmt: skip
 COLUMNS = ("step", "objective", "applied", *NUMBERS)
 
 
@@ -70,7 +67,8 @@ def facts_of(text: str) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in lines)
 
 
-def steps_of(text: str) -> list[dict[str, str]]:
-    """Return the steps' columns by name."""
+def steps_of(text: str) -> list[dict[str, str | float]]:
+    """Return the steps' columns by name, the numbers among them as such."""
     rows = [line.split() for line in text.splitlines() if line[:1].isdecimal()]
-    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+    steps = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+    return [{k: float(v) if k in NUMBERS else v for k, v in step.items()} for step in steps]

@@ -6,14 +6,8 @@ import difflib
 from pathlib import Path
 
 import pytest
-from golden_losses import HERE, NUMBERS, RECIPES, STEPS, facts_of, steps_of, trained_text
-from one_rank import (
-    ABSOLUTE_TOLERANCE,
-    COMPARABLE_STEPS,
-    LATER_TOLERANCE,
-    TOLERANCE,
-    this_machine,
-)
+from golden_losses import HERE, RECIPES, STEPS, facts_of, steps_of, trained_text
+from one_rank import compare_across_machines, this_machine
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -28,20 +22,6 @@ def test_the_first_steps_are_the_golden_ones(name: str, tmp_path: Path) -> None:
         assert expected == found, "\n".join(changes)
     else:
         compare_across_machines(steps_of(found), steps_of(expected))
-
-
-def compare_across_machines(found: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
-    """Compare steps by columns, with the tolerances that ``one_rank`` gives the reason of."""
-    assert len(found) == len(expected) == STEPS
-    for step, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-        assert (ours["objective"], ours["applied"]) == (theirs["objective"], theirs["applied"])
-        early = step < COMPARABLE_STEPS
-        for name in NUMBERS if early else ("loss",):
-            assert float(ours[name]) == pytest.approx(
-                float(theirs[name]),
-                rel=TOLERANCE if early else LATER_TOLERANCE,
-                abs=ABSOLUTE_TOLERANCE,
-            ), f"{name} of step {step}"
 
 
 @pytest.mark.parametrize("name", RECIPES)

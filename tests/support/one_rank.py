@@ -14,15 +14,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 # Another machine repeats so many steps within the first tolerance, and the loss of the others
 # within the second, relative; a number near 0 is what is left of larger ones: the absolute one.
 COMPARABLE_STEPS = 5
 TOLERANCE, LATER_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-4, 1e-2, 1e-5
+NUMBERS = (
+    "loss", "gradient_norm", "violating", "positive_similarity", "hardest_similarity",
+)  # fmt: skip
 _OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -64,3 +69,21 @@ def train_on_one_rank(config: Path, *overrides: str, timeout: float = 240) -> st
 def records(journal: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's ``metrics.jsonl`` or ``evaluations.jsonl``."""
     return [json.loads(line) for line in journal.read_text().splitlines()]
+
+
+def compare_across_machines(
+    found: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]
+) -> None:
+    """Compare steps, from identical weights on, as far as two machines can agree on them."""
+    assert len(found) == len(expected)
+    for number, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert [ours[k] for k in ("objective", "applied")] == [
+            theirs[k] for k in ("objective", "applied")
+        ]
+        early = number < COMPARABLE_STEPS
+        for name in NUMBERS if early else ("loss",):
+            assert ours[name] == pytest.approx(
+                theirs[name],
+                rel=TOLERANCE if early else LATER_TOLERANCE,
+                abs=ABSOLUTE_TOLERANCE,
+            ), f"{name} of step {ours['step']}"
