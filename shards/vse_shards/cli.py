@@ -35,13 +35,33 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")]
 
 
+def _print_version(requested: bool) -> None:
+    if requested:
+        from importlib.metadata import version  # here: only this option pays for the import
+
+        print(f"vse-shards {version('vse-scale')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Image-text datasets as checked, deterministic WebDataset shards."""
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write, created if missing.")],
     images: Annotated[int, typer.Option(min=1, help="Scenes; the last 500 are split val.")] = 3500,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
 ) -> None:
-    """Draw synthetic scenes with captions, as a jsonl source to build from."""
+    """Draw scenes with captions, as a source for build."""
     make_demo(out, images, seed)
 
 
@@ -129,7 +149,7 @@ def verify(
 
 @app.command()
 def info(folder: Folder, json: Json = False) -> None:
-    """Print the contents of a dataset: splits, captions, sizes, rejects."""
+    """Print splits, captions, image sizes and rejects."""
     reports.show_info(folder, as_json=json)
 
 
@@ -141,7 +161,7 @@ def preview(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the selection.")] = 0,
     json: Json = False,
 ) -> None:
-    """Write a self-contained HTML page of random samples with their captions."""
+    """Write random samples to one HTML page."""
     reports.show_preview(write_preview(folder, out, samples=samples, seed=seed), as_json=json)
 
 

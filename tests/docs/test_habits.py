@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import tomllib
 from importlib.metadata import version
 
 import pytest
@@ -80,3 +81,14 @@ def test_issue_forms_ask_for_what_a_report_needs() -> None:
         identifiers = [item["id"] for item in form["body"]]
         assert len(identifiers) == len(set(identifiers))
     assert "`vse-scale doctor --json`" in (folder / "bug.yml").read_text()
+
+
+def test_a_release_has_one_version_and_date_everywhere() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        released = tomllib.load(file)["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    first, second, *_ = re.findall(r"^## \[(.+?)\](?: - (.+))?$", changelog, re.MULTILINE)
+    assert first == ("Unreleased", "")
+    assert second == (released, str(citation["date-released"]))
+    assert citation["version"] == released

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -129,3 +130,10 @@ def test_contradicting_splits(small_source, tmp_path, command):
     )  # fmt: skip
 
     assert refused(result, "maps 'train' to both 'a' and 'b'")
+
+
+def test_the_version_is_that_of_the_distribution(command):
+    result = command("--version")
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"vse-shards {version('vse-scale')}\n"
