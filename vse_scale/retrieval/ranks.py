@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -13,65 +13,21 @@ from torch import Tensor
 
 from vse_kernels import paired_ranks
 from vse_scale.errors import ModelError
+from vse_scale.retrieval.metrics import DirectionRecalls, Recalls
 from vse_scale.world.processes import ALONE, Processes
 
 Rows: TypeAlias = Tensor | NDArray[np.floating]
 Indices: TypeAlias = Tensor | NDArray[np.integer] | Sequence[int]
 
+__all__ = [
+    "DirectionRecalls", "QueryRanks", "Recalls", "matching_rows", "nearest", "query_ranks",
+    "recall_at_k",
+]  # fmt: skip
+
 _QUERY_TILE = 256
 _CANDIDATE_TILE = 8192
 _CHECKED_ROWS = 8192  # at once, for being finite
 _LARGEST_COLUMN = 2**32 - 1
-
-
-@dataclass(frozen=True)
-class DirectionRecalls:
-    """Recalls of one direction: ``r1``, ``r5``, ``r10`` in percent of its queries."""
-
-    r1: float
-    r5: float
-    r10: float
-    median_rank: float
-    mean_rank: float
-
-    @classmethod
-    def from_ranks(cls, ranks: Tensor) -> DirectionRecalls:
-        """Summarise 1-based ``ranks`` (Q,) int64, Q >= 1.
-
-        The median is that of the published code: of an even number of ranks, the mean of the
-        middle two, rounded down.
-        """
-        values = ranks.cpu().numpy()
-        r1, r5, r10 = (100.0 * np.count_nonzero(values <= k) / len(values) for k in (1, 5, 10))
-        median = float(np.floor(np.median(values)))
-        return cls(r1, r5, r10, median_rank=median, mean_rank=float(values.mean()))
-
-
-@dataclass(frozen=True)
-class Recalls:
-    """Image-to-text and text-to-image recalls, and ``rsum``, the sum of all six."""
-
-    i2t: DirectionRecalls
-    t2i: DirectionRecalls
-
-    @property
-    def rsum(self) -> float:
-        """R@1 + R@5 + R@10 in both directions, at most 600."""
-        return sum(way.r1 + way.r5 + way.r10 for way in (self.i2t, self.t2i))
-
-    def to_dict(self) -> dict[str, object]:
-        """Return ``{"i2t": {...}, "t2i": {...}, "rsum": ...}``, ready for JSON."""
-        return {"i2t": asdict(self.i2t), "t2i": asdict(self.t2i), "rsum": self.rsum}
-
-    @staticmethod
-    def mean(recalls: Sequence[Recalls]) -> Recalls:
-        """Average every figure over ``recalls``, as the five COCO 1K folds are averaged."""
-
-        def average(ways: list[DirectionRecalls]) -> DirectionRecalls:
-            columns = zip(*(asdict(way).values() for way in ways), strict=True)
-            return DirectionRecalls(*(float(np.mean(column)) for column in columns))
-
-        return Recalls(average([r.i2t for r in recalls]), average([r.t2i for r in recalls]))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vse_scale.errors import DatasetError, ModelError
-from vse_scale.retrieval.ranks import DirectionRecalls, Recalls
+from vse_scale.retrieval.metrics import DirectionRecalls, Recalls
 
 _TILE_ELEMENTS = 1 << 24  # of the matrix at once: 128 MB in float64
 

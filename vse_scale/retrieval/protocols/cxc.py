@@ -6,7 +6,7 @@ Judgments for MS-COCO", EACL 2021.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,13 @@ from torch import Tensor
 
 from vse_kernels import retrieval_ranks
 from vse_scale.retrieval.encode import Embeddings
+from vse_scale.retrieval.metrics import (
+    DIRECTIONS,
+    Direction,
+    DirectionRecalls,
+    percentages,
+    rsum,
+)
 from vse_scale.retrieval.protocols.correlation import CORRELATION_TASKS, Correlation, correlations
 from vse_scale.retrieval.protocols.cxc_ratings import (
     Positives,
@@ -22,15 +29,15 @@ from vse_scale.retrieval.protocols.cxc_ratings import (
     read_positives,
     read_ratings,
 )
-from vse_scale.retrieval.ranks import DirectionRecalls, matching_rows
+from vse_scale.retrieval.ranks import matching_rows
 from vse_scale.world.processes import ALONE, Processes
 
-TASKS: dict[Task, str] = {
-    "i2t": "image to text",
-    "t2i": "text to image",
-    "t2t": "text to text",
-    "i2i": "image to image",
-}
+_WITHIN = (
+    Direction("t2t", "text to text", "t→t", "text", "text", "captions", "captions"),
+    Direction("i2i", "image to image", "i→i", "image", "image", "pictures", "pictures"),
+)
+_TASKS = {**DIRECTIONS, **{task.key: task for task in _WITHIN}}
+TASKS: dict[Task, str] = {key: task.label for key, task in _TASKS.items()}
 _CHUNK = 65536  # pairs whose similarities are computed at once
 
 
@@ -45,10 +52,9 @@ class CxcEvaluation:
 
     def to_dict(self) -> dict[str, object]:
         """Return the figures for JSON; ``rsum`` is that of i2t and t2i."""
-        between = (self.recalls["i2t"], self.recalls["t2i"])
         return {
-            **{task: asdict(recalls) for task, recalls in self.recalls.items()},
-            "rsum": sum(way.r1 + way.r5 + way.r10 for way in between),
+            **{task: recalls.to_dict() for task, recalls in self.recalls.items()},
+            "rsum": rsum([self.recalls[between] for between in DIRECTIONS]),
             "protocol": "cxc",
             "as_published": self.as_published,
             "queries": dict(self.queries),
@@ -58,9 +64,11 @@ class CxcEvaluation:
     def table(self) -> str:
         """Return an aligned table for a terminal, under 80 columns, without a final newline."""
         reading = ", as published" if self.as_published else ""
-        lines = [f"cxc{reading}", "", f"{'':16}{'queries':>9}{'R@1':>8}{'R@5':>8}{'R@10':>8}"]
+        metrics = percentages()
+        heads = "".join(f"{metric.column:>8}" for metric in metrics)
+        lines = [f"cxc{reading}", "", f"{'':16}{'queries':>9}{heads}"]
         for task, way in self.recalls.items():
-            figures = f"{way.r1:>8.1f}{way.r5:>8.1f}{way.r10:>8.1f}"
+            figures = "".join(f"{metric.text(vars(way)):>8}" for metric in metrics)
             lines.append(f"{TASKS[task]:16}{self.queries[task]:>9,}{figures}")
         if self.correlations:
             lines += ["", f"{'':22}{'queries':>9}{'Spearman':>10}{'std':>6}"]
@@ -71,10 +79,11 @@ class CxcEvaluation:
 
     def markdown(self, name: str) -> str:
         """Return tables for a paper or a page, one line each called ``name``, in percent."""
-        ways = [f"{way[0]}→{way[2]}" for way in self.recalls]
-        recalls = [f"{v:.1f}" for way in self.recalls.values() for v in (way.r1, way.r5, way.r10)]
+        metrics = percentages()
+        labels = " | ".join(metric.label for metric in metrics)
+        recalls = [m.text(vars(way)) for way in self.recalls.values() for m in metrics]
         lines = [
-            "| CxC | " + " | ".join(f"{way} R@1 | R@5 | R@10" for way in ways) + " |",
+            "| CxC | " + " | ".join(f"{_TASKS[key].short} {labels}" for key in self.recalls) + " |",
             "|---|" + "---:|" * len(recalls),
             f"| {name} | {' | '.join(recalls)} |",
         ]

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from vse_scale.retrieval.encode import Embeddings
 from vse_scale.retrieval.protocols.coco_ids import number
 from vse_scale.retrieval.protocols.correlation import Rated
 
-Task = Literal["i2t", "t2i", "t2t", "i2i"]
+Task: TypeAlias = str
+"""i2t, t2i, t2t or i2i: of what kind queries and candidates are."""
 Positives = Mapping[Task, Tensor]
 """For each task (n, 2) int64, the rows of a query and of a right answer to it."""
 

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from vse_scale.errors import ConfigError, DatasetError
 from vse_scale.retrieval.encode import Embeddings
-from vse_scale.retrieval.ranks import DirectionRecalls, Recalls, recall_at_k
+from vse_scale.retrieval.metrics import DIRECTIONS, METRICS, Recalls, percentages
+from vse_scale.retrieval.ranks import recall_at_k
 from vse_scale.retrieval.similarities import Similarities
 from vse_scale.world.processes import ALONE, Processes
+
+_WIDTH = {"percent": 8, "rank": 9}  # of a column, by the unit of its figures
 
 
 @dataclass(frozen=True)
@@ -61,27 +64,27 @@ class Evaluation:
         title = f"{self.protocol}: {self.images:,} images, {self.captions:,} captions"
         if self.folds:
             title += f", mean of {len(self.folds)} folds"
-        return "\n".join(
-            [
-                title,
-                "",
-                f"{'':14}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'median':>9}{'mean':>9}",
-                _line("image to text", self.recalls.i2t),
-                _line("text to image", self.recalls.t2i),
-                f"{'RSUM':14}{self.recalls.rsum:>24.1f}",
-            ]
-        )
+        metrics = METRICS.values()
+        heads = "".join(f"{metric.column:>{_WIDTH[metric.unit]}}" for metric in metrics)
+        lines = [title, "", f"{'':14}{heads}"]
+        for key, way in self.recalls.ways.items():
+            cells = "".join(f"{m.text(vars(way)):>{_WIDTH[m.unit]}}" for m in metrics)
+            lines.append(f"{DIRECTIONS[key].label:14}{cells}")
+        return "\n".join([*lines, f"{'RSUM':14}{self.recalls.rsum:>24.1f}"])
 
     def markdown(self, name: str) -> str:
-        """Return a table for a paper or a page, one line called ``name``, recalls in percent."""
-        ways = (self.recalls.i2t, self.recalls.t2i)
-        figures = [f"{v:.1f}" for way in ways for v in (way.r1, way.r5, way.r10)]
-        cells = " | ".join([*figures, f"{self.recalls.rsum:.1f}"])
+        """Return a table for a paper or a page, one line called ``name``, what is in percent."""
+        metrics = percentages()
+        heads, figures = list[str](), list[str]()
+        for key, way in self.recalls.ways.items():
+            first, *others = (metric.label for metric in metrics)
+            heads += [f"{DIRECTIONS[key].short} {first}", *others]
+            figures += [metric.text(vars(way)) for metric in metrics]
         return "\n".join(
             [
-                "| | i→t R@1 | R@5 | R@10 | t→i R@1 | R@5 | R@10 | RSUM |",
-                "|---|---:|---:|---:|---:|---:|---:|---:|",
-                f"| {name} | {cells} |",
+                f"| | {' | '.join([*heads, 'RSUM'])} |",
+                "|---|" + "---:|" * (len(heads) + 1),
+                f"| {name} | {' | '.join([*figures, f'{self.recalls.rsum:.1f}'])} |",
             ]
         )
 
@@ -177,13 +180,6 @@ def _cut(view: _View, folds: int) -> list[_View]:
 def _whole(gallery: Embeddings | Similarities) -> _View:
     owners = gallery.caption_to_image
     return _View(torch.arange(len(gallery.image_ids)), torch.arange(len(owners)), owners)
-
-
-def _line(name: str, way: DirectionRecalls) -> str:
-    return (
-        f"{name:14}{way.r1:>8.1f}{way.r5:>8.1f}{way.r10:>8.1f}"
-        f"{way.median_rank:>9.1f}{way.mean_rank:>9.1f}"
-    )
 
 
 def _published(view: _View, name: str, rules: Protocol) -> _View:

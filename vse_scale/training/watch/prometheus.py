@@ -15,6 +15,7 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from vse_scale.console import log
+from vse_scale.retrieval.metrics import DIRECTIONS, percentages
 
 # From a demonstration on a laptop to micro-batches on a large model.
 _STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
@@ -109,6 +110,11 @@ class RunMetrics:
         )
         started_again.inc(restarts)
         self._recall = gauge("recall_ratio", "validation recall at k", "direction", "k")
+        self._shares = {
+            metric.name: gauge(f"{metric.name}_ratio", f"validation {metric.label}", "direction")
+            for metric in percentages()
+            if metric.k is None
+        }
         self._evaluation_seconds = gauge("evaluation_seconds", "seconds of the last validation")
         self._checkpoint_seconds = gauge("checkpoint_seconds", "seconds of the last checkpoint")
         self._checkpoint_bytes = gauge("checkpoint_bytes", "bytes of the last checkpoint")
@@ -134,9 +140,13 @@ class RunMetrics:
     def evaluation(self, record: dict[str, Any]) -> None:
         """Take in a validation's record, whose recalls are in percent."""
         self._evaluation_seconds.set(record["seconds"])
-        for direction in ("i2t", "t2i"):
-            for k in (1, 5, 10):
-                self._recall.labels(direction, str(k)).set(record[direction][f"r{k}"] / 100)
+        for direction in DIRECTIONS:
+            for metric in percentages():
+                ratio = record[direction][metric.name] / 100
+                if metric.k is None:
+                    self._shares[metric.name].labels(direction).set(ratio)
+                else:
+                    self._recall.labels(direction, str(metric.k)).set(ratio)
 
     def checkpoint(self, seconds: float, size: int) -> None:
         """Take in that a checkpoint of ``size`` bytes was written in ``seconds``."""

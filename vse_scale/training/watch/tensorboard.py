@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vse_scale.retrieval.metrics import DIRECTIONS, percentages
+
 
 class TensorBoard:
     """Writes the records of steps and validations as scalars over the step."""
@@ -35,7 +37,9 @@ class TensorBoard:
     def evaluation(self, record: dict[str, Any]) -> None:
         """Write a validation's record."""
         recalls = {
-            f"recall/{way}_r{k}": record[way][f"r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10)
+            f"recall/{way}_{metric.name}": record[way][metric.name]
+            for way in DIRECTIONS
+            for metric in percentages()
         }
         self._write(record["step"], {"rsum": record["rsum"], **recalls})
 
