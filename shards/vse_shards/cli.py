@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +28,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Kind = Enum("Kind", {name: name for name in SOURCES})  # type: ignore[misc]
 Folder = Annotated[Path, typer.Argument(help="Folder of a dataset.", metavar="DIR")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")]
@@ -67,7 +65,13 @@ def demo(
 
 @app.command("build")
 def build_command(
-    source: Annotated[Kind, typer.Option(help="Layout of the input.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"Layout of the input: {', '.join(SOURCES.names())}; or module:Class.",
+        ),
+    ],
     input: Annotated[str, typer.Option(help="File, folder or URL to read.")],
     out: Annotated[str, typer.Option(help="Folder or URL to write, created if missing.")],
     images: Annotated[str | None, typer.Option(help="Folder of the images.")] = None,
@@ -107,10 +111,10 @@ def build_command(
         bool, typer.Option("--overwrite", help="Replace a dataset of another build.")
     ] = False,
     no_images: Annotated[
-        bool, typer.Option("--no-images", help="precomp: store region features only.")
+        bool, typer.Option("--no-images", help="Store region features only, where there are both.")
     ] = False,
     no_regions: Annotated[
-        bool, typer.Option("--no-regions", help="precomp: store images only.")
+        bool, typer.Option("--no-regions", help="Store images only, where there are both.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -134,7 +138,7 @@ def build_command(
         allow_leaks=allow_leaks,
         overwrite=overwrite,
     )
-    reports.show_summary(build(open_source(source.value, request), out, options), out, as_json=json)
+    reports.show_summary(build(open_source(source, request), out, options), out, as_json=json)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from vse_shards.index import read_index
 from vse_shards.manifest import Manifest
 from vse_shards.shard import read_regions
 from vse_shards.sources import Problem, Row
-from vse_shards.sources.registry import SourceRequest, open_source
+from vse_shards.sources.registry import SOURCES, SourceRequest, open_source
 
 
 def read(kind, **request):
@@ -508,3 +508,94 @@ def test_members_of_one_key_need_not_lie_side_by_side(tmp_path, photos):
 def test_an_option_without_meaning_is_refused(kind, request_, option):
     with pytest.raises(SourceError, match=f"{option} does not apply to --source {kind}"):
         open_source(kind, SourceRequest(input="x", **request_))
+
+
+def test_every_built_in_source_bears_the_name_that_chooses_it():
+    assert {name: SOURCES.find(name).kind for name in SOURCES.names()} == {
+        name: name for name in SOURCES.names()
+    }
+
+
+# A source as a user would write it: every file of a folder is an image whose name is its caption.
+OWN_SOURCE = """
+import os
+from vse_shards.sources import Caption, Location, Row
+
+class NamesSource:
+    kind = "names"
+    options = frozenset({"images"})
+
+    def __init__(self, path, images=None):
+        self.name, self._path, self._images = "names", path, images
+
+    def rows(self):
+        with open(self._path) as file:
+            for line in file.read().split():
+                image = Location(os.path.join(self._images, line))
+                caption = (Caption(None, line.split(".")[0]),)
+                yield Row("train", line, caption, image, f"name {line}", line)
+
+class NoSource:
+    kind = "none"
+"""
+
+
+@pytest.fixture
+def own_source(tmp_path, tools, monkeypatch):
+    """A folder on PYTHONPATH with the module above and an entry point to it; images and a list."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "vse_test_names.py").write_text(OWN_SOURCE)
+    info = tmp_path / "path" / "vse_test_names-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vse-test-names\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[vse_shards.sources]\nnames = vse_test_names:NamesSource\n"
+    )
+    for number, name in enumerate(["cat", "dog"]):
+        (tmp_path / f"{name}.jpg").write_bytes(tools.encoded(tools.picture(number)))
+    (tmp_path / "list.txt").write_text("cat.jpg dog.jpg")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["names", "vse_test_names:NamesSource"])
+def test_the_command_builds_from_a_source_of_another_package(own_source, command, kind):
+    paths = ["--input", own_source / "list.txt", "--images", own_source, "--out", own_source / "o"]
+    ended = command("build", "--source", kind, *paths)
+    assert ended.returncode == 0, ended.stderr
+    assert Manifest.load(own_source / "o").source["kind"] == "names"
+    assert {
+        image_id: json.loads(members["json"])["captions"][0]["text"]
+        for image_id, members in stored(own_source / "o").items()
+    } == {"cat.jpg": "cat", "dog.jpg": "dog"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("names", ["--no-regions"], "--no-regions does not apply to --source names; omit it"),
+        ("name", [], "source 'name' is not known; did you mean 'names'? Choose jsonl, csv, "),
+        (
+            "vse_test_names:NoSource",
+            [],
+            "source 'vse_test_names:NoSource' has no options and no rows",
+        ),
+        (
+            "vse_test_names:Absent",
+            [],
+            "cannot be imported: AttributeError: module 'vse_test_names'",
+        ),
+    ],
+)
+def test_a_source_that_cannot_be_used_is_one_line(own_source, command, kind, options, message):
+    paths = ["--input", own_source / "list.txt", "--out", own_source / "o"]
+    ended = command("build", "--source", kind, *paths, *options)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("vse-shards: error: ")
+    assert message in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_the_help_lists_every_source(command):
+    text = " ".join(command("build", "--help").stdout.split())
+    assert f"Layout of the input: {', '.join(SOURCES.names())}; or module:Class" in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
@@ -101,12 +101,22 @@ class Source(Protocol):
     """A layout that is read row by row.
 
     Attributes:
-        kind: value of ``--source``.
+        kind: value of ``--source``, recorded in the manifest.
+        options: keyword arguments of the constructor beside the path, out of the fields of
+            `SourceRequest`; the command refuses an option that is not among them.
         name: name of the input, for messages.
     """
 
-    kind: str
+    kind: ClassVar[str]
+    options: ClassVar[frozenset[str]]
     name: str
+
+    def __init__(self, path: str, **options: Any) -> None:
+        """Open the input, which is a path or URL.
+
+        Raises:
+            SourceError: the input does not exist, or is no such layout.
+        """
 
     def rows(self) -> Iterator[Row | Problem]:
         """Yield rows and problems in the source's order, the same in every call.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
@@ -27,7 +27,8 @@ class CocoSource:
         SourceError: there is no such file or folder.
     """
 
-    kind = "coco"
+    kind: ClassVar[str] = "coco"
+    options: ClassVar[frozenset[str]] = frozenset({"images"})
 
     def __init__(self, path: str, images: str | None = None) -> None:
         if storage.is_folder(path):
@@ -44,7 +45,7 @@ class CocoSource:
             self._images = [storage.require_input(images, folder=True)]
         else:
             near = [folder, storage.parent(folder)]
-            self._images = [*near, *(storage.join(place, "images") for place in near)]
+            self._images = [*near, *(storage.join(above, "images") for above in near)]
 
     def rows(self) -> Iterator[Row | Problem]:
         """Yield a row per image, in the order of the file's images.
@@ -74,7 +75,7 @@ class CocoSource:
             else:
                 detail = f"caption {caption_id} is for image {image_id}, which is not listed"
                 yield Problem(name, image_id, split, "caption for no image", detail)
-        place = self._place(folder, next(iter(images.values()), ""))
+        image_folder = self._image_folder(folder, next(iter(images.values()), ""))
         for image_id, file_name in images.items():
             origin = f"{name} image {image_id}"
             if not is_id(image_id):
@@ -85,10 +86,10 @@ class CocoSource:
             )
             yield from problems
             if captions:
-                location = Location(storage.join(place, file_name))
+                location = Location(storage.join(image_folder, file_name))
                 yield Row(split, image_id, captions, location, origin, file_name)
 
-    def _place(self, folder: str, first_image: str) -> str:
+    def _image_folder(self, folder: str, first_image: str) -> str:
         """Return the folder that contains the first image."""
         folders = [p for base in self._images for p in (storage.join(base, folder), base)]
         return next(

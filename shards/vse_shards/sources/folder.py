@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
@@ -32,7 +33,8 @@ class FolderSource:
         SourceError: there is no such folder.
     """
 
-    kind = "folder"
+    kind: ClassVar[str] = "folder"
+    options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, path: str) -> None:
         self._path = storage.require_input(path, folder=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
@@ -27,7 +27,8 @@ class JsonlSource:
         SourceError: there is no such file or folder.
     """
 
-    kind = "jsonl"
+    kind: ClassVar[str] = "jsonl"
+    options: ClassVar[frozenset[str]] = frozenset({"images", "columns"})
 
     def __init__(
         self, path: str, images: str | None = None, columns: dict[str, str] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
@@ -26,7 +26,8 @@ class KarpathySource:
         SourceError: there is no such file or folder.
     """
 
-    kind = "karpathy"
+    kind: ClassVar[str] = "karpathy"
+    options: ClassVar[frozenset[str]] = frozenset({"images"})
 
     def __init__(self, path: str, images: str | None = None) -> None:
         self._path = storage.require_input(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import ClassVar
 
 import numpy as np
 
@@ -40,7 +41,8 @@ class PrecompSource:
         SourceError: there is no such folder, or it has no such lists.
     """
 
-    kind = "precomp"
+    kind: ClassVar[str] = "precomp"
+    options: ClassVar[frozenset[str]] = frozenset({"images", "wanted", "use_images", "use_regions"})
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class PrecompSource:
         if images is not None:
             return storage.require_input(images, folder=True)
         folders = (storage.join(self._above, name) for name in _IMAGE_FOLDERS)
-        return next((place for place in folders if storage.is_folder(place)), None)
+        return next((folder for folder in folders if storage.is_folder(folder)), None)
 
     def _mapping(self) -> dict[str, str]:
         for folder in (self._above, self._folder):

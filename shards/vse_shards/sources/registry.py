@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
 
-from vse_shards.errors import SourceError
+from vse_shards.errors import PartError, SourceError
+from vse_shards.parts import Registry
 from vse_shards.sources.base import Source
-from vse_shards.sources.coco import CocoSource
-from vse_shards.sources.folder import FolderSource
-from vse_shards.sources.jsonl import JsonlSource
-from vse_shards.sources.karpathy import KarpathySource
-from vse_shards.sources.precomp import PrecompSource
-from vse_shards.sources.table import CsvSource, ParquetSource
-from vse_shards.sources.webdataset import WebDatasetSource
+
+# Packages add sources of their own in the entry-point group.
+SOURCES: Registry[Source] = Registry(
+    "source",
+    "vse_shards.sources",
+    {
+        "jsonl": "vse_shards.sources.jsonl:JsonlSource",
+        "csv": "vse_shards.sources.table:CsvSource",
+        "parquet": "vse_shards.sources.table:ParquetSource",
+        "folder": "vse_shards.sources.folder:FolderSource",
+        "karpathy": "vse_shards.sources.karpathy:KarpathySource",
+        "coco": "vse_shards.sources.coco:CocoSource",
+        "precomp": "vse_shards.sources.precomp:PrecompSource",
+        "webdataset": "vse_shards.sources.webdataset:WebDatasetSource",
+    },
+)
+
+# An option of the command by the field that it sets. `wanted` is not here: a build selects splits
+# of any source, and a source that takes the field only saves itself reading the others.
+_FLAGS = {
+    "images": "--images",
+    "columns": "--column",
+    "use_images": "--no-images",
+    "use_regions": "--no-regions",
+}
 
 
 @dataclass(frozen=True)
@@ -38,32 +57,22 @@ class SourceRequest:
 
 
 def open_source(kind: str, request: SourceRequest) -> Source:
-    """Open a source of one of the kinds in ``SOURCES``.
+    """Open a source of one of the kinds in ``SOURCES``, or of a class given as ``module:Class``.
 
     Raises:
+        PartError: no source has this name, or the class is no source.
         SourceError: the input does not exist, or an option does not apply to this kind.
     """
-    refused = {
-        "--images": request.images is not None and kind in ("folder", "webdataset"),
-        "--column": bool(request.columns) and kind not in ("jsonl", "csv", "parquet"),
-        "--no-images": not request.use_images and kind != "precomp",
-        "--no-regions": not request.use_regions and kind != "precomp",
-    }
-    for option, given in refused.items():
-        if given:
-            raise SourceError(f"{option} does not apply to --source {kind}; omit it")
-    return SOURCES[kind](request)
-
-
-SOURCES: dict[str, Callable[[SourceRequest], Source]] = {
-    "jsonl": lambda r: JsonlSource(r.input, r.images, r.columns),
-    "csv": lambda r: CsvSource(r.input, r.images, r.columns),
-    "parquet": lambda r: ParquetSource(r.input, r.images, r.columns),
-    "folder": lambda r: FolderSource(r.input),
-    "karpathy": lambda r: KarpathySource(r.input, r.images),
-    "coco": lambda r: CocoSource(r.input, r.images),
-    "precomp": lambda r: PrecompSource(
-        r.input, r.images, r.wanted, use_images=r.use_images, use_regions=r.use_regions
-    ),
-    "webdataset": lambda r: WebDatasetSource(r.input),
-}
+    source = SOURCES.find(kind)
+    missing = [name for name in ("kind", "options", "rows") if not hasattr(source, name)]
+    if missing:
+        raise PartError(
+            f"source {kind!r} has no {' and no '.join(missing)}; write the class as "
+            "vse_shards.sources.Source describes"
+        )
+    unset = SourceRequest(request.input)
+    given = {f.name for f in fields(request) if getattr(request, f.name) != getattr(unset, f.name)}
+    for name, flag in _FLAGS.items():
+        if name in given - source.options:
+            raise SourceError(f"{flag} does not apply to --source {kind}; omit it")
+    return source(request.input, **{name: getattr(request, name) for name in source.options})

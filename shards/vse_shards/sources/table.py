@@ -6,7 +6,7 @@ import csv
 import difflib
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
@@ -39,7 +39,8 @@ class TableSource:
         SourceError: there is no such file or folder, or an unknown column is named.
     """
 
-    kind = "table"
+    kind: ClassVar[str] = "table"
+    options: ClassVar[frozenset[str]] = frozenset({"images", "columns"})
 
     def __init__(
         self, path: str, images: str | None = None, columns: Mapping[str, str] | None = None
@@ -112,7 +113,7 @@ class TableSource:
 class CsvSource(TableSource):
     """A table with a header line, separated by ``,``, ``;``, ``|`` or tabs."""
 
-    kind = "csv"
+    kind: ClassVar[str] = "csv"
 
     def rows(self) -> Iterator[Row | Problem]:
         """Yield a row per line.
@@ -160,7 +161,7 @@ class ParquetSource(TableSource):
     Needs pyarrow: ``pip install 'vse-scale[parquet]'``.
     """
 
-    kind = "parquet"
+    kind: ClassVar[str] = "parquet"
 
     def rows(self) -> Iterator[Row | Problem]:
         """Yield a row per row, read batch by batch.

@@ -8,7 +8,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
@@ -52,7 +52,8 @@ class WebDatasetSource:
         SourceError: there is no such file or folder, or no tar in it.
     """
 
-    kind = "webdataset"
+    kind: ClassVar[str] = "webdataset"
+    options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, path: str) -> None:
         if storage.is_folder(path):
