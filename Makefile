@@ -10,8 +10,8 @@ RANKS ?= 2
 DEMO := runs/demo
 RECIPE := launch/recipes/demo.yaml
 
-# Without an NVIDIA GPU, PyTorch's own CPU build saves gigabytes of CUDA packages. Whoever has set
-# up other places to take packages from keeps them.
+# Without an NVIDIA GPU, PyTorch's own CPU build saves gigabytes of CUDA packages. A pip that is
+# configured for other package sources keeps them.
 ifeq ($(wildcard /proc/driver/nvidia)$(PIP_FIND_LINKS)$(PIP_CONFIG_FILE),)
 TORCH := --find-links https://download.pytorch.org/whl/cpu/torch/
 endif

@@ -98,7 +98,7 @@ def build(source: Source, out: str, options: BuildOptions) -> Summary:
         OutputError: the folder cannot be written, or contains other files.
     """
     folder = OutputFolder(out)
-    storage.forget_listings()
+    storage.forget_listings()  # remote folders may have changed since this process's last build
     with folder.opened(), folder.scratch("rows") as store_path:
         _refuse_foreign(folder)
         try:
@@ -227,6 +227,7 @@ def _claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> N
     if overwrite:
         for name in folder.names():
             folder.remove(name)
+    # Before any shard: an interrupted build must not resume with other options.
     if overwrite or folder.read(FILE_NAME) is None:
         folder.write(PLAN_NAME, json.dumps(recorded, sort_keys=True).encode())
 
@@ -251,6 +252,7 @@ def _plan(
 ) -> Iterator[Task]:
     """Shuffle every split and cut it into shards."""
     for split in sorted(store.splits()):
+        # Each split has its own shuffle, so that adding one leaves the shards of others unchanged.
         numbers = store.numbers(split)
         order = numbers[shuffle(len(numbers), options.seed, split)]
         for index, start in enumerate(range(0, len(order), options.shard_samples)):
@@ -273,6 +275,7 @@ def _seal(
 ) -> Summary:
     """Write all shards, find duplicates, and write rejects and manifest."""
     rows = sum(len(task.numbers) for task in tasks)
+    # Worker processes would each see a memory:// folder of their own.
     workers = 1 if storage.lives_in_memory(folder.path) else options.workers
     say(f"building {rows:,} images in {len(tasks)} shards with {workers} workers")
     with Progress("building", rows, "images") as progress:
@@ -303,6 +306,7 @@ def _seal(
         build=recorded["build"],
         source=recorded["source"],
     )
+    # Last: a folder without a manifest is not a dataset.
     folder.write(FILE_NAME, manifest.dumps().encode())
     folder.remove(PLAN_NAME)
     return Summary(

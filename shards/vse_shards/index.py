@@ -49,6 +49,7 @@ class Index:
     def __init__(self, path: Path | str, samples: Sequence[Sequence[Member]]) -> None:
         self.keys = [members[0].name.partition(".")[0] for members in samples]
         self._path = path
+        # Arrays rather than members: training looks up the offsets of all samples at once.
         self._columns: dict[str, NDArray[np.int64]] = {}
         for row, members in enumerate(samples):
             for member in members:

@@ -95,6 +95,7 @@ def _describe(folder: Path, split: Split) -> dict[str, Any]:
 def _quantiles(values: list[int]) -> list[int] | None:
     if not values:
         return None
+    # "nearest" returns a value that occurs, not an interpolated one.
     return [int(v) for v in np.percentile(values, _QUANTILES, method="nearest")]
 
 

@@ -266,6 +266,7 @@ def _disagreements(folder: Path, shard: ShardRecord) -> Iterable[str]:
             yield f"{tar}: has {size:,} bytes, the manifest says {shard.bytes:,}; {remedy}"
     except OSError as error:
         yield f"{tar}: {error.strerror}; {remedy}"
+    # Indices are read in full: they have about a thousandth of the bytes of their tars.
     try:
         data = index_path.read_bytes()
     except OSError as error:
@@ -298,10 +299,11 @@ def _why_missing(folder: Path) -> str:
 
 def _typed(entry: Mapping[str, Any], key: str, kind: type) -> Any:
     value = entry[key]
-    if type(value) is not kind:
+    if type(value) is not kind:  # not isinstance: True is an int
         raise TypeError(f"{key} is {value!r}, not {kind.__name__}")
     return value
 
 
 def _dump(content: Mapping[str, Any]) -> str:
+    # The fingerprint is the digest of this text: any change of layout changes all fingerprints.
     return json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n"

@@ -69,6 +69,7 @@ class OutputFolder:
             folder = self.path
             if self.remote:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
+            # The suffix hides it from `names`, and marks it for removal by the next build.
             temporary = os.path.join(folder, f".{name}.{os.getpid()}{_TEMPORARY}")
             try:
                 with open(temporary, "wb") as file:
@@ -145,6 +146,7 @@ class OutputFolder:
                 filesystem.put_file(temporary, inner)
             return
         os.replace(temporary, os.path.join(self.path, name))
+        # A rename is durable only once its folder is synced.
         handle = os.open(self.path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -154,6 +156,7 @@ class OutputFolder:
 
 def _lock(handle: int, path: str) -> None:
     """Lock the folder for this process; the lock ends with the process."""
+    # flock rather than a lock file: the kernel releases it even after a kill.
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -63,6 +63,7 @@ def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> None:
     Raises:
         OutputError: a file cannot be written, or a worker died.
     """
+    # A fork would copy locks that threads of fsspec may hold.
     context = multiprocessing.get_context("spawn")
     counters = context.Array("q", 3)
     if workers == 1:
@@ -74,7 +75,7 @@ def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> None:
     with ProcessPoolExecutor(workers, context, _start, (counters,)) as pool:
         waiting: set[Future[None]] = {pool.submit(_run, task) for task in tasks}
         try:
-            while waiting:
+            while waiting:  # wakes up twice a second to show progress within long shards
                 ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 _show(counters, progress)
                 for future in ended:
@@ -85,7 +86,7 @@ def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> None:
                 "run the same command again: finished shards are kept"
             ) from error
         finally:
-            counters[_STOP] = 1
+            counters[_STOP] = 1  # workers stop at their next image, not at the end of a shard
             pool.shutdown(wait=True, cancel_futures=True)
     _show(counters, progress)
 

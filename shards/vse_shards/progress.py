@@ -54,7 +54,7 @@ class Progress:
             self._bar.update(step)
             return
         now = time.monotonic()
-        if now - self._spoke < self._every:
+        if now - self._spoke < self._every:  # a scheduler's log keeps every line
             return
         self._spoke = now
         rate = done / max(now - self._started, 1e-9)

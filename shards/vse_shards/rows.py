@@ -131,6 +131,7 @@ class RowStore:
 
     def digest(self) -> str:
         """Return the sha256 over all rows and problems, in order, without absolute paths."""
+        # Bodies hold sizes of image files but no paths: a moved source keeps its digest.
         digest = hashlib.sha256()
         for (body,) in self._db.execute("SELECT body FROM rows ORDER BY number"):
             digest.update(body.encode())
@@ -146,6 +147,7 @@ class RowStore:
         if row.image is not None and row.image.size is None:
             size = storage.file_size(row.image.path)
             if size < 0:
+                # One problem per missing file, however many rows name it.
                 first = self._db.execute(
                     "INSERT OR IGNORE INTO missing (name) VALUES (?)", (row.name,)
                 ).rowcount

@@ -143,7 +143,7 @@ def make_shard(
     samples = _samples(plan, rows, options, problems, done)
     first = next(samples, None)
     shard, digests, untouched = None, [], 0
-    if first is not None:
+    if first is not None:  # no samples, no shard: DALI cannot read an empty tar
         counts: list[int] = []
         with out.writing(f"{plan.stem}.tar") as file:
             writer = ShardWriter(file)
@@ -154,6 +154,7 @@ def make_shard(
                 untouched += sample.untouched
             written = writer.finish()
             index = written.index.encode()
+            # Within the block: a tar must not appear before its index.
             out.write(f"{plan.stem}.idx", index)
         shard = ShardRecord(
             name=f"{plan.stem}.tar",

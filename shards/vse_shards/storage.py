@@ -98,6 +98,7 @@ def file_size(path: str) -> int:
         status = os.stat(path)
     except (OSError, ValueError):
         return -1
+    # Pipes and devices have sizes too, but reading them may never end.
     return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 

@@ -64,6 +64,7 @@ def check_shard(folder: Path, shard: ShardRecord, *, deep: bool) -> Iterator[str
             file.seek(0)
             samples = list(walk_tar(file))
             index = (folder / shard.index_name).read_text("utf-8")
+            # Compared as text, which also finds extra and moved members.
             if format_index(samples) != index:
                 yield f"{folder / shard.index_name}: does not agree with {shard.name}"
                 return

@@ -73,7 +73,7 @@ class ShardWriter:
 
     def finish(self) -> WrittenShard:
         """Write the end of the archive; return the shard's size, digest and index."""
-        self._write(bytes(2 * _BLOCK))
+        self._write(bytes(2 * _BLOCK))  # the end of an archive, by definition of the format
         self._write(bytes(-self._position % _RECORD))
         return WrittenShard(
             samples=len(self._samples),

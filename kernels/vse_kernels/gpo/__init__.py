@@ -55,6 +55,7 @@ def gpo_pool(
     _check(features, lengths, weight_table, rows)
     limit = unsupported(features.shape[1], features.dtype, weight_table.dtype)
     with_triton = use_triton("gpo_pool", impl, features, limit)
+    # Inference needs no order, so it skips the store.
     keep = torch.is_grad_enabled() and (features.requires_grad or weight_table.requires_grad)
     pooled: Tensor = GPOPool.apply(  # type: ignore[no-untyped-call]
         features, lengths, weight_table, rows, with_triton, keep

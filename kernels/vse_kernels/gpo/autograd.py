@@ -61,6 +61,7 @@ def backward(
     return reference.backward(gradient, given, order)
 
 
+# Registered beside the functions, not around them: eager calls skip the dispatcher.
 _forward_operator = torch.library.custom_op("vse_kernels::gpo_forward", forward, mutates_args=())
 _backward_operator = torch.library.custom_op("vse_kernels::gpo_backward", backward, mutates_args=())
 

@@ -49,6 +49,7 @@ def forward(given: Operands, how: Launch, keep: bool) -> tuple[Tensor, Tensor]:
     grid = (samples * triton.cdiv(columns, how.columns),)
     shape = (columns, features.stride(0), features.stride(1))
     options = {"SIZE": how.size, "COLUMNS": how.columns, "num_warps": how.warps}
+    # Triton launches on the current device, which need not be that of the operands.
     with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
         if how.parts:
             given = given._replace(weight_table=_padded(given.weight_table, how.size))
@@ -69,6 +70,7 @@ def backward(
     if features_gradient.numel() == 0:
         return features_gradient, torch.zeros_like(weight_table)
     blocks = triton.cdiv(columns, how.columns)
+    # Sums per program, added in a fixed order below: atomics would not be deterministic.
     partial = features.new_empty(samples, blocks, positions, dtype=torch.float32)
     grid = (samples * blocks,)
     operands = (gradient.contiguous(), *given)

@@ -46,6 +46,7 @@ def hardest(
     """Mine by the Triton kernel; arguments and results as `reference.hardest`."""
     size, width = queries.shape
     others = candidates.shape[0]
+    # _NOTHING is below every key, so rows and columns without negatives keep it.
     row_keys, column_keys = (
         torch.full((count,), _NOTHING, dtype=torch.int64, device=queries.device)
         for count in (size, others if columns else 0)

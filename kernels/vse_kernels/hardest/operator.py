@@ -24,6 +24,7 @@ def hardest(
         return reference.hardest(queries, candidates, query_ids, candidate_ids, columns)
     from vse_kernels.hardest import launch
 
+    # CPU tensors run in the interpreter, for which any blocks do.
     major = torch.cuda.get_device_properties(queries.device).major if queries.is_cuda else 0
     blocks = choice.blocks(queries.dtype, major)
     return launch.hardest(queries, candidates, query_ids, candidate_ids, columns, blocks)
