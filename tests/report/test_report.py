@@ -148,7 +148,7 @@ def test_examples_hold_the_truth(embeddings):
     scores = (embeddings.images @ embeddings.captions.T).numpy()
     picks = pick_examples(embeddings)
     for way in ("i2t", "t2i"):
-        own = [pick for pick in picks if pick.way == way]
+        own = [pick for pick in picks if pick.direction == way]
         ranks = []
         for query in range(40 if way == "i2t" else 80):
             row = scores[query] if way == "i2t" else scores[:, query]
@@ -181,7 +181,7 @@ def test_failures_are_the_worst_and_are_counted(embeddings):
             positive = owners == query if way == "i2t" else np.arange(40) == owners[query]
             ranks.append(1 + int((row[~positive] >= row[positive].max()).sum()))
         assert total[way] == sum(rank > 1 for rank in ranks)
-        own = [pick for pick in picks if pick.way == way]
+        own = [pick for pick in picks if pick.direction == way]
         assert [pick.rank for pick in own] == sorted(ranks, reverse=True)[:10]
         assert all(ranks[pick.query] == pick.rank for pick in own)
 
@@ -197,10 +197,12 @@ def test_examples_show_what_was_missed(embeddings, dataset):
     examples = illustrate(picks, embeddings, dataset)
     for pick, example in zip(picks, examples, strict=True):
         assert (example.missed is None) == any(pick.right)
-        owner = pick.query if pick.way == "i2t" else int(embeddings.caption_to_image[pick.query])
-        caption = 0 if pick.way == "i2t" else pick.query % 2
+        owner = pick.query
+        if pick.direction == "t2i":
+            owner = int(embeddings.caption_to_image[pick.query])
+        caption = 0 if pick.direction == "i2t" else pick.query % 2
         assert example.query.text == f"caption {caption} of <image {owner}>"
-        assert (example.query.picture is None) == (pick.way == "t2i")
+        assert (example.query.picture is None) == (pick.direction == "t2i")
         if example.missed:
             assert f"<image {owner}>" in example.missed.item.text
 

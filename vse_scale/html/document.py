@@ -8,13 +8,16 @@ from pathlib import Path
 from string import Template
 
 
-def document(package: str, template: str, title: str, *, script: str = "", **parts: str) -> str:
+def document(
+    package: str, template: str, title: str, *, style: str = "", script: str = "", **parts: str
+) -> str:
     """Fill the body ``template`` of ``package`` with ``parts``, in a frame with its style.css.
 
     Args:
         package: that holds the template and its style.css, such as "vse_scale.report".
         template: the name of the file.
         title: plain text, escaped here.
+        style: CSS to follow that of style.css.
         script: JavaScript for the end of the page.
         parts: HTML by the names that the template has.
     """
@@ -22,7 +25,7 @@ def document(package: str, template: str, title: str, *, script: str = "", **par
     frame = (files("vse_scale.html") / "document.html").read_text("utf-8")
     return Template(frame).substitute(
         title=escape(title),
-        style=(folder / "style.css").read_text("utf-8"),
+        style=(folder / "style.css").read_text("utf-8") + style,
         body=Template((folder / template).read_text("utf-8")).substitute(parts),
         script=script,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,13 @@ from torch import Tensor
 
 from vse_scale.data.shards import ImageRecord
 from vse_scale.html.thumbnail import THUMBNAIL_SIDE, thumbnail
+from vse_scale.report import names
 from vse_scale.retrieval.encode import Embeddings
 from vse_scale.retrieval.ranks import nearest, query_ranks
 
-Way = Literal["i2t", "t2i"]
-
 
 class Pictures(Protocol):
-    """What is asked of a dataset here; ``ShardDataset`` has it."""
+    """A dataset of pictures and captions, such as `ShardDataset`."""
 
     def image_bytes(self, image: int) -> npt.NDArray[np.uint8]:
         """Return the encoded image."""
@@ -36,7 +35,7 @@ class Pick:
     """A query chosen for the report, by rows of the embeddings.
 
     Attributes:
-        way: "i2t" if the query is an image, "t2i" if it is a caption.
+        direction: its key, such as "i2t".
         query: its row.
         rank: of its best right answer, 1 the best.
         answers: the rows of its nearest candidates, best first.
@@ -45,7 +44,7 @@ class Pick:
         best_right: the row of the best right answer, and ``best_right_score`` its similarity.
     """
 
-    way: Way
+    direction: str
     query: int
     rank: int
     answers: tuple[int, ...]
@@ -76,7 +75,7 @@ class Answer:
 class Example:
     """A query with its first answers; ``missed`` is the right one where it is not among them."""
 
-    way: Way
+    direction: str
     rank: int
     query: Item
     answers: tuple[Answer, ...]
@@ -85,37 +84,57 @@ class Example:
 
 @dataclass(frozen=True)
 class Failures:
-    """The queries of which another answer came first.
+    """The queries whose first answer is wrong.
 
     Attributes:
         shown: the worst of them.
-        total: how many there are, by direction.
-        queries: out of how many, by direction.
+        total: the number of failures, by direction.
+        queries: the number of queries, by direction.
     """
 
     shown: tuple[Example, ...]
-    total: dict[Way, int]
-    queries: dict[Way, int]
+    total: dict[str, int]
+    queries: dict[str, int]
 
 
 @dataclass(frozen=True)
 class _Ranked:
-    """One direction: rows of the queries, their ranks, and the image that each is or belongs to."""
+    """The queries of one direction, by place among them.
 
-    way: Way
+    Attributes:
+        direction: its key.
+        queries: (Q,) their rows among the embeddings of their side.
+        ranks: (Q,) of their best right answers.
+        images: (Q,) the image that each is or belongs to.
+        sources: (S, D) embeddings of the queries' side.
+        targets: (T, D) embeddings of the candidates.
+        owners: (T,) the image that each candidate is or belongs to.
+    """
+
+    direction: str
     queries: Tensor
     ranks: Tensor
     images: Tensor
+    sources: Tensor
+    targets: Tensor
+    owners: Tensor
 
 
-def _directions(embeddings: Embeddings) -> tuple[_Ranked, _Ranked]:
+def _directions(embeddings: Embeddings) -> list[_Ranked]:
+    images, captions = embeddings.images, embeddings.captions
     owners = embeddings.caption_to_image
-    ranks = query_ranks(embeddings.images, embeddings.captions, owners)
-    rows = ranks.image_queries
-    return (
-        _Ranked("i2t", rows, ranks.i2t, rows),
-        _Ranked("t2i", torch.arange(len(owners)), ranks.t2i, owners),
-    )
+    ranks = query_ranks(images, captions, owners)
+    by_image, rows = torch.arange(len(images)), ranks.image_queries
+    sides = {
+        "image": (rows, rows, images, captions, owners),
+        "text": (torch.arange(len(owners)), owners, captions, images, by_image),
+    }
+    ranked = []
+    for direction, side in names.QUERY_SIDE.items():
+        queries, own, sources, targets, target_owners = sides[side]
+        found = getattr(ranks, direction)
+        ranked.append(_Ranked(direction, queries, found, own, sources, targets, target_owners))
+    return ranked
 
 
 def pick_examples(
@@ -130,51 +149,43 @@ def pick_examples(
     picks = []
     for ranked in _directions(embeddings):
         chosen = _unlike(rng.permutation(len(ranked.ranks)).tolist(), ranked.images.tolist(), each)
-        picks += _picks(embeddings, ranked, chosen, answers)
+        picks += _picks(ranked, chosen, answers)
     return picks
 
 
 def pick_failures(
     embeddings: Embeddings, *, most: int = 48, answers: int = 5
-) -> tuple[list[Pick], dict[Way, int], dict[Way, int]]:
+) -> tuple[list[Pick], dict[str, int], dict[str, int]]:
     """Choose the ``most`` worst failures of both directions, and count all of them.
 
     Returns:
         The picks, the worst first, and the numbers of failures and of queries by direction.
     """
     picks: list[Pick] = []
-    total: dict[Way, int] = {}
-    queries: dict[Way, int] = {}
+    total: dict[str, int] = {}
+    queries: dict[str, int] = {}
     for ranked in _directions(embeddings):
         failed = int((ranked.ranks > 1).sum())
         worst = torch.argsort(ranked.ranks, descending=True, stable=True)[: min(most, failed)]
-        picks += _picks(embeddings, ranked, worst.tolist(), answers)
-        total[ranked.way], queries[ranked.way] = failed, len(ranked.ranks)
+        picks += _picks(ranked, worst.tolist(), answers)
+        total[ranked.direction], queries[ranked.direction] = failed, len(ranked.ranks)
     return sorted(picks, key=lambda pick: -pick.rank), total, queries
 
 
-def _picks(
-    embeddings: Embeddings, ranked: _Ranked, chosen: Sequence[int], answers: int
-) -> list[Pick]:
+def _picks(ranked: _Ranked, chosen: Sequence[int], answers: int) -> list[Pick]:
     """Find the nearest answers of the ``chosen`` places of one direction."""
     if not chosen:
         return []
-    owners = embeddings.caption_to_image
     rows = ranked.queries[torch.tensor(chosen)]
-    sources, targets = embeddings.images, embeddings.captions
-    if ranked.way == "t2i":
-        sources, targets = targets, sources
-    scores, found = nearest(sources[rows], targets, answers)
+    scores, found = nearest(ranked.sources[rows], ranked.targets, answers)
     picks = []
     for place, index in enumerate(chosen):
-        query, image = int(rows[place]), int(ranked.images[index])
-        own = torch.tensor([image])
-        if ranked.way == "i2t":
-            own = (owners == image).nonzero().squeeze(1)
-        best_score, best = nearest(sources[query][None], targets[own], 1)
+        query = int(rows[place])
+        own = (ranked.owners == ranked.images[index]).nonzero().squeeze(1)
+        best_score, best = nearest(ranked.sources[query][None], ranked.targets[own], 1)
         picks.append(
             Pick(
-                way=ranked.way,
+                direction=ranked.direction,
                 query=query,
                 rank=int(ranked.ranks[index]),
                 answers=tuple(found[place].tolist()),
@@ -198,15 +209,14 @@ def illustrate(
     Args:
         picks: from ``embeddings``.
         embeddings: of the split.
-        dataset: what they were made from.
+        dataset: the split itself.
         side: of the thumbnails in pixels, at most.
     """
     items = _Items(dataset, embeddings.caption_to_image, side)
+    makers = {"image": (items.picture, items.caption), "text": (items.caption, items.picture)}
     examples = []
     for pick in picks:
-        query, answer = items.picture, items.caption
-        if pick.way == "t2i":
-            query, answer = answer, query
+        query, answer = makers[names.QUERY_SIDE[pick.direction]]
         answers = tuple(
             Answer(answer(row), score, right)
             for row, score, right in zip(pick.answers, pick.scores, pick.right, strict=True)
@@ -214,7 +224,7 @@ def illustrate(
         missed = None
         if not any(pick.right):
             missed = Answer(answer(pick.best_right), pick.best_right_score, right=True)
-        examples.append(Example(pick.way, pick.rank, query(pick.query), answers, missed))
+        examples.append(Example(pick.direction, pick.rank, query(pick.query), answers, missed))
     return tuple(examples)
 
 

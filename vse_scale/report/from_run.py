@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -15,7 +16,7 @@ from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
-from vse_scale.report.curves import PoolingCurve
+from vse_scale.report.data import Findings, KnownFindings, PoolingCurve
 from vse_scale.report.examples import (
     Example,
     Failures,
@@ -23,8 +24,8 @@ from vse_scale.report.examples import (
     pick_examples,
     pick_failures,
 )
-from vse_scale.report.page import build_report
-from vse_scale.retrieval.encode import Progress, encode_split
+from vse_scale.report.page import write_report
+from vse_scale.retrieval.encode import Embeddings, Progress, encode_split
 from vse_scale.retrieval.separation import similarity_histograms
 from vse_scale.run.folder import RunFolder
 
@@ -32,13 +33,100 @@ _FAILURE_SIDE = 120  # pixels of a failure's thumbnails: there are many of them
 
 
 class Pooled(Protocol):
-    """What is asked of a model here; `VSEModel` has it."""
+    """A model that pools with weights of its own, such as `VSEModel`."""
 
     grid_cells: int
 
     def pooling_weights(self, side: Literal["image", "text"], length: int) -> Tensor:
         """Return the weights (length,) of one side."""
         ...
+
+
+class ModelFindings:
+    """Findings of a run's best model on the evaluated split, each computed when first read."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        folder: Path,
+        *,
+        device: torch.device | str,
+        threads: int,
+        progress: Progress | None = None,
+    ) -> None:
+        """Take the model of ``run`` in ``folder``.
+
+        Args:
+            run: its records.
+            folder: the model folder.
+            device: to encode on.
+            threads: to decode images with.
+            progress: called while images and captions are encoded.
+        """
+        self._run, self._folder = run, folder
+        self._device, self._threads, self._progress = device, threads, progress
+
+    @cached_property
+    def examples(self) -> tuple[Example, ...]:
+        """Examples of both directions; none of region features, which cannot be looked at."""
+        if not self._dataset.holds("images"):
+            return ()
+        return illustrate(pick_examples(self._embeddings), self._embeddings, self._dataset)
+
+    @cached_property
+    def failures(self) -> Failures | None:
+        """The worst failures; None of region features, which cannot be looked at."""
+        if not self._dataset.holds("images"):
+            return None
+        picks, total, queries = pick_failures(self._embeddings)
+        shown = illustrate(picks, self._embeddings, self._dataset, _FAILURE_SIDE)
+        return Failures(shown, total, queries)
+
+    @cached_property
+    def similarities(self) -> dict[str, list[int]]:
+        """Histograms of the captions' similarities."""
+        return similarity_histograms(self._embeddings)
+
+    @cached_property
+    def pooling(self) -> list[PoolingCurve]:
+        """The pooling weights for a full image, and for captions of usual lengths."""
+        rows = range(len(self._dataset))
+        texts = [caption.text for row in rows for caption in self._dataset.record(row).captions]
+        lengths = self._tokenizer.encode(texts, max_tokens=self._max_tokens)[1]
+        return pooling_curves(self._model, lengths.tolist())
+
+    @cached_property
+    def _model(self) -> VSEModel:
+        return VSEModel.from_pretrained(self._folder).to(self._device)
+
+    @cached_property
+    def _tokenizer(self) -> CaptionTokenizer:
+        return CaptionTokenizer.load(self._folder)
+
+    @cached_property
+    def _dataset(self) -> ShardDataset:
+        run, split = self._run, self._run.results["split"]
+        path = run.setting("data.path")
+        folders = [path] if isinstance(path, str) else path
+        staging = StagingOptions(run.setting("data.cache_dir"), run.setting("data.cache_gb", 100.0))
+        return ShardDataset(folder_with(split, folders) or folders[0], split, staging)
+
+    @cached_property
+    def _embeddings(self) -> Embeddings:
+        return encode_split(
+            self._model,
+            self._tokenizer,
+            self._dataset,
+            batch=int(self._run.setting("eval.batch", 64)),
+            device=self._device,
+            threads=self._threads,
+            max_caption_tokens=self._max_tokens,
+            progress=self._progress,
+        )
+
+    @property
+    def _max_tokens(self) -> int:
+        return int(self._run.setting("data.max_caption_tokens", 128))
 
 
 def report_run(
@@ -51,7 +139,7 @@ def report_run(
 ) -> Path:
     """Write ``run_dir``/report.html, or ``out``, with examples from the evaluated split.
 
-    A run without a model or an evaluation yet gets a report without what these would show.
+    A run without a model or an evaluation gets a report without examples and failures.
 
     Raises:
         OutputError: ``run_dir`` is missing or damaged.
@@ -59,45 +147,11 @@ def report_run(
         DatasetError: the dataset it was evaluated on is gone or damaged.
     """
     run = RunFolder.load(run_dir)
-    examples: tuple[Example, ...] = ()
-    failures: Failures | None = None
-    similarities: dict[str, list[int]] | None = None
-    pooling: list[PoolingCurve] = []
+    found: Findings = KnownFindings()
     folder = run_dir / "model"
     if folder.is_dir() and "split" in run.results:
-        model = VSEModel.from_pretrained(folder).to(device)
-        tokenizer = CaptionTokenizer.load(folder)
-        path, split = run.setting("data.path"), run.results["split"]
-        folders = [path] if isinstance(path, str) else path
-        staging = StagingOptions(run.setting("data.cache_dir"), run.setting("data.cache_gb", 100.0))
-        dataset = ShardDataset(folder_with(split, folders) or folders[0], split, staging)
-        longest = int(run.setting("data.max_caption_tokens", 128))
-        embeddings = encode_split(
-            model,
-            tokenizer,
-            dataset,
-            batch=int(run.setting("eval.batch", 64)),
-            device=device,
-            threads=threads,
-            max_caption_tokens=longest,
-            progress=progress,
-        )
-        if dataset.holds("images"):  # region features cannot be looked at
-            examples = illustrate(pick_examples(embeddings), embeddings, dataset)
-            picks, total, queries = pick_failures(embeddings)
-            shown = illustrate(picks, embeddings, dataset, _FAILURE_SIDE)
-            failures = Failures(shown, total, queries)
-        similarities = similarity_histograms(embeddings)
-        texts = [c.text for i in range(len(dataset)) for c in dataset.record(i).captions]
-        pooling = pooling_curves(model, tokenizer.encode(texts, max_tokens=longest)[1].tolist())
-    return build_report(
-        run_dir,
-        out,
-        examples=examples,
-        failures=failures,
-        pooling=pooling,
-        similarities=similarities,
-    )
+        found = ModelFindings(run, folder, device=device, threads=threads, progress=progress)
+    return write_report(run_dir, out, run, found)
 
 
 def pooling_curves(model: Pooled, caption_lengths: Sequence[int]) -> list[PoolingCurve]:

@@ -1,4 +1,4 @@
-"""Where the time of a run went, by phase."""
+"""The time of a run by phase of its steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from typing import Any
+
+from vse_scale.report.data import Column, ReportData
+from vse_scale.report.panel import Panel, Section
+from vse_scale.report.pieces import absent, side_by_side
+from vse_scale.run.folder import RunFolder
 
 # In the order in which a step goes through them.
 PHASES = {
@@ -18,7 +23,58 @@ PHASES = {
     "optimizer": "optimizer",
     "other": "other",
 }
+_VISIBLE = 0.05  # percent of the time; a shorter phase is left out
 _MOST_ROWS = 12
+
+
+class Time(Panel):
+    """A stacked bar of the whole run, one of each epoch, and the figures in a table."""
+
+    section = Section("time", "Where the time went", 70)
+    style = """\
+:root {
+  --data: #c2503f; --forward: #17636b; --objective: #d09a3c; --communication: #7d6a99;
+  --backward: #6aa2a4; --optimizer: #8d97a3; --other: #cfcac0;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --data: #df7667; --forward: #3f8f97; --objective: #d6a651; --communication: #9c88ba;
+    --backward: #83bfc1; --optimizer: #7f8a96; --other: #4b4f52;
+  }
+}
+.time { display: grid; grid-template-columns: 3fr 2fr; gap: 2rem 3rem; align-items: start; }
+.stack { display: flex; flex: 1; gap: 2px; height: 9px; }
+.stack i { flex: 0 1 0; min-width: 0; }
+.bars li:first-child { margin-bottom: 1.1rem; }
+.bars li:first-child .stack { height: 46px; }
+.stack i:first-child { border-radius: 3px 0 0 3px; }
+.stack i:last-child { border-radius: 0 3px 3px 0; }
+.bars li { display: flex; align-items: center; gap: .8rem; margin-top: .4rem; }
+.bars span { flex: 0 0 4.6rem; color: var(--soft); font-size: .8rem; line-height: 1; }
+.swatch { display: inline-block; width: 11px; height: 11px; margin-right: .6em;
+  border-radius: 3px; }
+.phase-data { background: var(--data); }
+.phase-forward { background: var(--forward); }
+.phase-objective { background: var(--objective); }
+.phase-communication { background: var(--communication); }
+.phase-backward { background: var(--backward); }
+.phase-optimizer { background: var(--optimizer); }
+.phase-other { background: var(--other); }
+.time table { width: 100%; }
+.time td, .time th { padding-top: .4rem; padding-bottom: .4rem; }
+.pair .time { grid-template-columns: 1fr; margin-top: .8rem; }
+@media (max-width: 640px) {
+  .time { grid-template-columns: 1fr; }
+}
+"""
+
+    def render(self, data: ReportData) -> str:
+        """Return the time of a run."""
+        return _section(data.run)
+
+    def compare(self, columns: Sequence[Column]) -> str:
+        """Return the time of each run."""
+        return side_by_side(columns, [_section(column.run) for column in columns])
 
 
 @dataclass(frozen=True)
@@ -49,11 +105,11 @@ def time_use(steps: Sequence[dict[str, Any]]) -> TimeUse:
     return TimeUse(len(steps), seconds)
 
 
-def time_section(steps: Sequence[dict[str, Any]]) -> str:
-    """Return a stacked bar of the whole run, one of each epoch, and the figures in a table."""
-    use = time_use(steps)
-    # A phase under a twentieth of a percent is no phase that one could see.
-    phases = [phase for phase in PHASES if use.share(phase) >= 0.05]
+def _section(run: RunFolder) -> str:
+    if not run.steps:
+        return absent("No step was recorded yet.")
+    use = time_use(run.steps)
+    phases = [phase for phase in PHASES if use.share(phase) >= _VISIBLE]
     rows = "".join(
         f'<tr><th scope="row"><i class="swatch phase-{phase}" aria-hidden="true"></i>'
         f"{escape(PHASES[phase])}</th><td>{use.share(phase):.1f} %</td>"
@@ -62,7 +118,7 @@ def time_section(steps: Sequence[dict[str, Any]]) -> str:
     )
     bars = "".join(
         f"<li><span>{escape(label)}</span>{_bar(part, phases)}</li>"
-        for label, part in [("whole run", use), *_by_epoch(steps)]
+        for label, part in [("whole run", use), *_by_epoch(run.steps)]
     )
     return (
         f'<p class="lead">Of every step, {use.share("data"):.1f} % was spent waiting for data.</p>'
@@ -92,3 +148,6 @@ def _by_epoch(steps: Sequence[dict[str, Any]]) -> list[tuple[str, TimeUse]]:
         label = f"epoch {first}" if first == last else f"{first}–{last}"
         result.append((label, time_use(group)))
     return result
+
+
+PANEL = Time()

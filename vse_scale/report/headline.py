@@ -1,0 +1,74 @@
+"""The head of a page: the subject, and its key figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from vse_scale.console import duration
+from vse_scale.report import names
+from vse_scale.report.data import Column
+from vse_scale.run.folder import RunFolder
+
+
+def of_run(run: RunFolder) -> str:
+    """Return the name of a run, its data and encoders, and its key figures."""
+    dataset = run.setting("data.path")
+    if isinstance(dataset, list):
+        dataset = " + ".join(dataset)
+    facts = [
+        ("trained on", dataset),
+        ("images by", names.image_tower(run)),
+        ("text by", names.text_tower(run)),
+    ]
+    words = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
+        for name, value in facts
+        if value
+    )
+    score = '<p class="score none">not evaluated yet</p>'
+    if "rsum" in run.results:
+        score = (
+            f'<p class="score"><b>{run.results["rsum"]:.1f}</b>'
+            f"<span>RSUM of {names.HIGHEST_RSUM:.0f}"
+            f"<br>on {escape(str(run.results.get('split', 'the evaluated split')))}</span></p>"
+        )
+    return (
+        f'<div class="title"><p class="eyebrow">Image–text retrieval</p><h1>{escape(run.name)}</h1>'
+        f'<dl class="facts">{words}</dl></div>{score}{_strip(run)}'
+    )
+
+
+def of_comparison(columns: Sequence[Column]) -> str:
+    """Return the names of the runs, each with its colour."""
+    items = "".join(
+        f'<li class="{column.style}"><i aria-hidden="true"></i>{escape(column.name)}</li>'
+        for column in columns
+    )
+    return (
+        '<div class="title"><p class="eyebrow">Image–text retrieval</p><h1>Two runs</h1>'
+        f'<ul class="names">{items}</ul></div>'
+    )
+
+
+def _strip(run: RunFolder) -> str:
+    """Return the row of key figures."""
+    figures = []
+    first, label = next(iter(names.RECALLS.items()))
+    for direction, name in names.DIRECTIONS.items():
+        value = names.recall(run.results, direction, first)
+        if value is not None:
+            figures.append((f"{value:.1f} %", f"{label}, {name}"))
+    if run.steps:
+        seconds = sum(float(record["seconds"]["step"]) for record in run.steps)
+        epochs = run.steps[-1]["epoch_fraction"]
+        speed = float(np.median([record["pairs_per_second"] for record in run.steps]))
+        figures += [
+            (f"{len(run.steps):,}", f"steps, {epochs:.3g} epochs"),
+            (duration(seconds), "training time"),
+            (f"{speed:,.0f}", "pairs a second"),
+        ]
+    items = "".join(f"<li><b>{escape(a)}</b><span>{escape(b)}</span></li>" for a, b in figures)
+    return f'<ul class="strip">{items}</ul>' if figures else ""

@@ -1,0 +1,59 @@
+"""Names of parts and figures of a run.
+
+These are stand-ins until the parts answer for themselves; no other module of the report compares
+a part's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from vse_scale.run.folder import RunFolder
+
+DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+SHORT_DIRECTIONS = {"i2t": "i→t", "t2i": "t→i"}
+QUERY_SIDE = {"i2t": "image", "t2i": "text"}
+QUERIES = {"i2t": "pictures", "t2i": "captions"}
+ANSWERS = {"i2t": "captions", "t2i": "pictures"}
+RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
+RANKS_FORMS = {"median_rank": "g", "mean_rank": ".1f"}
+RANKS = {"median_rank": "Median rank", "mean_rank": "Mean rank"}
+HIGHEST_RSUM = 100.0 * len(DIRECTIONS) * len(RECALLS)
+_PHASES = {"all": "all violating negatives (warm-up)"}
+
+
+def recall(record: Mapping[str, Any], direction: str, metric: str) -> float | None:
+    """Return one figure of an evaluation; None where the run did not record it."""
+    value = (record.get(direction) or {}).get(metric)
+    return None if value is None else float(value)
+
+
+def phase_label(phase: str) -> str:
+    """Return the label of a phase of the objective; empty for the usual one."""
+    return "" if phase == "hardest" else _PHASES.get(phase, phase)
+
+
+def image_tower(run: RunFolder) -> str:
+    """Return the image encoder in words; empty where the run holds no configuration."""
+    backbone = run.setting("model.image.backbone")
+    if backbone == "regions":
+        return "region features"
+    if backbone == "huggingface":
+        path, kind = (run.setting(f"model.image.{k}") for k in ("path", "architecture.model_type"))
+        backbone = PurePath(path).name if path else kind
+    size = run.setting("model.image.size")
+    return f"{backbone}, {size} px" if backbone else ""
+
+
+def text_tower(run: RunFolder) -> str:
+    """Return the text encoder in words; empty where the run holds no configuration."""
+    if run.setting("model.text.encoder") == "bigru":
+        return "BiGRU"
+    path = run.setting("model.text.path")
+    if path:
+        return PurePath(path).name
+    kind = run.setting("model.text.architecture.model_type", "BERT")
+    layers = run.setting("model.text.architecture.num_hidden_layers")
+    return f"{kind} of {layers} layers" if layers else (kind if run.config else "")

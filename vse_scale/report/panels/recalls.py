@@ -1,0 +1,98 @@
+"""Recalls of the evaluated split, both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from vse_scale.report import names
+from vse_scale.report.data import Column, ReportData
+from vse_scale.report.panel import Panel, Section
+from vse_scale.report.pieces import absent, compared_table, figure, note
+
+_VISIBLE = 0.05  # percent; a smaller difference is not coloured
+
+
+class Recalls(Panel):
+    """A table with a bar behind each percentage."""
+
+    section = Section("recalls", "Recalls", 10)
+    style = """\
+.recalls { width: 100%; }
+.recalls td { font-size: 1.1rem; }
+.recalls .bar { width: 18%; padding-top: .45rem; }
+.recalls .bar::after { content: ""; display: block; height: 4px; margin-top: .35rem;
+  border-radius: 2px;
+  background: linear-gradient(to right, var(--hue) var(--share), var(--rule) var(--share)); }
+@media (max-width: 640px) {
+  .recalls th, .recalls td { padding-right: .3rem; padding-left: .3rem; }
+  .recalls th[scope=row] { white-space: normal; }
+}
+"""
+
+    def render(self, data: ReportData) -> str:
+        """Return the figures of both directions."""
+        results = data.run.results
+        if "rsum" not in results:
+            return absent("Not evaluated: no epoch is over yet, or there is no validation split.")
+        head = "".join(f'<th scope="col">{name}</th>' for name in names.RECALLS.values())
+        head += "".join(f'<th scope="col">{name}</th>' for name in names.RANKS.values())
+        rows = []
+        for direction, name in names.DIRECTIONS.items():
+            cells = "".join(
+                _bar(names.recall(results, direction, metric)) for metric in names.RECALLS
+            )
+            for metric, form in names.RANKS_FORMS.items():
+                cells += f"<td>{figure(names.recall(results, direction, metric), form)}</td>"
+            rows.append(f'<tr class="{direction}"><th scope="row">{name}</th>{cells}</tr>')
+        explained = "In percent: queries with a right answer among the first 1, 5 or 10."
+        return (
+            f'{note(explained)}<table class="figures recalls"><thead><tr>'
+            f'<th scope="col">Direction</th>{head}</tr></thead>'
+            f"<tbody>{''.join(rows)}</tbody></table>"
+        )
+
+    def compare(self, columns: Sequence[Column]) -> str:
+        """Return the figures of the runs and their difference."""
+        runs = [column.run for column in columns]
+        rows = [
+            _compared(
+                f"{short}, {name}",
+                [names.recall(run.results, direction, metric) for run in runs],
+                ".1f",
+            )
+            for direction, name in names.DIRECTIONS.items()
+            for metric, short in names.RECALLS.items()
+        ]
+        rows.append(_compared("RSUM", [run.results.get("rsum") for run in runs], ".1f"))
+        seconds = [sum(float(r["seconds"]["step"]) for r in run.steps) for run in runs]
+        rows.append(_compared("training, seconds", seconds, ",.0f", judged=False))
+        speeds = [
+            float(np.median([r["pairs_per_second"] for r in run.steps])) if run.steps else None
+            for run in runs
+        ]
+        rows.append(_compared("pairs a second", speeds, ",.0f", judged=False))
+        return compared_table(columns, "".join(rows), last="difference")
+
+
+def _bar(value: float | None) -> str:
+    if value is None:
+        return "<td>–</td>"
+    return f'<td class="bar" style="--share:{value:.2f}%">{value:.1f}</td>'
+
+
+def _compared(name: str, values: Sequence[float | None], form: str, *, judged: bool = True) -> str:
+    cells = "".join(f"<td>{figure(value, form)}</td>" for value in values)
+    difference, style = "–", ""
+    first, last = values[0], values[-1]
+    if first is not None and last is not None:
+        change = last - first
+        difference = f"{change:+{form}}".replace("-", "−")
+        if judged and abs(change) >= _VISIBLE:
+            style = ' class="better"' if change > 0 else ' class="worse"'
+    return f'<tr><th scope="row">{escape(name)}</th>{cells}<td{style}>{difference}</td></tr>'
+
+
+PANEL = Recalls()

@@ -1,0 +1,46 @@
+"""The recalls of the validations by step."""
+
+from __future__ import annotations
+
+from vse_scale.html.chart import Line, line_chart, linear_axis
+from vse_scale.report import names
+from vse_scale.report.data import ReportData
+from vse_scale.report.panel import LEARNING, Panel
+from vse_scale.report.pieces import MOST_DOTS, SIDE_STYLES, step_axis
+
+
+class RecallsOverTime(Panel):
+    """A chart a direction, with a line for each K."""
+
+    section = LEARNING
+    order = 30
+    chart = True
+
+    def render(self, data: ReportData) -> str:
+        """Return the charts; none with fewer than two validations."""
+        run = data.run
+        if len(run.evaluations) < 2:
+            return ""
+        charts = []
+        for (direction, name), style in zip(names.DIRECTIONS.items(), SIDE_STYLES, strict=True):
+            lines = []
+            for tone, (metric, label) in enumerate(names.RECALLS.items()):
+                points = [(r["step"], names.recall(r, direction, metric)) for r in run.evaluations]
+                recorded = [(step, value) for step, value in points if value is not None]
+                if recorded:
+                    xs, ys = zip(*recorded, strict=True)
+                    dots = len(xs) <= MOST_DOTS
+                    lines.append(Line(xs, ys, f"{style} tone-{tone}", label, dots=dots))
+            if not lines:
+                continue
+            title = f"Recalls, {name}"
+            summary = (
+                f"{title} over {len(run.evaluations)} validations; the best {lines[0].label} is "
+                f"{max(lines[0].ys):.1f} percent."
+            )
+            axis = linear_axis("percent", 0, 100)
+            charts.append(line_chart(title, summary, step_axis([run]), axis, lines))
+        return "".join(charts)
+
+
+PANEL = RecallsOverTime()

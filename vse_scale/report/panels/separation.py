@@ -1,0 +1,80 @@
+"""Similarities of captions with their own image and with the hardest other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vse_scale.html.chart import Line, line_chart, linear_axis
+from vse_scale.report.data import ReportData
+from vse_scale.report.panel import Panel, Section
+from vse_scale.report.pieces import absent, chart_grid, note
+from vse_scale.retrieval.separation import BINS
+
+# Histogram, class of style.css, label.
+_CURVES = (
+    ("positive", "positive", "with its own image"),
+    ("hardest_negative", "negative", "with the hardest other image"),
+)
+
+
+class Separation(Panel):
+    """Two histograms: of the model at hand, or of the best validation that recorded them."""
+
+    section = Section("separation", "Right and wrong apart", 30)
+
+    def render(self, data: ReportData) -> str:
+        """Return both histograms in one chart."""
+        histograms = data.found.similarities
+        if histograms is None:
+            recorded = [record for record in data.run.evaluations if record.get("similarities")]
+            best = max(recorded, key=lambda record: float(record["rsum"]), default={})
+            histograms = best.get("similarities")
+        if not histograms or not sum(histograms["positive"]):
+            return absent(
+                "No similarities were recorded, and no model was at hand to compute them."
+            )
+        explained = (
+            "Each caption twice: by its similarity with its own image, and with the most similar "
+            "other image. Where the two overlap, captions find the wrong picture."
+        )
+        return note(explained) + chart_grid(_chart(histograms))
+
+
+def _chart(histograms: dict[str, Any]) -> str:
+    edges = np.linspace(-1, 1, BINS + 1)
+    filled = [
+        index for name, _, _ in _CURVES for index, count in enumerate(histograms[name]) if count
+    ]
+    first, last = max(min(filled) - 1, 0), min(max(filled) + 2, BINS)
+    lines = []
+    for name, style, label in _CURVES:
+        counts = histograms[name]
+        total = max(sum(counts), 1)
+        share = [100 * count / total for count in counts[first:last]]
+        # Steps: every bin is a level from edge to edge.
+        xs = [float(edge) for edge in np.repeat(edges[first : last + 1], 2)[1:-1]]
+        ys = [value for value in share for _ in (0, 1)]
+        lines.append(Line(xs, ys, style, label, filled=True))
+    top = max(max(line.ys) for line in lines)
+    own, other = (_median(histograms[name], edges) for name, _, _ in _CURVES)
+    return line_chart(
+        "Right pairs and hardest negatives",
+        f"Captions by similarity: the median is {own:.2f} with the own image and "
+        f"{other:.2f} with the hardest other.",
+        linear_axis("cosine similarity", float(edges[first]), float(edges[last])),
+        linear_axis("percent of the captions", 0, top * 1.08),
+        lines,
+    )
+
+
+def _median(counts: Sequence[int], edges: NDArray[np.float64]) -> float:
+    total = np.cumsum(counts)
+    index = int(np.searchsorted(total, total[-1] / 2))
+    return float((edges[index] + edges[min(index + 1, len(edges) - 1)]) / 2)
+
+
+PANEL = Separation()

@@ -1,0 +1,42 @@
+"""Figures of every validation."""
+
+from __future__ import annotations
+
+from vse_scale.report import names
+from vse_scale.report.data import ReportData
+from vse_scale.report.panel import LEARNING, Panel
+from vse_scale.report.pieces import figure
+
+
+class Validations(Panel):
+    """A table with a row a validation, folded away."""
+
+    section = LEARNING
+    order = 50
+
+    def render(self, data: ReportData) -> str:
+        """Return the table; none without validations."""
+        evaluations = data.run.evaluations
+        if not evaluations:
+            return ""
+        shown = [(d, metric) for d in names.DIRECTIONS for metric in names.RECALLS]
+        head = "".join(
+            f'<th scope="col">{names.SHORT_DIRECTIONS[direction]} {names.RECALLS[metric]}</th>'
+            for direction, metric in shown
+        )
+        rows = ""
+        for record in evaluations:
+            figures = [names.recall(record, direction, metric) for direction, metric in shown]
+            cells = "".join(
+                f"<td>{figure(value, '.1f')}</td>" for value in [*figures, record.get("rsum")]
+            )
+            rows += f'<tr><th scope="row">{record["step"]:,}</th>{cells}</tr>'
+        return (
+            f"<details><summary>Every validation ({len(evaluations)})</summary>"
+            '<div class="wide"><table class="figures"><thead><tr><th scope="col">Step</th>'
+            f'{head}<th scope="col">RSUM</th></tr></thead><tbody>{rows}</tbody></table></div>'
+            "</details>"
+        )
+
+
+PANEL = Validations()
