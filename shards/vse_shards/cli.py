@@ -63,6 +63,7 @@ def demo(
     make_demo(out, images, seed)
 
 
+# Long, because Typer reads the options from the signature.
 @app.command("build")
 def build_command(
     source: Annotated[
