@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("vse_kernels", "vse_shards"),
     ("vse_scale.errors",),
-    ("vse_scale.console",),
-    ("vse_scale.world", "vse_scale.inputs", "vse_scale.html"),
-    ("vse_scale.config", "vse_scale.run"),
+    ("vse_scale.console", "vse_scale.files"),
+    ("vse_scale.world", "vse_scale.inputs", "vse_scale.html", "vse_scale.run"),
+    ("vse_scale.config",),
     ("vse_scale.model", "vse_scale.objective", "vse_scale.data"),
     ("vse_scale.retrieval",),
     ("vse_scale.training", "vse_scale.report"),

@@ -100,7 +100,7 @@ def count_steps(config: Config, world: World) -> dict[str, Any]:
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
                 record = trainer.train_step(batch, step, plan, timer)
     return {
-        "sent": dict(sent), "kept": kept - others, "bytes_sent": record["bytes_sent"],
+        "sent": dict(sent), "kept": kept - others, "bytes_sent": record.bytes_sent,
         "peak": before + cpu_rise(profiler), "tokens": batch.token_ids.shape[1],
     }  # fmt: skip
 

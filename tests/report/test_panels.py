@@ -11,7 +11,7 @@ import pytest
 from vse_scale.report import build_report, panel, panels
 from vse_scale.report.compare import compare_runs
 from vse_scale.report.data import Column, ReportData
-from vse_scale.run.folder import RunFolder
+from vse_scale.run.untyped import RunFolder
 
 ADDED = '''
 from vse_scale.report.panel import Panel, Section

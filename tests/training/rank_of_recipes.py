@@ -47,7 +47,7 @@ def run_job(job: dict, world: World) -> None:
     with trainer._loader(first) as batches:
         for step in range(first, first + job["count"]):
             record = trainer.train_step(next(batches), step, trainer.schedule.at(step), timer)
-            records.append(record)
+            records.append(record.to_json())
     moved = {
         name: max(
             float((p.detach() - old).abs().max())
@@ -62,8 +62,9 @@ def run_job(job: dict, world: World) -> None:
         found["bytes"] = sum(file.stat().st_size for file in path.iterdir())
     if job["evaluate"]:
         recalls = validate(
-            trainer.engine, trainer.tokenizer, trainer.validation, trainer.config, world
-        )
+            trainer.engine, trainer.tokenizer, trainer.validation, trainer.config, world,
+            step=0, epoch=0,
+        ).recalls  # fmt: skip
         found["recalls"] = [recalls[direction]["r1"] for direction in ("i2t", "t2i")]
     trainer.engine.deepspeed.destroy()
     if world.main:

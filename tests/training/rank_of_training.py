@@ -48,7 +48,7 @@ def run_job(path: str, job: dict, world: World) -> None:
             pairs = torch.stack([batch.image_ids, batch.token_ids.sum(1)], dim=1)
             parts = [None] * world.ranks
             dist.all_gather_object(parts, pairs)
-            steps[-1] |= {"record": record, "pairs": torch.cat(parts)}
+            steps[-1] |= {"record": record.to_json(), "pairs": torch.cat(parts)}
             if job["every_state"] or step == first + job["count"] - 1:
                 steps[-1]["state"] = trainer.engine.state(keep=world.main)
     trainer.state = replace(trainer.state, step=first + job["count"])

@@ -90,7 +90,12 @@ def test_a_write_that_was_cut_off_leaves_nothing_that_counts(
     monkeypatch.undo()
     monkeypatch.setattr(dist, "barrier", lambda: None)
     assert checkpoints.newest() == (whole, dataclasses.replace(STATE, step=1))
-    (left,) = tmp_path.glob(".*.partial")
+    assert list(tmp_path.iterdir()) == [whole]
+    # A killed process cannot clean up; the next write does.
+    left = tmp_path / ".step-00000003.partial"
+    left.mkdir()
+    (left / "state.safetensors").touch()
+    assert checkpoints.newest() == (whole, dataclasses.replace(STATE, step=1))
     assert save(checkpoints, 2).name == "step-00000002"
     assert not left.exists()
 

@@ -12,6 +12,7 @@ import torch
 from vse_scale.config import Config
 from vse_scale.console import log
 from vse_scale.objective.hinge import hinge_loss
+from vse_scale.run.records import StepRecord
 from vse_scale.training.watch.collapse import CollapseWatch
 
 IN_ONE_SPOT = {"positive_similarity": 0.999, "hardest_similarity": 0.998}
@@ -31,7 +32,7 @@ def test_one_spot_has_ratio_one(small_run: Path, mode: str, reduction: str, marg
     rows = torch.nn.functional.normalize(torch.ones(batch, 8, dtype=torch.float64), dim=1)
     ids = torch.arange(batch) // k
     loss = hinge_loss(rows, rows, margin=margin, mode=mode, reduction=reduction, ids=ids)
-    record = {"objective": mode, "loss": float(loss)}
+    record = StepRecord(step=0, objective=mode, loss=float(loss))
     assert CollapseWatch(settings).ratio(record) == pytest.approx(1.0, rel=1e-9)
 
 
@@ -44,7 +45,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
 
 def feed(watch: CollapseWatch, steps: int, loss: float, **similarities: float) -> None:
     for step in range(steps):
-        watch.step({"step": step, "objective": "hardest", "loss": loss, **similarities})
+        watch.step(StepRecord(step=step, objective="hardest", loss=loss, **similarities))
 
 
 def test_a_lasting_collapse_is_said_once(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from documented import documented_metrics
 from prometheus_client import CollectorRegistry, generate_latest
-from records import RECORD
+from records import EVALUATION, RECORD
 
 from vse_scale.config import Config
 from vse_scale.training.supervisor import Supervisor
@@ -38,8 +39,7 @@ def fed() -> tuple[CollectorRegistry, CollectorRegistry]:
     RankMetrics(of_rank, device=CPU, pairs_per_step=8).step(RECORD)
     run = RunMetrics(of_run, total_steps=50, restarts=2)
     run.step(RECORD, collapse=0.4)
-    recalls = {"r1": 25.0, "r5": 50.0, "r10": 75.0}
-    run.evaluation({"step": 7, "i2t": recalls, "t2i": recalls, "seconds": 1.5})
+    run.evaluation(EVALUATION)
     run.checkpoint(seconds=2.5, size=1000)
     return of_rank, of_run
 
@@ -90,7 +90,7 @@ def test_a_skipped_step_is_counted_and_its_loss_shown_as_it_is() -> None:
     run = RunMetrics(registry, total_steps=50, restarts=0)
     assert math.isnan(registry.get_sample_value("vse_scale_loss") or 0.0)
     run.step(RECORD, collapse=0.4)
-    run.step({**RECORD, "applied": False, "loss": math.inf}, collapse=math.inf)
+    run.step(replace(RECORD, applied=False, loss=math.inf), collapse=math.inf)
     assert registry.get_sample_value("vse_scale_skipped_steps_total") == 1
     assert registry.get_sample_value("vse_scale_loss") == math.inf
 
@@ -123,7 +123,7 @@ def test_other_ranks_keep_to_what_is_theirs(small_run: Path) -> None:
     config = Config.load(small_run, ["telemetry.prometheus_port=null"])
     observers = Observers(config, World(1, 2, CPU), next_step=0, total_steps=9)
     observers.step(RECORD)
-    observers.evaluation({})
+    observers.evaluation(EVALUATION)
     observers.close()
     assert not Path(config.run.dir).exists()
 

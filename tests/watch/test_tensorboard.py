@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from records import RECORD
+from records import EVALUATION, RECORD
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vse_scale.training.watch.tensorboard import TensorBoard
@@ -20,9 +21,8 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 def test_records_become_scalars(tmp_path: Path) -> None:
     board = TensorBoard(tmp_path, next_step=0)
     for step in range(3):
-        board.step({**RECORD, "step": step, "loss": step / 2})
-    recalls = {"r1": 25.0, "r5": 50.0, "r10": 75.0}
-    board.evaluation({"step": 2, "rsum": 300.0, "i2t": recalls, "t2i": recalls})
+        board.step(replace(RECORD, step=step, loss=step / 2))
+    board.evaluation(replace(EVALUATION, step=2))
     board.close()
     assert scalars(tmp_path, "loss") == [(0, 0.0), (1, 0.5), (2, 1.0)]
     assert scalars(tmp_path, "learning_rate/text")[0][1] == pytest.approx(1e-4)
@@ -34,9 +34,9 @@ def test_records_become_scalars(tmp_path: Path) -> None:
 def test_a_resumed_run_hides_what_it_trains_again(tmp_path: Path) -> None:
     killed = TensorBoard(tmp_path, next_step=0)
     for step in range(5):
-        killed.step({**RECORD, "step": step, "loss": float(step)})
+        killed.step(replace(RECORD, step=step, loss=float(step)))
     killed.flush()
     resumed = TensorBoard(tmp_path, next_step=3)
-    resumed.step({**RECORD, "step": 3, "loss": -1.0})
+    resumed.step(replace(RECORD, step=3, loss=-1.0))
     resumed.close()
     assert scalars(tmp_path, "loss") == [(0, 0.0), (1, 1.0), (2, 2.0), (3, -1.0)]

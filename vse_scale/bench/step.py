@@ -111,7 +111,7 @@ def ours(config: Config, cores: int, steps: int) -> Iterator[Sample]:
             record = trainer.train_step(batch, number, trainer.schedule.at(number), timer)
             number += 1
             for phase, part in PARTS.items():
-                phases[part] += record["seconds"].get(phase, 0.0)
+                phases[part] += record.seconds.get(phase, 0.0)
         del phases["data"]  # in memory
         seconds = time.perf_counter() - began
         yield Sample(steps * config.data.global_batch, seconds, phases)

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vse_scale.errors import ModelError, OutputError
+from vse_scale.files import whole_folder
+from vse_scale.run.folder import model_folder
 
 if TYPE_CHECKING:
     import torch
 
     from vse_scale.retrieval.sources import Encoder
-
-
-def model_folder(path: Path) -> Path:
-    """Return the model's folder, given it or a run's folder."""
-    return path / "model" if (path / "model").is_dir() else path
-
-
-def run_folder(path: Path) -> Path | None:
-    """Return the folder of the run that trained the model in ``path``, where there is one."""
-    own = model_folder(path)
-    folder = own.parent if own.name == "model" else own
-    return folder if (folder / "config.yaml").is_file() else None
 
 
 def best_device() -> torch.device:
@@ -55,18 +44,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"--out {path}: exists already; name a new folder, or remove it")
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if path.exists():
-            path.rmdir()
-        partial.rename(path)
+        with whole_folder(path) as partial:
+            yield partial
     except OSError as error:
         raise OutputError(f"--out {path}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def open_encoder(model: Path, batch: int, threads: int) -> Encoder:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vse_scale.commands.common import model_folder, open_encoder
+from vse_scale.commands.common import open_encoder
 from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
+from vse_scale.run.folder import model_folder
 
 if TYPE_CHECKING:
     from vse_scale.retrieval.sources import Encoder, Side

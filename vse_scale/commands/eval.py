@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from vse_scale.commands.common import best_device, check_writable, model_folder
+from vse_scale.commands.common import best_device, check_writable
 from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
+from vse_scale.run.folder import model_folder
 
 if TYPE_CHECKING:
     from vse_scale.retrieval.encode import Embeddings

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from vse_scale.commands.common import model_folder, new_folder, run_folder
+from vse_scale.commands.common import new_folder
 from vse_scale.console import log
+from vse_scale.run.folder import model_folder, run_folder
 
 
 def export_model(
@@ -28,7 +29,7 @@ def export_model(
     from vse_scale.interchange.card import FILE, model_card
     from vse_scale.interchange.onnx import export_onnx
     from vse_scale.model.vse import VSEModel
-    from vse_scale.run.folder import RunFolder
+    from vse_scale.run.untyped import RunFolder
 
     source = model_folder(model)
     opened = VSEModel.from_pretrained(source)
@@ -38,7 +39,7 @@ def export_model(
     with new_folder(out) as folder:
         opened.save_pretrained(folder, tokenizer=words)
         if trained_in is not None:
-            run = RunFolder.load(trained_in)
+            run = RunFolder.load(trained_in.path)
             card = model_card(
                 opened, name=out.name, licence=licence, run=run.config, results=run.results
             )

@@ -24,6 +24,7 @@ from pydantic import (
 
 from vse_scale.config.recipe import apply_override, read_recipe
 from vse_scale.errors import ConfigError
+from vse_scale.run.folder import model_folder
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -341,8 +342,8 @@ class Config(Section):
 
 def _model_of(folder: str) -> str:
     """Return the model's folder, given it or a run's folder."""
-    own = Path(folder) / "model"
-    return str(own) if own.is_dir() else folder
+    own = model_folder(Path(folder))
+    return folder if own == Path(folder) else str(own)
 
 
 def _folders(given: object) -> str | tuple[str, ...]:

@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from vse_scale.files import write_text
+
 
 def document(
     package: str, template: str, title: str, *, style: str = "", script: str = "", **parts: str
@@ -33,6 +35,4 @@ def document(
 
 def write_document(out: Path, html: str) -> None:
     """Write ``html`` to ``out``, whole or not at all."""
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(out)
+    write_text(out, html)

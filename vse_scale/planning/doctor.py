@@ -25,6 +25,7 @@ from vse_scale.data.mixing import Dataset
 from vse_scale.errors import UserError
 from vse_scale.model.blueprint import blueprint
 from vse_scale.model.towers.vision import pixels_of
+from vse_scale.run.folder import RunFolder
 from vse_scale.training.checkpoint import Checkpoints
 from vse_scale.training.setup import open_data
 
@@ -271,7 +272,7 @@ def _decoding(config: Config, dataset: Dataset) -> Finding:
 
 
 def _checkpoints(config: Config, dataset: Dataset) -> Finding:
-    folder = Path(config.run.dir) / "checkpoints"
+    folder = RunFolder(Path(config.run.dir)).checkpoints_folder
     try:
         found = Checkpoints(folder, config.run.keep_checkpoints).newest()
         if found is None:

@@ -65,7 +65,7 @@ def _steps(config: Config, world: World, pairs: int) -> dict[str, float]:
                 began, cores = time.perf_counter(), time.process_time()
             batch = next(loader)
             tokens.append(batch.token_ids.shape[1])
-            records.append(trainer.train_step(batch, step, plan, timer)["seconds"])
+            records.append(trainer.train_step(batch, step, plan, timer).seconds)
         seconds, busy = time.perf_counter() - began, time.process_time() - cores
     passes = ("forward", "objective", "backward")
     return {

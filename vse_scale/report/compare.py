@@ -10,7 +10,7 @@ from vse_scale.report import frame, headline
 from vse_scale.report.data import Column
 from vse_scale.report.panel import Comparable, discover
 from vse_scale.report.pieces import SIDE_STYLES
-from vse_scale.run.folder import RunFolder
+from vse_scale.run.untyped import RunFolder
 
 
 def compare_runs(first: Path, second: Path, out: Path) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vse_scale.report.examples import Example, Failures
-from vse_scale.run.folder import RunFolder
+from vse_scale.run.untyped import RunFolder
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from vse_scale.report.examples import (
 from vse_scale.report.page import write_report
 from vse_scale.retrieval.encode import Embeddings, Progress, encode_split
 from vse_scale.retrieval.separation import similarity_histograms
-from vse_scale.run.folder import RunFolder
+from vse_scale.run.untyped import RunFolder
 
 _FAILURE_SIDE = 120  # pixels of a failure's thumbnails: there are many of them
 

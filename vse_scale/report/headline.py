@@ -10,7 +10,7 @@ import numpy as np
 from vse_scale.console import duration
 from vse_scale.report import names
 from vse_scale.report.data import Column
-from vse_scale.run.folder import RunFolder
+from vse_scale.run.untyped import RunFolder
 
 
 def of_run(run: RunFolder) -> str:

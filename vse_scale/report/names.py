@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from vse_scale.run.folder import RunFolder
+from vse_scale.run.untyped import RunFolder
 
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 SHORT_DIRECTIONS = {"i2t": "i→t", "t2i": "t→i"}

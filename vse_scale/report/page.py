@@ -11,7 +11,7 @@ from vse_scale.report import frame, headline
 from vse_scale.report.data import Findings, KnownFindings, PoolingCurve, ReportData
 from vse_scale.report.examples import Example, Failures
 from vse_scale.report.panel import discover
-from vse_scale.run.folder import RunFolder
+from vse_scale.run.untyped import RunFolder
 
 
 def build_report(

@@ -10,7 +10,7 @@ import numpy as np
 
 from vse_scale.html.chart import Axis, Line, Mark, linear_axis
 from vse_scale.report.data import Column
-from vse_scale.run.folder import RunFolder
+from vse_scale.run.untyped import RunFolder
 
 # Classes of style.css: the colours of images and captions, and of the runs in a comparison.
 SIDE_STYLES = ("image", "text")

@@ -1,67 +1,148 @@
-"""What a run folder tells: configuration, steps, validations and results."""
+"""A run's folder: the name of every file in it, and its records."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from vse_scale.errors import OutputError
-from vse_scale.run.journal import read_journal
+from vse_scale.run.journal import read_records
+from vse_scale.run.records import EvaluationRecord, Results, StepRecord
 
-SYSTEM_FILE = "system.json"
+T = TypeVar("T")
+_MODEL = "model"
+_CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
 class RunFolder:
+    """The files and folders of a run, by name; each is there once the run has written it.
+
+    Attributes:
+        path: the run's ``run.dir``.
+    """
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration, one that ``Config.load`` reads back as equal."""
+        return self.path / _CONFIG
+
+    @property
+    def steps_file(self) -> Path:
+        """The log of steps, a `StepRecord` a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluations_file(self) -> Path:
+        """The log of validations, an `EvaluationRecord` a line."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def results_file(self) -> Path:
+        """The `Results` of a run that is over."""
+        return self.path / "results.json"
+
+    @property
+    def system_file(self) -> Path:
+        """The machine that the run is on, see `vse_scale.run.system`."""
+        return self.path / "system.json"
+
+    @property
+    def report_file(self) -> Path:
+        """The report, where no other place is asked for."""
+        return self.path / "report.html"
+
+    @property
+    def done_file(self) -> Path:
+        """The empty file that marks a run as complete."""
+        return self.path / "done"
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        """The newest checkpoints, a folder each."""
+        return self.path / "checkpoints"
+
+    @property
+    def model_folder(self) -> Path:
+        """The best model so far."""
+        return self.path / _MODEL
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The tokenizer, of a run that made one from its captions."""
+        return self.path / "tokenizer"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """The curves for TensorBoard."""
+        return self.path / "tensorboard"
+
+    def steps(self) -> list[StepRecord]:
+        """Read the log of steps; OutputError if a line is damaged."""
+        return read_records(self.steps_file, StepRecord.from_json)
+
+    def evaluations(self) -> list[EvaluationRecord]:
+        """Read the log of validations; OutputError if a line is damaged."""
+        return read_records(self.evaluations_file, EvaluationRecord.from_json)
+
+    @staticmethod
+    def load(path: Path) -> RunRecords:
+        """Read all records of ``path``, as `RunRecords.load` does."""
+        return RunRecords.load(path)
+
+
+@dataclass(frozen=True)
+class RunRecords:
     """The records of a run; each is empty where the run has not written it yet.
 
     Attributes:
-        name: the folder's own name.
+        folder: that they are of.
         config: config.yaml, sections of keys.
-        steps: metrics.jsonl, one mapping a step.
-        evaluations: evaluations.jsonl, one mapping a validation.
+        steps: metrics.jsonl, in order.
+        evaluations: evaluations.jsonl, in order.
         results: results.json or, of a run that is not over, its best validation.
-        system: system.json, what the run ran on.
+        system: system.json, the machine that the run was on.
     """
 
-    name: str
-    config: dict[str, Any]
-    steps: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
-    results: dict[str, Any]
-    system: dict[str, Any]
+    folder: RunFolder
+    config: dict[str, Any] = field(default_factory=dict)
+    steps: list[StepRecord] = field(default_factory=list)
+    evaluations: list[EvaluationRecord] = field(default_factory=list)
+    results: Results = field(default_factory=Results)
+    system: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+        return self.folder.path.resolve().name
 
     @classmethod
-    def load(cls, folder: Path) -> RunFolder:
-        """Read ``folder``, whatever of it is there.
+    def load(cls, path: Path) -> RunRecords:
+        """Read the run in ``path``, whatever of it is there.
 
         Raises:
             OutputError: there is no such folder, or one of its files is damaged.
         """
-        if not folder.is_dir():
-            raise OutputError(f"{folder}: no such run folder; give the run.dir of a training run")
-        config, results = folder / "config.yaml", folder / "results.json"
-        reading = config
-        try:
-            settings = yaml.safe_load(config.read_text("utf-8")) if config.exists() else {}
-            reading = folder / "metrics.jsonl"
-            steps = read_journal(reading)
-            reading = folder / "evaluations.jsonl"
-            evaluations = read_journal(reading)
-            reading = results
-            final = json.loads(results.read_text("utf-8")) if results.exists() else {}
-            reading = folder / SYSTEM_FILE
-            system = json.loads(reading.read_text("utf-8")) if reading.exists() else {}
-        except (ValueError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise OutputError(f"{reading}: is damaged ({reason}); restore or remove it") from error
-        if "rsum" not in final and evaluations:
-            final = {**max(evaluations, key=lambda record: float(record["rsum"])), **final}
-        return cls(folder.resolve().name, settings, steps, evaluations, final, system)
+        if not path.is_dir():
+            raise OutputError(f"{path}: no such run folder; give the run.dir of a training run")
+        folder = RunFolder(path)
+        evaluations = folder.evaluations()
+        results = _read(folder.results_file, lambda text: Results.from_json(json.loads(text)))
+        return cls(
+            folder,
+            config=_read(folder.config_file, yaml.safe_load) or {},
+            steps=folder.steps(),
+            evaluations=evaluations,
+            results=(results or Results()).with_best_of(evaluations),
+            system=_read(folder.system_file, json.loads) or {},
+        )
 
     def setting(self, dotted: str, default: Any = None) -> Any:
         """Return the value of a configuration key such as ``data.path``."""
@@ -69,3 +150,31 @@ class RunFolder:
         for key in dotted.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         return default if value is None else value
+
+
+def model_folder(path: Path) -> Path:
+    """Return the model's folder, given it or the folder of the run that trained it."""
+    own = RunFolder(path).model_folder
+    return own if own.is_dir() else path
+
+
+def run_folder(path: Path) -> RunFolder | None:
+    """Return the folder of the run that trained the model in ``path``, where there is one.
+
+    Args:
+        path: a model's folder, or its run's.
+    """
+    own = model_folder(path)
+    run = RunFolder(own.parent if own.name == _MODEL else own)
+    return run if run.config_file.is_file() else None
+
+
+def _read(path: Path, parse: Callable[[str], T]) -> T | None:
+    """Return the parsed file, None where there is none, or raise OutputError."""
+    if not path.exists():
+        return None
+    try:
+        return parse(path.read_text("utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise OutputError(f"{path}: is damaged ({reason}); restore or remove it") from error

@@ -1,8 +1,7 @@
-"""On what a run runs: processors, memory, GPUs and the versions that decide its results."""
+"""The machine of a run: processors, memory, GPUs and the versions that decide its results."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from importlib import metadata
@@ -12,19 +11,13 @@ from typing import Any
 import psutil
 import torch
 
-_FILE = "system.json"
 _PACKAGES = (
     "vse-scale", "torch", "triton", "deepspeed", "nvidia-dali-cuda130", "transformers", "numpy",
 )  # fmt: skip
 
 
-def write_system(folder: Path, *, ranks: int) -> None:
-    """Write ``system.json``: of the machine of the main rank; names of hosts are left out."""
-    (folder / _FILE).write_text(json.dumps(describe_system(ranks), indent=1) + "\n")
-
-
 def describe_system(ranks: int) -> dict[str, Any]:
-    """Return the facts, units in the names."""
+    """Return the facts of the machine of this rank, units in the names; no host is named."""
     gpus = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
     return {
         "ranks": ranks,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 from vse_scale.config import Config
 from vse_scale.console import log
 from vse_scale.errors import CheckpointError
+from vse_scale.files import PARTIAL, whole_folder
 
 TENSORS = "state.safetensors"
 
@@ -122,11 +122,9 @@ class Checkpoints:
         final = self.folder / f"step-{state.step:08d}"
         tensors = engine.state(keep=main)
         if main:
-            partial = self.folder / f".{final.name}.partial"
             try:
-                self._write(partial, final, tensors, state)
+                self._write(final, tensors, state)
             except (OSError, SafetensorError) as error:
-                shutil.rmtree(partial, ignore_errors=True)
                 left = self._finished()
                 raise CheckpointError(
                     f"{final}: cannot be written ({error}); "
@@ -136,20 +134,15 @@ class Checkpoints:
         dist.barrier()
         return final
 
-    def _write(
-        self, partial: Path, final: Path, tensors: dict[str, Tensor], state: RunState
-    ) -> None:
-        # What a kill left half-written, this step's or another's, only takes up room.
-        for left in self.folder.glob(".*.partial"):
+    def _write(self, final: Path, tensors: dict[str, Tensor], state: RunState) -> None:
+        # A checkpoint that a kill left half-written, of this step or another, only takes up room.
+        for left in self.folder.glob(f".*{PARTIAL}"):
             shutil.rmtree(left)
-        partial.mkdir(parents=True)
-        save_file(tensors, partial / TENSORS)
-        _write(partial / "state.json", json.dumps(dataclasses.asdict(state), indent=1))
-        _write(partial / "files.json", json.dumps(_inventory(partial), indent=1))
-        _sync(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _sync(self.folder)
+        with whole_folder(final) as partial:
+            save_file(tensors, partial / TENSORS)
+            described = json.dumps(dataclasses.asdict(state), indent=1)
+            (partial / "state.json").write_text(described)
+            (partial / "files.json").write_text(json.dumps(_inventory(partial), indent=1))
         for old in self._finished()[self._keep :]:
             shutil.rmtree(old)
 
@@ -158,12 +151,11 @@ class Checkpoints:
 
 
 def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below ``folder``, each flushed to the disk."""
+    """Return the size and sha256 of every file below ``folder``."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
     return files
 
@@ -203,18 +195,3 @@ def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

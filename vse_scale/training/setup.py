@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,11 @@ from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import ConfigError
+from vse_scale.files import whole_folder
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.towers.resnet import calibrate_batchnorm
 from vse_scale.model.vse import VSEModel
+from vse_scale.run.folder import RunFolder
 from vse_scale.training.checkpoint import Checkpoints
 from vse_scale.world.join import World
 
@@ -48,7 +49,8 @@ def check_run(config: Config, ranks: int) -> None:
             damaged or do not fit the configuration.
     """
     dataset, _, _ = open_data(config, ranks)
-    checkpoints = Checkpoints(Path(config.run.dir) / "checkpoints", config.run.keep_checkpoints)
+    folder = RunFolder(Path(config.run.dir)).checkpoints_folder
+    checkpoints = Checkpoints(folder, config.run.keep_checkpoints)
     if found := checkpoints.newest():
         origin, state = found
         state.check(config, dataset.fingerprint, origin)
@@ -171,10 +173,8 @@ def prepare_tokenizer(
                 made = CaptionTokenizer.train_words(captions, text.min_count)
             else:
                 made = CaptionTokenizer.train(captions, text.vocab_size)
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        made.save(partial)
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            made.save(partial)
     files: list[Any] = [{f.name: f.read_bytes() for f in folder.iterdir()} if main else None]
     dist.broadcast_object_list(files, src=0)
     with tempfile.TemporaryDirectory() as own:

@@ -23,11 +23,11 @@ import psutil
 from vse_scale.config import Config
 from vse_scale.console import log
 from vse_scale.errors import TrainingError, UserError
+from vse_scale.run.folder import RunFolder
 from vse_scale.training.watch.observers import RESTARTS
 from vse_scale.world.join import free_port
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: asked to stop, checkpointed; the same command goes on
-DONE = "done"  # the file in a run's folder that says that its work is complete
 # How long ranks may outlive the first that ended. More than `__main__` lets them wait for the main
 # rank's message; less than the 30 seconds after which DeepSpeed's launcher would do the same.
 GRACE_SECONDS = 15.0
@@ -42,7 +42,7 @@ class Supervisor:
         self, config: Config, command: list[str], *, ranks: int, max_restarts: int
     ) -> None:
         """Prepare to run ``command``, the arguments of ``python -m vse_scale.training``."""
-        self._folder = Path(config.run.dir)
+        self._folder = RunFolder(Path(config.run.dir))
         self._command = command
         self._ranks = ranks
         self._max_restarts = max_restarts
@@ -61,10 +61,10 @@ class Supervisor:
         restarts = 0
         while True:
             before = self._newest_checkpoint()
-            (self._folder / DONE).unlink(missing_ok=True)
+            self._folder.done_file.unlink(missing_ok=True)
             code = self._launch()
             # A rank can abort while it is torn down, after its work.
-            if code == 0 or (self._folder / DONE).exists():
+            if code == 0 or self._folder.done_file.exists():
                 return 0
             if self._stopping:
                 return EXIT_STOPPED
@@ -73,8 +73,8 @@ class Supervisor:
             restarts = 0 if self._newest_checkpoint() != before else restarts + 1
             if restarts > self._max_restarts:
                 raise TrainingError(
-                    f"{self._folder}: the run died {restarts} times without a new checkpoint, last "
-                    f"with exit code {code}; its own messages above say why"
+                    f"{self._folder.path}: the run died {restarts} times without a new checkpoint, "
+                    f"last with exit code {code}; its own messages above say why"
                 )
             log.warning("the run died with exit code %d; starting it again", code)
 
@@ -139,4 +139,4 @@ class Supervisor:
                 rank.send_signal(signal.SIGTERM)
 
     def _newest_checkpoint(self) -> str | None:
-        return max((p.name for p in (self._folder / "checkpoints").glob("step-*")), default=None)
+        return max((p.name for p in self._folder.checkpoints_folder.glob("step-*")), default=None)

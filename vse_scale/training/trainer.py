@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
-import shutil
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -22,18 +20,21 @@ from vse_scale.config import Config
 from vse_scale.console import Progress, duration, heartbeat, log
 from vse_scale.data.loader import Batch, Loader
 from vse_scale.errors import CheckpointError, OutputError, TrainingError
+from vse_scale.files import whole_folder, write_json, write_text
 from vse_scale.model.vse import VSEModel
 from vse_scale.objective.cached import cached_backward
 from vse_scale.objective.negatives import HingeResult, global_hinge_loss
-from vse_scale.run.journal import Journal, read_journal
-from vse_scale.run.system import write_system
+from vse_scale.run.folder import RunFolder
+from vse_scale.run.journal import Journal
+from vse_scale.run.records import EvaluationRecord, Results, StepRecord
+from vse_scale.run.system import describe_system
 from vse_scale.training import setup
 from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
 from vse_scale.training.engine import Engine
 from vse_scale.training.schedule import Schedule, StepPlan
 from vse_scale.training.state import SharedTensors
 from vse_scale.training.stopping import StopRequest
-from vse_scale.training.supervisor import DONE, EXIT_STOPPED
+from vse_scale.training.supervisor import EXIT_STOPPED
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.validation import validate
 from vse_scale.training.watch.observers import Observers
@@ -54,7 +55,7 @@ def train(config: Config) -> int:
         trainer = Trainer(config, world)
         code = trainer.run()
         if world.main and code == 0:
-            (trainer.folder / DONE).touch()
+            trainer.folder.done_file.touch()
         dist.barrier()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -71,13 +72,13 @@ class Trainer:
 
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
-        self.folder = Path(config.run.dir)
+        self.folder = RunFolder(Path(config.run.dir))
         self.dataset, self.validation, self.plan = setup.open_data(config, world.ranks)
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
         self.tokenizer = setup.prepare_tokenizer(
-            config, self.dataset, self.folder / "tokenizer", main=world.main
+            config, self.dataset, self.folder.tokenizer_folder, main=world.main
         )
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.run.keep_checkpoints)
+        self.checkpoints = Checkpoints(self.folder.checkpoints_folder, config.run.keep_checkpoints)
 
         torch.manual_seed(config.run.seed)
         model = VSEModel(config.model, self.tokenizer.vocab_size, self.tokenizer.pad_id)
@@ -132,7 +133,7 @@ class Trainer:
             for step in range(first, first if self._patience_is_spent() else total):
                 plan = self.schedule.at(step)
                 record = self.train_step(next(batches), step, plan, timer)
-                skipped = 0 if record["applied"] else skipped + 1
+                skipped = 0 if record.applied else skipped + 1
                 if skipped > self.config.train.max_skipped_steps:
                     raise TrainingError(
                         f"step {step}: loss or gradient was not finite {skipped} times in a row; "
@@ -159,9 +160,7 @@ class Trainer:
         self._finish()
         return 0
 
-    def train_step(
-        self, batch: Batch, step: int, plan: StepPlan, timer: PhaseTimer
-    ) -> dict[str, Any]:
+    def train_step(self, batch: Batch, step: int, plan: StepPlan, timer: PhaseTimer) -> StepRecord:
         """Train on one batch; return the step's record for ``metrics.jsonl``."""
         timer.start(waited=batch.wait_seconds)
         # Dropout depends on these alone, so a resumed run draws what it would have drawn.
@@ -189,22 +188,22 @@ class Trainer:
         within = "objective" if "objective" in seconds else "backward"
         seconds[within] -= found.communication_seconds
         loss = float(found.loss.detach())
-        return {
-            "step": step,
-            "epoch": plan.epoch,
-            "epoch_fraction": (step + 1) / self.plan.steps_per_epoch,
-            "objective": plan.objective,
-            "loss": loss,
-            "learning_rate": plan.learning_rates,
-            "gradient_norm": norm,
-            "applied": math.isfinite(norm) and math.isfinite(loss),
-            "pairs_per_second": self.config.data.global_batch / seconds["step"],
-            "violating": found.violating,
-            "positive_similarity": found.positive_similarity,
-            "hardest_similarity": found.hardest_similarity,
-            "bytes_sent": found.bytes_sent,
-            "seconds": seconds,
-        }
+        return StepRecord(
+            step=step,
+            epoch=plan.epoch,
+            epoch_fraction=(step + 1) / self.plan.steps_per_epoch,
+            objective=plan.objective,
+            loss=loss,
+            learning_rate=plan.learning_rates,
+            gradient_norm=norm,
+            applied=math.isfinite(norm) and math.isfinite(loss),
+            pairs_per_second=self.config.data.global_batch / seconds["step"],
+            violating=found.violating,
+            positive_similarity=found.positive_similarity,
+            hardest_similarity=found.hardest_similarity,
+            bytes_sent=found.bytes_sent,
+            seconds=seconds,
+        )
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embed images and their captions, which are neighbours in the batch."""
@@ -239,29 +238,28 @@ class Trainer:
     def _evaluate(self, epoch: int) -> None:
         """Validate, where there is a split to validate on, and keep the best model."""
         if self.validation is not None:
-            began = time.perf_counter()
-            found = validate(self.engine, self.tokenizer, self.validation, self.config, self.world)
-            self._record_evaluation(epoch, found, time.perf_counter() - began)
+            found = validate(
+                self.engine, self.tokenizer, self.validation, self.config, self.world,
+                step=self.state.step - 1, epoch=epoch,
+            )  # fmt: skip
+            self._record_evaluation(found)
 
-    def _record_evaluation(self, epoch: int, found: dict[str, Any], seconds: float) -> None:
-        assert self.validation is not None
-        split, rsum = self.validation.split, found["rsum"]
-        record = {"step": self.state.step - 1, "epoch": epoch, "split": split, **found}
+    def _record_evaluation(self, record: EvaluationRecord) -> None:
         best = self.state.best_rsum
-        if best is None or rsum > best:
+        if best is None or record.rsum > best:
             now = self.state.step
-            self.state = replace(self.state, best_rsum=rsum, best_step=now, stale=0)
+            self.state = replace(self.state, best_rsum=record.rsum, best_step=now, stale=0)
             self._export()
         else:
             self.state = replace(self.state, stale=self.state.stale + 1)
         if self.world.main:
-            record["seconds"] = seconds
             self.evaluations.write(record)
             self.evaluations.flush()
             self.observers.evaluation(record)
             log.info(
                 "epoch %d: %s R@1 %.1f image to text, %.1f text to image, RSUM %.1f%s",
-                epoch + 1, split, found["i2t"]["r1"], found["t2i"]["r1"], rsum,
+                record.epoch + 1, record.split, record.recalls["i2t"]["r1"],
+                record.recalls["t2i"]["r1"], record.rsum,
                 " (best so far)" if self.state.best_step == self.state.step else "",
             )  # fmt: skip
 
@@ -269,11 +267,8 @@ class Trainer:
         """Write the current weights to ``model/``, replacing what was there at once."""
         with self.engine.whole_model() as model:
             if self.world.main:
-                partial, final = self.folder / ".model.partial", self.folder / "model"
-                shutil.rmtree(partial, ignore_errors=True)
-                model.save_pretrained(partial, tokenizer=self.tokenizer)
-                shutil.rmtree(final, ignore_errors=True)
-                partial.rename(final)
+                with whole_folder(self.folder.model_folder) as partial:
+                    model.save_pretrained(partial, tokenizer=self.tokenizer)
         dist.barrier()
 
     def _save(self) -> None:
@@ -296,22 +291,20 @@ class Trainer:
             return
         self.metrics.close()
         self.evaluations.close()
-        steps = read_journal(self.folder / "metrics.jsonl")
-        results: dict[str, Any] = {
-            "steps": len(steps),
-            "pairs": len(steps) * self.config.data.global_batch,
-            "train_seconds": sum(record["seconds"]["step"] for record in steps),
-            "final_loss": steps[-1]["loss"],
-        }
-        if self.validation is not None:
-            evaluations = read_journal(self.folder / "evaluations.jsonl")
-            best = next(e for e in evaluations if e["step"] + 1 == self.state.best_step)
-            best = {key: best[key] for key in best if key not in ("pooling", "similarities")}
-            results = {**best, **results, "last_rsum": evaluations[-1]["rsum"]}
-        _write_json(self.folder / "results.json", results)
+        steps, evaluations = self.folder.steps(), self.folder.evaluations()
+        seconds = sum(record.seconds["step"] for record in steps)
+        results = Results(
+            best=next((e for e in evaluations if e.step + 1 == self.state.best_step), None),
+            steps=len(steps),
+            pairs=len(steps) * self.config.data.global_batch,
+            train_seconds=seconds,
+            final_loss=steps[-1].loss,
+            last_rsum=evaluations[-1].rsum if evaluations else None,
+        )
+        write_json(self.folder.results_file, results.to_json())
         log.info(
             "trained %d steps in %s, without evaluation; model in %s",
-            len(steps), duration(results["train_seconds"]), self.folder / "model",
+            len(steps), duration(seconds), self.folder.model_folder,
         )  # fmt: skip
 
     def _announce(self, first: int, total: int) -> None:
@@ -327,11 +320,11 @@ class Trainer:
 
     def _open_journals(self, next_step: int) -> None:
         if self.world.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(self.config.to_yaml())
-            write_system(self.folder, ranks=self.world.ranks)
-            self.metrics = Journal(self.folder / "metrics.jsonl", next_step=next_step)
-            self.evaluations = Journal(self.folder / "evaluations.jsonl", next_step=next_step)
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder.config_file, self.config.to_yaml())
+            write_json(self.folder.system_file, describe_system(self.world.ranks))
+            self.metrics = Journal(self.folder.steps_file, next_step=next_step)
+            self.evaluations = Journal(self.folder.evaluations_file, next_step=next_step)
 
     def _loader(self, first: int) -> Loader:
         return Loader(
@@ -349,21 +342,14 @@ class Trainer:
         )
 
 
-def _details(record: dict[str, Any]) -> str:
-    seconds = record["seconds"]
+def _details(record: StepRecord) -> str:
+    waited = record.seconds["data"] / record.seconds["step"]
     return (
-        f"epoch {record['epoch'] + 1}  loss {record['loss']:.3f} ({record['objective']})  "
-        f"{record['pairs_per_second']:.0f} pairs/s  "
-        f"data wait {100 * seconds['data'] / seconds['step']:.0f}%"
+        f"epoch {record.epoch + 1}  loss {record.loss:.3f} ({record.objective})  "
+        f"{record.pairs_per_second:.0f} pairs/s  data wait {100 * waited:.0f}%"
     )
 
 
 def _mix(*numbers: int) -> int:
     """Return a 63-bit seed from ``numbers``, well spread even where they are small."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from vse_scale.config import Config
@@ -12,6 +13,7 @@ from vse_scale.model.vse import VSEModel
 from vse_scale.retrieval.encode import encode_split
 from vse_scale.retrieval.ranks import recall_at_k
 from vse_scale.retrieval.separation import similarity_histograms
+from vse_scale.run.records import EvaluationRecord
 from vse_scale.world.join import World
 from vse_scale.world.processes import Processes
 
@@ -28,14 +30,17 @@ def validate(
     dataset: ShardDataset,
     config: Config,
     world: World,
-) -> dict[str, Any]:
-    """Encode and rank ``dataset`` over all ranks.
+    *,
+    step: int,
+    epoch: int,
+) -> EvaluationRecord:
+    """Encode and rank ``dataset`` over all ranks, after ``step`` of ``epoch``.
 
     Returns:
-        The recalls as `Recalls.to_dict` has them; on the main rank also ``pooling``, GPO's weights
-        by position for both sides, and ``similarities``, histograms of right and of hardest wrong
-        pairs.
+        The record; on the main rank with ``pooling``, GPO's weights by position for both sides,
+        and ``similarities``, histograms of matching and of hardest non-matching pairs.
     """
+    began = time.perf_counter()
     with progress_of_encoding(visible=world.main) as report, engine.whole_model() as model:
         embeddings = encode_split(
             model,
@@ -56,11 +61,18 @@ def validate(
         embeddings.caption_to_image,
         Processes(world.rank, world.ranks),
     )
-    record: dict[str, Any] = recalls.to_dict()
-    if world.main:
-        record["pooling"] = pooling
-        record["similarities"] = similarity_histograms(embeddings)
-    return record
+    figures: dict[str, Any] = recalls.to_dict()
+    rsum = figures.pop("rsum")
+    return EvaluationRecord(
+        step=step,
+        epoch=epoch,
+        split=dataset.split,
+        recalls=figures,
+        rsum=rsum,
+        pooling=pooling,
+        similarities=similarity_histograms(embeddings) if world.main else {},
+        seconds=time.perf_counter() - began,
+    )
 
 
 def _pooling(model: VSEModel) -> dict[str, list[float]]:

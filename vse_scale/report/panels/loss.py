@@ -13,7 +13,7 @@ from vse_scale.report import names
 from vse_scale.report.data import Column, ReportData
 from vse_scale.report.panel import LEARNING, Panel
 from vse_scale.report.pieces import absent, ends, learning_rate_drops, step_axis, thinned
-from vse_scale.run.folder import RunFolder
+from vse_scale.run.untyped import RunFolder
 
 # More points than a wide screen has pixels only make the file larger.
 _MOST_POINTS, _MOST_COMPARED = 1200, 400

@@ -10,7 +10,7 @@ from vse_scale.html.chart import Axis, Line, line_chart, linear_axis
 from vse_scale.report.data import Column, PoolingCurve, ReportData
 from vse_scale.report.panel import Panel, Section
 from vse_scale.report.pieces import MOST_DOTS, absent, chart_grid, note
-from vse_scale.run.folder import RunFolder
+from vse_scale.run.untyped import RunFolder
 
 # Side, title, unit of its positions.
 _SIDES = (("image", "Images", "cells"), ("text", "Captions", "tokens"))

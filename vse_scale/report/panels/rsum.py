@@ -11,7 +11,7 @@ from vse_scale.report import names
 from vse_scale.report.data import Column, ReportData
 from vse_scale.report.panel import LEARNING, Panel
 from vse_scale.report.pieces import MOST_DOTS, absent, ends, learning_rate_drops, step_axis
-from vse_scale.run.folder import RunFolder
+from vse_scale.run.untyped import RunFolder
 
 
 class Rsum(Panel):

@@ -11,7 +11,7 @@ from typing import Any
 from vse_scale.report.data import Column, ReportData
 from vse_scale.report.panel import Panel, Section
 from vse_scale.report.pieces import absent, side_by_side
-from vse_scale.run.folder import RunFolder
+from vse_scale.run.untyped import RunFolder
 
 # In the order in which a step goes through them.
 PHASES = {

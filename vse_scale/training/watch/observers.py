@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from vse_scale.config import Config
+from vse_scale.run.folder import RunFolder
+from vse_scale.run.records import EvaluationRecord, StepRecord
 from vse_scale.training.watch.collapse import CollapseWatch
 from vse_scale.training.watch.prometheus import Endpoint, RankMetrics, RunMetrics
 from vse_scale.training.watch.tensorboard import TensorBoard
@@ -38,14 +39,14 @@ class Observers:
             )
             self._collapse = CollapseWatch(config)
             if config.telemetry.tensorboard:
-                folder = Path(config.run.dir) / "tensorboard"
+                folder = RunFolder(Path(config.run.dir)).tensorboard_folder
                 self._tensorboard = TensorBoard(folder, next_step=next_step)
         self._endpoint: Endpoint | None = None
         if config.telemetry.prometheus_port is not None:
             port = config.telemetry.prometheus_port + int(os.environ.get("LOCAL_RANK") or 0)
             self._endpoint = Endpoint(registry, port)
 
-    def step(self, record: dict[str, Any]) -> None:
+    def step(self, record: StepRecord) -> None:
         """Take in the record of a step."""
         self._rank.step(record)
         if self._run is not None and self._collapse is not None:
@@ -54,7 +55,7 @@ class Observers:
         if self._tensorboard is not None:
             self._tensorboard.step(record)
 
-    def evaluation(self, record: dict[str, Any]) -> None:
+    def evaluation(self, record: EvaluationRecord) -> None:
         """Take in the record of a validation."""
         if self._run is not None:
             self._run.evaluation(record)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 import prometheus_client
 import torch
@@ -16,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from vse_scale.console import log
 from vse_scale.retrieval.metrics import DIRECTIONS, percentages
+from vse_scale.run.records import EvaluationRecord, StepRecord
 
 # From a demonstration on a laptop to micro-batches on a large model.
 _STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
@@ -54,11 +54,11 @@ class RankMetrics:
             registry=registry,
         )  # fmt: skip
 
-    def step(self, record: dict[str, Any]) -> None:
+    def step(self, record: StepRecord) -> None:
         """Take in a step's record."""
         self._pairs.inc(self._pairs_per_step)
-        self._bytes_sent.inc(record["bytes_sent"])
-        for phase, seconds in record["seconds"].items():
+        self._bytes_sent.inc(record.bytes_sent)
+        for phase, seconds in record.seconds.items():
             if phase == "step":
                 self._step_seconds.observe(seconds)
             else:
@@ -122,27 +122,27 @@ class RunMetrics:
             "checkpoint_age_seconds", "seconds since a checkpoint, or since the start"
         ).set_function(lambda: time.monotonic() - self._kept)
 
-    def step(self, record: dict[str, Any], collapse: float) -> None:
+    def step(self, record: StepRecord, collapse: float) -> None:
         """Take in a step's record, and what `CollapseWatch.ratio` makes of it."""
         self._stepped = time.monotonic()
-        self._step.set(record["step"])
-        self._loss.set(record["loss"])
-        for group, rate in record["learning_rate"].items():
+        self._step.set(record.step)
+        self._loss.set(record.loss)
+        for group, rate in record.learning_rate.items():
             self._rate.labels(group).set(rate)
-        self._norm.set(record["gradient_norm"])
-        self._violating.set(record["violating"])
-        self._positive.set(record["positive_similarity"])
-        self._hardest.set(record["hardest_similarity"])
+        self._norm.set(record.gradient_norm)
+        self._violating.set(record.violating)
+        self._positive.set(record.positive_similarity)
+        self._hardest.set(record.hardest_similarity)
         self._collapse.set(collapse)
-        if not record["applied"]:
+        if not record.applied:
             self._skipped.inc()
 
-    def evaluation(self, record: dict[str, Any]) -> None:
+    def evaluation(self, record: EvaluationRecord) -> None:
         """Take in a validation's record, whose recalls are in percent."""
-        self._evaluation_seconds.set(record["seconds"])
+        self._evaluation_seconds.set(record.seconds)
         for direction in DIRECTIONS:
             for metric in percentages():
-                ratio = record[direction][metric.name] / 100
+                ratio = record.recalls[direction][metric.name] / 100
                 if metric.k is None:
                     self._shares[metric.name].labels(direction).set(ratio)
                 else:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from vse_scale.retrieval.metrics import DIRECTIONS, percentages
+from vse_scale.run.records import EvaluationRecord, StepRecord
 
 
 class TensorBoard:
@@ -18,30 +18,30 @@ class TensorBoard:
 
         self._writer = SummaryWriter(folder, purge_step=next_step)
 
-    def step(self, record: dict[str, Any]) -> None:
+    def step(self, record: StepRecord) -> None:
         """Write a step's record, as an event of many scalars."""
         self._write(
-            record["step"],
+            record.step,
             {
-                "loss": record["loss"],
-                "gradient_norm": record["gradient_norm"],
-                "pairs_per_second": record["pairs_per_second"],
-                "violating": record["violating"],
-                "similarity/positive": record["positive_similarity"],
-                "similarity/hardest": record["hardest_similarity"],
-                **{f"learning_rate/{g}": rate for g, rate in record["learning_rate"].items()},
-                **{f"seconds/{phase}": value for phase, value in record["seconds"].items()},
+                "loss": record.loss,
+                "gradient_norm": record.gradient_norm,
+                "pairs_per_second": record.pairs_per_second,
+                "violating": record.violating,
+                "similarity/positive": record.positive_similarity,
+                "similarity/hardest": record.hardest_similarity,
+                **{f"learning_rate/{g}": rate for g, rate in record.learning_rate.items()},
+                **{f"seconds/{phase}": value for phase, value in record.seconds.items()},
             },
         )
 
-    def evaluation(self, record: dict[str, Any]) -> None:
+    def evaluation(self, record: EvaluationRecord) -> None:
         """Write a validation's record."""
         recalls = {
-            f"recall/{way}_{metric.name}": record[way][metric.name]
+            f"recall/{way}_{metric.name}": record.recalls[way][metric.name]
             for way in DIRECTIONS
             for metric in percentages()
         }
-        self._write(record["step"], {"rsum": record["rsum"], **recalls})
+        self._write(record.step, {"rsum": record.rsum, **recalls})
 
     def flush(self) -> None:
         """Put what was written into the file."""

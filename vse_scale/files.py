@@ -1,0 +1,80 @@
+"""Files and folders that appear whole under their name, or not at all.
+
+They are written aside, brought to the disk and renamed: a kill or a full disk leaves what stood
+there before. Readers and later starts may remove what ends in `PARTIAL`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+
+
+@contextmanager
+def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; it becomes ``path`` when the block ends well.
+
+    Args:
+        path: of the file, whose folder must be there; a file of that name is replaced at once.
+        shared: whether several processes may write ``path`` at one time.
+    """
+    partial = _aside(path, f".{os.getpid()}" if shared else "")
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, shared: bool = False) -> None:
+    """Write ``text`` to ``path`` as UTF-8, as `whole_file` does."""
+    with whole_file(path, shared=shared) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write ``value`` to ``path`` as indented JSON with a final newline, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it becomes ``path`` when the block ends well.
+
+    A folder ``path`` is replaced by it; what a killed process had left aside is removed first.
+    """
+    partial = _aside(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for inner in sorted(partial.rglob("*")):
+            sync(inner)
+        sync(partial)
+        # A folder cannot be renamed over one that holds files.
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _aside(path: Path, owner: str = "") -> Path:
+    return path.with_name(f".{path.name}{owner}{PARTIAL}")

@@ -1,0 +1,239 @@
+"""What a run records: its training steps, its validations, and its results.
+
+Each record is one JSON object. Records of other releases can be read: a key that this release does
+not know is kept in ``extra``, and a number that is not recorded is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+Numbers = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One training step, a line of ``metrics.jsonl``.
+
+    Attributes:
+        step: of the run, counted from 0.
+        epoch: counted from 0.
+        epoch_fraction: epochs trained once the step is over.
+        objective: the phase of the objective, such as "all" or "hardest".
+        loss: of the global batch, before the schedule scales it.
+        learning_rate: by part of the model: "heads", "text", "backbone".
+        gradient_norm: of the whole gradient before clipping.
+        applied: whether the weights were updated: loss and gradient were finite.
+        pairs_per_second: pairs of the global batch over the seconds of the step.
+        violating: share of the anchors that have a violating negative, 0 to 1.
+        positive_similarity: mean cosine of the batch's pairs.
+        hardest_similarity: mean cosine of the anchors with their hardest negatives.
+        bytes_sent: bytes that left this rank for the loss.
+        seconds: by phase, and "step", all of them together.
+        extra: what other releases record.
+    """
+
+    step: int
+    epoch: int = 0
+    epoch_fraction: float = math.nan
+    objective: str = ""
+    loss: float
+    learning_rate: Numbers = field(default_factory=dict)
+    gradient_norm: float = math.nan
+    applied: bool = True
+    pairs_per_second: float = math.nan
+    violating: float = math.nan
+    positive_similarity: float = math.nan
+    hardest_similarity: float = math.nan
+    bytes_sent: int = 0
+    seconds: Numbers = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object to write, its keys in the order of a line."""
+        return {key: getattr(self, key) for key in _STEP_KINDS} | dict(self.extra)
+
+    @classmethod
+    def from_json(cls, line: object) -> StepRecord:
+        """Return the record of a line, once parsed.
+
+        Raises:
+            ValueError: it is no object, lacks its step or loss, or a value is of another kind.
+        """
+        given, extra = _sorted_out(line, _STEP_KINDS, required=("step", "loss"))
+        return cls(**given, extra=extra)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """One validation, a line of ``evaluations.jsonl``.
+
+    Attributes:
+        step: the last trained step, counted from 0.
+        epoch: of that step, counted from 0.
+        split: that was validated on.
+        recalls: figures by direction, such as ``recalls["i2t"]["r1"]``; their names, units and
+            labels are `vse_scale.retrieval.metrics`'s.
+        rsum: the sum of the recalls in percent.
+        pooling: GPO's weights by position, by side ("image", "text"); empty if not recorded.
+        similarities: counts of similarities by bin, "positive" and "hardest_negative"; empty if
+            not recorded.
+        seconds: that the validation took.
+        extra: what other releases record.
+    """
+
+    step: int
+    epoch: int = 0
+    split: str = ""
+    recalls: Mapping[str, Numbers] = field(default_factory=dict)
+    rsum: float = math.nan
+    pooling: Mapping[str, list[float]] = field(default_factory=dict)
+    similarities: Mapping[str, list[int]] = field(default_factory=dict)
+    seconds: float = math.nan
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object to write, its keys in the order of a line."""
+        kept = {"pooling": dict(self.pooling), "similarities": dict(self.similarities)}
+        return {
+            **self.figures(),
+            **{key: value for key, value in kept.items() if value},
+            "seconds": self.seconds,
+            **self.extra,
+        }
+
+    @classmethod
+    def from_json(cls, line: object) -> EvaluationRecord:
+        """Return the record of a line, once parsed.
+
+        Raises:
+            ValueError: it is no object, lacks its step, or a value is of another kind.
+        """
+        given, extra = _sorted_out(line, _EVALUATION_KINDS, required=("step",))
+        recalls = {key: _numbers(value) for key, value in extra.items() if _is_numbers(value)}
+        rest = {key: value for key, value in extra.items() if key not in recalls}
+        return cls(**given, recalls=recalls, extra=rest)
+
+    def figures(self) -> dict[str, Any]:
+        """Return what a run's results have of it: neither the histograms nor the time."""
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "split": self.split,
+            **self.recalls,
+            "rsum": self.rsum,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a run came to, ``results.json``; of a run that is not over, what is known of it.
+
+    Attributes:
+        best: the validation with the highest rsum; None if there was none.
+        steps: that were trained; None while the run is not over.
+        pairs: that were trained on, over all ranks.
+        train_seconds: of all steps, without validations.
+        final_loss: of the last step.
+        last_rsum: of the last validation.
+    """
+
+    best: EvaluationRecord | None = None
+    steps: int | None = None
+    pairs: int | None = None
+    train_seconds: float | None = None
+    final_loss: float | None = None
+    last_rsum: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object to write: the best validation's figures, then the run's."""
+        best = self.best
+        figures = {} if best is None else {**best.figures(), "seconds": best.seconds, **best.extra}
+        own = {key: getattr(self, key) for key in _RESULT_KINDS}
+        return figures | {key: value for key, value in own.items() if value is not None}
+
+    def with_best_of(self, evaluations: Sequence[EvaluationRecord]) -> Results:
+        """Return the same, with the best of ``evaluations`` where no validation is known."""
+        if self.best is not None or not evaluations:
+            return self
+        best = max(evaluations, key=lambda record: -1 if math.isnan(record.rsum) else record.rsum)
+        return replace(self, best=best)
+
+    @classmethod
+    def from_json(cls, stored: object) -> Results:
+        """Return the results of a file, once parsed.
+
+        Raises:
+            ValueError: it is no object, or a value is of another kind.
+        """
+        given, rest = _sorted_out(stored, _RESULT_KINDS, required=())
+        return cls(**given, best=EvaluationRecord.from_json(rest) if "rsum" in rest else None)
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    return {str(key): float(number) for key, number in value.items()}
+
+
+def _is_numbers(value: object) -> bool:
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(number, int | float) for number in value.values())
+
+
+def _lists(value: Any) -> dict[str, list[Any]]:
+    return {str(key): list(values) for key, values in value.items()}
+
+
+_STEP_KINDS: dict[str, Callable[[Any], Any]] = {
+    "step": int,
+    "epoch": int,
+    "epoch_fraction": float,
+    "objective": str,
+    "loss": float,
+    "learning_rate": _numbers,
+    "gradient_norm": float,
+    "applied": bool,
+    "pairs_per_second": float,
+    "violating": float,
+    "positive_similarity": float,
+    "hardest_similarity": float,
+    "bytes_sent": int,
+    "seconds": _numbers,
+}
+_EVALUATION_KINDS: dict[str, Callable[[Any], Any]] = {
+    "step": int,
+    "epoch": int,
+    "split": str,
+    "rsum": float,
+    "pooling": _lists,
+    "similarities": _lists,
+    "seconds": float,
+}
+_RESULT_KINDS: dict[str, Callable[[Any], Any]] = {
+    "steps": int,
+    "pairs": int,
+    "train_seconds": float,
+    "final_loss": float,
+    "last_rsum": float,
+}
+
+
+def _sorted_out(
+    line: object, kinds: Mapping[str, Callable[[Any], Any]], required: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the values of ``kinds`` in ``line``, each of its kind, and those of other keys."""
+    if not isinstance(line, dict):
+        raise ValueError(f"is no object but {type(line).__name__}")
+    if missing := [key for key in required if line.get(key) is None]:
+        raise ValueError(f"lacks {' and '.join(missing)}")
+    given = {}
+    for key, kind in kinds.items():
+        if line.get(key) is not None:
+            try:
+                given[key] = kind(line[key])
+            except (TypeError, ValueError, AttributeError) as error:
+                raise ValueError(f"{key} is {line[key]!r}") from error
+    return given, {key: value for key, value in line.items() if key not in kinds}
