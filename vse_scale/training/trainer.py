@@ -36,7 +36,7 @@ from vse_scale.training.state import SharedTensors
 from vse_scale.training.stopping import StopRequest
 from vse_scale.training.supervisor import EXIT_STOPPED
 from vse_scale.training.timing import PhaseTimer
-from vse_scale.training.validation import validate
+from vse_scale.training.validation import summary, validate
 from vse_scale.training.watch.observers import Observers
 from vse_scale.world.join import World, join_world
 
@@ -256,12 +256,8 @@ class Trainer:
             self.evaluations.write(record)
             self.evaluations.flush()
             self.observers.evaluation(record)
-            log.info(
-                "epoch %d: %s R@1 %.1f image to text, %.1f text to image, RSUM %.1f%s",
-                record.epoch + 1, record.split, record.recalls["i2t"]["r1"],
-                record.recalls["t2i"]["r1"], record.rsum,
-                " (best so far)" if self.state.best_step == self.state.step else "",
-            )  # fmt: skip
+            best_so_far = " (best so far)" if self.state.best_step == self.state.step else ""
+            log.info("%s%s", summary(record), best_so_far)
 
     def _export(self) -> None:
         """Write the current weights to ``model/``, replacing what was there at once."""

@@ -11,6 +11,7 @@ from vse_scale.data.shards import ShardDataset
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.retrieval.encode import encode_split
+from vse_scale.retrieval.metrics import DIRECTIONS, HEADLINE
 from vse_scale.retrieval.ranks import recall_at_k
 from vse_scale.retrieval.separation import similarity_histograms
 from vse_scale.run.records import EvaluationRecord
@@ -72,6 +73,18 @@ def validate(
         pooling=pooling,
         similarities=similarity_histograms(embeddings) if world.main else {},
         seconds=time.perf_counter() - began,
+    )
+
+
+def summary(record: EvaluationRecord) -> str:
+    """Return the headline of a validation, one line for people."""
+    headline = ", ".join(
+        f"{record.recalls[key][HEADLINE.name]:.1f} {direction.label}"
+        for key, direction in DIRECTIONS.items()
+    )
+    return (
+        f"epoch {record.epoch + 1}: {record.split} {HEADLINE.label} {headline}, "
+        f"RSUM {record.rsum:.1f}"
     )
 
 
