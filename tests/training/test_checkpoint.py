@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,19 @@ def test_what_changes_no_step_may_change(tmp_path: Path) -> None:
         }
     )
     STATE.check(changed, "f" * 64, tmp_path)
+
+
+def test_a_configuration_of_a_release_with_fewer_keys_is_understood(tmp_path: Path) -> None:
+    stored = json.loads(json.dumps(STATE.config))
+    del stored["engine"], stored["optim"]["warmup_steps"], stored["telemetry"]["tensorboard"]
+    older = dataclasses.replace(STATE, config=stored)
+    older.check(CONFIG, "f" * 64, tmp_path)
+    slower = Config.parse(stored | {"optim": stored["optim"] | {"warmup_steps": 9}})
+    with pytest.raises(CheckpointError, match=r"optim\.warmup_steps was 0, is 9"):
+        older.check(slower, "f" * 64, tmp_path)
+
+
+def test_a_configuration_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    newer = dataclasses.replace(STATE, config=STATE.config | {"optimism": {"rate": 1}})
+    with pytest.raises(CheckpointError, match=r"its configuration: unknown key optimism.*release"):
+        newer.check(CONFIG, "f" * 64, tmp_path)

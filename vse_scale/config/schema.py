@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from vse_scale.config.recipe import apply_override, read_recipe
+from vse_scale.config.resume import MAY_CHANGE
 from vse_scale.errors import ConfigError
 from vse_scale.run.folder import model_folder
 
@@ -43,7 +44,9 @@ class DataConfig(Section):
     # A folder that `vse-shards build` wrote, or its URL, such as s3://bucket/folder; or several
     # folders to be mixed: each once an epoch, or with weights, by which the pairs of an epoch (in
     # mode "images": its images) are shared out.
-    path: Annotated[str | tuple[str, ...], BeforeValidator(lambda given: _folders(given))]
+    path: Annotated[
+        str | tuple[str, ...], BeforeValidator(lambda given: _folders(given)), MAY_CHANGE
+    ]
     weights: tuple[Positive, ...] | None = None
     split: str = "train"
     global_batch: Count = 128  # counts (image, caption) pairs, over all ranks
@@ -57,13 +60,18 @@ class DataConfig(Section):
     flip: Fraction = 0.5
     word_drop: Fraction = 0.2  # share of words masked, replaced or removed
     max_caption_tokens: Annotated[int, Field(ge=3)] = 128  # longer captions are cut; ours
-    threads: Count = 2  # that decode, per rank; on a CPU as many again stretch the images
-    prefetch: Count = 3  # batches decoded ahead
+    threads: Annotated[Count, MAY_CHANGE] = (
+        2  # that decode, per rank; on a CPU as many again stretch the images
+    )
+    prefetch: Annotated[Count, MAY_CHANGE] = 3  # batches decoded ahead
     # Shards of a remote dataset are staged on each node. With shuffle_window=0 a step reads from
     # all of them, so all must fit; with W, about 3 W + cache_ahead.
-    cache_dir: str | None = None  # None: in the system's temporary folder, which TMPDIR moves
-    cache_gb: Positive = 100.0  # units of 10**9 bytes; the shards used longest ago go first
-    cache_ahead: Annotated[int, Field(ge=0)] = 2  # shards fetched before they are asked for
+    # None: in the system's temporary folder, which TMPDIR moves.
+    cache_dir: Annotated[str | None, MAY_CHANGE] = None
+    # Units of 10**9 bytes; the shards used longest ago go first.
+    cache_gb: Annotated[Positive, MAY_CHANGE] = 100.0
+    # Shards fetched before they are asked for.
+    cache_ahead: Annotated[int, Field(ge=0), MAY_CHANGE] = 2
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -117,7 +125,9 @@ class ModelConfig(Section):
     text: TextConfig = TextConfig()
     dropout: Fraction | None = None  # of the text encoder; None keeps the encoder's own
     # A model folder to start from, or the folder of the run that made it.
-    init_from: Annotated[str, AfterValidator(lambda given: _model_of(given))] | None = None
+    init_from: Annotated[
+        Annotated[str, AfterValidator(lambda given: _model_of(given))] | None, MAY_CHANGE
+    ] = None
 
 
 class ObjectiveConfig(Section):
@@ -148,8 +158,8 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """How long, and what is frozen at first."""
 
-    epochs: Count = 25
-    max_steps: Annotated[int, Field(ge=1)] | None = None  # stop earlier than `epochs`
+    epochs: Annotated[Count, MAY_CHANGE] = 25
+    max_steps: Annotated[Count | None, MAY_CHANGE] = None  # stop earlier than `epochs`
     frozen_backbone_epochs: int = Field(default=1, ge=0)
     # After that the backbone's last stage trains alone for so many epochs, then the last two, then
     # three, then all of it. Published: 0, all at once.
@@ -172,15 +182,17 @@ class EvalConfig(Section):
 class EngineConfig(Section):
     """DeepSpeed."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Annotated[Literal[0, 1, 2, 3], MAY_CHANGE] = 2
     # Above 1 a rank encodes its part of the batch in so many pieces, twice each, in the memory of
     # one: gradients are cached, and negatives still come from the whole global batch.
-    micro_batches: Count = 1
+    micro_batches: Annotated[Count, MAY_CHANGE] = 1
     # "auto": bfloat16 autocast on a GPU, float32 on a CPU.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    activation_checkpointing: bool = False  # a third more computing for much less memory
+    # A third more computing for much less memory.
+    activation_checkpointing: Annotated[bool, MAY_CHANGE] = False
     compile: bool = False  # torch.compile for both encoders; minutes at the start of a run
-    timeout_seconds: Positive = 600.0  # a rank silent for so long in a collective ends the run
+    # A rank silent for so long in a collective ends the run.
+    timeout_seconds: Annotated[Positive, MAY_CHANGE] = 600.0
 
 
 class TelemetryConfig(Section):
@@ -195,11 +207,12 @@ class TelemetryConfig(Section):
 class RunConfig(Section):
     """Where a run keeps its files, and its seed."""
 
-    dir: str
+    dir: Annotated[str, MAY_CHANGE]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    checkpoint_epochs: Count = 1
-    checkpoint_steps: Count | None = None  # in place of checkpoint_epochs, where an epoch is long
-    keep_checkpoints: Count = 2
+    checkpoint_epochs: Annotated[Count, MAY_CHANGE] = 1
+    # In place of checkpoint_epochs, where an epoch is long.
+    checkpoint_steps: Annotated[Count | None, MAY_CHANGE] = None
+    keep_checkpoints: Annotated[Count, MAY_CHANGE] = 2
 
 
 class Config(Section):
@@ -211,9 +224,9 @@ class Config(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
-    eval: EvalConfig = EvalConfig()
+    eval: Annotated[EvalConfig, MAY_CHANGE] = EvalConfig()
     engine: EngineConfig = EngineConfig()
-    telemetry: TelemetryConfig = TelemetryConfig()
+    telemetry: Annotated[TelemetryConfig, MAY_CHANGE] = TelemetryConfig()
 
     @model_validator(mode="after")
     def _compiled_weights_are_whole(self) -> Config:

@@ -21,20 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vse_scale.config import Config
+from vse_scale.config.resume import changes
 from vse_scale.console import log
-from vse_scale.errors import CheckpointError
+from vse_scale.errors import CheckpointError, ConfigError
 from vse_scale.files import PARTIAL, whole_folder
 
 TENSORS = "state.safetensors"
-
-# What may change when a run goes on: none of it alters what the next step computes.
-_FREE = (
-    "run.dir", "run.checkpoint_", "run.keep_checkpoints", "eval.", "train.max_steps",
-    "train.epochs", "engine.timeout_seconds", "engine.micro_batches", "engine.zero_stage",
-    "engine.activation_checkpointing",
-    "data.threads", "data.prefetch", "data.path", "data.cache_", "telemetry.",
-    "model.init_from",
-)  # fmt: skip
 
 
 class HasState(Protocol):
@@ -66,19 +58,22 @@ class RunState:
     stale: int = 0
 
     def check(self, config: Config, fingerprint: str, origin: Path) -> None:
-        """Raise CheckpointError unless a run like this one may go on from here."""
+        """Raise CheckpointError unless a run with ``config`` may go on from here."""
         if fingerprint != self.fingerprint:
             raise CheckpointError(
                 f"{origin}: was trained on a dataset with fingerprint {self.fingerprint[:12]}, but "
                 f"{config.data.path} has {fingerprint[:12]}; give the same dataset, or another "
                 "run.dir to start anew"
             )
-        now, then = _flatten(config.model_dump(mode="json")), _flatten(self.config)
-        changed = [
-            f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
-            for key in sorted(now.keys() | then.keys())
-            if now.get(key) != then.get(key) and not key.startswith(_FREE)
-        ]
+        # Another release may have stored fewer keys or former ones; parsing gives this release's.
+        try:
+            then = Config.parse(self.config, origin=f"{origin}: its configuration")
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{error}; go on with the release that wrote it, or give another run.dir to start "
+                "anew"
+            ) from error
+        changed = changes(then.model_dump(mode="json"), config.model_dump(mode="json"), Config)
         if changed:
             raise CheckpointError(
                 f"{origin}: was trained with another configuration ({'; '.join(changed)}); give "
@@ -185,13 +180,3 @@ def _read_state(path: Path) -> RunState:
             f"{path}: was written by another release ({error}); go on with that one, or give "
             "another run.dir to start anew"
         ) from error
-
-
-def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
