@@ -58,7 +58,7 @@ def run_job(job: dict, world: World) -> None:
     }
     found = {"records": records, "moved": moved}
     if job["save"]:
-        path = trainer.checkpoints.save(trainer.engine, trainer.state, main=world.main)
+        path = trainer.checkpoints.save(trainer.engine, trainer.state, world)
         found["bytes"] = sum(file.stat().st_size for file in path.iterdir())
     if job["evaluate"]:
         recalls = validate(

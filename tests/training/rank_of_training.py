@@ -53,7 +53,7 @@ def run_job(path: str, job: dict, world: World) -> None:
                 steps[-1]["state"] = trainer.engine.state(keep=world.main)
     trainer.state = replace(trainer.state, step=first + job["count"])
     if job["save"]:
-        trainer.checkpoints.save(trainer.engine, trainer.state, main=world.main)
+        trainer.checkpoints.save(trainer.engine, trainer.state, world)
     if world.main:
         torch.save({"first": first, "start": start, "steps": steps}, job["out"])
 

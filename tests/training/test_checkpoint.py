@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from vse_scale.config import Config
 from vse_scale.errors import CheckpointError
 from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
+from vse_scale.world.processes import ALONE
 
 CONFIG = Config.parse({"data": {"path": "shards"}, "run": {"dir": "out"}})
 STATE = RunState(step=3, fingerprint="f" * 64, config=CONFIG.model_dump(mode="json"))
@@ -26,13 +26,8 @@ class SmallEngine:
         return {"model.weight": torch.arange(500.0)}
 
 
-@pytest.fixture(autouse=True)
-def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dist, "barrier", lambda: None)
-
-
 def save(checkpoints: Checkpoints, step: int) -> Path:
-    return checkpoints.save(SmallEngine(), dataclasses.replace(STATE, step=step), main=True)
+    return checkpoints.save(SmallEngine(), dataclasses.replace(STATE, step=step), ALONE)
 
 
 def test_the_newest_comes_back_with_its_state(tmp_path: Path) -> None:
@@ -89,7 +84,6 @@ def test_a_write_that_was_cut_off_leaves_nothing_that_counts(
     with pytest.raises(KeyboardInterrupt):
         save(checkpoints, 2)
     monkeypatch.undo()
-    monkeypatch.setattr(dist, "barrier", lambda: None)
     assert checkpoints.newest() == (whole, dataclasses.replace(STATE, step=1))
     assert list(tmp_path.iterdir()) == [whole]
     # A killed process cannot clean up; the next write does.

@@ -36,7 +36,7 @@ def embed(
         raise ConfigError("give one of --data, --images and --texts: what to embed")
     log.info("embedding into %s", out)
     from vse_scale.retrieval.embed import embed as embed_sides
-    from vse_scale.world.processes import joined
+    from vse_scale.world.join import joined
 
     with joined() as processes:
         encoder = open_encoder(model, batch, threads)

@@ -68,7 +68,7 @@ def evaluate(
     members = [_weighted(text) for text in [*(embeddings or []), *(similarities or [])]]
     log.info("evaluating %s", model or ", ".join(str(path) for path, _ in members))
     from vse_scale.retrieval.protocols.folds import check_protocol
-    from vse_scale.world.processes import joined
+    from vse_scale.world.join import joined
 
     if protocol != _CXC:
         check_protocol(protocol)

@@ -22,7 +22,7 @@ _MOVED = {
     "retrieval": "retrieval.ranks",
     "saved": "retrieval.saved",
     "separation": "retrieval.separation",
-    "sharing": "world.processes",
+    "sharing": "world.join",
     "similarities": "retrieval.similarities",
 }
 for _old, _new in _MOVED.items():

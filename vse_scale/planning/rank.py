@@ -24,7 +24,8 @@ from vse_scale.console import configure_logging
 from vse_scale.objective import global_hinge_loss
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.trainer import Trainer
-from vse_scale.world.join import World, join_world, leave_world
+from vse_scale.world.join import join_world, leave_world
+from vse_scale.world.processes import World, all_gather
 
 _WARM_UP, _STEPS = 2, 10
 _DECODED = 8  # batches
@@ -85,7 +86,6 @@ def _steps(config: Config, world: World, pairs: int) -> dict[str, float]:
 def measure_network(world: World) -> dict[str, Any]:
     """Return the seconds of a small and of a large message, by collective."""
     ranks = world.ranks
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
     found: dict[str, dict[int, float]] = {}
     for size in (_SMALL, _LARGE):
@@ -93,7 +93,7 @@ def measure_network(world: World) -> dict[str, Any]:
         whole = torch.zeros(size // 4 * ranks, device=world.device)
         calls: dict[str, Callable[[], Any]] = {
             "all_reduce": partial(dist.all_reduce, whole),
-            "all_gather": partial(gather, whole, share),
+            "all_gather": partial(all_gather, whole, share),
             "reduce_scatter": partial(scatter, share, whole),
         }
         for name, call in calls.items():

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,6 +24,7 @@ from vse_scale.config.resume import changes
 from vse_scale.console import log
 from vse_scale.errors import CheckpointError, ConfigError
 from vse_scale.files import PARTIAL, whole_folder
+from vse_scale.world.processes import World
 
 TENSORS = "state.safetensors"
 
@@ -108,15 +108,15 @@ class Checkpoints:
             )
         return None
 
-    def save(self, engine: HasState, state: RunState, *, main: bool) -> Path:
-        """Write a checkpoint of all ranks; every rank calls this, and ``main`` writes.
+    def save(self, engine: HasState, state: RunState, world: World) -> Path:
+        """Write a checkpoint of all ranks; every rank calls this, and the main one writes.
 
         Raises:
             CheckpointError: it cannot be written, as on a full disk; those before it stay.
         """
         final = self.folder / f"step-{state.step:08d}"
-        tensors = engine.state(keep=main)
-        if main:
+        tensors = engine.state(keep=world.main)
+        if world.main:
             try:
                 self._write(final, tensors, state)
             except (OSError, SafetensorError) as error:
@@ -126,7 +126,7 @@ class Checkpoints:
                     + (f"{left[0].name} stays" if left else "there is none before it")
                     + "; make room, and the same command goes on from there"
                 ) from error
-        dist.barrier()
+        world.barrier()
         return final
 
     def _write(self, final: Path, tensors: dict[str, Tensor], state: RunState) -> None:

@@ -16,7 +16,8 @@ from vse_scale.model.vse import VSEModel
 from vse_scale.training.optim import apply_plan, build_optimizer
 from vse_scale.training.schedule import StepPlan
 from vse_scale.training.state import SharedTensors
-from vse_scale.world.join import World, bound_waits
+from vse_scale.world.join import bound_waits
+from vse_scale.world.processes import World
 
 _LARGEST_BUCKET = 500_000_000  # numbers that are reduced at once, DeepSpeed's default
 

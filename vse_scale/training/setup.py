@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 from vse_scale.config import Config, ImageConfig
 from vse_scale.console import heartbeat
@@ -24,7 +22,7 @@ from vse_scale.model.towers.resnet import calibrate_batchnorm
 from vse_scale.model.vse import VSEModel
 from vse_scale.run.folder import RunFolder
 from vse_scale.training.checkpoint import Checkpoints
-from vse_scale.world.join import World
+from vse_scale.world.processes import World
 
 
 def load_config(path: str, overrides: list[str], ranks: int) -> Config:
@@ -154,18 +152,18 @@ def _check_inputs(image: ImageConfig, dataset: Dataset) -> None:
 
 
 def prepare_tokenizer(
-    config: Config, dataset: Dataset, folder: Path, *, main: bool
+    config: Config, dataset: Dataset, folder: Path, world: World
 ) -> CaptionTokenizer:
-    """Load the tokenizer; where none is given, ``main`` makes one from the captions.
+    """Load the tokenizer; where none is given, the main rank makes one from the captions.
 
-    A made one is kept in ``folder``, which ``main`` alone sees, and is read from there when the run
-    goes on.
+    A made one is kept in ``folder``, which the main rank alone sees, and is read from there when
+    the run goes on.
     """
     text = config.model.text
     # A model to start from brings the vocabulary that its weights know.
     if given := text.tokenizer or config.model.init_from or text.path:
         return CaptionTokenizer.load(Path(given))
-    if main and not folder.exists():
+    if world.main and not folder.exists():
         records = (dataset.record(image) for image in range(len(dataset)))
         captions = (caption.text for record in records for caption in record.captions)
         with heartbeat("making a vocabulary from the training captions"):
@@ -175,10 +173,10 @@ def prepare_tokenizer(
                 made = CaptionTokenizer.train(captions, text.vocab_size)
         with whole_folder(folder) as partial:
             made.save(partial)
-    files: list[Any] = [{f.name: f.read_bytes() for f in folder.iterdir()} if main else None]
-    dist.broadcast_object_list(files, src=0)
+    own_files = {f.name: f.read_bytes() for f in folder.iterdir()} if world.main else {}
+    files: dict[str, bytes] = world.from_main(own_files)
     with tempfile.TemporaryDirectory() as own:
-        for name, content in files[0].items():
+        for name, content in files.items():
             Path(own, name).write_bytes(content)
         return CaptionTokenizer.load(Path(own))
 
@@ -198,4 +196,4 @@ def calibrate(model: VSEModel, dataset: Dataset, config: Config, world: World) -
         calibrate_batchnorm(model.image.backbone, map(model.image_spec.normalise, batches))
     # Another kind of processor could differ in the last bits.
     for buffer in model.buffers():
-        dist.broadcast(buffer, src=0)
+        world.broadcast(buffer)

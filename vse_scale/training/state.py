@@ -11,12 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vse_scale.errors import CheckpointError
-from vse_scale.world.join import World
+from vse_scale.world.processes import World
 
 
 class SharedTensors:
@@ -58,7 +57,7 @@ class SharedTensors:
                 )
         else:
             value = torch.empty(shape, dtype=dtype, device=device)
-        dist.broadcast(value, src=0)
+        self._world.broadcast(value)
         return value
 
     @torch.no_grad()

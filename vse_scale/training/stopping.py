@@ -1,4 +1,4 @@
-"""Being asked to stop: all ranks agree on the step after which they do."""
+"""Requests to stop: all ranks agree on the step after which they do."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from vse_scale.world.join import World
+from vse_scale.world.processes import World
 
 
 class StopRequest:
@@ -20,7 +19,7 @@ class StopRequest:
 
     def __init__(self, world: World) -> None:
         self._heard = torch.zeros((), dtype=torch.int32, device=world.device)
-        self._ranks = world.ranks
+        self._world = world
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -34,13 +33,11 @@ class StopRequest:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._heard.fill_(1)
-        # Who presses Ctrl-C twice does not want to wait for the step.
+        # A second Ctrl-C ends the process without waiting for the step.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def requested(self) -> bool:
         """Return whether any rank was asked to stop. Every rank calls this after every step."""
-        if self._ranks == 1:
-            return bool(self._heard.item())
         agreed = self._heard.clone()
-        dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        self._world.across(agreed, "max")
         return bool(agreed.item())

@@ -9,11 +9,9 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from vse_scale.config import Config
@@ -38,7 +36,8 @@ from vse_scale.training.supervisor import EXIT_STOPPED
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.validation import summary, validate
 from vse_scale.training.watch.observers import Observers
-from vse_scale.world.join import World, join_world
+from vse_scale.world.join import join_world
+from vse_scale.world.processes import World
 
 
 def train(config: Config) -> int:
@@ -56,7 +55,7 @@ def train(config: Config) -> int:
         code = trainer.run()
         if world.main and code == 0:
             trainer.folder.done_file.touch()
-        dist.barrier()
+        world.barrier()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -76,7 +75,7 @@ class Trainer:
         self.dataset, self.validation, self.plan = setup.open_data(config, world.ranks)
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
         self.tokenizer = setup.prepare_tokenizer(
-            config, self.dataset, self.folder.tokenizer_folder, main=world.main
+            config, self.dataset, self.folder.tokenizer_folder, world
         )
         self.checkpoints = Checkpoints(self.folder.checkpoints_folder, config.run.keep_checkpoints)
 
@@ -103,17 +102,16 @@ class Trainer:
 
     def _newest_checkpoint(self) -> tuple[Path, RunState] | None:
         """Let one rank read and verify, so that all go on from the same checkpoint or none."""
-        found: list[Any] = [None]
+        found: tuple[Path, RunState] | CheckpointError | None = None
         if self.world.main:
             try:
-                found = [self.checkpoints.newest()]
+                found = self.checkpoints.newest()
             except CheckpointError as error:
-                found = [error]
-        dist.broadcast_object_list(found, src=0)
-        if isinstance(found[0], CheckpointError):
-            raise found[0]
-        newest: tuple[Path, RunState] | None = found[0]
-        return newest
+                found = error
+        found = self.world.from_main(found)
+        if isinstance(found, CheckpointError):
+            raise found
+        return found
 
     def run(self) -> int:
         """Train from the restored position to the end of the schedule; return the exit code."""
@@ -265,7 +263,7 @@ class Trainer:
             if self.world.main:
                 with whole_folder(self.folder.model_folder) as partial:
                     model.save_pretrained(partial, tokenizer=self.tokenizer)
-        dist.barrier()
+        self.world.barrier()
 
     def _save(self) -> None:
         if self._saved == self.state:
@@ -274,7 +272,7 @@ class Trainer:
             # First, so that a checkpoint never holds steps that the records lack.
             self.metrics.flush()
         began = time.perf_counter()
-        path = self.checkpoints.save(self.engine, self.state, main=self.world.main)
+        path = self.checkpoints.save(self.engine, self.state, self.world)
         self.observers.checkpoint(path, time.perf_counter() - began)
         self._saved = self.state
         log.info("checkpoint %s", path)

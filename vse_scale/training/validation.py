@@ -15,8 +15,7 @@ from vse_scale.retrieval.metrics import DIRECTIONS, HEADLINE
 from vse_scale.retrieval.ranks import recall_at_k
 from vse_scale.retrieval.separation import similarity_histograms
 from vse_scale.run.records import EvaluationRecord
-from vse_scale.world.join import World
-from vse_scale.world.processes import Processes
+from vse_scale.world.processes import World
 
 if TYPE_CHECKING:
     from vse_scale.training.engine import Engine
@@ -60,7 +59,7 @@ def validate(
         embeddings.images,
         embeddings.captions,
         embeddings.caption_to_image,
-        Processes(world.rank, world.ranks),
+        world,
     )
     figures: dict[str, Any] = recalls.to_dict()
     rsum = figures.pop("rsum")

@@ -8,45 +8,44 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Renamed in torch 2.13, which warns of the former name.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+from vse_scale.world.processes import World
 
 
 class Exchange:
-    """Gathers tensors over the ranks of a group; without torch.distributed there is one rank.
+    """Gathers tensors over the ranks of a group and counts the cost.
 
     Args:
         group: the ranks; None means all.
         device: of the tensors.
 
     Attributes:
-        rank: of this process in the group.
-        ranks: how many.
+        world: this process's place in the group.
         bytes_sent: bytes that left this rank for the others, so far.
     """
 
     def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
-        distributed = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank(group) if distributed else 0
-        self.ranks = dist.get_world_size(group) if distributed else 1
+        self.world = World.of_group(group, device)
         self.bytes_sent = 0
-        self._group = group
-        self._device = device
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def gather(self, values: Tensor) -> Tensor:
-        """Return the ``values`` (n, ...) of all ranks below one another, (ranks * n, ...).
+    @property
+    def rank(self) -> int:
+        """Rank of this process in the group."""
+        return self.world.rank
 
-        Their shape must be the same on every rank. No gradient flows back.
-        """
+    @property
+    def ranks(self) -> int:
+        """Number of ranks in the group."""
+        return self.world.ranks
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the ``values`` of all ranks, as `World.gather` does."""
         if self.ranks == 1:
             return values
-        values = values.contiguous()
-        gathered = values.new_empty(self.ranks * len(values), *values.shape[1:])
         began = time.perf_counter()
         before = self._event()
-        _all_gather(gathered, values, group=self._group)
+        gathered = self.world.gather(values)
         after = self._event()
         if before is not None and after is not None:
             self._events.append((before, after))
@@ -64,8 +63,8 @@ class Exchange:
         return self._seconds
 
     def _event(self) -> torch.cuda.Event | None:
-        """Mark this place in the GPU's queue; None on a CPU, where a collective blocks."""
-        if self._device.type != "cuda":
+        """Mark this point of the GPU's stream; None on a CPU, where a collective blocks."""
+        if self.world.device.type != "cuda":
             return None
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()

@@ -1,11 +1,12 @@
-"""This process's place among the others, and how it joins them."""
+"""Joining the processes that a launcher started, with DeepSpeed and without it."""
 
 from __future__ import annotations
 
 import os
 import socket
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -13,40 +14,30 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from vse_scale.console import heartbeat
+from vse_scale.world.processes import ALONE, Processes, World
 
+__all__ = [
+    "ALONE", "Processes", "World", "bound_waits", "free_port", "join_world", "joined",
+    "leave_world", "local_device",
+]  # fmt: skip
 
-@dataclass(frozen=True)
-class World:
-    """One process among ``ranks``; ``device`` is where its model lives."""
-
-    rank: int
-    ranks: int
-    device: torch.device
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes files and speaks for the run."""
-        return self.rank == 0
+_EVALUATION_TIMEOUT = timedelta(hours=2)  # one process may still encode when the others are done
 
 
 def join_world(timeout_seconds: float) -> World:
-    """Join the process group that the launcher describes in the environment.
+    """Join the process group that the launcher describes in the environment, to train.
 
     Without a launcher this process is a world of its own. A rank that stays silent in a collective
-    for ``timeout_seconds`` ends the run. Who has joined stays until `leave_world`: DeepSpeed keeps
-    hold of its groups, and a second run in a process needs the same ones.
+    for ``timeout_seconds`` ends the run. The group stays until `leave_world`: DeepSpeed keeps hold
+    of its groups, and a second run in a process needs the same ones.
     """
     if "RANK" not in os.environ:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1",
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()),
         )  # fmt: skip
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-        device, backend = torch.device("cuda", local_rank), "nccl"
-    else:
-        device, backend = torch.device("cpu"), "gloo"
+    device = local_device()
+    if device.type == "cpu":
         _share_cores()
     with heartbeat("joining the other ranks"):
         import deepspeed
@@ -60,14 +51,42 @@ def join_world(timeout_seconds: float) -> World:
         # of memory per rank and run that nobody frees. Training never calls it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(
-            dist_backend=backend, timeout=timedelta(seconds=timeout_seconds), verbose=False
+            dist_backend=_backend(device),
+            timeout=timedelta(seconds=timeout_seconds),
+            verbose=False,
         )
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    return World.of_group(None, device)
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Join the process group that a launcher describes in the environment, for the block.
+
+    This is for evaluation, which needs no DeepSpeed. Without a launcher this process is alone.
+    """
+    device = local_device()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World(device=device)
+        return
+    dist.init_process_group(_backend(device), timeout=_EVALUATION_TIMEOUT)
+    try:
+        yield World.of_group(None, device)
+    finally:
+        leave_world()
 
 
 def leave_world() -> None:
     """Take the process group down, before the process ends."""
     dist.destroy_process_group()
+
+
+def local_device() -> torch.device:
+    """Return this process's GPU, made the current one; the CPU where there is no GPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
 
 
 def bound_waits(timeout_seconds: float) -> None:
@@ -80,16 +99,20 @@ def bound_waits(timeout_seconds: float) -> None:
         distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
 
 
-def _share_cores() -> None:
-    """Give each rank of this machine its share of the cores, unless the user said how many."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        ranks_here = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
-
-
 def free_port() -> int:
     """Return a port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def _share_cores() -> None:
+    """Give each rank of this machine its share of the cores, unless the user said how many."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        ranks_here = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))

@@ -13,7 +13,7 @@ from vse_scale.run.records import EvaluationRecord, StepRecord
 from vse_scale.training.watch.collapse import CollapseWatch
 from vse_scale.training.watch.prometheus import Endpoint, RankMetrics, RunMetrics
 from vse_scale.training.watch.tensorboard import TensorBoard
-from vse_scale.world.join import World
+from vse_scale.world.processes import World
 
 RESTARTS = "VSE_SCALE_RESTARTS"  # the variable in which a supervisor tells its ranks
 
