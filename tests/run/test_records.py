@@ -60,12 +60,13 @@ def test_figures_are_attributes() -> None:
 
 
 def test_what_another_release_wrote_is_read() -> None:
-    newer = json.loads(STEP) | {"temperature": 0.07, "violating": None}
+    newer = json.loads(STEP) | {"temperature": 0.07, "note": "x", "gradient_norm": None}
     record = StepRecord.from_json(newer)
-    assert record.extra == {"temperature": 0.07}
-    assert math.isnan(record.violating)
+    assert (record.statistics["temperature"], record.statistics["violating"]) == (0.07, 0.96875)
+    assert record.extra == {"note": "x"}
+    assert math.isnan(record.gradient_norm)
     older = StepRecord.from_json({"step": 3, "loss": 2})
-    assert (older.loss, older.seconds, older.applied) == (2.0, {}, True)
+    assert (older.loss, older.statistics, older.applied) == (2.0, {}, True)
     found = EvaluationRecord.from_json({"step": 3, "i2t": {"r20": 1.0}, "note": "x", "fold": 2})
     assert found.recalls == {"i2t": {"r20": 1.0}}
     assert found.extra == {"note": "x", "fold": 2}

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from vse_scale.run.journal import read_journal
 from vse_scale.training.checkpoint import TENSORS
-from vse_scale.training.supervisor import GRACE_SECONDS
+from vse_scale.training.contract import GRACE_SECONDS
 
 STEPS = 150
 

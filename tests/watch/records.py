@@ -13,9 +13,7 @@ RECORD = StepRecord(
     gradient_norm=3.0,
     applied=True,
     pairs_per_second=40.0,
-    violating=0.75,
-    positive_similarity=0.5,
-    hardest_similarity=0.25,
+    statistics={"violating": 0.75, "positive_similarity": 0.5, "hardest_similarity": 0.25},
     bytes_sent=4096,
     seconds={
         "data": 0.25, "forward": 0.125, "objective": -1e-9, "backward": 0.5, "optimizer": 0.0625,

@@ -12,8 +12,9 @@ import torch
 from vse_scale.config import Config
 from vse_scale.console import log
 from vse_scale.objective.hinge import hinge_loss
+from vse_scale.run.folder import RunFolder
 from vse_scale.run.records import StepRecord
-from vse_scale.training.watch.collapse import CollapseWatch
+from vse_scale.training.watch.collapse import Collapse, CollapseWatch
 
 IN_ONE_SPOT = {"positive_similarity": 0.999, "hardest_similarity": 0.998}
 
@@ -33,7 +34,7 @@ def test_one_spot_has_ratio_one(small_run: Path, mode: str, reduction: str, marg
     ids = torch.arange(batch) // k
     loss = hinge_loss(rows, rows, margin=margin, mode=mode, reduction=reduction, ids=ids)
     record = StepRecord(step=0, objective=mode, loss=float(loss))
-    assert CollapseWatch(settings).ratio(record) == pytest.approx(1.0, rel=1e-9)
+    assert Collapse(settings).ratio(record) == pytest.approx(1.0, rel=1e-9)
 
 
 @pytest.fixture
@@ -43,15 +44,21 @@ def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     return caplog
 
 
+def watch_of(small_run: Path) -> CollapseWatch:
+    folder = RunFolder(small_run.parent)
+    return CollapseWatch(config(small_run), folder, next_step=0, total_steps=9)
+
+
 def feed(watch: CollapseWatch, steps: int, loss: float, **similarities: float) -> None:
     for step in range(steps):
-        watch.step(StepRecord(step=step, objective="hardest", loss=loss, **similarities))
+        record = StepRecord(step=step, objective="hardest", loss=loss, statistics=similarities)
+        watch.step(record)
 
 
 def test_a_lasting_collapse_is_said_once(
     small_run: Path, warnings: pytest.LogCaptureFixture
 ) -> None:
-    watch = CollapseWatch(config(small_run))
+    watch = watch_of(small_run)
     collapsed = 2 * 16 * 0.2
     feed(watch, 99, collapsed, **IN_ONE_SPOT)
     assert not warnings.messages
@@ -81,6 +88,6 @@ def test_what_is_no_collapse_is_not_called_one(
     positive: float,
     hardest: float,
 ) -> None:
-    watch = CollapseWatch(config(small_run))
+    watch = watch_of(small_run)
     feed(watch, 300, loss, positive_similarity=positive, hardest_similarity=hardest)
     assert not warnings.messages

@@ -15,8 +15,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from records import EVALUATION, RECORD
 
 from vse_scale.config import Config
+from vse_scale.training.contract import RESTARTS
 from vse_scale.training.supervisor import Supervisor
-from vse_scale.training.watch.observers import RESTARTS, Observers
+from vse_scale.training.watch.observers import Observers
 from vse_scale.training.watch.prometheus import RankMetrics, RunMetrics
 from vse_scale.world.join import World
 

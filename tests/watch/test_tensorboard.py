@@ -9,17 +9,24 @@ import pytest
 from records import EVALUATION, RECORD
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vse_scale.config import Config
+from vse_scale.run.folder import RunFolder
 from vse_scale.training.watch.tensorboard import TensorBoard
 
 
+def opened(small_run: Path, folder: Path, next_step: int) -> TensorBoard:
+    config = Config.load(small_run)
+    return TensorBoard(config, RunFolder(folder), next_step=next_step, total_steps=9)
+
+
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
-    accumulator = EventAccumulator(str(folder))
+    accumulator = EventAccumulator(str(folder / "tensorboard"))
     accumulator.Reload()
     return [(event.step, event.value) for event in accumulator.Scalars(tag)]
 
 
-def test_records_become_scalars(tmp_path: Path) -> None:
-    board = TensorBoard(tmp_path, next_step=0)
+def test_records_become_scalars(small_run: Path, tmp_path: Path) -> None:
+    board = opened(small_run, tmp_path, next_step=0)
     for step in range(3):
         board.step(replace(RECORD, step=step, loss=step / 2))
     board.evaluation(replace(EVALUATION, step=2))
@@ -31,12 +38,12 @@ def test_records_become_scalars(tmp_path: Path) -> None:
     assert scalars(tmp_path, "rsum") == [(2, 300.0)]
 
 
-def test_a_resumed_run_hides_what_it_trains_again(tmp_path: Path) -> None:
-    killed = TensorBoard(tmp_path, next_step=0)
+def test_a_resumed_run_hides_what_it_trains_again(small_run: Path, tmp_path: Path) -> None:
+    killed = opened(small_run, tmp_path, next_step=0)
     for step in range(5):
         killed.step(replace(RECORD, step=step, loss=float(step)))
-    killed.flush()
-    resumed = TensorBoard(tmp_path, next_step=3)
+    killed.checkpoint(tmp_path, 1.0)
+    resumed = opened(small_run, tmp_path, next_step=3)
     resumed.step(replace(RECORD, step=3, loss=-1.0))
     resumed.close()
     assert scalars(tmp_path, "loss") == [(0, 0.0), (1, 1.0), (2, 2.0), (3, -1.0)]

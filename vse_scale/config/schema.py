@@ -196,12 +196,15 @@ class EngineConfig(Section):
 
 
 class TelemetryConfig(Section):
-    """Who follows a run while it goes."""
+    """Observers of a run while it goes."""
 
     # Each rank serves Prometheus on this port plus its local rank, on all interfaces; null: none
     # does. 9840 to 9855 are away from the exporters of machines (9100) and of GPUs (9400).
     prometheus_port: Annotated[int, Field(ge=1, le=65535)] | None = 9840
     tensorboard: bool = True  # curves in `tensorboard/` of the run's folder
+    # Further observers on the main rank: entry points of the group vse_scale.observers, or
+    # module:Class.
+    observers: tuple[str, ...] = ()
 
 
 class RunConfig(Section):

@@ -1,7 +1,7 @@
 """What a run records: its training steps, its validations, and its results.
 
 Each record is one JSON object. Records of other releases can be read: a key that this release does
-not know is kept in ``extra``, and a number that is not recorded is NaN.
+not know is kept, and a number that is not recorded is NaN.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class StepRecord:
         gradient_norm: of the whole gradient before clipping.
         applied: whether the weights were updated: loss and gradient were finite.
         pairs_per_second: pairs of the global batch over the seconds of the step.
-        violating: share of the anchors that have a violating negative, 0 to 1.
-        positive_similarity: mean cosine of the batch's pairs.
-        hardest_similarity: mean cosine of the anchors with their hardest negatives.
+        statistics: figures of the objective by name, such as "violating", the share of the anchors
+            with a violating negative; "positive_similarity", the mean cosine of the batch's pairs;
+            and "hardest_similarity", that of the anchors with their hardest negatives.
         bytes_sent: bytes that left this rank for the loss.
         seconds: by phase, and "step", all of them together.
         extra: what other releases record.
@@ -45,16 +45,28 @@ class StepRecord:
     gradient_norm: float = math.nan
     applied: bool = True
     pairs_per_second: float = math.nan
-    violating: float = math.nan
-    positive_similarity: float = math.nan
-    hardest_similarity: float = math.nan
+    statistics: Numbers = field(default_factory=dict)
     bytes_sent: int = 0
     seconds: Numbers = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object to write, its keys in the order of a line."""
-        return {key: getattr(self, key) for key in _STEP_KINDS} | dict(self.extra)
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "epoch_fraction": self.epoch_fraction,
+            "objective": self.objective,
+            "loss": self.loss,
+            "learning_rate": self.learning_rate,
+            "gradient_norm": self.gradient_norm,
+            "applied": self.applied,
+            "pairs_per_second": self.pairs_per_second,
+            **self.statistics,
+            "bytes_sent": self.bytes_sent,
+            "seconds": self.seconds,
+            **self.extra,
+        }
 
     @classmethod
     def from_json(cls, line: object) -> StepRecord:
@@ -63,8 +75,10 @@ class StepRecord:
         Raises:
             ValueError: it is no object, lacks its step or loss, or a value is of another kind.
         """
-        given, extra = _sorted_out(line, _STEP_KINDS, required=("step", "loss"))
-        return cls(**given, extra=extra)
+        given, rest = _sorted_out(line, _STEP_KINDS, required=("step", "loss"))
+        statistics = {key: float(value) for key, value in rest.items() if _is_number(value)}
+        extra = {key: value for key, value in rest.items() if key not in statistics}
+        return cls(**given, statistics=statistics, extra=extra)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +192,11 @@ def _numbers(value: Any) -> dict[str, float]:
 
 
 def _is_numbers(value: object) -> bool:
-    if not isinstance(value, dict) or not value:
-        return False
-    return all(isinstance(number, int | float) for number in value.values())
+    return isinstance(value, dict) and bool(value) and all(map(_is_number, value.values()))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _lists(value: Any) -> dict[str, list[Any]]:
@@ -197,9 +213,6 @@ _STEP_KINDS: dict[str, Callable[[Any], Any]] = {
     "gradient_norm": float,
     "applied": bool,
     "pairs_per_second": float,
-    "violating": float,
-    "positive_similarity": float,
-    "hardest_similarity": float,
     "bytes_sent": int,
     "seconds": _numbers,
 }

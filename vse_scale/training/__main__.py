@@ -10,10 +10,9 @@ import time
 from types import FrameType
 
 from vse_scale.errors import UserError
+from vse_scale.training.contract import EXIT_STOPPED, MESSAGE_SECONDS
 
-_GRACE_SECONDS = 10.0
-_STOPPED = 75  # the supervisor's EXIT_STOPPED, which is slow to import
-# What gloo says where another rank is gone; NCCL ends the process by itself.
+# Words of gloo's errors when another rank is gone; NCCL ends the process by itself.
 _RANK_IS_GONE = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer")
 
 
@@ -47,9 +46,8 @@ def main() -> int:
         if arguments.debug:
             raise
         if not main_rank:
-            # Mostly every rank finds the same mistake, and the launcher ends all when one leaves:
-            # let the main rank say it. What this rank alone found is said after the wait.
-            time.sleep(_GRACE_SECONDS)
+            # The main rank reports what every rank found; afterwards this one reports its own.
+            time.sleep(MESSAGE_SECONDS)
         print(f"vse-scale: error: {error}", file=sys.stderr)
         return error.exit_code
     except RuntimeError as error:
@@ -66,7 +64,7 @@ def _stop_before_the_first_step(number: int, frame: FrameType | None) -> None:
     """Leave at once: there is nothing to save, and the same command starts as it would have."""
     if os.environ.get("RANK", "0") == "0":
         os.write(sys.stderr.fileno(), b"stopped before the first step; the same command goes on\n")
-    os._exit(_STOPPED)
+    os._exit(EXIT_STOPPED)
 
 
 if __name__ == "__main__":

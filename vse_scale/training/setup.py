@@ -22,6 +22,7 @@ from vse_scale.model.towers.resnet import calibrate_batchnorm
 from vse_scale.model.vse import VSEModel
 from vse_scale.run.folder import RunFolder
 from vse_scale.training.checkpoint import Checkpoints
+from vse_scale.training.watch.observers import find_observers
 from vse_scale.world.processes import World
 
 
@@ -40,12 +41,13 @@ def load_config(path: str, overrides: list[str], ranks: int) -> Config:
 
 
 def check_run(config: Config, ranks: int) -> None:
-    """Find what would stop a run before anything is started.
+    """Check a run before anything is started.
 
     Raises:
-        UserError: the dataset, or the checkpoints that the run would resume from, are missing,
-            damaged or do not fit the configuration.
+        UserError: the dataset, an observer, or the checkpoints that the run would resume from, are
+            missing, damaged or do not fit the configuration.
     """
+    find_observers(config)
     dataset, _, _ = open_data(config, ranks)
     folder = RunFolder(Path(config.run.dir)).checkpoints_folder
     checkpoints = Checkpoints(folder, config.run.keep_checkpoints)

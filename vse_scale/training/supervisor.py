@@ -24,13 +24,9 @@ from vse_scale.config import Config
 from vse_scale.console import log
 from vse_scale.errors import TrainingError, UserError
 from vse_scale.run.folder import RunFolder
-from vse_scale.training.watch.observers import RESTARTS
+from vse_scale.training.contract import EXIT_STOPPED, GRACE_SECONDS, RESTARTS
 from vse_scale.world.join import free_port
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: asked to stop, checkpointed; the same command goes on
-# How long ranks may outlive the first that ended. More than `__main__` lets them wait for the main
-# rank's message; less than the 30 seconds after which DeepSpeed's launcher would do the same.
-GRACE_SECONDS = 15.0
 _POLL_SECONDS = 0.2
 _RANK = "vse_scale.training"  # the module that is a rank
 

@@ -28,11 +28,11 @@ from vse_scale.run.records import EvaluationRecord, Results, StepRecord
 from vse_scale.run.system import describe_system
 from vse_scale.training import setup
 from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
+from vse_scale.training.contract import EXIT_STOPPED
 from vse_scale.training.engine import Engine
 from vse_scale.training.schedule import Schedule, StepPlan
 from vse_scale.training.state import SharedTensors
 from vse_scale.training.stopping import StopRequest
-from vse_scale.training.supervisor import EXIT_STOPPED
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.validation import summary, validate
 from vse_scale.training.watch.observers import Observers
@@ -196,9 +196,11 @@ class Trainer:
             gradient_norm=norm,
             applied=math.isfinite(norm) and math.isfinite(loss),
             pairs_per_second=self.config.data.global_batch / seconds["step"],
-            violating=found.violating,
-            positive_similarity=found.positive_similarity,
-            hardest_similarity=found.hardest_similarity,
+            statistics={
+                "violating": found.violating,
+                "positive_similarity": found.positive_similarity,
+                "hardest_similarity": found.hardest_similarity,
+            },
             bytes_sent=found.bytes_sent,
             seconds=seconds,
         )

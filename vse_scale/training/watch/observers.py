@@ -1,78 +1,116 @@
-"""Everyone who follows a run, behind three calls of the training loop."""
+"""Observers follow a run: parts that are told of every step, validation and checkpoint.
+
+A further one is a class with the methods of `Observer`, named in ``telemetry.observers`` by its
+entry point in the group ``vse_scale.observers`` or as ``module:Class``.
+"""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
-
-from prometheus_client import CollectorRegistry, disable_created_metrics
+from typing import Protocol
 
 from vse_scale.config import Config
+from vse_scale.console import log
+from vse_scale.errors import ConfigError, UserError
 from vse_scale.run.folder import RunFolder
 from vse_scale.run.records import EvaluationRecord, StepRecord
-from vse_scale.training.watch.collapse import CollapseWatch
-from vse_scale.training.watch.prometheus import Endpoint, RankMetrics, RunMetrics
-from vse_scale.training.watch.tensorboard import TensorBoard
+from vse_scale.training.watch.prometheus import Prometheus
 from vse_scale.world.processes import World
+from vse_shards.parts import Registry
 
-RESTARTS = "VSE_SCALE_RESTARTS"  # the variable in which a supervisor tells its ranks
 
+class Observer(Protocol):
+    """A part that follows a run on its main rank; its exceptions never end the run."""
 
-class Observers:
-    """Prometheus on every rank; TensorBoard and the watch for collapse on the main one."""
-
-    def __init__(self, config: Config, world: World, *, next_step: int, total_steps: int) -> None:
-        """Start to follow a run that goes on at ``next_step``."""
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # twice as many series otherwise
-        registry = CollectorRegistry()
-        self._rank = RankMetrics(
-            registry,
-            device=world.device,
-            pairs_per_step=config.data.global_batch // world.ranks,
-        )
-        self._run: RunMetrics | None = None
-        self._collapse: CollapseWatch | None = None
-        self._tensorboard: TensorBoard | None = None
-        if world.main:
-            self._run = RunMetrics(
-                registry, total_steps=total_steps, restarts=int(os.environ.get(RESTARTS) or 0)
-            )
-            self._collapse = CollapseWatch(config)
-            if config.telemetry.tensorboard:
-                folder = RunFolder(Path(config.run.dir)).tensorboard_folder
-                self._tensorboard = TensorBoard(folder, next_step=next_step)
-        self._endpoint: Endpoint | None = None
-        if config.telemetry.prometheus_port is not None:
-            port = config.telemetry.prometheus_port + int(os.environ.get("LOCAL_RANK") or 0)
-            self._endpoint = Endpoint(registry, port)
+    def __init__(
+        self, config: Config, folder: RunFolder, *, next_step: int, total_steps: int
+    ) -> None:
+        """Start to follow a run that goes on at ``next_step``, of ``total_steps`` in all."""
 
     def step(self, record: StepRecord) -> None:
-        """Take in the record of a step."""
-        self._rank.step(record)
-        if self._run is not None and self._collapse is not None:
-            self._run.step(record, collapse=self._collapse.ratio(record))
-            self._collapse.step(record)
-        if self._tensorboard is not None:
-            self._tensorboard.step(record)
+        """Take in a training step."""
 
     def evaluation(self, record: EvaluationRecord) -> None:
-        """Take in the record of a validation."""
-        if self._run is not None:
-            self._run.evaluation(record)
-        if self._tensorboard is not None:
-            self._tensorboard.evaluation(record)
+        """Take in a validation."""
 
     def checkpoint(self, path: Path, seconds: float) -> None:
         """Take in that the checkpoint at ``path`` was written within ``seconds``."""
-        if self._tensorboard is not None:
-            self._tensorboard.flush()
-        if self._run is not None:
-            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            self._run.checkpoint(seconds, size)
 
     def close(self) -> None:
-        """Stop following."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._endpoint is not None:
-            self._endpoint.close()
+        """Stop following: the run ends, by itself or by an exception."""
+
+
+OBSERVERS: Registry[Observer] = Registry(
+    "observer",
+    "vse_scale.observers",
+    {
+        "collapse": "vse_scale.training.watch.collapse:CollapseWatch",
+        "tensorboard": "vse_scale.training.watch.tensorboard:TensorBoard",
+    },
+)
+
+
+def find_observers(config: Config) -> dict[str, type[Observer]]:
+    """Return the observers of the main rank, by name, each once.
+
+    Raises:
+        ConfigError: ``telemetry.observers`` names one that cannot be found or imported.
+    """
+    builtin = ["collapse", "tensorboard"] if config.telemetry.tensorboard else ["collapse"]
+    try:
+        return {name: OBSERVERS.find(name) for name in (*builtin, *config.telemetry.observers)}
+    except UserError as error:
+        raise ConfigError(f"telemetry.observers: {error}") from error
+
+
+class Observers:
+    """All observers of a run: Prometheus on every rank, the others on the main one."""
+
+    def __init__(self, config: Config, world: World, *, next_step: int, total_steps: int) -> None:
+        """Start to follow a run that goes on at ``next_step``, of ``total_steps`` in all."""
+        self._following: dict[str, Observer] = {
+            # It serves what differs between the ranks, so that it needs their world.
+            "prometheus": Prometheus(config, world, total_steps=total_steps)
+        }
+        if world.main:
+            folder = RunFolder(Path(config.run.dir))
+            for name, kind in find_observers(config).items():
+                try:
+                    self._following[name] = kind(
+                        config, folder, next_step=next_step, total_steps=total_steps
+                    )
+                except Exception as error:
+                    _warn(name, error)
+
+    def step(self, record: StepRecord) -> None:
+        """Tell all of a training step."""
+        self._tell(lambda observer: observer.step(record))
+
+    def evaluation(self, record: EvaluationRecord) -> None:
+        """Tell all of a validation."""
+        self._tell(lambda observer: observer.evaluation(record))
+
+    def checkpoint(self, path: Path, seconds: float) -> None:
+        """Tell all of the checkpoint at ``path``, written within ``seconds``."""
+        self._tell(lambda observer: observer.checkpoint(path, seconds))
+
+    def close(self) -> None:
+        """Tell all that the run ends."""
+        self._tell(lambda observer: observer.close())
+
+    def _tell(self, call: Callable[[Observer], None]) -> None:
+        for name, observer in list(self._following.items()):
+            try:
+                call(observer)
+            except Exception as error:
+                del self._following[name]
+                _warn(name, error)
+
+
+def _warn(name: str, error: Exception) -> None:
+    reason = " ".join(str(error).split())
+    log.warning(
+        "observer %s failed and is dropped; the run goes on without it (%s: %s)",
+        name, type(error).__name__, reason,
+    )  # fmt: skip

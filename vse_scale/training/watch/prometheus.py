@@ -1,4 +1,4 @@
-"""What Prometheus sees of a run: one HTTP endpoint per rank.
+"""Metrics of a run for Prometheus: one HTTP endpoint per rank.
 
 Every rank serves what differs between ranks, the times above all; the main rank also serves what is
 the same on all of them. ``docs/operations.md`` lists every metric, and a test holds it to that.
@@ -7,22 +7,77 @@ the same on all of them. ``docs/operations.md`` lists every metric, and a test h
 from __future__ import annotations
 
 import math
+import os
 import time
+from pathlib import Path
 
 import prometheus_client
 import torch
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 
+from vse_scale.config import Config
 from vse_scale.console import log
 from vse_scale.retrieval.metrics import DIRECTIONS, percentages
 from vse_scale.run.records import EvaluationRecord, StepRecord
+from vse_scale.training.contract import RESTARTS
+from vse_scale.training.watch.collapse import Collapse
+from vse_scale.world.processes import World
 
 # From a demonstration on a laptop to micro-batches on a large model.
 _STEP_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 
 
+class Prometheus:
+    """The observer that serves the metrics of this rank; the main rank adds those of the run."""
+
+    def __init__(self, config: Config, world: World, *, total_steps: int) -> None:
+        """Start to serve on the port that ``config`` gives this rank, if it gives one."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # twice as many series otherwise
+        registry = CollectorRegistry()
+        self._rank = RankMetrics(
+            registry, device=world.device, pairs_per_step=config.data.global_batch // world.ranks
+        )
+        self._run: RunMetrics | None = None
+        if world.main:
+            restarts = int(os.environ.get(RESTARTS) or 0)
+            self._run = RunMetrics(registry, total_steps=total_steps, restarts=restarts)
+        self._collapse = Collapse(config)
+        self._endpoint: Endpoint | None = None
+        if config.telemetry.prometheus_port is not None:
+            port = config.telemetry.prometheus_port + int(os.environ.get("LOCAL_RANK") or 0)
+            self._endpoint = Endpoint(registry, port)
+
+    def step(self, record: StepRecord) -> None:
+        """Take in a step's record."""
+        self._rank.step(record)
+        if self._run is not None:
+            self._run.step(record, collapse=self._collapse.ratio(record))
+
+    def evaluation(self, record: EvaluationRecord) -> None:
+        """Take in a validation's record."""
+        if self._run is not None:
+            self._run.evaluation(record)
+
+    def checkpoint(self, path: Path, seconds: float) -> None:
+        """Take in that the checkpoint at ``path`` was written within ``seconds``."""
+        if self._run is not None:
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            self._run.checkpoint(seconds, size)
+
+    def close(self) -> None:
+        """Stop serving."""
+        if self._endpoint is not None:
+            self._endpoint.close()
+
+
 class RankMetrics:
-    """What every rank measures by itself.
+    """The metrics that every rank measures by itself.
 
     Args:
         registry: Where the metrics are collected from.
@@ -72,7 +127,7 @@ class RankMetrics:
 
 
 class RunMetrics:
-    """What is the same on every rank, served by the main one.
+    """The metrics that are the same on every rank, served by the main one.
 
     Args:
         registry: Where the metrics are collected from.
@@ -97,9 +152,14 @@ class RunMetrics:
         self._loss = gauge("loss", "the loss of the last step")
         self._rate = gauge("learning_rate", "learning rate by parameter group", "group")
         self._norm = gauge("gradient_norm", "norm of the whole gradient before clipping")
-        self._violating = gauge("violating_ratio", "share of anchors with a violating negative")
-        self._positive = gauge("positive_similarity", "mean cosine of the batch's pairs")
-        self._hardest = gauge("hardest_similarity", "mean cosine with the hardest negative")
+        # Those that the objective does not have stay NaN.
+        self._statistics = {
+            "violating": gauge("violating_ratio", "share of anchors with a violating negative"),
+            "positive_similarity": gauge("positive_similarity", "mean cosine of the batch's pairs"),
+            "hardest_similarity": gauge(
+                "hardest_similarity", "mean cosine with the hardest negative"
+            ),
+        }
         self._collapse = gauge("collapse_ratio", "loss over that of collapsed embeddings")
         self._skipped = Counter(
             "vse_scale_skipped_steps", "steps left out because they were not finite",
@@ -123,16 +183,15 @@ class RunMetrics:
         ).set_function(lambda: time.monotonic() - self._kept)
 
     def step(self, record: StepRecord, collapse: float) -> None:
-        """Take in a step's record, and what `CollapseWatch.ratio` makes of it."""
+        """Take in a step's record, and what `Collapse.ratio` makes of it."""
         self._stepped = time.monotonic()
         self._step.set(record.step)
         self._loss.set(record.loss)
         for group, rate in record.learning_rate.items():
             self._rate.labels(group).set(rate)
         self._norm.set(record.gradient_norm)
-        self._violating.set(record.violating)
-        self._positive.set(record.positive_similarity)
-        self._hardest.set(record.hardest_similarity)
+        for name, shown in self._statistics.items():
+            shown.set(record.statistics.get(name, math.nan))
         self._collapse.set(collapse)
         if not record.applied:
             self._skipped.inc()
@@ -156,7 +215,10 @@ class RunMetrics:
 
 
 class Endpoint:
-    """Serves a registry over HTTP on all interfaces; a port that cannot be had is no failure."""
+    """Serves a registry over HTTP on all interfaces.
+
+    A port in use is logged; the run goes on without the endpoint.
+    """
 
     def __init__(self, registry: CollectorRegistry, port: int) -> None:
         self._server = None

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vse_scale.config import Config
 from vse_scale.retrieval.metrics import DIRECTIONS, percentages
+from vse_scale.run.folder import RunFolder
 from vse_scale.run.records import EvaluationRecord, StepRecord
+
+# Tags of the objective's figures that are not their names.
+_TAGS = {
+    "positive_similarity": "similarity/positive",
+    "hardest_similarity": "similarity/hardest",
+}
 
 
 class TensorBoard:
     """Writes the records of steps and validations as scalars over the step."""
 
-    def __init__(self, folder: Path, *, next_step: int) -> None:
-        """Open ``folder``; what a killed run had written from ``next_step`` on is hidden."""
+    def __init__(
+        self, config: Config, folder: RunFolder, *, next_step: int, total_steps: int
+    ) -> None:
+        """Open the run's curves; those that a killed run drew from ``next_step`` on are hidden."""
         # Imported here: only the rank that writes should wait for it.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(folder, purge_step=next_step)
+        self._writer = SummaryWriter(folder.tensorboard_folder, purge_step=next_step)
 
     def step(self, record: StepRecord) -> None:
         """Write a step's record, as an event of many scalars."""
@@ -26,9 +36,7 @@ class TensorBoard:
                 "loss": record.loss,
                 "gradient_norm": record.gradient_norm,
                 "pairs_per_second": record.pairs_per_second,
-                "violating": record.violating,
-                "similarity/positive": record.positive_similarity,
-                "similarity/hardest": record.hardest_similarity,
+                **{_TAGS.get(name, name): value for name, value in record.statistics.items()},
                 **{f"learning_rate/{g}": rate for g, rate in record.learning_rate.items()},
                 **{f"seconds/{phase}": value for phase, value in record.seconds.items()},
             },
@@ -43,8 +51,8 @@ class TensorBoard:
         }
         self._write(record.step, {"rsum": record.rsum, **recalls})
 
-    def flush(self) -> None:
-        """Put what was written into the file."""
+    def checkpoint(self, path: Path, seconds: float) -> None:
+        """Bring the curves up to the checkpoint into the file."""
         self._writer.flush()
 
     def close(self) -> None:

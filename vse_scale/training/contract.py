@@ -1,0 +1,14 @@
+"""Agreements between the supervisor, the ranks that it starts, and whoever started it.
+
+This module imports nothing: a rank needs it before torch is loaded.
+"""
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request, checkpointed; the same command goes on
+RESTARTS = "VSE_SCALE_RESTARTS"  # environment variable: the number of restarts so far
+
+# A rank that finds a user's mistake waits so long for the main rank to report it: mostly every rank
+# finds the same one, and the launcher ends all ranks when one leaves.
+MESSAGE_SECONDS = 10.0
+# Ranks may outlive the first that ended by so long. More than MESSAGE_SECONDS; less than the 30
+# seconds after which DeepSpeed's launcher would end them.
+GRACE_SECONDS = 15.0
