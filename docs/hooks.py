@@ -1,4 +1,4 @@
-"""What `mkdocs.yml` adds to MkDocs: pages and files from outside docs/, linked as on a code host.
+"""Hooks of MkDocs that add pages and files from outside docs/, linked as on a code host.
 
 Links in the repository are relative paths, which a code host follows. Here the README files become
 pages of the site, other files are laid into it as text, and links to either are turned round.
@@ -53,7 +53,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         elif (ROOT / target).is_file():
             target = _as_text(target, config, files)
         else:
-            return match[0]  # MkDocs says what is wrong
+            return match[0]  # MkDocs reports it
         return posixpath.relpath(target, posixpath.dirname(here) or ".") + hash_ + anchor
 
     return outside_fences(markdown, lambda text: _LINK.sub(turned, text)).replace(
@@ -62,7 +62,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def outside_fences(markdown: str, change: Callable[[str], str]) -> str:
-    """Apply ``change`` to what stands outside of fenced blocks."""
+    """Apply ``change`` to the text outside of fenced blocks."""
     pieces, end = [], 0
     for fence in _FENCE.finditer(markdown):
         pieces += [change(markdown[end : fence.start()]), fence[0]]
@@ -79,8 +79,8 @@ def _as_text(path: str, config: MkDocsConfig, files: Files) -> str:
 
 
 def _sections() -> str:
-    """Give the classes of a run's configuration, comments and all, each under its key."""
-    source = (ROOT / "vse_scale" / "config.py").read_text(encoding="utf-8")
+    """Return the classes of a run's configuration, comments and all, each under its key."""
+    source = (ROOT / "vse_scale" / "config" / "schema.py").read_text(encoding="utf-8")
     classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
     found: list[str] = []
 
