@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 
 from vse_scale.report import build_report, panel, panels
 from vse_scale.report.compare import compare_runs
 from vse_scale.report.data import Column, ReportData
+from vse_scale.retrieval.metrics import METRICS
 from vse_scale.run.untyped import RunFolder
 
 ADDED = '''
@@ -142,3 +144,21 @@ def test_an_old_run_shows_dashes(run, tmp_path):
     row = html.split('<tr class="i2t">')[1].split("</tr>")[0]
     assert "<td>–</td>" in row
     assert "83.5" in row
+
+
+def test_a_new_metric_shows_everywhere(run, tmp_path, monkeypatch):
+    metric = replace(METRICS["r10"], name="r20", label="R@20", k=20)
+    monkeypatch.setitem(METRICS, "r20", metric)
+    shutil.copytree(run, tmp_path / "old")
+    for name in ("evaluations.jsonl", "results.json"):
+        records = [json.loads(line) for line in (run / name).read_text().splitlines()]
+        for record in records:
+            record["i2t"]["r20"], record["t2i"]["r20"] = 97.5, 96.25
+        (run / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    html = build_report(run, tmp_path / "r.html").read_text()
+    assert "--share:97.50%" in html
+    assert "among the first 1, 5, 10 or 20." in html
+    assert '<th scope="col">t→i R@20</th>' in html
+    assert html.count("</i>R@20</li>") == 2
+    html = compare_runs(run, tmp_path / "old", tmp_path / "c.html").read_text()
+    assert "R@20, image to text</th><td>97.5</td><td>–</td><td>–</td>" in html

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vse_scale.data.shards import ImageRecord
 from vse_scale.html.thumbnail import THUMBNAIL_SIDE, thumbnail
-from vse_scale.report import names
 from vse_scale.retrieval.encode import Embeddings
+from vse_scale.retrieval.metrics import DIRECTIONS
 from vse_scale.retrieval.ranks import nearest, query_ranks
 
 
@@ -130,10 +130,10 @@ def _directions(embeddings: Embeddings) -> list[_Ranked]:
         "text": (torch.arange(len(owners)), owners, captions, images, by_image),
     }
     ranked = []
-    for direction, side in names.QUERY_SIDE.items():
-        queries, own, sources, targets, target_owners = sides[side]
-        found = getattr(ranks, direction)
-        ranked.append(_Ranked(direction, queries, found, own, sources, targets, target_owners))
+    for key, direction in DIRECTIONS.items():
+        queries, own, sources, targets, target_owners = sides[direction.query]
+        found = getattr(ranks, key)
+        ranked.append(_Ranked(key, queries, found, own, sources, targets, target_owners))
     return ranked
 
 
@@ -216,7 +216,7 @@ def illustrate(
     makers = {"image": (items.picture, items.caption), "text": (items.caption, items.picture)}
     examples = []
     for pick in picks:
-        query, answer = makers[names.QUERY_SIDE[pick.direction]]
+        query, answer = makers[DIRECTIONS[pick.direction].query]
         answers = tuple(
             Answer(answer(row), score, right)
             for row, score, right in zip(pick.answers, pick.scores, pick.right, strict=True)

@@ -8,8 +8,9 @@ from html import escape
 import numpy as np
 
 from vse_scale.console import duration
-from vse_scale.report import names
+from vse_scale.report import figures, names
 from vse_scale.report.data import Column
+from vse_scale.retrieval.metrics import DIRECTIONS, HEADLINE
 from vse_scale.run.untyped import RunFolder
 
 
@@ -32,7 +33,7 @@ def of_run(run: RunFolder) -> str:
     if "rsum" in run.results:
         score = (
             f'<p class="score"><b>{run.results["rsum"]:.1f}</b>'
-            f"<span>RSUM of {names.HIGHEST_RSUM:.0f}"
+            f"<span>RSUM of {figures.HIGHEST_RSUM:.0f}"
             f"<br>on {escape(str(run.results.get('split', 'the evaluated split')))}</span></p>"
         )
     return (
@@ -55,20 +56,19 @@ def of_comparison(columns: Sequence[Column]) -> str:
 
 def _strip(run: RunFolder) -> str:
     """Return the row of key figures."""
-    figures = []
-    first, label = next(iter(names.RECALLS.items()))
-    for direction, name in names.DIRECTIONS.items():
-        value = names.recall(run.results, direction, first)
+    shown = []
+    for direction in DIRECTIONS.values():
+        value = figures.recorded(run.results, direction, HEADLINE)
         if value is not None:
-            figures.append((f"{value:.1f} %", f"{label}, {name}"))
+            shown.append((f"{value:.1f} %", f"{HEADLINE.label}, {direction.label}"))
     if run.steps:
         seconds = sum(float(record["seconds"]["step"]) for record in run.steps)
         epochs = run.steps[-1]["epoch_fraction"]
         speed = float(np.median([record["pairs_per_second"] for record in run.steps]))
-        figures += [
+        shown += [
             (f"{len(run.steps):,}", f"steps, {epochs:.3g} epochs"),
             (duration(seconds), "training time"),
             (f"{speed:,.0f}", "pairs a second"),
         ]
-    items = "".join(f"<li><b>{escape(a)}</b><span>{escape(b)}</span></li>" for a, b in figures)
-    return f'<ul class="strip">{items}</ul>' if figures else ""
+    items = "".join(f"<li><b>{escape(a)}</b><span>{escape(b)}</span></li>" for a, b in shown)
+    return f'<ul class="strip">{items}</ul>' if shown else ""

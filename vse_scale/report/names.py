@@ -1,4 +1,4 @@
-"""Names of parts and figures of a run.
+"""Names of the parts of a run.
 
 These are stand-ins until the parts answer for themselves; no other module of the report compares
 a part's name.
@@ -6,28 +6,11 @@ a part's name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any
 
 from vse_scale.run.untyped import RunFolder
 
-DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
-SHORT_DIRECTIONS = {"i2t": "i→t", "t2i": "t→i"}
-QUERY_SIDE = {"i2t": "image", "t2i": "text"}
-QUERIES = {"i2t": "pictures", "t2i": "captions"}
-ANSWERS = {"i2t": "captions", "t2i": "pictures"}
-RECALLS = {"r1": "R@1", "r5": "R@5", "r10": "R@10"}
-RANKS_FORMS = {"median_rank": "g", "mean_rank": ".1f"}
-RANKS = {"median_rank": "Median rank", "mean_rank": "Mean rank"}
-HIGHEST_RSUM = 100.0 * len(DIRECTIONS) * len(RECALLS)
 _PHASES = {"all": "all violating negatives (warm-up)"}
-
-
-def recall(record: Mapping[str, Any], direction: str, metric: str) -> float | None:
-    """Return one figure of an evaluation; None where the run did not record it."""
-    value = (record.get(direction) or {}).get(metric)
-    return None if value is None else float(value)
 
 
 def phase_label(phase: str) -> str:

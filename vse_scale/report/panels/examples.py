@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vse_scale.report import names
 from vse_scale.report.cards import example_cards
 from vse_scale.report.data import ReportData
 from vse_scale.report.panel import Panel, Section
 from vse_scale.report.pieces import absent, note
+from vse_scale.retrieval.metrics import DIRECTIONS
 
 
 class Examples(Panel):
@@ -27,9 +27,9 @@ class Examples(Panel):
             "similarity; ✓ right, ✗ wrong."
         )
         return note(explained) + "".join(
-            f"<h3>{names.QUERIES[direction].capitalize()} to {names.ANSWERS[direction]}</h3>"
-            + example_cards(e for e in examples if e.direction == direction)
-            for direction in names.DIRECTIONS
+            f"<h3>{direction.queries.capitalize()} to {direction.answers}</h3>"
+            + example_cards(e for e in examples if e.direction == direction.key)
+            for direction in DIRECTIONS.values()
         )
 
 

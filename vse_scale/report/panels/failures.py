@@ -5,11 +5,11 @@ from __future__ import annotations
 from html import escape
 from importlib.resources import files
 
-from vse_scale.report import names
 from vse_scale.report.cards import example_cards
 from vse_scale.report.data import ReportData
 from vse_scale.report.panel import Panel, Section
 from vse_scale.report.pieces import absent, note
+from vse_scale.retrieval.metrics import DIRECTIONS
 
 _RANKS = (2, 6, 11, 51)  # of the right answer, to filter by
 
@@ -39,8 +39,8 @@ class Failures(Panel):
         if not failures.shown:
             return absent("None: every query found a right answer first.")
         count = ", ".join(
-            f"{failures.total[direction]:,} of {failures.queries[direction]:,} {name}"
-            for direction, name in names.QUERIES.items()
+            f"{failures.total[key]:,} of {failures.queries[key]:,} {direction.queries}"
+            for key, direction in DIRECTIONS.items()
         )
         listed = len(failures.shown)
         said = f"Another answer came first for {count}; " + (
@@ -50,13 +50,14 @@ class Failures(Panel):
         )
         ranks = "".join(f'<option value="{rank}">{rank} or later</option>' for rank in _RANKS)
         queries = "".join(
-            f'<option value="{direction}">{escape(name)}</option>'
-            for direction, name in names.QUERIES.items()
+            f'<option value="{key}">{escape(direction.queries)}</option>'
+            for key, direction in DIRECTIONS.items()
         )
+        every = " and ".join(direction.queries for direction in DIRECTIONS.values())
         return (
             f'{note(said)}<div id="failures-box"><form hidden>'
             f'<label>Query <select name="way"><option value="">'
-            f"{escape(' and '.join(names.QUERIES.values()))}</option>{queries}</select></label>"
+            f"{escape(every)}</option>{queries}</select></label>"
             f'<label>Rank <select name="rank">{ranks}</select></label>'
             '<label>Words <input name="words" type="search" placeholder="red ring"></label>'
             f"<output></output></form>{example_cards(failures.shown)}"

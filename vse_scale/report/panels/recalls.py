@@ -7,10 +7,11 @@ from html import escape
 
 import numpy as np
 
-from vse_scale.report import names
+from vse_scale.report import figures
 from vse_scale.report.data import Column, ReportData
 from vse_scale.report.panel import Panel, Section
 from vse_scale.report.pieces import absent, compared_table, figure, note
+from vse_scale.retrieval.metrics import DIRECTIONS, METRICS, Metric, percentages
 
 _VISIBLE = 0.05  # percent; a smaller difference is not coloured
 
@@ -37,17 +38,19 @@ class Recalls(Panel):
         results = data.run.results
         if "rsum" not in results:
             return absent("Not evaluated: no epoch is over yet, or there is no validation split.")
-        head = "".join(f'<th scope="col">{name}</th>' for name in names.RECALLS.values())
-        head += "".join(f'<th scope="col">{name}</th>' for name in names.RANKS.values())
+        head = "".join(f'<th scope="col">{m.label}</th>' for m in METRICS.values())
         rows = []
-        for direction, name in names.DIRECTIONS.items():
+        for key, direction in DIRECTIONS.items():
             cells = "".join(
-                _bar(names.recall(results, direction, metric)) for metric in names.RECALLS
+                _cell(metric, figures.recorded(results, direction, metric))
+                for metric in METRICS.values()
             )
-            for metric, form in names.RANKS_FORMS.items():
-                cells += f"<td>{figure(names.recall(results, direction, metric), form)}</td>"
-            rows.append(f'<tr class="{direction}"><th scope="row">{name}</th>{cells}</tr>')
-        explained = "In percent: queries with a right answer among the first 1, 5 or 10."
+            rows.append(f'<tr class="{key}"><th scope="row">{direction.label}</th>{cells}</tr>')
+        ks = [str(metric.k) for metric in METRICS.values() if metric.k]
+        explained = (
+            "In percent: queries with a right answer among the first "
+            f"{', '.join(ks[:-1])} or {ks[-1]}."
+        )
         return (
             f'{note(explained)}<table class="figures recalls"><thead><tr>'
             f'<th scope="col">Direction</th>{head}</tr></thead>'
@@ -59,39 +62,43 @@ class Recalls(Panel):
         runs = [column.run for column in columns]
         rows = [
             _compared(
-                f"{short}, {name}",
-                [names.recall(run.results, direction, metric) for run in runs],
+                f"{metric.label}, {direction.label}",
+                [figures.recorded(run.results, direction, metric) for run in runs],
                 ".1f",
+                better=metric.better,
             )
-            for direction, name in names.DIRECTIONS.items()
-            for metric, short in names.RECALLS.items()
+            for direction in DIRECTIONS.values()
+            for metric in percentages()
         ]
-        rows.append(_compared("RSUM", [run.results.get("rsum") for run in runs], ".1f"))
+        sums = [run.results.get("rsum") for run in runs]
+        rows.append(_compared("RSUM", sums, ".1f", better="higher"))
         seconds = [sum(float(r["seconds"]["step"]) for r in run.steps) for run in runs]
-        rows.append(_compared("training, seconds", seconds, ",.0f", judged=False))
+        rows.append(_compared("training, seconds", seconds, ",.0f"))
         speeds = [
             float(np.median([r["pairs_per_second"] for r in run.steps])) if run.steps else None
             for run in runs
         ]
-        rows.append(_compared("pairs a second", speeds, ",.0f", judged=False))
+        rows.append(_compared("pairs a second", speeds, ",.0f"))
         return compared_table(columns, "".join(rows), last="difference")
 
 
-def _bar(value: float | None) -> str:
-    if value is None:
-        return "<td>–</td>"
-    return f'<td class="bar" style="--share:{value:.2f}%">{value:.1f}</td>'
+def _cell(metric: Metric, value: float | None) -> str:
+    said = figures.text(metric, value)
+    if value is None or metric.unit != "percent":
+        return f"<td>{said}</td>"
+    return f'<td class="bar" style="--share:{value:.2f}%">{said}</td>'
 
 
-def _compared(name: str, values: Sequence[float | None], form: str, *, judged: bool = True) -> str:
+def _compared(name: str, values: Sequence[float | None], form: str, *, better: str = "") -> str:
+    """Return a row; ``better`` is "higher" or "lower", or empty for a value that is neither."""
     cells = "".join(f"<td>{figure(value, form)}</td>" for value in values)
     difference, style = "–", ""
     first, last = values[0], values[-1]
     if first is not None and last is not None:
         change = last - first
         difference = f"{change:+{form}}".replace("-", "−")
-        if judged and abs(change) >= _VISIBLE:
-            style = ' class="better"' if change > 0 else ' class="worse"'
+        if better and abs(change) >= _VISIBLE:
+            style = ' class="better"' if (change > 0) == (better == "higher") else ' class="worse"'
     return f'<tr><th scope="row">{escape(name)}</th>{cells}<td{style}>{difference}</td></tr>'
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from vse_scale.html.chart import Line, line_chart, linear_axis
-from vse_scale.report import names
+from vse_scale.report import figures
 from vse_scale.report.data import ReportData
 from vse_scale.report.panel import LEARNING, Panel
-from vse_scale.report.pieces import MOST_DOTS, SIDE_STYLES, step_axis
+from vse_scale.report.pieces import MOST_DOTS, step_axis
+from vse_scale.retrieval.metrics import DIRECTIONS, percentages
 
 
 class RecallsOverTime(Panel):
@@ -22,18 +23,21 @@ class RecallsOverTime(Panel):
         if len(run.evaluations) < 2:
             return ""
         charts = []
-        for (direction, name), style in zip(names.DIRECTIONS.items(), SIDE_STYLES, strict=True):
+        for direction in DIRECTIONS.values():
             lines = []
-            for tone, (metric, label) in enumerate(names.RECALLS.items()):
-                points = [(r["step"], names.recall(r, direction, metric)) for r in run.evaluations]
+            for tone, metric in enumerate(percentages()):
+                points = [
+                    (r["step"], figures.recorded(r, direction, metric)) for r in run.evaluations
+                ]
                 recorded = [(step, value) for step, value in points if value is not None]
                 if recorded:
                     xs, ys = zip(*recorded, strict=True)
                     dots = len(xs) <= MOST_DOTS
-                    lines.append(Line(xs, ys, f"{style} tone-{tone}", label, dots=dots))
+                    style = f"{direction.query} tone-{tone}"
+                    lines.append(Line(xs, ys, style, metric.label, dots=dots))
             if not lines:
                 continue
-            title = f"Recalls, {name}"
+            title = f"Recalls, {direction.label}"
             summary = (
                 f"{title} over {len(run.evaluations)} validations; the best {lines[0].label} is "
                 f"{max(lines[0].ys):.1f} percent."

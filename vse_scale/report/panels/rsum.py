@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vse_scale.html.chart import Axis, Line, line_chart, linear_axis
-from vse_scale.report import names
+from vse_scale.report import figures
 from vse_scale.report.data import Column, ReportData
 from vse_scale.report.panel import LEARNING, Panel
 from vse_scale.report.pieces import MOST_DOTS, absent, ends, learning_rate_drops, step_axis
@@ -66,9 +66,9 @@ def _points(run: RunFolder) -> tuple[list[int], list[float]]:
 def _axis(values: Sequence[float]) -> Axis:
     margin = max((max(values) - min(values)) * 0.08, 2.0)
     return linear_axis(
-        f"sum of the six recalls, at most {names.HIGHEST_RSUM:.0f}",
+        f"sum of {figures.RSUM_TERMS} recalls, at most {figures.HIGHEST_RSUM:.0f}",
         max(0.0, min(values) - margin),
-        min(names.HIGHEST_RSUM, max(values) + margin),
+        min(figures.HIGHEST_RSUM, max(values) + margin),
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from vse_scale.report import names
+from vse_scale.report import figures
 from vse_scale.report.data import ReportData
 from vse_scale.report.panel import LEARNING, Panel
 from vse_scale.report.pieces import figure
+from vse_scale.retrieval.metrics import DIRECTIONS, percentages
 
 
 class Validations(Panel):
@@ -19,16 +20,15 @@ class Validations(Panel):
         evaluations = data.run.evaluations
         if not evaluations:
             return ""
-        shown = [(d, metric) for d in names.DIRECTIONS for metric in names.RECALLS]
+        shown = [(d, metric) for d in DIRECTIONS.values() for metric in percentages()]
         head = "".join(
-            f'<th scope="col">{names.SHORT_DIRECTIONS[direction]} {names.RECALLS[metric]}</th>'
-            for direction, metric in shown
+            f'<th scope="col">{direction.short} {metric.label}</th>' for direction, metric in shown
         )
         rows = ""
         for record in evaluations:
-            figures = [names.recall(record, direction, metric) for direction, metric in shown]
+            values = [figures.recorded(record, *column) for column in shown]
             cells = "".join(
-                f"<td>{figure(value, '.1f')}</td>" for value in [*figures, record.get("rsum")]
+                f"<td>{figure(value, '.1f')}</td>" for value in [*values, record.get("rsum")]
             )
             rows += f'<tr><th scope="row">{record["step"]:,}</th>{cells}</tr>'
         return (
