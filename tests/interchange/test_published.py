@@ -10,6 +10,7 @@ from vse_scale.config import ModelConfig, TextConfig
 from vse_scale.errors import ModelError
 from vse_scale.interchange import published
 from vse_scale.interchange.published import import_published
+from vse_scale.interchange.published_encoders import image_encoder
 from vse_scale.model.vse import VSEModel
 
 TEXT = {
@@ -100,7 +101,7 @@ def test_each_backbone_is_known_by_its_shapes(shapes, source, asked, named, tmp_
         f"image.backbone.resnet.{k}": torch.empty(v, device="meta") for k, v in sizes.items()
     }
     options = {} if source is None else {"backbone_source": source, "input_scale_factor": 1.5}
-    image, _ = published._image_section(tensors, options, asked, None, tmp_path)
+    image = image_encoder(tensors, options, tmp_path, backbone=asked).section
     assert image["backbone"] == named
     assert image["pixels"] == ("detector" if named == "detector" else "imagenet")
     assert image["size"] == (512 if source is None else 384)
@@ -112,9 +113,9 @@ def test_shapes_of_two_backbones_need_a_word(tmp_path):
         f"image.backbone.resnet.{k}": torch.empty(v, device="meta") for k, v in sizes.items()
     }
     with pytest.raises(ModelError, match=r"resnet101 or detector.*does not say.*--backbone"):
-        published._image_section(tensors, {}, None, None, tmp_path)
+        image_encoder(tensors, {}, tmp_path)
     with pytest.raises(ModelError, match="--backbone resnet50 does not fit"):
-        published._image_section(tensors, {}, "resnet50", None, tmp_path)
+        image_encoder(tensors, {}, tmp_path, backbone="resnet50")
 
 
 def parts_of(path):
@@ -137,6 +138,15 @@ def test_a_missing_tensor_is_named(grid, tmp_path):
     del parts[1]["module.linear.bias"]
     published_files.write(path, parts)
     with pytest.raises(ModelError, match=r"1 missing: text\.projection\.bias"):
+        import_published(path)
+
+
+def test_a_missing_width_is_named(grid, tmp_path):
+    path = published_files.of_model(grid, tmp_path / "best.pth")
+    parts = parts_of(path)
+    del parts[0]["module.image_encoder.fc.bias"]
+    published_files.write(path, parts)
+    with pytest.raises(ModelError, match=r"1 missing: image\.projection\.bias"):
         import_published(path)
 
 

@@ -19,14 +19,14 @@ def export_model(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="both encoders as ONNX too, compared with the model")
     ] = False,
-    licence: Annotated[
+    license: Annotated[
         str | None, typer.Option("--license", help="of the model, for its card: an SPDX identifier")
     ] = None,
 ) -> None:
     """Write a model to a folder that stands alone, with a model card."""
     log.info("exporting %s", model)
     from vse_scale.inputs.tokens import CaptionTokenizer
-    from vse_scale.interchange.card import FILE, model_card
+    from vse_scale.interchange.card import FILE, model_card, origin_of_run
     from vse_scale.interchange.onnx import export_onnx
     from vse_scale.model.vse import VSEModel
     from vse_scale.run.untyped import RunFolder
@@ -40,13 +40,14 @@ def export_model(
         opened.save_pretrained(folder, tokenizer=words)
         if trained_in is not None:
             run = RunFolder.load(trained_in.path)
+            origin = origin_of_run(run.config)
             card = model_card(
-                opened, name=out.name, licence=licence, run=run.config, results=run.results
+                opened, name=out.name, license=license, origin=origin, results=run.results
             )
-        elif (source / FILE).is_file() and licence is None:
+        elif (source / FILE).is_file() and license is None:
             card = (source / FILE).read_text(encoding="utf-8")
         else:
-            card = model_card(opened, name=out.name, licence=licence)
+            card = model_card(opened, name=out.name, license=license)
         (folder / FILE).write_text(card, encoding="utf-8")
         if onnx:
             export_onnx(opened, folder)

@@ -28,7 +28,7 @@ def import_model(
     """Turn a published checkpoint into a model folder; every tensor is accounted for."""
     log.info("importing %s", checkpoint)
     from vse_scale.inputs.tokens import CaptionTokenizer
-    from vse_scale.interchange.card import FILE, model_card
+    from vse_scale.interchange.card import FILE, Origin, model_card
     from vse_scale.interchange.published import import_published
 
     words = CaptionTokenizer.load(tokenizer) if tokenizer is not None else None
@@ -41,15 +41,13 @@ def import_model(
         )
     with new_folder(out) as folder:
         imported.model.save_pretrained(folder, tokenizer=words)
-        said = "; ".join(f"{key} {value}" for key, value in imported.notes.items())
-        origin = f"Imported from a checkpoint of the published VSE-infinity code ({said})."
-        card = model_card(
-            imported.model,
-            name=out.name,
-            origin=origin,
-            recipe=imported.recipe,
-            sources=imported.sources,
+        notes = "; ".join(f"{key} {value}" for key, value in imported.notes.items())
+        origin = Origin(
+            f"Imported from a checkpoint of the published VSE-infinity code ({notes}).",
+            imported.recipe,
+            imported.sources,
         )
+        card = model_card(imported.model, name=out.name, origin=origin)
         (folder / FILE).write_text(card, encoding="utf-8")
     used = len(imported.model.state_dict())
     image = imported.model.config.image

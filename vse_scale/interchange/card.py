@@ -1,26 +1,29 @@
-"""The model card of an exported folder: data, recipe, figures, and the licences of the weights."""
+"""The model card of an exported folder: data, recipe, figures, and licenses of the weights."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
 import yaml
 
 from vse_scale.model.vse import VSEModel
+from vse_scale.retrieval.metrics import DIRECTIONS, percentages
 
 FILE = "README.md"
 
-# Of public weights that towers start from, by what their names contain. What is not listed is
-# asked of the reader rather than guessed.
-_LICENCES = {
+# Public weights that towers start from, by a part of their names. For others the card asks the
+# reader, since a guess could be wrong.
+_LICENSES = {
     "wsl": "CC-BY-NC-4.0 (Facebook's weakly supervised ResNeXt): no commercial use",
     "bert-base": "Apache-2.0 (Google's BERT)",
     "bert-large": "Apache-2.0 (Google's BERT)",
     "detector": "MIT (bottom-up attention; trained on Visual Genome, CC-BY-4.0)",
 }
+_NOT_RECORDED = "Not recorded."
 _UNKNOWN = "not recorded: state it before you pass the model on"
 _RECIPE = (
     "objective.margin", "objective.mode", "objective.warmup_epochs", "data.global_batch",
@@ -29,40 +32,68 @@ _RECIPE = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The provenance of a model's weights.
+
+    Attributes:
+        data: the training data, in a sentence.
+        recipe: options of the training, by their names.
+        sources: the weights that each tower started from, by "images" and "captions"; empty for
+            random ones.
+    """
+
+    data: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+def origin_of_run(config: Mapping[str, Any]) -> Origin:
+    """Return the provenance that a run's configuration tells, sections of keys."""
+    path = _value(config, "data.path")
+    data = ""
+    if path is not None:
+        folders = [path] if isinstance(path, str) else path
+        named = " and ".join(f"`{PurePath(folder).name}`" for folder in folders)
+        kind = "dataset" if len(folders) == 1 else "datasets"
+        data = f"Split `{_value(config, 'data.split')}` of the {kind} {named}."
+    whole = _value(config, "model.init_from")
+    sources = {
+        "images": whole or _value(config, "model.image.weights"),
+        "captions": whole or _value(config, "model.text.path"),
+    }
+    return Origin(
+        data,
+        {key: value for key in _RECIPE if (value := _value(config, key)) is not None},
+        {side: str(source or "") for side, source in sources.items()},
+    )
+
+
 def model_card(
     model: VSEModel,
     *,
     name: str,
-    licence: str | None = None,
-    run: Mapping[str, Any] | None = None,
+    license: str | None = None,
+    origin: Origin | None = None,
     results: Mapping[str, Any] | None = None,
-    origin: str | None = None,
-    recipe: Mapping[str, Any] | None = None,
-    sources: Mapping[str, str] | None = None,
 ) -> str:
     """Return the card as Markdown with the front matter that model hubs read.
 
     Args:
-        model: what it describes.
+        model: the model.
         name: the title.
-        licence: of the whole, an SPDX identifier.
-        run: the configuration of the run that trained it, sections of keys.
-        results: its figures, as ``results.json`` has them.
-        origin: in words, where the weights came from if no run of ours trained them.
-        recipe: in that case, what is known of the recipe.
-        sources: in that case, what each tower started from.
+        license: of the whole, an SPDX identifier.
+        origin: where the weights came from; None if that is not known.
+        results: figures of its evaluation, as ``results.json`` has them.
     """
-    run, results = run or {}, results or {}
+    origin = origin or Origin()
     front = {
         "library_name": "vse-scale",
         "pipeline_tag": "feature-extraction",
         "tags": ["image-text-retrieval", "vse-infinity"],
     }
-    if licence:
-        front["license"] = licence.lower()
-    if run:
-        recipe = {key: value for key in _RECIPE if (value := _value(run, key)) is not None}
-        sources = _started_from(run)
+    if license:
+        front["license"] = license.lower()
     opened = f"from vse_scale import VSEModel\n\nmodel = VSEModel.from_pretrained({name!r})"
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
@@ -74,15 +105,15 @@ def model_card(
         "## Model",
         _table(_model_rows(model)),
         "## Training data",
-        _data(run) or origin or "Not recorded.",
+        origin.data or _NOT_RECORDED,
         "## Recipe",
-        _table([(f"`{key}`", json.dumps(value)) for key, value in (recipe or {}).items()])
-        if recipe
-        else "Not recorded.",
+        _table([(f"`{key}`", json.dumps(value)) for key, value in origin.recipe.items()])
+        if origin.recipe
+        else _NOT_RECORDED,
         "## Results",
-        _results(results),
-        "## Weights and their licences",
-        _weights(sources, licence),
+        _results(results or {}),
+        "## Weights and their licenses",
+        _weights(origin.sources, license),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -107,52 +138,40 @@ def _model_rows(model: VSEModel) -> list[tuple[str, str]]:
     return rows
 
 
-def _data(run: Mapping[str, Any]) -> str:
-    path = _value(run, "data.path")
-    if path is None:
-        return ""
-    return f"Split `{_value(run, 'data.split')}` of the dataset `{PurePath(path).name}`."
-
-
 def _results(results: Mapping[str, Any]) -> str:
-    if "i2t" not in results:
+    recorded = [direction for direction in DIRECTIONS.values() if direction.key in results]
+    if not recorded:
         return "Not evaluated."
+    metrics = percentages()
     lines = [
         f"On split `{results.get('split', 'unknown')}`, recalls in percent:",
         "",
-        "| | R@1 | R@5 | R@10 |",
-        "|---|---:|---:|---:|",
+        f"| | {' | '.join(metric.label for metric in metrics)} |",
+        f"|---|{'---:|' * len(metrics)}",
     ]
-    for way, name in (("i2t", "image to text"), ("t2i", "text to image")):
-        figures = " | ".join(f"{results[way][key]:.1f}" for key in ("r1", "r5", "r10"))
-        lines.append(f"| {name} | {figures} |")
-    return "\n".join([*lines, "", f"RSUM {results['rsum']:.1f}"])
+    for direction in recorded:
+        figures = " | ".join(metric.text(results[direction.key]) for metric in metrics)
+        lines.append(f"| {direction.label} | {figures} |")
+    if "rsum" in results:
+        lines += ["", f"RSUM {results['rsum']:.1f}"]
+    return "\n".join(lines)
 
 
-def _started_from(run: Mapping[str, Any]) -> dict[str, str]:
-    whole = _value(run, "model.init_from")
-    given = {
-        "images": whole or _value(run, "model.image.weights"),
-        "captions": whole or _value(run, "model.text.path"),
-    }
-    return {side: str(source or "") for side, source in given.items()}
-
-
-def _weights(sources: Mapping[str, str] | None, licence: str | None) -> str:
+def _weights(sources: Mapping[str, str], license: str | None) -> str:
     rows = [] if sources else [("all", _UNKNOWN)]
-    for side, source in (sources or {}).items():
-        what = "trained from scratch"
+    for side, source in sources.items():
+        origin = "trained from scratch"
         if source:
-            what = f"started from `{PurePath(source).name}`: {_licence_of(source)}"
-        rows.append((side, what))
-    if licence:
-        rows.append(("this model", licence))
+            origin = f"started from `{PurePath(source).name}`: {_license_of(source)}"
+        rows.append((side, origin))
+    if license:
+        rows.append(("this model", license))
     return _table(rows)
 
 
-def _licence_of(source: str) -> str:
+def _license_of(source: str) -> str:
     lowered = source.lower()
-    return next((text for part, text in _LICENCES.items() if part in lowered), _UNKNOWN)
+    return next((text for part, text in _LICENSES.items() if part in lowered), _UNKNOWN)
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -2,14 +2,14 @@
 
 A published file is ``{"model": [image_state_dict, text_state_dict], "opt": argparse.Namespace,
 "epoch", "best_rsum", "Eiters"}``, every key with the prefix ``module.`` that nn.DataParallel adds.
-Each tensor of it is used, or named as left out with the reason; one that is neither is an error.
+Each tensor of it is used, or named as left out with the reason; any other is an error.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,22 +21,18 @@ from torch import Tensor
 
 from vse_scale.config import ModelConfig
 from vse_scale.errors import ModelError
-from vse_scale.model.towers.resnet import BACKBONES, ResNet
+from vse_scale.interchange.published_encoders import Tensors, image_encoder, text_encoder
 from vse_scale.model.vse import VSEModel
 from vse_scale.model.weights import load_exactly
 
-Tensors = dict[str, Tensor]
-
-_BASE_SIZE = 256  # pixels; the published option input_scale_factor multiplies it
-_GRID_SIZE = 512  # pixels, of the published grid recipes
+_WIDTH = "image.projection.bias"  # of all models; its length is that of an embedding
 _NOTES = ("data_name", "epoch", "best_rsum")
 _RECIPE = (
     "batch_size", "learning_rate", "lr_update", "num_epochs", "margin", "max_violation",
     "vse_mean_warmup_epochs", "grad_clip", "optim",
 )  # fmt: skip
-_HEAD_CHANNELS = 64  # per attention head, in every BERT that was published
 
-# What the published code stores and never uses, by pattern, with the reason.
+# Tensors that the published code stores and never uses, by pattern, with the reason.
 _UNUSED = {
     r"image\.backbone\.resnet\.fc\.(weight|bias)": "the classifier",
     r"image\.mlp\.bns\.1\..*": "the MLP's last BatchNorm, which is never applied",
@@ -50,30 +46,6 @@ _TWINS = {
     r"backbone\.base\.(4|5|6)\.": "backbone.resnet.layer{}.",
     r"backbone\.top\.0\.": "backbone.resnet.layer4.",
 }
-# Prefixes of theirs and of ours.
-_GRID_NAMES = {
-    "image.backbone.resnet.": "image.backbone.",
-    "image.image_encoder.fc.": "image.projection.",
-    "image.image_encoder.gpool.": "image.pool.",
-}
-_REGION_NAMES = {
-    "image.fc.": "image.projection.",
-    "image.mlp.layers.0.": "image.hidden.",
-    "image.mlp.bns.0.": "image.norm.",
-    "image.mlp.layers.1.": "image.output.",
-    "image.gpool.": "image.pool.",
-}
-_BERT_NAMES = {
-    "text.bert.": "text.encoder.",
-    "text.linear.": "text.projection.",
-    "text.gpool.": "text.pool.",
-}
-_WORDS = "text.embed.weight"
-_BIGRU_NAMES = {
-    "text.embed.": "text.encoder.embed.",
-    "text.rnn.": "text.encoder.rnn.",
-    "text.gpool.": "text.pool.",
-}
 
 
 @dataclass(frozen=True)
@@ -82,10 +54,10 @@ class Imported:
 
     Attributes:
         model: in evaluation mode.
-        left_out: how many tensors of the file were not used, by reason.
-        notes: what the file says of itself.
-        recipe: what it says of its training.
-        sources: what each tower started from, by side.
+        left_out: the number of tensors of the file that were not used, by reason.
+        notes: the file's name, data, epoch and RSUM.
+        recipe: the options of its training.
+        sources: the weights that each tower started from, by "images" and "captions".
     """
 
     model: VSEModel
@@ -112,12 +84,18 @@ def import_published(
     """
     published, options = _read(path)
     published, left_out = _without_unused(published, path)
-    image, names = _image_section(published, options, backbone, size, path)
-    text, vocab_size, text_names = _text_section(published, path)
-    ours = _renamed(published, names | text_names, path)
-    embed_dim = len(ours["image.projection.bias"])
+    image = image_encoder(published, options, path, backbone=backbone, size=size)
+    text, vocab_size = text_encoder(published, path)
+    ours = _renamed(published, image.names | text.names, path)
+    if _WIDTH not in ours:
+        raise ModelError(f"{path}: 1 missing: {_WIDTH}; give a whole checkpoint")
+    described = {
+        "embed_dim": len(ours[_WIDTH]),
+        "image": image.section,
+        "text": text.section,
+    }
     try:
-        config = ModelConfig.model_validate({"embed_dim": embed_dim, "image": image, "text": text})
+        config = ModelConfig.model_validate(described)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ModelError(
@@ -131,7 +109,7 @@ def import_published(
         left_out,
         {"file": path.name} | _options(options, _NOTES),
         _options(options, _RECIPE),
-        _sources(config, options),
+        {"images": image.source, "captions": text.source},
     )
 
 
@@ -139,15 +117,6 @@ def _options(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, An
     return {
         name: options[name] for name in names if isinstance(options.get(name), str | int | float)
     }
-
-
-def _sources(config: ModelConfig, options: Mapping[str, Any]) -> dict[str, str]:
-    """Say what each tower started from, as far as the published code leaves a choice."""
-    images = "" if config.image.backbone == "regions" else str(options.get("backbone_source") or "")
-    if not images and config.image.backbone != "regions":
-        images = config.image.backbone
-    text = "bert-base-uncased" if config.text.architecture else ""
-    return {"images": images, "captions": text}
 
 
 def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -206,92 +175,6 @@ def _twin(key: str) -> str | None:
             stage = int(found[1]) - 3 if found.groups() else 0
             return f"image.{name.format(stage)}{key[found.end() :]}"
     return None
-
-
-def _image_section(
-    published: Tensors, options: dict[str, Any], backbone: str | None, size: int | None, path: Path
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the image section of a model's configuration, and the names to use."""
-    if "image.fc.weight" in published:
-        if backbone not in (None, "regions"):
-            raise ModelError(f"{path}: is a region model; leave out --backbone {backbone}")
-        channels = published["image.fc.weight"].shape[1]
-        return {"backbone": "regions", "region_channels": channels}, _REGION_NAMES
-    fitting = _fitting_backbones(published)
-    source = str(options.get("backbone_source", ""))
-    if backbone is None and len(fitting) > 1 and source:
-        # Of networks of one shape the published code built torchvision's, or the detector's.
-        plain = [name for name in fitting if name != "detector" and not name.endswith("_caffe")]
-        backbone = "detector" if "detector" in source else plain[0]
-    if backbone is None and len(fitting) == 1:
-        backbone = fitting[0]
-    if not fitting:
-        raise ModelError(
-            f"{path}: its image encoder is none that is known; {', '.join(BACKBONES)} are"
-        )
-    if backbone is None or backbone not in fitting:
-        given = f"--backbone {backbone} does not fit it" if backbone else "it does not say which"
-        raise ModelError(
-            f"{path}: its backbone has the shapes of {' or '.join(fitting)}, and "
-            f"{given}; give --backbone NAME"
-        )
-    if size is None:
-        factor = options.get("input_scale_factor")
-        size = _GRID_SIZE if factor is None else round(_BASE_SIZE * float(factor))
-    pixels = "detector" if backbone == "detector" else "imagenet"
-    return {"backbone": backbone, "pixels": pixels, "size": size}, _GRID_NAMES
-
-
-def _fitting_backbones(published: Tensors) -> list[str]:
-    prefix = "image.backbone.resnet."
-    shapes = {k.removeprefix(prefix): v.shape for k, v in published.items() if k.startswith(prefix)}
-    fitting = []
-    for name, architecture in BACKBONES.items():
-        with torch.device("meta"):
-            own = ResNet(architecture).state_dict()
-        if {key: value.shape for key, value in own.items()} == shapes:
-            fitting.append(name)
-    return fitting
-
-
-def _text_section(published: Tensors, path: Path) -> tuple[dict[str, Any], int, dict[str, str]]:
-    """Return the text section of a model's configuration, the token ids, and the names to use."""
-    for marker, describe, names in _TEXT_ENCODERS:
-        if marker in published:
-            return describe(published), len(published[marker]), names
-    raise ModelError(
-        f"{path}: its text encoder is neither of those known "
-        f"({', '.join(marker for marker, _, _ in _TEXT_ENCODERS)} is missing)"
-    )
-
-
-def _bert(published: Tensors) -> dict[str, Any]:
-    words, hidden = published["text.bert.embeddings.word_embeddings.weight"].shape
-    layer = r"text\.bert\.encoder\.layer\.(\d+)\."
-    layers = {int(found[1]) for key in published if (found := re.match(layer, key))}
-    inner = published["text.bert.encoder.layer.0.intermediate.dense.bias"]
-    architecture = {
-        "vocab_size": words,
-        "hidden_size": hidden,
-        "num_hidden_layers": len(layers),
-        "num_attention_heads": max(hidden // _HEAD_CHANNELS, 1),
-        "intermediate_size": len(inner),
-        "max_position_embeddings": len(
-            published["text.bert.embeddings.position_embeddings.weight"]
-        ),
-        "type_vocab_size": len(published["text.bert.embeddings.token_type_embeddings.weight"]),
-    }
-    return {"architecture": architecture}
-
-
-def _bigru(published: Tensors) -> dict[str, Any]:
-    return {"encoder": "bigru", "word_channels": published[_WORDS].shape[1]}
-
-
-_TEXT_ENCODERS: tuple[tuple[str, Callable[[Tensors], dict[str, Any]], dict[str, str]], ...] = (
-    ("text.bert.embeddings.word_embeddings.weight", _bert, _BERT_NAMES),
-    (_WORDS, _bigru, _BIGRU_NAMES),
-)
 
 
 def _renamed(published: Tensors, names: dict[str, str], path: Path) -> Tensors:

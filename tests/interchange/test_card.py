@@ -1,0 +1,88 @@
+"""Model cards: data, recipe, figures and licenses, read from the card's own Markdown."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from vse_scale.interchange.card import Origin, model_card, origin_of_run
+
+FIGURES = {"r1": 61.25, "r5": 83.5, "r10": 91.75, "median_rank": 1.0, "mean_rank": 4.375}
+RESULTS = {"split": "test", "i2t": FIGURES, "t2i": {**FIGURES, "r1": 50.0}, "rsum": 461.75}
+
+
+def rows(card, title):
+    """Return the cells of the table below a heading."""
+    section = card.split(f"## {title}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_a_card_of_a_run(small_model):
+    config = {
+        "data": {"path": "data/scenes", "split": "train", "global_batch": 64},
+        "objective": {"margin": 0.25, "warmup_epochs": 2},
+        "optim": {"lr": 0.001},
+        "model": {
+            "image": {"backbone": "resnet101", "weights": "w/resnext_wsl.pth"},
+            "text": {"path": "w/bert-base-uncased"},
+        },
+    }
+    card = model_card(
+        small_model, name="mine", license="MIT", origin=origin_of_run(config), results=RESULTS
+    )
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "mit"
+    assert "Split `train` of the dataset `scenes`." in card
+    recipe = {name.strip("`"): json.loads(value) for name, value in rows(card, "Recipe")[2:]}
+    assert recipe["data.global_batch"] == 64
+    assert recipe["objective.margin"] == 0.25
+    assert recipe["optim.lr"] == 0.001
+    assert rows(card, "Results") == [
+        ["", "R@1", "R@5", "R@10"],
+        ["---", "---:", "---:", "---:"],
+        ["image to text", "61.2", "83.5", "91.8"],
+        ["text to image", "50.0", "83.5", "91.8"],
+    ]
+    assert "RSUM 461.8" in card
+    weights = dict(rows(card, "Weights and their licenses")[2:])
+    assert weights["images"].startswith("started from `resnext_wsl.pth`: CC-BY-NC-4.0")
+    assert weights["captions"].startswith("started from `bert-base-uncased`: Apache-2.0")
+    assert weights["this model"] == "MIT"
+
+
+def test_a_card_of_several_datasets_and_random_weights(small_model):
+    config = {"data": {"path": ["a/coco", "b/photos"], "split": "train"}}
+    card = model_card(small_model, name="mine", origin=origin_of_run(config))
+    assert "Split `train` of the datasets `coco` and `photos`." in card
+    weights = dict(rows(card, "Weights and their licenses")[2:])
+    assert weights == {"images": "trained from scratch", "captions": "trained from scratch"}
+
+
+@pytest.mark.parametrize("missing", ["r10", "t2i", "rsum"])
+def test_an_old_run_may_lack_a_figure(small_model, missing):
+    results = {key: value for key, value in RESULTS.items() if key != missing}
+    results["i2t"] = {key: value for key, value in FIGURES.items() if key != missing}
+    card = model_card(small_model, name="mine", results=results)
+    assert ["–" in row for row in rows(card, "Results")].count(True) == (missing == "r10")
+
+
+def test_a_card_without_a_run_says_so(small_model):
+    card = model_card(small_model, name="mine")
+    assert card.count("Not recorded.") == 2
+    assert "Not evaluated." in card
+    assert "license" not in yaml.safe_load(card.split("---")[1])
+    assert "all" in dict(rows(card, "Weights and their licenses"))
+
+
+def test_a_source_of_another_maker_is_asked_for(small_model):
+    origin = Origin(sources={"images": "some/vit", "captions": ""})
+    weights = dict(
+        rows(model_card(small_model, name="m", origin=origin), "Weights and their licenses")
+    )
+    assert (
+        weights["images"]
+        == "started from `vit`: not recorded: state it before you pass the model on"
+    )
