@@ -17,13 +17,15 @@ def export_model(
     model: Annotated[Path, typer.Option(help="a model folder, or a run's folder")],
     out: Annotated[Path, typer.Option(help="the folder to write")],
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="both encoders as ONNX too, compared with the model")
+        bool,
+        typer.Option("--onnx", help="also write both encoders as ONNX, compared with it"),
     ] = False,
     license: Annotated[
-        str | None, typer.Option("--license", help="of the model, for its card: an SPDX identifier")
+        str | None,
+        typer.Option("--license", help="SPDX identifier of the model's license, for its card"),
     ] = None,
 ) -> None:
-    """Write a model to a folder that stands alone, with a model card."""
+    """Write a model with its tokenizer and a model card to a folder that needs nothing else."""
     log.info("exporting %s", model)
     from vse_scale.inputs.tokens import CaptionTokenizer
     from vse_scale.interchange.card import FILE, model_card, origin_of_run

@@ -16,16 +16,16 @@ def import_model(
     checkpoint: Annotated[Path, typer.Argument(help="a published VSE-infinity model_best.pth")],
     out: Annotated[Path, typer.Option(help="the model folder to write")],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="its tokenizer's folder, or vocabulary")
+        Path | None, typer.Option(help="folder of its tokenizer, or its vocabulary file")
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="the grid backbone, where the file does not say")
+        str | None, typer.Option(help="grid backbone; default: as the file says")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=16, help="image size in pixels, where the file does not say")
+        int | None, typer.Option(min=16, help="image size in pixels; default: as the file says")
     ] = None,
 ) -> None:
-    """Turn a published checkpoint into a model folder; every tensor is accounted for."""
+    """Convert a published checkpoint to a model folder; every tensor is used or listed."""
     log.info("importing %s", checkpoint)
     from vse_scale.inputs.tokens import CaptionTokenizer
     from vse_scale.interchange.card import FILE, Origin, model_card

@@ -13,7 +13,9 @@ from vse_scale.errors import ConfigError
 
 
 def report(
-    run: Annotated[list[Path], typer.Option(help="a run's folder; two are put side by side")],
+    run: Annotated[
+        list[Path], typer.Option(help="a run's folder; given twice, the runs stand side by side")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="default: report.html in the run's folder; compare.html for two"),

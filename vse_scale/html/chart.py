@@ -1,7 +1,8 @@
 """Line charts as HTML and SVG that stay legible at any width.
 
-The SVG holds shapes alone and is stretched to the box; its strokes do not scale. Words and numbers
-are HTML, placed in percent of the box, so they keep their size on a phone.
+The SVG holds shapes alone and scales to its box in both directions; its strokes keep their width.
+Words and numbers are HTML, positioned in percent of the box, so that they keep their size on a
+phone.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class Axis:
     ticks: tuple[tuple[float, str], ...]
     log: bool = False
 
-    def place(self, value: float) -> float:
-        """Return where ``value`` lies, 0 at the low end and 100 at the high end."""
+    def position(self, value: float) -> float:
+        """Return the position of ``value`` in percent: 0 at the low end, 100 at the high end."""
         if self.log:
             low, high, value = math.log(self.low), math.log(self.high), math.log(value)
         else:
@@ -33,7 +34,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve; ``style`` is a class of style.css, ``label`` what the legend calls it, if at all."""
+    """A curve.
+
+    Attributes:
+        xs: its points, in the units of the axes.
+        ys: as many values.
+        style: a class of style.css.
+        label: its name in the legend; empty leaves it out.
+        dots: whether each point is a dot.
+        filled: whether the area below is shaded.
+    """
 
     xs: Sequence[float]
     ys: Sequence[float]
@@ -45,7 +55,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Band:
-    """A shaded stretch of the x axis."""
+    """A shaded range of the x axis."""
 
     start: float
     stop: float
@@ -84,7 +94,7 @@ def log_axis(label: str, low: float, high: float) -> Axis:
 
 
 def number(value: float) -> str:
-    """Return ``value`` in at most four digits or so: 1,500 and 0.25 and 3."""
+    """Return ``value`` with about four digits: 1,500 and 0.25 and 3."""
     if value == 0:
         return "0"
     if abs(value) >= 1000:
@@ -101,16 +111,26 @@ def line_chart(
     bands: Sequence[Band] = (),
     marks: Sequence[Mark] = (),
 ) -> str:
-    """Return a figure; ``summary`` says in words what a reader who cannot see it should know."""
+    """Return a figure.
+
+    Args:
+        title: its heading.
+        summary: the figure in words, for readers who cannot see it.
+        x: the horizontal axis.
+        y: the vertical axis.
+        lines: the curves, the first below the others.
+        bands: shaded ranges behind them.
+        marks: vertical lines behind them.
+    """
     shapes = [_band(band, x) for band in bands]
     shapes += [_rule("grid", 0, 100, level, level) for level in _levels(y)]
-    shapes += [_rule("mark", place, place, 0, 100) for place in (x.place(m.x) for m in marks)]
+    shapes += [_rule("mark", at, at, 0, 100) for at in (x.position(m.x) for m in marks)]
     shapes += [shape for line in lines for shape in _curve(line, x, y)]
     words = [
-        f'<span class="ytick" style="top:{100 - y.place(value):.2f}%">{escape(text)}</span>'
+        f'<span class="ytick" style="top:{100 - y.position(value):.2f}%">{escape(text)}</span>'
         for value, text in y.ticks
     ] + [
-        f'<span class="xtick" style="left:{x.place(value):.2f}%">{escape(text)}</span>'
+        f'<span class="xtick" style="left:{x.position(value):.2f}%">{escape(text)}</span>'
         for value, text in x.ticks
     ]
     return (
@@ -125,7 +145,7 @@ def line_chart(
 
 
 def _levels(axis: Axis) -> list[float]:
-    return [100 - axis.place(value) for value, _ in axis.ticks]
+    return [100 - axis.position(value) for value, _ in axis.ticks]
 
 
 def _rule(style: str, x1: float, x2: float, y1: float, y2: float) -> str:
@@ -133,22 +153,23 @@ def _rule(style: str, x1: float, x2: float, y1: float, y2: float) -> str:
 
 
 def _band(band: Band, x: Axis) -> str:
-    start, stop = x.place(band.start), x.place(band.stop)
+    start, stop = x.position(band.start), x.position(band.stop)
     return f'<rect class="band" x="{start:.2f}" y="0" width="{stop - start:.2f}" height="100"/>'
 
 
 def _curve(line: Line, x: Axis, y: Axis) -> list[str]:
     points = [
-        f"{x.place(a):.2f} {100 - y.place(b):.2f}" for a, b in zip(line.xs, line.ys, strict=True)
+        f"{x.position(a):.2f} {100 - y.position(b):.2f}"
+        for a, b in zip(line.xs, line.ys, strict=True)
     ]
     shapes = []
     if line.filled:
-        start, stop = x.place(line.xs[0]), x.place(line.xs[-1])
+        start, stop = x.position(line.xs[0]), x.position(line.xs[-1])
         outline = f"M{start:.2f} 100L{'L'.join(points)}L{stop:.2f} 100Z"
         shapes.append(f'<path class="area {line.style}" d="{outline}"/>')
     shapes.append(f'<path class="line {line.style}" d="M{"L".join(points)}"/>')
     if line.dots:
-        # A stroke of no length with round ends is a dot that stretching leaves round.
+        # A stroke of no length with round ends stays round when the SVG scales.
         dots = "".join(f"M{point}h0" for point in points)
         shapes.append(f'<path class="dots {line.style}" d="{dots}"/>')
     return shapes

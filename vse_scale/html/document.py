@@ -1,4 +1,4 @@
-"""A whole HTML document out of a package's templates; one file that needs no network."""
+"""HTML documents from a package's templates; one file that needs no network."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def document(
     """Fill the body ``template`` of ``package`` with ``parts``, in a frame with its style.css.
 
     Args:
-        package: that holds the template and its style.css, such as "vse_scale.report".
-        template: the name of the file.
+        package: the package of the template and its style.css, such as "vse_scale.report".
+        template: the name of its file.
         title: plain text, escaped here.
         style: CSS to follow that of style.css.
         script: JavaScript for the end of the page.
-        parts: HTML by the names that the template has.
+        parts: HTML, by the names in the template.
     """
     folder = files(package)
     frame = (files("vse_scale.html") / "document.html").read_text("utf-8")

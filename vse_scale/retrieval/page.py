@@ -1,4 +1,4 @@
-"""The answers as a page with pictures, one file without a network."""
+"""Search results as a page with pictures, one file that needs no network."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def write_page(
 
     Args:
         out: the file.
-        index: what was searched, and where its pictures are.
-        side: what the hits are.
-        queries: for each its words, or its file's name and the picture, and its hits.
+        index: the index that was searched; it finds the pictures of hits.
+        side: of the hits, images or captions.
+        queries: of each the words, or the name of its file and the picture, and the hits.
     """
     sections = "".join(
         f"<section>{_query(words, picture)}<ol>{''.join(_hit(index, side, hit) for hit in hits)}"

@@ -12,7 +12,7 @@ from vse_scale.retrieval.metrics import DIRECTIONS
 class Examples(Panel):
     """A card a query, by direction."""
 
-    section = Section("examples", "What it finds", 40)
+    section = Section("examples", "Examples", 40)
     style = """\
 #examples h3 { margin: 2rem 0 .9rem; }
 """

@@ -17,7 +17,7 @@ _RANKS = (2, 6, 11, 51)  # of the right answer, to filter by
 class Failures(Panel):
     """A card a query whose first answer is wrong, the worst first."""
 
-    section = Section("failures", "Where it fails", 50)
+    section = Section("failures", "Failures", 50)
     style = """\
 #failures form { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; align-items: end;
   margin-bottom: 1.2rem; }

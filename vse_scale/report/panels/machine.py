@@ -15,8 +15,7 @@ _GIGA = 1e9
 class Machine(Panel):
     """Processors, memory, GPUs and versions."""
 
-    section = Section("system", "What it ran on", 80)
-    compared_section = Section("system", "What they ran on", 80)
+    section = Section("system", "Machine and versions", 80)
 
     def render(self, data: ReportData) -> str:
         """Return the facts and versions of a run."""

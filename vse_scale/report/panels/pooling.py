@@ -19,7 +19,7 @@ _SIDES = (("image", "Images", "cells"), ("text", "Captions", "tokens"))
 class Pooling(Panel):
     """A chart a side against plain averaging, then the weights over time."""
 
-    section = Section("pooling", "What the pooling learned", 60)
+    section = Section("pooling", "Pooling weights", 60)
 
     def render(self, data: ReportData) -> str:
         """Return the learned weights, and how they changed."""

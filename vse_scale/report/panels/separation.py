@@ -24,7 +24,7 @@ _CURVES = (
 class Separation(Panel):
     """Two histograms: of the model at hand, or of the best validation that recorded them."""
 
-    section = Section("separation", "Right and wrong apart", 30)
+    section = Section("separation", "Similarities of right and wrong pairs", 30)
 
     def render(self, data: ReportData) -> str:
         """Return both histograms in one chart."""

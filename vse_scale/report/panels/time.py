@@ -30,7 +30,7 @@ _MOST_ROWS = 12
 class Time(Panel):
     """A stacked bar of the whole run, one of each epoch, and the figures in a table."""
 
-    section = Section("time", "Where the time went", 70)
+    section = Section("time", "Time by phase", 70)
     style = """\
 :root {
   --data: #c2503f; --forward: #17636b; --objective: #d09a3c; --communication: #7d6a99;
