@@ -8,9 +8,11 @@ import pytest
 import yaml
 
 from vse_scale.interchange.card import Origin, model_card, origin_of_run
+from vse_scale.run.records import EvaluationRecord
 
 FIGURES = {"r1": 61.25, "r5": 83.5, "r10": 91.75, "median_rank": 1.0, "mean_rank": 4.375}
-RESULTS = {"split": "test", "i2t": FIGURES, "t2i": {**FIGURES, "r1": 50.0}, "rsum": 461.75}
+RECALLS = {"i2t": FIGURES, "t2i": {**FIGURES, "r1": 50.0}, "rsum": 461.75}
+RESULTS = {"step": 9, "split": "test", **RECALLS}
 
 
 def rows(card, title):
@@ -30,9 +32,9 @@ def test_a_card_of_a_run(small_model):
             "text": {"path": "w/bert-base-uncased"},
         },
     }
-    card = model_card(
-        small_model, name="mine", license="MIT", origin=origin_of_run(config), results=RESULTS
-    )
+    results = EvaluationRecord.from_json(RESULTS)
+    origin = origin_of_run(config)
+    card = model_card(small_model, name="mine", license="MIT", origin=origin, results=results)
     front = yaml.safe_load(card.split("---")[1])
     assert front["license"] == "mit"
     assert "Split `train` of the dataset `scenes`." in card
@@ -65,7 +67,7 @@ def test_a_card_of_several_datasets_and_random_weights(small_model):
 def test_an_old_run_may_lack_a_figure(small_model, missing):
     results = {key: value for key, value in RESULTS.items() if key != missing}
     results["i2t"] = {key: value for key, value in FIGURES.items() if key != missing}
-    card = model_card(small_model, name="mine", results=results)
+    card = model_card(small_model, name="mine", results=EvaluationRecord.from_json(results))
     assert ["–" in row for row in rows(card, "Results")].count(True) == (missing == "r10")
 
 

@@ -13,7 +13,7 @@ from vse_scale.report import build_report, panel, panels
 from vse_scale.report.compare import compare_runs
 from vse_scale.report.data import Column, ReportData
 from vse_scale.retrieval.metrics import METRICS
-from vse_scale.run.untyped import RunFolder
+from vse_scale.run.folder import RunRecords
 
 ADDED = '''
 from vse_scale.report.panel import Panel, Section
@@ -115,7 +115,7 @@ NAMES = [type(each).__name__ for each in panel.discover()]
 @pytest.mark.parametrize("name", NAMES)
 def test_every_panel_renders_for_every_run(name, some_run):
     (shown,) = (each for each in panel.discover() if type(each).__name__ == name)
-    records = RunFolder.load(some_run)
+    records = RunRecords.load(some_run)
     html = shown.render(ReportData(records))
     assert "None<" not in html
     assert "nan" not in html.lower()

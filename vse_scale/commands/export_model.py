@@ -10,7 +10,7 @@ import typer
 
 from vse_scale.commands.common import new_folder
 from vse_scale.console import log
-from vse_scale.run.folder import model_folder, run_folder
+from vse_scale.run.folder import RunRecords, model_folder, run_folder
 
 
 def export_model(
@@ -31,7 +31,6 @@ def export_model(
     from vse_scale.interchange.card import FILE, model_card, origin_of_run
     from vse_scale.interchange.onnx import export_onnx
     from vse_scale.model.vse import VSEModel
-    from vse_scale.run.untyped import RunFolder
 
     source = model_folder(model)
     opened = VSEModel.from_pretrained(source)
@@ -41,10 +40,10 @@ def export_model(
     with new_folder(out) as folder:
         opened.save_pretrained(folder, tokenizer=words)
         if trained_in is not None:
-            run = RunFolder.load(trained_in.path)
+            run = RunRecords.load(trained_in.path)
             origin = origin_of_run(run.config)
             card = model_card(
-                opened, name=out.name, license=license, origin=origin, results=run.results
+                opened, name=out.name, license=license, origin=origin, results=run.results.best
             )
         elif (source / FILE).is_file() and license is None:
             card = (source / FILE).read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -12,6 +13,7 @@ import yaml
 
 from vse_scale.model.vse import VSEModel
 from vse_scale.retrieval.metrics import DIRECTIONS, percentages
+from vse_scale.run.records import EvaluationRecord
 
 FILE = "README.md"
 
@@ -75,7 +77,7 @@ def model_card(
     name: str,
     license: str | None = None,
     origin: Origin | None = None,
-    results: Mapping[str, Any] | None = None,
+    results: EvaluationRecord | None = None,
 ) -> str:
     """Return the card as Markdown with the front matter that model hubs read.
 
@@ -84,7 +86,7 @@ def model_card(
         name: the title.
         license: of the whole, an SPDX identifier.
         origin: where the weights came from; None if that is not known.
-        results: figures of its evaluation, as ``results.json`` has them.
+        results: its validation; None if there was none.
     """
     origin = origin or Origin()
     front = {
@@ -111,7 +113,7 @@ def model_card(
         if origin.recipe
         else _NOT_RECORDED,
         "## Results",
-        _results(results or {}),
+        _results(results),
         "## Weights and their licenses",
         _weights(origin.sources, license),
     ]
@@ -138,22 +140,22 @@ def _model_rows(model: VSEModel) -> list[tuple[str, str]]:
     return rows
 
 
-def _results(results: Mapping[str, Any]) -> str:
-    recorded = [direction for direction in DIRECTIONS.values() if direction.key in results]
-    if not recorded:
+def _results(results: EvaluationRecord | None) -> str:
+    if results is None or not results.recalls:
         return "Not evaluated."
     metrics = percentages()
     lines = [
-        f"On split `{results.get('split', 'unknown')}`, recalls in percent:",
+        f"On split `{results.split or 'unknown'}`, recalls in percent:",
         "",
         f"| | {' | '.join(metric.label for metric in metrics)} |",
         f"|---|{'---:|' * len(metrics)}",
     ]
-    for direction in recorded:
-        figures = " | ".join(metric.text(results[direction.key]) for metric in metrics)
-        lines.append(f"| {direction.label} | {figures} |")
-    if "rsum" in results:
-        lines += ["", f"RSUM {results['rsum']:.1f}"]
+    for key, direction in DIRECTIONS.items():
+        if key in results.recalls:
+            figures = " | ".join(metric.text(results.recalls[key]) for metric in metrics)
+            lines.append(f"| {direction.label} | {figures} |")
+    if not math.isnan(results.rsum):
+        lines += ["", f"RSUM {results.rsum:.1f}"]
     return "\n".join(lines)
 
 

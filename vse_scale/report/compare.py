@@ -10,7 +10,7 @@ from vse_scale.report import frame, headline
 from vse_scale.report.data import Column
 from vse_scale.report.panel import Comparable, discover
 from vse_scale.report.pieces import SIDE_STYLES
-from vse_scale.run.untyped import RunFolder
+from vse_scale.run.folder import RunRecords
 
 
 def compare_runs(first: Path, second: Path, out: Path) -> Path:
@@ -20,7 +20,7 @@ def compare_runs(first: Path, second: Path, out: Path) -> Path:
         OutputError: a run's folder is missing or damaged.
     """
     paths = (first, second)
-    runs = [RunFolder.load(path) for path in paths]
+    runs = [RunRecords.load(path) for path in paths]
     names = [run.name for run in runs]
     if names[0] == names[1]:  # folders of one name are told apart by their paths
         names = [str(path) for path in paths]

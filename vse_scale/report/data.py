@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from vse_scale.report.examples import Example, Failures
-from vse_scale.run.untyped import RunFolder
+from vse_scale.run.folder import RunRecords
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Findings(Protocol):
         ...
 
     @property
-    def similarities(self) -> dict[str, Any] | None:
+    def similarities(self) -> Mapping[str, Sequence[int]] | None:
         """Histograms, as `similarity_histograms` makes them; None without a model."""
         ...
 
@@ -49,7 +49,7 @@ class KnownFindings:
     examples: Sequence[Example] = ()
     failures: Failures | None = None
     pooling: Sequence[PoolingCurve] = ()
-    similarities: dict[str, Any] | None = None
+    similarities: Mapping[str, Sequence[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ReportData:
         found: findings of its model.
     """
 
-    run: RunFolder
+    run: RunRecords
     found: Findings = field(default_factory=KnownFindings)
 
 
@@ -69,6 +69,6 @@ class ReportData:
 class Column:
     """A run in a comparison: its records, its name, and the CSS class of its colour."""
 
-    run: RunFolder
+    run: RunRecords
     name: str
     style: str

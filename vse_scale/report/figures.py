@@ -1,20 +1,27 @@
-"""Figures of validations, by the tables of metrics and directions."""
+"""Figures of a run: of its validations by metric and direction, and of its training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+
+import numpy as np
 
 from vse_scale.retrieval.metrics import DIRECTIONS, METRICS, Direction, Metric
+from vse_scale.run.folder import RunRecords
+from vse_scale.run.records import EvaluationRecord
 
 RSUM_TERMS = len(DIRECTIONS) * sum(metric.in_rsum for metric in METRICS.values())
 HIGHEST_RSUM = 100.0 * RSUM_TERMS
 
 
-def recorded(record: Mapping[str, Any], direction: Direction, metric: Metric) -> float | None:
+def recorded(record: EvaluationRecord | None, direction: Direction, metric: Metric) -> float | None:
     """Return one figure of a validation; None where the run did not record it."""
-    value = (record.get(direction.key) or {}).get(metric.name)
-    return None if value is None else float(value)
+    return None if record is None else record.recalls.get(direction.key, {}).get(metric.name)
+
+
+def recorded_rsum(record: EvaluationRecord | None) -> float | None:
+    """Return the RSUM of a validation; None where the run did not record it."""
+    return None if record is None or math.isnan(record.rsum) else record.rsum
 
 
 def text(metric: Metric, value: float | None) -> str:
@@ -22,3 +29,14 @@ def text(metric: Metric, value: float | None) -> str:
     if value is None:
         return "–"
     return f"{round(value, 1):g}" if metric.unit == "rank" else f"{value:.1f}"
+
+
+def training_seconds(run: RunRecords) -> float:
+    """Return the seconds of all steps."""
+    return sum(record.seconds.get("step", 0.0) for record in run.steps)
+
+
+def pairs_per_second(run: RunRecords) -> float | None:
+    """Return the median speed of the steps; None where the run did not record it."""
+    speeds = [r.pairs_per_second for r in run.steps if not math.isnan(r.pairs_per_second)]
+    return float(np.median(speeds)) if speeds else None

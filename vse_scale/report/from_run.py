@@ -27,7 +27,7 @@ from vse_scale.report.examples import (
 from vse_scale.report.page import write_report
 from vse_scale.retrieval.encode import Embeddings, Progress, encode_split
 from vse_scale.retrieval.separation import similarity_histograms
-from vse_scale.run.untyped import RunFolder
+from vse_scale.run.folder import RunRecords
 
 _FAILURE_SIDE = 120  # pixels of a failure's thumbnails: there are many of them
 
@@ -47,23 +47,23 @@ class ModelFindings:
 
     def __init__(
         self,
-        run: RunFolder,
-        folder: Path,
+        run: RunRecords,
+        split: str,
         *,
         device: torch.device | str,
         threads: int,
         progress: Progress | None = None,
     ) -> None:
-        """Take the model of ``run`` in ``folder``.
+        """Take the best model of ``run``, and the ``split`` that it was evaluated on.
 
         Args:
             run: its records.
-            folder: the model folder.
+            split: of its dataset.
             device: to encode on.
             threads: to decode images with.
             progress: called while images and captions are encoded.
         """
-        self._run, self._folder = run, folder
+        self._run, self._split = run, split
         self._device, self._threads, self._progress = device, threads, progress
 
     @cached_property
@@ -97,15 +97,15 @@ class ModelFindings:
 
     @cached_property
     def _model(self) -> VSEModel:
-        return VSEModel.from_pretrained(self._folder).to(self._device)
+        return VSEModel.from_pretrained(self._run.folder.model_folder).to(self._device)
 
     @cached_property
     def _tokenizer(self) -> CaptionTokenizer:
-        return CaptionTokenizer.load(self._folder)
+        return CaptionTokenizer.load(self._run.folder.model_folder)
 
     @cached_property
     def _dataset(self) -> ShardDataset:
-        run, split = self._run, self._run.results["split"]
+        run, split = self._run, self._split
         path = run.setting("data.path")
         folders = [path] if isinstance(path, str) else path
         staging = StagingOptions(run.setting("data.cache_dir"), run.setting("data.cache_gb", 100.0))
@@ -146,12 +146,12 @@ def report_run(
         ModelError: its model is damaged.
         DatasetError: the dataset it was evaluated on is gone or damaged.
     """
-    run = RunFolder.load(run_dir)
+    run = RunRecords.load(run_dir)
     found: Findings = KnownFindings()
-    folder = run_dir / "model"
-    if folder.is_dir() and "split" in run.results:
-        found = ModelFindings(run, folder, device=device, threads=threads, progress=progress)
-    return write_report(run_dir, out, run, found)
+    split = run.results.best.split if run.results.best else ""
+    if split and run.folder.model_folder.is_dir():
+        found = ModelFindings(run, split, device=device, threads=threads, progress=progress)
+    return write_report(out, run, found)
 
 
 def pooling_curves(model: Pooled, caption_lengths: Sequence[int]) -> list[PoolingCurve]:

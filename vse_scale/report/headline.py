@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-import numpy as np
-
 from vse_scale.console import duration
 from vse_scale.report import figures, names
 from vse_scale.report.data import Column
+from vse_scale.report.pieces import figure
 from vse_scale.retrieval.metrics import DIRECTIONS, HEADLINE
-from vse_scale.run.untyped import RunFolder
+from vse_scale.run.folder import RunRecords
 
 
-def of_run(run: RunFolder) -> str:
+def of_run(run: RunRecords) -> str:
     """Return the name of a run, its data and encoders, and its key figures."""
     dataset = run.setting("data.path")
     if isinstance(dataset, list):
@@ -30,11 +29,12 @@ def of_run(run: RunFolder) -> str:
         if value
     )
     score = '<p class="score none">not evaluated yet</p>'
-    if "rsum" in run.results:
+    rsum = figures.recorded_rsum(run.results.best)
+    if run.results.best is not None and rsum is not None:
         score = (
-            f'<p class="score"><b>{run.results["rsum"]:.1f}</b>'
+            f'<p class="score"><b>{rsum:.1f}</b>'
             f"<span>RSUM of {figures.HIGHEST_RSUM:.0f}"
-            f"<br>on {escape(str(run.results.get('split', 'the evaluated split')))}</span></p>"
+            f"<br>on {escape(run.results.best.split or 'the evaluated split')}</span></p>"
         )
     return (
         f'<div class="title"><p class="eyebrow">Image–text retrieval</p><h1>{escape(run.name)}</h1>'
@@ -54,21 +54,19 @@ def of_comparison(columns: Sequence[Column]) -> str:
     )
 
 
-def _strip(run: RunFolder) -> str:
+def _strip(run: RunRecords) -> str:
     """Return the row of key figures."""
     shown = []
     for direction in DIRECTIONS.values():
-        value = figures.recorded(run.results, direction, HEADLINE)
+        value = figures.recorded(run.results.best, direction, HEADLINE)
         if value is not None:
             shown.append((f"{value:.1f} %", f"{HEADLINE.label}, {direction.label}"))
     if run.steps:
-        seconds = sum(float(record["seconds"]["step"]) for record in run.steps)
-        epochs = run.steps[-1]["epoch_fraction"]
-        speed = float(np.median([record["pairs_per_second"] for record in run.steps]))
+        epochs = run.steps[-1].epoch_fraction
         shown += [
             (f"{len(run.steps):,}", f"steps, {epochs:.3g} epochs"),
-            (duration(seconds), "training time"),
-            (f"{speed:,.0f}", "pairs a second"),
+            (duration(figures.training_seconds(run)), "training time"),
+            (figure(figures.pairs_per_second(run), ",.0f"), "pairs a second"),
         ]
     items = "".join(f"<li><b>{escape(a)}</b><span>{escape(b)}</span></li>" for a, b in shown)
     return f'<ul class="strip">{items}</ul>' if shown else ""

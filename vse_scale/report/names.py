@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-from vse_scale.run.untyped import RunFolder
+from vse_scale.run.folder import RunRecords
 
 _PHASES = {"all": "all violating negatives (warm-up)"}
 
@@ -18,7 +18,7 @@ def phase_label(phase: str) -> str:
     return "" if phase == "hardest" else _PHASES.get(phase, phase)
 
 
-def image_tower(run: RunFolder) -> str:
+def image_tower(run: RunRecords) -> str:
     """Return the image encoder in words; empty where the run holds no configuration."""
     backbone = run.setting("model.image.backbone")
     if backbone == "regions":
@@ -30,7 +30,7 @@ def image_tower(run: RunFolder) -> str:
     return f"{backbone}, {size} px" if backbone else ""
 
 
-def text_tower(run: RunFolder) -> str:
+def text_tower(run: RunRecords) -> str:
     """Return the text encoder in words; empty where the run holds no configuration."""
     if run.setting("model.text.encoder") == "bigru":
         return "BiGRU"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from vse_scale.html.document import write_document
 from vse_scale.report import frame, headline
 from vse_scale.report.data import Findings, KnownFindings, PoolingCurve, ReportData
 from vse_scale.report.examples import Example, Failures
 from vse_scale.report.panel import discover
-from vse_scale.run.untyped import RunFolder
+from vse_scale.run.folder import RunRecords
 
 
 def build_report(
@@ -21,7 +20,7 @@ def build_report(
     examples: Sequence[Example] = (),
     failures: Failures | None = None,
     pooling: Sequence[PoolingCurve] = (),
-    similarities: dict[str, Any] | None = None,
+    similarities: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
     """Write the report of a run; for anything that the run lacks, the page has a sentence.
 
@@ -41,12 +40,12 @@ def build_report(
         OutputError: ``run_dir`` is missing or damaged.
     """
     found = KnownFindings(examples, failures, pooling, similarities)
-    return write_report(run_dir, out, RunFolder.load(run_dir), found)
+    return write_report(out, RunRecords.load(run_dir), found)
 
 
-def write_report(run_dir: Path, out: Path | None, run: RunFolder, found: Findings) -> Path:
+def write_report(out: Path | None, run: RunRecords, found: Findings) -> Path:
     """Write the report of ``run`` to ``out``, by default report.html in its folder."""
-    out = out or run_dir / "report.html"
+    out = out or run.folder.report_file
     write_document(out, render(ReportData(run, found)))
     return out
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vse_scale.html.chart import Axis, Line, Mark, linear_axis
 from vse_scale.report.data import Column
-from vse_scale.run.untyped import RunFolder
+from vse_scale.run.folder import RunRecords
 
 # Classes of style.css: the colours of images and captions, and of the runs in a comparison.
 SIDE_STYLES = ("image", "text")
@@ -72,11 +72,11 @@ def figure(value: float | None, form: str) -> str:
     return "–" if value is None else f"{value:{form}}"
 
 
-def step_axis(runs: Sequence[RunFolder]) -> Axis:
+def step_axis(runs: Sequence[RunRecords]) -> Axis:
     """Return the axis of training steps; charts of one page share it, so that steps line up."""
-    records = [record for run in runs for record in [*run.steps, *run.evaluations]]
-    last = max((record["step"] for record in records), default=1)
-    return linear_axis("step", 0, max(last, 1))
+    steps = [record.step for run in runs for record in run.steps]
+    steps += [record.step for run in runs for record in run.evaluations]
+    return linear_axis("step", 0, max(steps, default=1) or 1)
 
 
 def thinned(xs: Sequence[float], ys: Sequence[float], most: int) -> tuple[list[float], list[float]]:
@@ -92,9 +92,9 @@ def ends(lines: Sequence[Line]) -> str:
     return "; ".join(f"{line.label}: from {line.ys[0]:.4g} to {line.ys[-1]:.4g}" for line in lines)
 
 
-def learning_rate_drops(run: RunFolder) -> list[Mark]:
+def learning_rate_drops(run: RunRecords) -> list[Mark]:
     """Mark the steps at which the heads' learning rate falls to half or less at once."""
-    rates = [(record["step"], float(record["learning_rate"]["heads"])) for record in run.steps]
+    rates = [(record.step, record.learning_rate.get("heads", 0.0)) for record in run.steps]
     return [
         Mark(step, f"learning rate × {after / before:.2g}")
         for (_, before), (step, after) in pairwise(rates)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,8 @@ from vse_scale.report import names
 from vse_scale.report.data import Column, ReportData
 from vse_scale.report.panel import LEARNING, Panel
 from vse_scale.report.pieces import absent, ends, learning_rate_drops, step_axis, thinned
-from vse_scale.run.untyped import RunFolder
+from vse_scale.run.folder import RunRecords
+from vse_scale.run.records import StepRecord
 
 # More points than a wide screen has pixels only make the file larger.
 _MOST_POINTS, _MOST_COMPARED = 1200, 400
@@ -34,22 +34,20 @@ class Loss(Panel):
             return absent("No step was recorded yet, so there is no loss curve.")
         phases = [
             (phase, list(records))
-            for phase, records in groupby(steps, key=lambda record: record["objective"])
+            for phase, records in groupby(steps, key=lambda record: record.objective)
         ]
         lines = []
         for index, (_, records) in enumerate(phases):
-            xs, ys = thinned(
-                [r["step"] for r in records], [r["loss"] for r in records], _MOST_POINTS
-            )
+            xs, ys = thinned([r.step for r in records], [r.loss for r in records], _MOST_POINTS)
             smooth = _running_mean(ys, max(1, len(xs) // 25))
             lines.append(Line(xs, ys, "raw", "" if index else "each step"))
             lines.append(Line(xs, smooth, "loss", "" if index else "running mean"))
         reduction = "mean" if run.setting("objective.reduction") == "mean" else "sum"
-        losses = [float(record["loss"]) for record in steps]
+        losses = [record.loss for record in steps]
         return line_chart(
             "Loss",
-            f"Loss by step, from {number(losses[0])} at step {steps[0]['step']} to "
-            f"{number(losses[-1])} at step {steps[-1]['step']}.",
+            f"Loss by step, from {number(losses[0])} at step {steps[0].step} to "
+            f"{number(losses[-1])} at step {steps[-1].step}.",
             step_axis([run]),
             _axis(f"{reduction} over {run.setting('data.global_batch', '?')} pairs", losses),
             lines,
@@ -63,7 +61,7 @@ class Loss(Panel):
         for column in columns:
             steps = _finite(column.run)
             if steps:
-                points = [r["step"] for r in steps], [r["loss"] for r in steps]
+                points = [r.step for r in steps], [r.loss for r in steps]
                 lines.append(Line(*thinned(*points, _MOST_COMPARED), column.style, column.name))
         if not lines:
             return absent("No run recorded its loss.")
@@ -76,8 +74,8 @@ class Loss(Panel):
         )
 
 
-def _finite(run: RunFolder) -> list[dict[str, Any]]:
-    return [record for record in run.steps if np.isfinite(record["loss"])]
+def _finite(run: RunRecords) -> list[StepRecord]:
+    return [record for record in run.steps if np.isfinite(record.loss)]
 
 
 def _axis(label: str, losses: Sequence[float]) -> Axis:
@@ -88,10 +86,10 @@ def _axis(label: str, losses: Sequence[float]) -> Axis:
     return linear_axis(label, 0, high)
 
 
-def _bands(phases: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[Band]:
+def _bands(phases: Sequence[tuple[str, list[StepRecord]]]) -> list[Band]:
     """Shade every phase but the usual one, which has no label."""
     return [
-        Band(records[0]["step"], records[-1]["step"], label)
+        Band(records[0].step, records[-1].step, label)
         for phase, records in phases
         if (label := names.phase_label(phase))
     ]

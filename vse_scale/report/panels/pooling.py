@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from vse_scale.html.chart import Axis, Line, line_chart, linear_axis
 from vse_scale.report.data import Column, PoolingCurve, ReportData
 from vse_scale.report.panel import Panel, Section
 from vse_scale.report.pieces import MOST_DOTS, absent, chart_grid, note
-from vse_scale.run.untyped import RunFolder
+from vse_scale.run.folder import RunRecords
 
 # Side, title, unit of its positions.
 _SIDES = (("image", "Images", "cells"), ("text", "Captions", "tokens"))
@@ -81,7 +81,7 @@ def _learned(curves: Sequence[PoolingCurve], side: str, title: str, unit: str) -
     )
 
 
-def _over_time(run: RunFolder, side: str, title: str, _: str) -> str:
+def _over_time(run: RunRecords, side: str, title: str, _: str) -> str:
     """Return the weights of the first, a middle and the last validation."""
     recorded = _recorded(run)
     if len(recorded) < 2:
@@ -94,9 +94,9 @@ def _over_time(run: RunFolder, side: str, title: str, _: str) -> str:
     return _lines(f"{title}, by epoch", rows)
 
 
-def _recorded(run: RunFolder) -> list[tuple[int, dict[str, list[float]]]]:
+def _recorded(run: RunRecords) -> list[tuple[int, Mapping[str, Sequence[float]]]]:
     """Return the epoch and the weights by side of every validation that recorded them."""
-    return [(r["epoch"], r["pooling"]) for r in run.evaluations if r.get("pooling")]
+    return [(r.epoch, r.pooling) for r in run.evaluations if r.pooling]
 
 
 def _lines(title: str, rows: Sequence[tuple[Sequence[float], str, str]]) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-import numpy as np
-
 from vse_scale.report import figures
 from vse_scale.report.data import Column, ReportData
 from vse_scale.report.panel import Panel, Section
@@ -35,14 +33,14 @@ class Recalls(Panel):
 
     def render(self, data: ReportData) -> str:
         """Return the figures of both directions."""
-        results = data.run.results
-        if "rsum" not in results:
+        best = data.run.results.best
+        if best is None:
             return absent("Not evaluated: no epoch is over yet, or there is no validation split.")
         head = "".join(f'<th scope="col">{m.label}</th>' for m in METRICS.values())
         rows = []
         for key, direction in DIRECTIONS.items():
             cells = "".join(
-                _cell(metric, figures.recorded(results, direction, metric))
+                _cell(metric, figures.recorded(best, direction, metric))
                 for metric in METRICS.values()
             )
             rows.append(f'<tr class="{key}"><th scope="row">{direction.label}</th>{cells}</tr>')
@@ -63,21 +61,18 @@ class Recalls(Panel):
         rows = [
             _compared(
                 f"{metric.label}, {direction.label}",
-                [figures.recorded(run.results, direction, metric) for run in runs],
+                [figures.recorded(run.results.best, direction, metric) for run in runs],
                 ".1f",
                 better=metric.better,
             )
             for direction in DIRECTIONS.values()
             for metric in percentages()
         ]
-        sums = [run.results.get("rsum") for run in runs]
+        sums = [figures.recorded_rsum(run.results.best) for run in runs]
         rows.append(_compared("RSUM", sums, ".1f", better="higher"))
-        seconds = [sum(float(r["seconds"]["step"]) for r in run.steps) for run in runs]
+        seconds = [figures.training_seconds(run) for run in runs]
         rows.append(_compared("training, seconds", seconds, ",.0f"))
-        speeds = [
-            float(np.median([r["pairs_per_second"] for r in run.steps])) if run.steps else None
-            for run in runs
-        ]
+        speeds = [figures.pairs_per_second(run) for run in runs]
         rows.append(_compared("pairs a second", speeds, ",.0f"))
         return compared_table(columns, "".join(rows), last="difference")
 

@@ -27,11 +27,12 @@ class RecallsOverTime(Panel):
             lines = []
             for tone, metric in enumerate(percentages()):
                 points = [
-                    (r["step"], figures.recorded(r, direction, metric)) for r in run.evaluations
+                    (record.step, value)
+                    for record in run.evaluations
+                    if (value := figures.recorded(record, direction, metric)) is not None
                 ]
-                recorded = [(step, value) for step, value in points if value is not None]
-                if recorded:
-                    xs, ys = zip(*recorded, strict=True)
+                if points:
+                    xs, ys = zip(*points, strict=True)
                     dots = len(xs) <= MOST_DOTS
                     style = f"{direction.query} tone-{tone}"
                     lines.append(Line(xs, ys, style, metric.label, dots=dots))

@@ -11,7 +11,7 @@ from vse_scale.report import figures
 from vse_scale.report.data import Column, ReportData
 from vse_scale.report.panel import LEARNING, Panel
 from vse_scale.report.pieces import MOST_DOTS, absent, ends, learning_rate_drops, step_axis
-from vse_scale.run.untyped import RunFolder
+from vse_scale.run.folder import RunRecords
 
 
 class Rsum(Panel):
@@ -58,9 +58,9 @@ class Rsum(Panel):
         return line_chart("RSUM", f"RSUM by step. {ends(lines)}.", steps, axis, lines)
 
 
-def _points(run: RunFolder) -> tuple[list[int], list[float]]:
-    recorded = [record for record in run.evaluations if record.get("rsum") is not None]
-    return [r["step"] for r in recorded], [float(r["rsum"]) for r in recorded]
+def _points(run: RunRecords) -> tuple[list[int], list[float]]:
+    recorded = [r for r in run.evaluations if figures.recorded_rsum(r) is not None]
+    return [record.step for record in recorded], [record.rsum for record in recorded]
 
 
 def _axis(values: Sequence[float]) -> Axis:

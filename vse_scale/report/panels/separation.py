@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vse_scale.html.chart import Line, line_chart, linear_axis
+from vse_scale.report import figures
 from vse_scale.report.data import ReportData
 from vse_scale.report.panel import Panel, Section
 from vse_scale.report.pieces import absent, chart_grid, note
@@ -30,9 +30,9 @@ class Separation(Panel):
         """Return both histograms in one chart."""
         histograms = data.found.similarities
         if histograms is None:
-            recorded = [record for record in data.run.evaluations if record.get("similarities")]
-            best = max(recorded, key=lambda record: float(record["rsum"]), default={})
-            histograms = best.get("similarities")
+            recorded = [r for r in data.run.evaluations if r.similarities]
+            best = max(recorded, key=lambda r: figures.recorded_rsum(r) or -1.0, default=None)
+            histograms = best.similarities if best else None
         if not histograms or not sum(histograms["positive"]):
             return absent(
                 "No similarities were recorded, and no model was at hand to compute them."
@@ -44,7 +44,7 @@ class Separation(Panel):
         return note(explained) + chart_grid(_chart(histograms))
 
 
-def _chart(histograms: dict[str, Any]) -> str:
+def _chart(histograms: Mapping[str, Sequence[int]]) -> str:
     edges = np.linspace(-1, 1, BINS + 1)
     filled = [
         index for name, _, _ in _CURVES for index, count in enumerate(histograms[name]) if count

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
-from typing import Any
 
 from vse_scale.report.data import Column, ReportData
 from vse_scale.report.panel import Panel, Section
 from vse_scale.report.pieces import absent, side_by_side
-from vse_scale.run.untyped import RunFolder
+from vse_scale.run.folder import RunRecords
+from vse_scale.run.records import StepRecord
 
 # In the order in which a step goes through them.
 PHASES = {
@@ -94,18 +94,18 @@ class TimeUse:
         return 100.0 * self.seconds[phase] / self.total if self.total else 0.0
 
 
-def time_use(steps: Sequence[dict[str, Any]]) -> TimeUse:
+def time_use(steps: Sequence[StepRecord]) -> TimeUse:
     """Add up ``seconds`` of all steps; what no phase accounts for is "other"."""
     seconds = dict.fromkeys(PHASES, 0.0)
     for record in steps:
         for phase in PHASES:
-            seconds[phase] += max(float(record["seconds"].get(phase, 0.0)), 0.0)
-    whole = sum(float(record["seconds"]["step"]) for record in steps)
+            seconds[phase] += max(record.seconds.get(phase, 0.0), 0.0)
+    whole = sum(record.seconds.get("step", 0.0) for record in steps)
     seconds["other"] += max(whole - sum(seconds.values()), 0.0)
     return TimeUse(len(steps), seconds)
 
 
-def _section(run: RunFolder) -> str:
+def _section(run: RunRecords) -> str:
     if not run.steps:
         return absent("No step was recorded yet.")
     use = time_use(run.steps)
@@ -137,14 +137,14 @@ def _bar(use: TimeUse, phases: Sequence[str]) -> str:
     return f'<div class="stack" role="img" aria-label="{escape(words)}">{parts}</div>'
 
 
-def _by_epoch(steps: Sequence[dict[str, Any]]) -> list[tuple[str, TimeUse]]:
+def _by_epoch(steps: Sequence[StepRecord]) -> list[tuple[str, TimeUse]]:
     """Cut the run into its epochs, or into at most ``_MOST_ROWS`` stretches of several."""
-    epochs = [list(records) for _, records in groupby(steps, key=lambda record: record["epoch"])]
+    epochs = [list(records) for _, records in groupby(steps, key=lambda record: record.epoch)]
     size = -(-len(epochs) // _MOST_ROWS)
     result = []
     for start in range(0, len(epochs), size):
         group = [record for epoch in epochs[start : start + size] for record in epoch]
-        first, last = group[0]["epoch"] + 1, group[-1]["epoch"] + 1
+        first, last = group[0].epoch + 1, group[-1].epoch + 1
         label = f"epoch {first}" if first == last else f"{first}–{last}"
         result.append((label, time_use(group)))
     return result

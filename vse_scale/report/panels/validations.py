@@ -27,10 +27,9 @@ class Validations(Panel):
         rows = ""
         for record in evaluations:
             values = [figures.recorded(record, *column) for column in shown]
-            cells = "".join(
-                f"<td>{figure(value, '.1f')}</td>" for value in [*values, record.get("rsum")]
-            )
-            rows += f'<tr><th scope="row">{record["step"]:,}</th>{cells}</tr>'
+            values.append(figures.recorded_rsum(record))
+            cells = "".join(f"<td>{figure(value, '.1f')}</td>" for value in values)
+            rows += f'<tr><th scope="row">{record.step:,}</th>{cells}</tr>'
         return (
             f"<details><summary>Every validation ({len(evaluations)})</summary>"
             '<div class="wide"><table class="figures"><thead><tr><th scope="col">Step</th>'
