@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vse_scale.bench.loss import compare
 from vse_scale.bench.traffic import _RingBytes
+from vse_scale.objective import make_objective
 from vse_scale.planning.traffic import Workload, loss_bytes
 
 
@@ -24,7 +25,7 @@ def test_it_sends_half_of_open_clips_and_what_the_plan_says(ranks: int, shared: 
     ours, theirs = costs["vse_scale"], costs["open_clip"]
     work = Workload(
         parameters=0, autocast_parameters=0, gathered_parameters=0, global_batch=pairs * ranks,
-        captions_per_image=shared, embed_dim=dim, hardest=True,
+        captions_per_image=shared, embed_dim=dim, objective=make_objective("hinge"),
     )  # fmt: skip
     assert ours[0].ring == loss_bytes(work, ranks)
     # Both sides forward, and their gradients back.

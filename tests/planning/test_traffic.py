@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
+from vse_scale.objective import make_objective
 from vse_scale.planning.traffic import STAGES, Workload, step_bytes
 
 
 def work(**changes: Any) -> Workload:
     given = {
         "parameters": 1000, "autocast_parameters": 0, "gathered_parameters": 0,
-        "global_batch": 64, "captions_per_image": 1, "embed_dim": 8, "hardest": True,
+        "global_batch": 64, "captions_per_image": 1, "embed_dim": 8,
+        "objective": make_objective("hinge"),
     }  # fmt: skip
     return Workload(**{**given, **changes})
 

@@ -10,29 +10,41 @@ the gradients of micro-batches' own losses would take negatives from the micro-b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from vse_scale.objective.negatives import HingeResult
-
 MicroBatch = TypeVar("MicroBatch")
+
+
+class Result(Protocol):
+    """The part of an objective's result that is used here."""
+
+    @property
+    def loss(self) -> Tensor:
+        """Scalar, with a graph to the embeddings."""
+
+    def detached(self) -> Self:
+        """Return the same without the graph."""
+
+
+Found = TypeVar("Found", bound=Result)
 
 
 def cached_backward(
     micro_batches: Sequence[MicroBatch],
     encode: Callable[[MicroBatch], tuple[Tensor, Tensor]],
-    objective: Callable[[Tensor, Tensor], HingeResult],
+    objective: Callable[[Tensor, Tensor], Found],
     backward: Callable[[Tensor], object],
-) -> HingeResult:
+) -> Found:
     """Accumulate the parameters' gradient of ``objective`` over all micro-batches together.
 
     Dropout draws the same in both passes. A layer whose output depends on the rest of the batch,
     such as live BatchNorm, would make this another gradient than that of the whole batch.
 
     Args:
-        micro_batches: what ``encode`` takes, in the order of the pairs.
+        micro_batches: arguments of ``encode``, in the order of the pairs.
         encode: maps a micro-batch to image and caption embeddings, (m, D) and (p, D). It is called
             twice for each, and enters autocast itself where wanted.
         objective: the loss of the embeddings of all micro-batches, in their order.
@@ -40,7 +52,7 @@ def cached_backward(
             share; under DeepSpeed, the engine's. The scalars' values mean nothing.
 
     Returns:
-        What ``objective`` returned, its loss detached.
+        The result of ``objective``, its loss detached.
 
     Raises:
         ValueError: there are no micro-batches.

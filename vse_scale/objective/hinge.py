@@ -1,27 +1,118 @@
-"""The hinge loss of VSE++ and VSE-infinity on one process, written as its definition.
+"""The hinge loss of VSE++ and VSE-infinity: the objective, and its definition on one process.
 
 Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018,
-equations 4 (all violations) and 6 (the hardest negative).
+equations 4 (all violations) and 6 (the hardest negative). Chen et al. (VSE-infinity, CVPR 2021)
+begin with all violations, since the hardest negatives alone can collapse an untrained model, and
+ramp the loss in the epoch after that.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, cast
 
 import torch
+import torch.distributed as dist
+from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
-Mode = Literal["all", "hardest"]
-Reduction = Literal["sum", "mean"]
+from vse_scale.objective.base import Objective
+from vse_scale.objective.negatives import (
+    HingeResult,
+    Mode,
+    Reduction,
+    check_choices,
+    gathered_bytes,
+    global_hinge_loss,
+)
+
+_LABELS = {"all": "all violating negatives (warm-up)", "hardest": "hardest negative"}
 
 
-def check_choices(mode: str, reduction: str) -> None:
-    """Raise ValueError where ``mode`` or ``reduction`` is unknown."""
-    if mode not in ("all", "hardest"):
-        raise ValueError(f'mode is "{mode}"; it must be "all" or "hardest"')
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f'reduction is "{reduction}"; it must be "sum" or "mean"')
+@dataclass(frozen=True)
+class HingeSettings:
+    """Hinge loss with margin, first over all violations, then over the hardest negative."""
+
+    kind: str = "hinge"
+    margin: Annotated[float, Gt(0.0)] = 0.2
+    reduction: Reduction = "sum"
+    mode: Mode = "hardest"
+    warmup_epochs: Annotated[int, Ge(0)] = 1  # epochs with all violations before `mode`
+    # Published: in the epoch after the warm-up the loss is scaled by i / n at step i of n.
+    ramp: bool = True
+
+
+class Hinge(Objective):
+    """`global_hinge_loss`, in the phases "all" and "hardest"."""
+
+    Settings = HingeSettings
+    collapse_remedy = (
+        "a longer objective.warmup_epochs, a lower optim.lr or more optim.warmup_steps"
+    )
+
+    def __init__(self, settings: HingeSettings) -> None:
+        super().__init__(settings)
+        self.final_phase: Mode = settings.mode
+
+    def compute(
+        self,
+        images: Tensor,
+        captions: Tensor,
+        *,
+        ids: Tensor,
+        valid: Tensor,
+        phase: str,
+        group: dist.ProcessGroup | None = None,
+    ) -> HingeResult:
+        """Arguments as `Objective.compute`; a phase is a mode of `global_hinge_loss`."""
+        return global_hinge_loss(
+            images,
+            captions,
+            ids=ids,
+            valid=valid,
+            margin=self.settings.margin,
+            mode=cast("Mode", phase),
+            reduction=self.settings.reduction,
+            group=group,
+        )
+
+    def gathered_bytes(
+        self, phase: str, *, images: int, captions: int, embed_dim: int
+    ) -> tuple[int, ...]:
+        """Bytes of the embeddings, of the ids, and of the sums with the choices."""
+        return gathered_bytes(phase, images=images, captions=captions, embed_dim=embed_dim)
+
+    def phase(self, epoch: int) -> str:
+        """All violations during the warm-up, then the mode of the settings."""
+        return "all" if epoch < self.settings.warmup_epochs else self.final_phase
+
+    def loss_scale(self, epoch: int, fraction: float) -> float:
+        """Rise from 0 to 1 in the epoch after the warm-up; without one there is no ramp."""
+        warmup = self.settings.warmup_epochs
+        return fraction if self.settings.ramp and 0 < warmup == epoch else 1.0
+
+    def phase_label(self, phase: str) -> str:
+        """Name the negatives that count."""
+        return _LABELS.get(phase, phase)
+
+    def unit(self, pairs: int | str) -> str:
+        """Name the reduction, such as "sum over 128 pairs"."""
+        return f"{self.settings.reduction} over {pairs} pairs"
+
+    def collapsed_loss(self, phase: str, pairs: int, captions_per_image: int) -> float:
+        """The margin for each of 2 B anchors, and in phase "all" for each of its negatives."""
+        collapsed: float = 2 * pairs * self.settings.margin
+        if phase == "all":
+            collapsed *= max(1, pairs - captions_per_image)
+        if self.settings.reduction == "mean":
+            collapsed /= pairs
+        return collapsed
+
+    @property
+    def recipe_keys(self) -> tuple[str, ...]:
+        """The settings that published recipes state."""
+        return ("margin", "mode", "warmup_epochs")
 
 
 def hinge_loss(

@@ -17,64 +17,67 @@ and the same for a caption with the roles exchanged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from vse_kernels import all_violations, hardest_negatives
-from vse_scale.objective.hinge import Mode, Reduction, check_choices
+from vse_scale.objective.base import ObjectiveResult
 from vse_scale.world.gather import Exchange
+
+Mode = Literal["all", "hardest"]
+Reduction = Literal["sum", "mean"]
+
+_SUMS = 5  # `_local_sums`, float64
 
 
 @dataclass(frozen=True)
-class HingeResult:
-    """A global loss with what can be said about it; reading a number waits for the device.
+class HingeResult(ObjectiveResult):
+    """A global hinge loss with figures about it.
 
     Attributes:
-        loss: scalar, the global loss on every rank; its backward gives this rank's embeddings
-            their gradient of the global loss (not divided by the number of ranks).
-        statistics: (4,) float64, sums over all ranks: anchors that violate, positive similarity,
-            hardest negatives found, and their similarity. Anchors are images and captions alike.
+        sums: (4,) float64, over all ranks: anchors that violate, positive similarity, hardest
+            negatives found, and their similarity. Anchors are images and captions alike.
         pairs: scalar, valid pairs on all ranks.
-        exchange: what was communicated.
     """
 
-    loss: Tensor
-    statistics: Tensor
+    sums: Tensor
     pairs: Tensor
-    exchange: Exchange
 
-    def detached(self) -> HingeResult:
-        """Return the same with a loss that holds no graph."""
-        return replace(self, loss=self.loss.detach())
+    @property
+    def statistics(self) -> dict[str, float]:
+        """The three figures below by name."""
+        return {
+            "violating": self.violating,
+            "positive_similarity": self.positive_similarity,
+            "hardest_similarity": self.hardest_similarity,
+        }
 
     @property
     def violating(self) -> float:
         """Share of valid images and captions that have a violating negative, 0 to 1."""
-        return float(self.statistics[0] / (2 * self.pairs))
+        return float(self.sums[0] / (2 * self.pairs))
 
     @property
     def positive_similarity(self) -> float:
         """Mean dot product of valid pairs."""
-        return float(self.statistics[1] / self.pairs)
+        return float(self.sums[1] / self.pairs)
 
     @property
     def hardest_similarity(self) -> float:
         """Mean dot product with the hardest negative, over the anchors that have one."""
-        return float(self.statistics[3] / self.statistics[2].clamp(min=1))
+        return float(self.sums[3] / self.sums[2].clamp(min=1))
 
-    @property
-    def communication_seconds(self) -> float:
-        """Seconds spent in collectives, the wait for slower ranks included."""
-        return self.exchange.seconds()
 
-    @property
-    def bytes_sent(self) -> int:
-        """Bytes that left this rank for the others."""
-        return self.exchange.bytes_sent
+def check_choices(mode: str, reduction: str) -> None:
+    """Raise ValueError where ``mode`` or ``reduction`` is unknown."""
+    if mode not in ("all", "hardest"):
+        raise ValueError(f'mode is "{mode}"; it must be "all" or "hardest"')
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f'reduction is "{reduction}"; it must be "sum" or "mean"')
 
 
 def global_hinge_loss(
@@ -118,9 +121,9 @@ def global_hinge_loss(
         batch = _GlobalBatch.gather(images, captions, ids, valid, exchange)
         mined = _mine(batch, margin)
         if mode == "hardest":
-            loss, grads, statistics = _hardest(batch, mined, margin, exchange)
+            loss, grads, sums = _hardest(batch, mined, margin, exchange)
         else:
-            loss, grads, statistics = _all(batch, mined, margin, exchange)
+            loss, grads, sums = _all(batch, mined, margin, exchange)
         pairs = (batch.ids >= 0).sum().clamp(min=1)
         if reduction == "mean":
             loss, grads = loss / pairs, [grad / pairs for grad in grads]
@@ -129,7 +132,17 @@ def global_hinge_loss(
     loss = _WithGradient.apply(  # type: ignore[no-untyped-call]
         images, captions, loss.to(batch.images.dtype), *grads
     )
-    return HingeResult(loss, statistics, pairs, exchange)
+    return HingeResult(loss=loss, exchange=exchange, sums=sums, pairs=pairs)
+
+
+def gathered_bytes(mode: str, *, images: int, captions: int, embed_dim: int) -> tuple[int, ...]:
+    """Return the bytes of a rank's part of each gather of `global_hinge_loss`, in float32.
+
+    These are a row for each image and each caption, its pairs' ids, and the sums, with the choices
+    of "hardest".
+    """
+    choices = 2 * captions if mode == "hardest" else 0
+    return (images + captions) * embed_dim * 4, captions * 8, (choices + _SUMS) * 8
 
 
 @dataclass(frozen=True)
@@ -187,14 +200,14 @@ def _mine(batch: _GlobalBatch, margin: float) -> tuple[_Mined, _Mined]:
         # The same kind of product as the positive's: a tile's last bits would not cancel.
         similarity = (own * others[index.clamp(min=0)]).sum(1).where(found, 0.0)
         hinge = margin + similarity - positive
-        # Written so that what is not a number violates, and shows in the loss.
+        # `~(hinge <= 0)` rather than `hinge > 0`: NaN must violate, and show in the loss.
         violates = found & ~(hinge <= 0)
         sides.append(_Mined(index, similarity, violates, hinge.where(violates, 0.0)))
     return sides[0], sides[1]
 
 
 def _local_sums(batch: _GlobalBatch, mined: tuple[_Mined, _Mined], loss: Tensor) -> Tensor:
-    """This rank's share of the loss and of `HingeResult.statistics`, (5,) float64."""
+    """This rank's share of the loss and of `HingeResult.sums`, (5,) float64."""
     own_valid = batch.ids[batch.own] >= 0
     sums = (
         loss,
@@ -234,8 +247,8 @@ def _hardest_gradient(
     violates = mine >= 0
     partner_violates = other_choice[own, None] >= 0
     grad = (others[mine[:, 0].clamp(min=0)] - partners) * violates - partners * partner_violates
-    # Whoever did not choose one of mine adds to a second half, which is dropped. They are spread
-    # over it: a GPU adds to one row one after the other.
+    # Anchors that did not choose one of mine add to a second half, which is dropped. They are
+    # spread over it: a GPU serialises additions to one row.
     count = len(partners)
     slot = other_choice - own.start
     elsewhere = count + torch.arange(len(slot), device=slot.device) % count

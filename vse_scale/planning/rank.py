@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from vse_scale.config import Config
 from vse_scale.console import configure_logging
-from vse_scale.objective import global_hinge_loss
+from vse_scale.objective.registry import objective_of
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.trainer import Trainer
 from vse_scale.world.join import join_world, leave_world
@@ -36,15 +36,16 @@ _SCORED = 1024  # pairs
 def measure_computing(config: Config, world: World, sizes: list[int]) -> dict[str, Any]:
     """Return the seconds of steps of ``sizes`` pairs on one rank, and of what goes with them."""
     steps = [_steps(config, world, pairs) for pairs in sizes]
-    mode = config.objective.mode
+    objective = objective_of(config.objective)
     images, captions = F.normalize(
         torch.randn(2, _SCORED, config.model.embed_dim, device=world.device), dim=2
     )
     ids = torch.arange(_SCORED, device=world.device)
     valid = torch.ones_like(ids, dtype=torch.bool)
-    seconds = _time(
-        lambda: global_hinge_loss(images, captions, ids=ids, valid=valid, mode=mode), world
+    compute = partial(
+        objective.compute, images, captions, ids=ids, valid=valid, phase=objective.final_phase
     )
+    seconds = _time(compute, world)
     return {"steps": steps, "score_seconds": seconds / _SCORED**2}
 
 

@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 
 from vse_scale.errors import ConfigError
 from vse_scale.planning.constants import Collective, Constants
-from vse_scale.planning.traffic import Stage, Workload, step_bytes
+from vse_scale.planning.traffic import Stage, Workload, loss_gathers, step_bytes
 
-_LOSS_GATHERS = 3  # embeddings, ids, and what was mined with the sums
 _SMALL_REDUCES = 3  # the norm, whether it is finite, and whether to stop
 
 
@@ -105,7 +104,7 @@ def _exchange(work: Workload, constants: Constants, stage: Stage, ranks: int) ->
         else seconds(whole, sent["gradients"], 1, 2 * hops)
     )
     return {
-        "loss": seconds(network.all_gather, sent["loss"], _LOSS_GATHERS, hops),
+        "loss": seconds(network.all_gather, sent["loss"], len(loss_gathers(work, ranks)), hops),
         "gradients": gradients + _SMALL_REDUCES * 2 * hops * whole.hop_seconds,
         "weights": seconds(network.all_gather, sent["weights"], 1, hops) if stage else 0.0,
     }

@@ -14,10 +14,10 @@ from torch import nn
 
 from vse_scale.config import Config
 from vse_scale.model.blueprint import blueprint
+from vse_scale.objective.base import Objective
+from vse_scale.objective.registry import objective_of
 
 FLOAT = 4  # bytes
-_INTEGER = 8
-_LOSS_SUMS = 5  # float64 numbers that travel with what was mined
 _PERSISTENT = 100_000  # numbers: smaller parameters stay whole under stage 3
 
 Stage = Literal[0, 1, 2, 3]
@@ -35,7 +35,7 @@ class Workload:
         global_batch: pairs.
         captions_per_image: pairs that an image serves.
         embed_dim: D.
-        hardest: whether the loss takes the hardest negatives, which are told to all ranks.
+        objective: the loss, which is planned for its final phase.
     """
 
     parameters: int
@@ -44,7 +44,7 @@ class Workload:
     global_batch: int
     captions_per_image: int
     embed_dim: int
-    hardest: bool
+    objective: Objective
 
     @classmethod
     def of(cls, config: Config, *, bfloat16: bool) -> Workload:
@@ -67,23 +67,27 @@ class Workload:
             global_batch=config.data.global_batch,
             captions_per_image=config.data.captions_per_image,
             embed_dim=config.model.embed_dim,
-            hardest=config.objective.mode == "hardest",
+            objective=objective_of(config.objective),
         )
+
+
+def loss_gathers(work: Workload, ranks: int) -> tuple[int, ...]:
+    """Return the bytes of a rank's part of each all-gather of the loss in a step."""
+    pairs = work.global_batch // ranks
+    return work.objective.gathered_bytes(
+        work.objective.final_phase,
+        images=pairs // work.captions_per_image,
+        captions=pairs,
+        embed_dim=work.embed_dim,
+    )
 
 
 def loss_bytes(work: Workload, ranks: int) -> int:
     """Return the bytes that leave a rank for the loss in a step, as `Exchange.bytes_sent` counts.
 
-    They are its embeddings, a row for each image and each caption, its pairs' image ids, five sums,
-    and with the hardest negatives two integers per pair; each goes to every other rank. No gradient
-    follows.
+    A rank's part of a gather goes to every other rank. No gradient follows.
     """
-    pairs = work.global_batch // ranks
-    rows = pairs + pairs // work.captions_per_image
-    sent = rows * work.embed_dim * FLOAT + pairs * _INTEGER + _LOSS_SUMS * _INTEGER
-    if work.hardest:
-        sent += 2 * pairs * _INTEGER
-    return sent * (ranks - 1)
+    return sum(loss_gathers(work, ranks)) * (ranks - 1)
 
 
 def step_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:

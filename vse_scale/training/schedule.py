@@ -8,9 +8,9 @@ epoch 1 the loss is scaled by i / n; at epoch 15 of 25 the learning rates are di
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from vse_scale.config import Config
+from vse_scale.objective.registry import objective_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class StepPlan:
     Attributes:
         epoch: Epoch of the step, from 0.
         index: Step within the epoch, from 0.
-        objective: Whether every violating negative counts, or only the hardest.
+        objective: Phase of the objective, such as "hardest".
         loss_scale: Factor on the loss before its gradient; what is logged is unscaled.
         learning_rates: Learning rate of the "heads", the "text" encoder and the "backbone".
         trained_stages: How many of the backbone's last stages train; the others do not move: no
@@ -29,7 +29,7 @@ class StepPlan:
 
     epoch: int
     index: int
-    objective: Literal["all", "hardest"]
+    objective: str
     loss_scale: float
     learning_rates: dict[str, float]
     trained_stages: int | None
@@ -39,7 +39,7 @@ class Schedule:
     """The plan of every step of a run."""
 
     def __init__(self, config: Config, steps_per_epoch: int) -> None:
-        self._objective = config.objective
+        self._objective = objective_of(config.objective)
         self._optim = config.optim
         self._train = config.train
         self.steps_per_epoch = steps_per_epoch
@@ -49,13 +49,6 @@ class Schedule:
     def at(self, step: int) -> StepPlan:
         """Return the plan of global step ``step``, counted from 0."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        warm = epoch < self._objective.warmup_epochs
-        # A run without a warm-up epoch has nothing to ramp from.
-        ramping = (
-            self._objective.ramp
-            and self._objective.warmup_epochs > 0
-            and epoch == self._objective.warmup_epochs
-        )
         position = step / self.steps_per_epoch
         drops = sum(position >= drop for drop in self._optim.drop_epochs)
         rise = min(1.0, (step + 1) / (self._optim.warmup_steps or 1))
@@ -63,8 +56,8 @@ class Schedule:
         return StepPlan(
             epoch=epoch,
             index=index,
-            objective="all" if warm else self._objective.mode,
-            loss_scale=index / self.steps_per_epoch if ramping else 1.0,
+            objective=self._objective.phase(epoch),
+            loss_scale=self._objective.loss_scale(epoch, index / self.steps_per_epoch),
             learning_rates={
                 "heads": rate,
                 "text": rate * self._optim.text_scale,

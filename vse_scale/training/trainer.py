@@ -20,8 +20,9 @@ from vse_scale.data.loader import Batch, Loader
 from vse_scale.errors import CheckpointError, OutputError, TrainingError
 from vse_scale.files import whole_folder, write_json, write_text
 from vse_scale.model.vse import VSEModel
+from vse_scale.objective.base import ObjectiveResult
 from vse_scale.objective.cached import cached_backward
-from vse_scale.objective.negatives import HingeResult, global_hinge_loss
+from vse_scale.objective.registry import objective_of
 from vse_scale.run.folder import RunFolder
 from vse_scale.run.journal import Journal
 from vse_scale.run.records import EvaluationRecord, Results, StepRecord
@@ -73,6 +74,7 @@ class Trainer:
         self.config, self.world = config, world
         self.folder = RunFolder(Path(config.run.dir))
         self.dataset, self.validation, self.plan = setup.open_data(config, world.ranks)
+        self.objective = objective_of(config.objective)
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
         self.tokenizer = setup.prepare_tokenizer(
             config, self.dataset, self.folder.tokenizer_folder, world
@@ -167,7 +169,7 @@ class Trainer:
         if self.config.engine.micro_batches == 1:
             images, captions = self._encode(batch)
             timer.mark("forward")
-            found = self._objective(batch, plan, images, captions)
+            found = self._loss(batch, plan, images, captions)
             timer.mark("objective")
             self.engine.backward(found.loss * plan.loss_scale)
         else:
@@ -175,7 +177,7 @@ class Trainer:
                 found = cached_backward(
                     batch.split(self.config.engine.micro_batches),
                     self._encode,
-                    partial(self._objective, batch, plan),
+                    partial(self._loss, batch, plan),
                     lambda share: self.engine.backward(share * plan.loss_scale),
                 )
         timer.mark("backward")
@@ -196,11 +198,7 @@ class Trainer:
             gradient_norm=norm,
             applied=math.isfinite(norm) and math.isfinite(loss),
             pairs_per_second=self.config.data.global_batch / seconds["step"],
-            statistics={
-                "violating": found.violating,
-                "positive_similarity": found.positive_similarity,
-                "hardest_similarity": found.hardest_similarity,
-            },
+            statistics=found.statistics,
             bytes_sent=found.bytes_sent,
             seconds=seconds,
         )
@@ -214,17 +212,11 @@ class Trainer:
             inputs, batch.token_ids, batch.token_lengths, batch.cell_draws, batch.region_lengths
         )
 
-    def _objective(
+    def _loss(
         self, batch: Batch, plan: StepPlan, images: Tensor, captions: Tensor
-    ) -> HingeResult:
-        return global_hinge_loss(
-            images,
-            captions,
-            ids=batch.image_ids,
-            valid=batch.valid,
-            margin=self.config.objective.margin,
-            mode=plan.objective,
-            reduction=self.config.objective.reduction,
+    ) -> ObjectiveResult:
+        return self.objective.compute(
+            images, captions, ids=batch.image_ids, valid=batch.valid, phase=plan.objective
         )
 
     def _due(self, steps: int | None, epochs: int) -> bool:

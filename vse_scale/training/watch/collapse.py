@@ -1,7 +1,6 @@
-"""Watches for collapse: all embeddings in one spot, where the hardest negative leads nowhere.
+"""Watches for collapse: all embeddings are equal, and the loss has no gradient that parts them.
 
-There every similarity is 1 and every hinge is the margin. Faghri et al. (VSE++, BMVC 2018) and
-Chen et al. (CVPR 2021) start with all violations because the hardest ones alone can lead into it.
+There every similarity is 1, and the objective knows its own loss.
 """
 
 from __future__ import annotations
@@ -10,10 +9,12 @@ from pathlib import Path
 
 from vse_scale.config import Config
 from vse_scale.console import log
+from vse_scale.objective.registry import objective_of
 from vse_scale.run.folder import RunFolder
 from vse_scale.run.records import EvaluationRecord, StepRecord
 
-_NEAR = 0.05  # of 1, for the loss's ratio and for both similarities
+_SIMILARITIES = ("positive_similarity", "hardest_similarity")
+_NEAR = 0.05  # of 1, for the loss's ratio and for the similarities
 _STEPS = 100  # in a row; an untrained model begins in one spot and leaves it
 
 
@@ -23,20 +24,19 @@ class Collapse:
     def __init__(self, config: Config) -> None:
         self._batch = config.data.global_batch
         self._captions_per_image = config.data.captions_per_image
-        self._objective = config.objective
+        self._objective = objective_of(config.objective)
 
-    def ratio(self, record: StepRecord) -> float:
-        """Return a step's loss over the loss of collapsed embeddings.
+    @property
+    def remedy(self) -> str:
+        """Settings that prevent a collapse, in words."""
+        return self._objective.collapse_remedy
 
-        The latter is the margin for each of the 2 B anchors (and each of its negatives, where all
-        of them count).
-        """
-        collapsed = 2 * self._batch * self._objective.margin
-        if record.objective == "all":
-            collapsed *= max(1, self._batch - self._captions_per_image)
-        if self._objective.reduction == "mean":
-            collapsed /= self._batch
-        return record.loss / collapsed
+    def ratio(self, record: StepRecord) -> float | None:
+        """Return a step's loss over that of equal embeddings; None: the objective has none."""
+        collapsed = self._objective.collapsed_loss(
+            record.objective, self._batch, self._captions_per_image
+        )
+        return None if collapsed is None else record.loss / collapsed
 
 
 class CollapseWatch:
@@ -51,21 +51,20 @@ class CollapseWatch:
 
     def step(self, record: StepRecord) -> None:
         """Count a step near collapse, and warn of the last of so many in a row."""
-        values = (
-            self._collapse.ratio(record),
-            record.statistics["positive_similarity"],
-            record.statistics["hardest_similarity"],
-        )
+        ratio = self._collapse.ratio(record)
+        recorded = record.statistics
+        similarities = [recorded[name] for name in _SIMILARITIES if name in recorded]
+        if ratio is None or not similarities:
+            return
         # A comparison that NaN fails: NaN is not near.
-        near = all(abs(value - 1) < _NEAR for value in values)
+        near = all(abs(value - 1) < _NEAR for value in (ratio, *similarities))
         self._steps = self._steps + 1 if near else 0
         if self._steps == _STEPS:
             log.warning(
                 "step %d: the embeddings have collapsed: for %d steps the loss has been %.2f times "
-                "that of a single point, and pairs and hardest negatives are %.3f and %.3f alike. "
-                "Start anew with a longer objective.warmup_epochs, a lower optim.lr or more "
-                "optim.warmup_steps",
-                record.step, _STEPS, *values,
+                "that of equal embeddings, at a mean similarity of %.3f or more. Start anew "
+                "with %s",
+                record.step, _STEPS, ratio, min(similarities), self._collapse.remedy,
             )  # fmt: skip
 
     def evaluation(self, record: EvaluationRecord) -> None:

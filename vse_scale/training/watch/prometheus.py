@@ -182,7 +182,7 @@ class RunMetrics:
             "checkpoint_age_seconds", "seconds since a checkpoint, or since the start"
         ).set_function(lambda: time.monotonic() - self._kept)
 
-    def step(self, record: StepRecord, collapse: float) -> None:
+    def step(self, record: StepRecord, collapse: float | None) -> None:
         """Take in a step's record, and what `Collapse.ratio` makes of it."""
         self._stepped = time.monotonic()
         self._step.set(record.step)
@@ -192,7 +192,7 @@ class RunMetrics:
         self._norm.set(record.gradient_norm)
         for name, shown in self._statistics.items():
             shown.set(record.statistics.get(name, math.nan))
-        self._collapse.set(collapse)
+        self._collapse.set(math.nan if collapse is None else collapse)
         if not record.applied:
             self._skipped.inc()
 

@@ -1,0 +1,165 @@
+"""The protocol of an objective: what training, planning, reports and model cards ask of a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vse_scale.world.gather import Exchange
+
+
+@dataclass(frozen=True)
+class ObjectiveResult:
+    """A global loss and its cost. Reading a number waits for the device.
+
+    Attributes:
+        loss: scalar, the global loss on every rank; its backward gives this rank's embeddings
+            their gradient of the global loss (not divided by the number of ranks).
+        exchange: the all-gathers that it took.
+    """
+
+    loss: Tensor
+    exchange: Exchange
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Figures for the step's record, by the name that metrics.jsonl gives them.
+
+        Prometheus, TensorBoard and reports show ``violating``, ``positive_similarity`` and
+        ``hardest_similarity``; an objective without one of them leaves it out.
+        """
+        return {}
+
+    @property
+    def communication_seconds(self) -> float:
+        """Seconds spent in collectives, the wait for slower ranks included."""
+        return self.exchange.seconds()
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that left this rank for the others."""
+        return self.exchange.bytes_sent
+
+    def detached(self) -> Self:
+        """Return the same with a loss that holds no graph."""
+        return replace(self, loss=self.loss.detach())
+
+
+class Objective(ABC):
+    """A loss of the whole global batch, with its schedule, its costs and its labels.
+
+    A subclass names its ``Settings``, sets ``final_phase`` and implements `compute` and
+    `gathered_bytes`; the other methods have defaults for a loss that stays the same all through
+    training. It holds no state: settings, a batch and a phase determine the loss.
+
+    Attributes:
+        Settings: a frozen dataclass of the keys of the configuration's section ``objective:``,
+            with their defaults; bounds are ``annotated_types`` markers.
+        settings: this objective's.
+        final_phase: name of the phase that training ends in.
+        collapse_remedy: settings that prevent a collapse, in words for a warning.
+    """
+
+    Settings: ClassVar[type[Any]]
+    final_phase: str
+    collapse_remedy: str = "a lower optim.lr or more optim.warmup_steps"
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def compute(
+        self,
+        images: Tensor,
+        captions: Tensor,
+        *,
+        ids: Tensor,
+        valid: Tensor,
+        phase: str,
+        group: dist.ProcessGroup | None = None,
+    ) -> ObjectiveResult:
+        """Return the loss of the batches of all ranks together.
+
+        Args:
+            images: (n, D) this rank's unit rows; n and b are the same on every rank.
+            captions: (b, D) unit rows, b / n of each image, which are neighbours.
+            ids: (b,) int64, not negative: an image's id for each of its captions.
+            valid: (b,) bool; False marks padding.
+            phase: as `phase` names it.
+            group: the ranks; None means all. Without torch.distributed there is one rank.
+        """
+
+    @abstractmethod
+    def gathered_bytes(
+        self, phase: str, *, images: int, captions: int, embed_dim: int
+    ) -> tuple[int, ...]:
+        """Return the bytes of this rank's part of each all-gather of `compute`.
+
+        On N ranks `ObjectiveResult.bytes_sent` is N - 1 times their sum, for float32 embeddings.
+
+        Args:
+            phase: as `phase` names it.
+            images: n, of this rank.
+            captions: b, of this rank.
+            embed_dim: D.
+        """
+
+    def loss(
+        self,
+        images: Tensor,
+        captions: Tensor,
+        ids: Tensor | None = None,
+        valid: Tensor | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> Tensor:
+        """Return the scalar global loss of the final phase, with its gradient.
+
+        Arguments as for `compute`; without ``ids`` all images differ, without ``valid`` there is
+        no padding.
+        """
+        if ids is None:
+            rank = Exchange(group, images.device).rank
+            own = torch.arange(len(images), device=images.device) + rank * len(images)
+            ids = own.repeat_interleave(len(captions) // len(images))
+        if valid is None:
+            valid = torch.ones_like(ids, dtype=torch.bool)
+        found = self.compute(
+            images, captions, ids=ids, valid=valid, phase=self.final_phase, group=group
+        )
+        return found.loss
+
+    def phase(self, epoch: int) -> str:
+        """Return the name of an epoch's phase, for metrics.jsonl; epochs count from 0."""
+        return self.final_phase
+
+    def loss_scale(self, epoch: int, fraction: float) -> float:
+        """Return the factor on the gradient after ``fraction`` of an epoch, 0 to 1."""
+        return 1.0
+
+    def phase_label(self, phase: str) -> str:
+        """Return a phase's name in words."""
+        return phase
+
+    def unit(self, pairs: int | str) -> str:
+        """Return the loss's unit in words, for the axis of a chart; ``pairs`` make a batch."""
+        return f"over {pairs} pairs"
+
+    def collapsed_loss(self, phase: str, pairs: int, captions_per_image: int) -> float | None:
+        """Return the loss of a batch whose embeddings are all equal; None: this is not watched.
+
+        Args:
+            phase: as `phase` names it.
+            pairs: of the global batch.
+            captions_per_image: pairs that an image serves.
+        """
+        return None
+
+    @property
+    def recipe_keys(self) -> tuple[str, ...]:
+        """The settings that a model card lists."""
+        return tuple(field.name for field in fields(self.Settings))

@@ -1,0 +1,60 @@
+"""The objectives by name, and how one is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from vse_scale.errors import ConfigError, UserError
+from vse_shards.parts import Registry
+
+if TYPE_CHECKING:
+    # A configuration looks objectives up, and need not import torch for that.
+    from vse_scale.objective.base import Objective
+
+DEFAULT = "hinge"  # of a configuration that names no kind
+
+OBJECTIVES: Registry[Objective] = Registry(
+    "objective", "vse_scale.objectives", {"hinge": "vse_scale.objective.hinge:Hinge"}
+)
+
+
+def make_objective(kind: str = DEFAULT, **settings: Any) -> Objective:
+    """Make an objective from settings, such as ``make_objective("hinge", margin=0.1)``.
+
+    Raises:
+        PartError: there is no such objective.
+        ConfigError: it has no such setting, or the value is out of bounds.
+    """
+    made = OBJECTIVES.find(kind)
+    known = [field.name for field in fields(made.Settings)]
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"objective {kind} has no setting {key}; it has {', '.join(known)}")
+    try:
+        return made(TypeAdapter(made.Settings).validate_python({"kind": kind, **settings}))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"objective.{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        ) from error
+
+
+def objective_of(settings: Any) -> Objective:
+    """Return the objective of checked settings, the section ``objective:`` of a configuration."""
+    return OBJECTIVES.find(getattr(settings, "kind", DEFAULT))(settings)
+
+
+def recorded_objective(section: Mapping[str, Any] | None) -> Objective | None:
+    """Return the objective of a run from its configuration as it was written down.
+
+    None where this release does not know it: it is another release's, or its package is missing.
+    """
+    try:
+        return make_objective(**(section or {}))
+    except UserError:
+        return None
