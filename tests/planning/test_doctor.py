@@ -16,8 +16,9 @@ import torch
 from launching import vse_scale
 
 from vse_scale.config import Config
-from vse_scale.planning import doctor
-from vse_scale.planning.doctor import Finding, examine
+from vse_scale.planning import machine
+from vse_scale.planning.doctor import examine
+from vse_scale.planning.findings import Finding, faults
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -34,7 +35,7 @@ def found(findings: list[Finding], what: str) -> Finding:
 
 def test_a_sound_machine_and_run_have_no_fault(config: Config, scenes: Path) -> None:
     findings = examine(config, ranks=2)
-    assert not doctor.faults(findings)
+    assert not faults(findings)
     assert "80 images, 400 pairs, 10 steps an epoch; 20 images" in found(findings, "dataset").says
     assert found(findings, "batch").says == "16 pairs over 2 ranks: 4 images, 8 captions each"
     assert "32 images at 32 px" in found(findings, "decoding").says
@@ -51,8 +52,8 @@ def test_an_old_package_and_one_that_is_missing(monkeypatch: pytest.MonkeyPatch)
         return "0.1" if name == "deepspeed" else version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", other)
-    faults = doctor.faults(examine(None, ranks=1))
-    remedies = sorted(fault.remedy or "" for fault in faults)
+    found_faults = faults(examine(None, ranks=1))
+    remedies = sorted(fault.remedy or "" for fault in found_faults)
     assert [r.split("'")[1].split(">")[0] for r in remedies] == ["deepspeed", "webdataset"]
     assert all(remedy.startswith("pip install -c constraints.txt") for remedy in remedies)
 
@@ -116,7 +117,7 @@ def test_gpus_without_the_drivers_video_part(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     card = SimpleNamespace(name="H100", total_memory=80 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
-    monkeypatch.setattr(doctor, "_has_video_library", lambda: False)
+    monkeypatch.setattr(machine, "_has_video_library", lambda: False)
     findings = examine(None, ranks=4)
     told, refused = [f for f in findings if f.what == "GPUs"]
     assert "2 x H100 (80 GiB)" in told.says
@@ -127,7 +128,7 @@ def test_gpus_without_the_drivers_video_part(monkeypatch: pytest.MonkeyPatch) ->
 def test_weights_that_are_not_there(small_run: Path) -> None:
     config = Config.load(small_run, ["model.image.weights=no/such.pth"])
     finding = found(examine(config, ranks=1), "model")
-    assert (finding.state, finding.remedy) == ("fault", "model.image.weights=WHERE IT IS")
+    assert (finding.state, finding.remedy) == ("fault", "model.image.weights=PATH")
     assert "no/such.pth" in finding.says
 
 

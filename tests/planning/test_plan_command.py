@@ -12,7 +12,7 @@ from test_steps import machine
 from vse_scale.config import Config
 from vse_scale.errors import ConfigError
 from vse_scale.planning.constants import Constants
-from vse_scale.planning.measure import crowds_of, sizes_of
+from vse_scale.planning.measure import concurrent_ranks, sizes_of
 from vse_scale.planning.page import Plan
 from vse_scale.planning.traffic import Workload, loss_bytes
 
@@ -34,7 +34,7 @@ def test_the_page_has_a_table_for_each_number_of_ranks(small_run: Path) -> None:
 def test_what_does_not_fit_binds(small_run: Path) -> None:
     config = Config.load(small_run)
     constants = of_small_run(config).model_copy(update={"memory_bytes": 10**6})
-    assert Plan.of(config, [2], constants).outlooks[2][2].binds == "memory"
+    assert Plan.of(config, [2], constants).estimates[2][2].binds == "memory"
 
 
 def test_constants_of_another_model_are_refused(small_run: Path) -> None:
@@ -67,12 +67,12 @@ def test_the_sizes_that_are_measured(small_run: Path) -> None:
     assert sizes_of(config, [8]) == [2]
 
 
-def test_the_crowds_that_are_measured() -> None:
-    assert crowds_of([1, 2, 4], cores=2, gpus=0) == [1, 2, 4]
-    assert crowds_of([64], cores=2, gpus=0) == [1, 2, 4]
-    assert crowds_of([2], cores=8, gpus=0) == [1, 2]
-    assert crowds_of([1], cores=8, gpus=0) == [1]
-    assert crowds_of([64], cores=96, gpus=8) == [1, 8]
+def test_the_numbers_of_concurrent_ranks_that_are_measured() -> None:
+    assert concurrent_ranks([1, 2, 4], cores=2, gpus=0) == [1, 2, 4]
+    assert concurrent_ranks([64], cores=2, gpus=0) == [1, 2, 4]
+    assert concurrent_ranks([2], cores=8, gpus=0) == [1, 2]
+    assert concurrent_ranks([1], cores=8, gpus=0) == [1]
+    assert concurrent_ranks([64], cores=96, gpus=8) == [1, 8]
 
 
 def test_the_command_prints_json(small_run: Path) -> None:

@@ -57,9 +57,9 @@ def test_several_ranks_share_pairs_and_the_update_and_exchange_bytes() -> None:
 def test_more_ranks_than_cores_take_turns() -> None:
     """Four ranks on two cores take twice as long as two of as many pairs each."""
     alone = Computing(ranks=1, fixed_seconds=0.0, pair_seconds=0.001, cores=1.0)
-    crowd = alone.model_copy(update={"ranks": 2, "pair_seconds": 0.0012})
+    pair = alone.model_copy(update={"ranks": 2, "pair_seconds": 0.0012})
     given = {
-        "cuda": False, "cores": 2, "ranks_per_host": None, "computing": [alone, crowd],
+        "cuda": False, "cores": 2, "ranks_per_host": None, "computing": [alone, pair],
         "optimizer_seconds": 0.0,
         "network": Network(
             **dict.fromkeys(

@@ -22,20 +22,22 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Say what this machine and a configuration will do, and what is missing.
+    """Check this machine, and with --config a run before it starts.
 
-    Leaves with exit code 2 where something would keep the run from starting.
+    The exit code is 2 if a fault would keep the run from starting.
     """
-    log.info("looking at this machine")
+    log.info("checking this machine")
     import torch
 
     from vse_scale.config import Config
-    from vse_scale.planning import doctor as examination
+    from vse_scale.planning.doctor import examine
+    from vse_scale.planning.findings import as_json as to_json
+    from vse_scale.planning.findings import faults, page
 
     checked = Config.load(config, overrides) if config is not None else None
-    findings = examination.examine(checked, ranks or max(1, torch.cuda.device_count()))
+    findings = examine(checked, ranks or max(1, torch.cuda.device_count()))
     if as_json:
-        print(json.dumps(examination.as_json(findings), indent=1))
+        print(json.dumps(to_json(findings), indent=1))
     else:
-        print(examination.page(findings))
-    raise typer.Exit(UserError.exit_code if examination.faults(findings) else 0)
+        print(page(findings))
+    raise typer.Exit(UserError.exit_code if faults(findings) else 0)

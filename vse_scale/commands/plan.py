@@ -20,16 +20,19 @@ def plan(
     ] = None,
     measure: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="time a few steps here, on data.path, and keep that"),
+        typer.Option(
+            metavar="FILE",
+            help="time a few steps here, on data.path, and write FILE",
+        ),
     ] = None,
     constants: Annotated[
-        Path | None, typer.Option(help="what --measure wrote, perhaps edited")
+        Path | None, typer.Option(help="a file that --measure wrote, perhaps edited")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Say on paper what a run takes on many ranks: memory by part, and bytes that are sent.
+    """Estimate memory, traffic and step time of a run on many ranks.
 
-    With a machine's constants also the time of a step by part, and which resource binds.
+    The time of a step, and the resource that limits it, need a machine's constants.
     """
     from vse_scale.planning.constants import Constants
     from vse_scale.planning.page import Plan

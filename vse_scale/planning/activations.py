@@ -1,8 +1,8 @@
-"""What a micro-batch keeps in memory on its way forward and back: counted, and never computed.
+"""Memory of a micro-batch in its forward and backward pass: counted, and never computed.
 
 The model runs on torch's fake tensors, which have shapes and no values: a forward and a backward
 pass of a ResNet-152 at 512 pixels take seconds on a laptop and no memory. Every storage that an
-operator makes is counted until nobody holds it any more.
+operator makes is counted until its last reference is gone.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Activations:
 
     Attributes:
         alone: without the gradients of weights.
-        with_gradients: with those that are there already.
-        with_bucket: in place of them with a bucket for all, which comes with the first.
+        with_gradients: with the gradients of weights computed so far.
+        with_bucket: with a bucket for all gradients in their place, allocated with the first.
     """
 
     alone: int
@@ -56,8 +56,8 @@ def count_activations(
         pairs: of a micro-batch.
         tokens: of its longest caption.
         bucket: bytes that gradients are collected in.
-        cuda: whether a GPU is to do it, where GPO makes weights for each sample; a CPU makes them
-            for each length that occurs.
+        cuda: whether it runs on a GPU, where GPO makes weights for each sample; on a CPU it makes
+            them for each length that occurs.
         bfloat16: whether products are computed in bfloat16.
 
     Raises:
@@ -81,7 +81,7 @@ def count_activations(
 
 
 def _distinct_lengths(config: Config, model: VSEModel, images: int) -> int:
-    """Return how many lengths occur in a batch of ``images``, whose cells training drops."""
+    """Return the number of lengths that occur in a batch of ``images`` with dropped cells."""
     if not config.model.image.drop_cells:
         return 1
     draws = torch.rand(images, 1 + model.grid_cells, generator=torch.Generator().manual_seed(0))
@@ -103,7 +103,7 @@ def batch_bytes(config: Config, pairs: int) -> int:
 def forward_and_backward(
     model: VSEModel, config: Config, pairs: int, tokens: int, *, bfloat16: bool
 ) -> None:
-    """Run ``model`` both ways on ``pairs`` pairs of nothing, under a mode that has no values."""
+    """Run ``model`` forward and backward on ``pairs`` pairs, under a mode without values."""
     images = pairs // config.data.captions_per_image
     image = config.model.image
     lengths = torch.full((pairs,), tokens)
@@ -122,7 +122,7 @@ def forward_and_backward(
 
 
 class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages made under it that somebody still holds.
+    """Counts the bytes of all live storages that were made under it.
 
     Attributes:
         peaks: the most at any time, as `Activations` has them.
@@ -148,7 +148,7 @@ class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def take_gradient(self, weight: Tensor) -> None:
-        """Note that the gradient of ``weight`` is there."""
+        """Count the gradient of ``weight``."""
         assert weight.grad is not None
         self._gradients += weight.grad.untyped_storage().nbytes()
         self._compare()
@@ -158,11 +158,11 @@ class _LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key in self._known:
             return
 
-        def let_go(_: object) -> None:
+        def release(_: object) -> None:
             self._now -= size
             del self._known[key]
 
-        self._known[key] = weakref.ref(storage, let_go)
+        self._known[key] = weakref.ref(storage, release)
         self._now += size
         self._compare()
 

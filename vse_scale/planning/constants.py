@@ -1,4 +1,4 @@
-"""What a machine needs for the parts of a step: measured, kept in a file, and open to be edited."""
+"""Times of the parts of a step on one machine: measured, kept in a file that can be edited."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vse_scale.errors import ConfigError
 
 
 class Computing(Section):
-    """A rank's forward pass, loss and backward pass: ``fixed`` and so much for every pair.
+    """A rank's forward pass, loss and backward pass: a fixed part and a part for each pair.
 
     Attributes:
-        ranks: that computed on the machine at the same time, each on its own, while the loader of
-            each decoded.
+        ranks: number of ranks that computed on the machine at the same time, each on its own,
+            while their loaders decoded.
         fixed_seconds: of a step, whatever the number of pairs.
         pair_seconds: of a pair.
-        cores: CPU cores that a rank kept busy meanwhile, decoding left out.
+        cores: CPU cores that a rank kept busy, without decoding.
     """
 
     ranks: int = Field(ge=1)
@@ -35,7 +35,7 @@ class Collective(Section):
     Attributes:
         hop_seconds: of each of the messages that follow one another around a ring: N - 1, and
             twice as many in an all-reduce.
-        bytes_per_second: that leave a rank. It is what nccl-tests call bus bandwidth.
+        bytes_per_second: that leave a rank, nccl-tests' bus bandwidth.
     """
 
     hop_seconds: float = Field(ge=0)
@@ -54,20 +54,20 @@ class Constants(Section):
     """A machine on which one model was measured.
 
     Attributes:
-        device: what computed, in words.
-        cuda: whether that was a GPU.
+        device: name of the GPU or processor.
+        cuda: whether it is a GPU.
         cores: CPU cores of the machine.
         memory_bytes: of a GPU; without one, of the machine.
-        ranks_per_host: how many ranks share a machine at most; None: all.
+        ranks_per_host: most ranks that share a machine; None: all.
         parameters: of the model that was measured.
         tokens: of the longest caption of a batch, on average.
-        computing: of one rank that has the machine to itself, and of more, up to its GPUs or twice
-            its cores; by growing numbers of ranks.
+        computing: of one rank alone and of more concurrent ranks, up to the machine's GPUs or
+            twice its cores; in ascending order of ranks.
         score_seconds: of a rank's loss, for each pair of its own times each of the batch.
         optimizer_seconds: of the update of all parameters.
-        image_seconds: for which a rank's loader decodes an image, when nothing else is done.
-        image_core_seconds: of all CPU cores for that.
-        network: None where there is one GPU: fill it in.
+        image_seconds: of a rank's loader for an image, on an idle machine.
+        image_core_seconds: of all CPU cores for an image.
+        network: None where there is one GPU, which cannot measure it.
     """
 
     device: str
@@ -86,7 +86,7 @@ class Constants(Section):
 
     @classmethod
     def load(cls, path: Path) -> Constants:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             ConfigError: the file is missing, or holds something else.
@@ -109,7 +109,7 @@ class Constants(Section):
         path.write_text(json.dumps(self.model_dump(), indent=1) + "\n", encoding="utf-8")
 
     def computing_beside(self, ranks: int) -> Computing:
-        """Return a rank's computing where ``ranks`` share a machine, between what was measured."""
+        """Return a rank's computing among ``ranks`` on a machine, interpolated."""
         measured = self.computing
         for few, many in pairwise(measured):
             if few.ranks <= ranks < many.ranks:

@@ -1,4 +1,4 @@
-"""The floating-point operations of a step's forward and backward pass: counted, never computed."""
+"""Floating-point operations of a step's forward and backward pass: counted, never computed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from vse_scale.config import Config
 from vse_scale.model.blueprint import blueprint
 from vse_scale.planning.activations import forward_and_backward
 
-_IMAGES = 32  # of which an average is taken: what does not grow with the batch is small beside them
+_IMAGES = 32  # averaged over, so that the part that does not grow with the batch is small
 
 
 def count_flops(config: Config, *, tokens: int) -> float:
     """Return the operations of a pair in a batch whose longest caption has ``tokens`` tokens.
 
-    Those of matrix products, convolutions and attention, a multiplication and an addition being
-    two; everything trains. What activation checkpointing computes again is not among them: it is
-    no progress.
+    Matrix products, convolutions and attention are counted, a multiplication and an addition as
+    two; everything trains. Operations that activation checkpointing repeats are not counted, since
+    they are no progress.
 
     Raises:
         ModelError: there is no such model.

@@ -1,4 +1,4 @@
-"""Measures this machine's constants for one configuration, in processes of their own."""
+"""Measure this machine's constants for one configuration, in separate processes."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ _HOPS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}  # times N - 1
 def measure_machine(config: Config, ranks: list[int]) -> Constants:
     """Time steps of one rank alone and of several at once, and the collectives.
 
-    A rank gets as many pairs as it would with the fewest and the most of ``ranks``, which are what
-    the plan is for.
+    A rank gets as many pairs as it would with the fewest and the most of ``ranks``, the numbers
+    that the plan is for.
 
     Raises:
-        UserError: a process failed; the message is what it said.
+        UserError: a process failed; the message is its last line.
     """
     sizes = sizes_of(config, ranks)
     model, _ = blueprint(config)
     cores, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
-    crowds = crowds_of(ranks, cores=cores, gpus=gpus)
+    concurrent = concurrent_ranks(ranks, cores=cores, gpus=gpus)
     with tempfile.TemporaryDirectory(prefix="vse-plan-") as folder, heartbeat("measuring"):
         here = Path(folder)
         given = [str(size) for size in sizes]
         found = {
-            crowd: _run(config, here, "computing", given, worlds=crowd, ranks=1) for crowd in crowds
+            count: _run(config, here, "computing", given, worlds=count, ranks=1)
+            for count in concurrent
         }
-        together = gpus or max(2, crowds[-1])
+        together = gpus or max(2, concurrent[-1])
         network = _run(config, here, "network", [], worlds=1, ranks=together)
     single = found[1]
     device = describe_system(1)
@@ -56,8 +57,8 @@ def measure_machine(config: Config, ranks: list[int]) -> Constants:
         parameters=sum(weight.numel() for weight in model.parameters()),
         tokens=round(max(step["tokens"] for step in single["steps"])),
         computing=[
-            _computing(one["steps"], crowd, 0.0 if gpus else min(1.0, cores / crowd))
-            for crowd, one in found.items()
+            _computing(one["steps"], count, 0.0 if gpus else min(1.0, cores / count))
+            for count, one in found.items()
         ],
         score_seconds=single["score_seconds"],
         optimizer_seconds=single["steps"][0]["optimizer"],
@@ -70,7 +71,7 @@ def measure_machine(config: Config, ranks: list[int]) -> Constants:
 def sizes_of(config: Config, ranks: list[int]) -> list[int]:
     """Return one or two numbers of pairs to measure: the fewest and the most a rank would have.
 
-    Where they are the same, half of it is the other, if that can be.
+    If both are equal, half of it is measured too, where that divides.
     """
     unit = config.engine.micro_batches * config.data.captions_per_image
     shares = sorted({config.data.global_batch // count for count in ranks})
@@ -80,20 +81,20 @@ def sizes_of(config: Config, ranks: list[int]) -> list[int]:
     return sorted({fewest, most})
 
 
-def crowds_of(ranks: list[int], *, cores: int, gpus: int) -> list[int]:
-    """Return how many ranks are to compute at once: one, and up to the most of ``ranks``.
+def concurrent_ranks(ranks: list[int], *, cores: int, gpus: int) -> list[int]:
+    """Return the numbers of concurrent ranks to measure: one, and up to the most of ``ranks``.
 
-    That is as many as the machine has GPUs, or cores; without GPUs also twice as many, since ranks
-    that take turns on a core are in each other's way by more than the turns.
+    The most is the machine's number of GPUs, or of cores; without GPUs twice the cores is measured
+    too, since ranks that share a core slow each other down by more than half.
     """
     full = gpus or cores
     return sorted({1, min(max(ranks), full), min(max(ranks), full if gpus else 2 * full)})
 
 
 def _computing(steps: list[dict[str, float]], ranks: int, wanted: float) -> Computing:
-    """Put a line through the seconds of one or two numbers of pairs.
+    """Fit a line to the seconds of one or two numbers of pairs.
 
-    What computes on a CPU wants ``wanted`` cores all the time, whatever another program left it.
+    A rank on a CPU needs ``wanted`` cores all the time, even where another program took them.
     """
     few, many = steps[0], steps[-1]
     slope = many["computing"] / many["pairs"]
@@ -110,7 +111,7 @@ def _computing(steps: list[dict[str, float]], ranks: int, wanted: float) -> Comp
 
 
 def _network(found: dict[str, Any]) -> Network:
-    """Tell a message's first byte from the rest."""
+    """Separate the latency of a message from its bandwidth."""
     ranks, kinds = found["ranks"], {}
     for name, seconds in found["collectives"].items():
         hops = _HOPS[name] * (ranks - 1)
@@ -124,7 +125,7 @@ def _network(found: dict[str, Any]) -> Network:
 def _run(
     config: Config, folder: Path, what: str, given: list[str], *, worlds: int, ranks: int
 ) -> dict[str, Any]:
-    """Start ``worlds`` groups of ``ranks`` processes at once; return what they found, averaged."""
+    """Start ``worlds`` groups of ``ranks`` processes at once; return the mean of their results."""
     processes, outs = [], []
     for world in range(worlds):
         run = config.run.model_copy(update={"dir": str(folder / f"run-{world}")})

@@ -1,6 +1,6 @@
 """A rank's memory by part, under each ZeRO stage.
 
-What DeepSpeed 0.19 keeps was counted on one, two and four ranks, and the tests count it again.
+DeepSpeed 0.19's memory was counted on one, two and four ranks, and the tests count it again.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from vse_scale.config import Config
 from vse_scale.planning.activations import Activations, batch_bytes, count_activations
 from vse_scale.planning.traffic import FLOAT, Stage, Workload
+from vse_scale.training.engine import LARGEST_BUCKET
 
 _MOMENTS = 2  # of AdamW
-_BUCKET = 500_000_000  # numbers: the engine's largest reduce_bucket_size
 
 
 def state_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:
@@ -41,7 +41,7 @@ def state_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Batches:
-    """What a rank's pairs take in memory beside the state, in bytes.
+    """Memory of a rank's pairs beside the state, in bytes.
 
     Attributes:
         activations: of a micro-batch.
@@ -64,7 +64,7 @@ class Batches:
         cuda: bool,
         bfloat16: bool,
     ) -> Batches:
-        """Count them for ``ranks`` ranks; the rest is told to `count_activations`.
+        """Count them for ``ranks`` ranks; the other arguments are `count_activations`'s.
 
         Raises:
             ModelError: there is no such model.
@@ -105,4 +105,4 @@ def memory_bytes(work: Workload, batches: Batches, stage: Stage, ranks: int) -> 
 
 def _bucket(work: Workload) -> int:
     """Return the bytes that gradients are collected in before they are reduced."""
-    return FLOAT * min(work.parameters, _BUCKET)
+    return FLOAT * min(work.parameters, LARGEST_BUCKET)

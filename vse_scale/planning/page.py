@@ -14,18 +14,18 @@ from vse_scale.planning.memory import Batches, memory_bytes
 from vse_scale.planning.steps import Step, efficiency, step_time
 from vse_scale.planning.traffic import STAGES, Stage, Workload, step_bytes
 
-_TOKENS = 32  # of the longest caption of a batch, where none was measured; COCO's have about that
+_TOKENS = 32  # of a batch's longest caption, if not measured; about that in COCO
 
 _BYTES = {"GB": 1e9, "MB": 1e6}
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What is to be expected of one ZeRO stage on one number of ranks.
+class Estimate:
+    """Memory, traffic and step time of one ZeRO stage on one number of ranks.
 
     Attributes:
         memory: bytes of a rank by part, which add up to the peak.
-        sent: bytes that leave a rank in a step, by what for.
+        sent: bytes that leave a rank in a step, by purpose.
         step: its seconds; None without a machine's constants.
         pairs_per_second: of all ranks; None likewise.
         efficiency: pairs/s of a rank, over those of one rank alone with as many pairs; likewise.
@@ -42,27 +42,27 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Plan:
-    """The outlook by number of ranks and ZeRO stage.
+    """Estimates by number of ranks and ZeRO stage.
 
     Attributes:
         work: of all ranks together.
         flops: operations of a step's forward and backward pass, of all ranks together.
-        outlooks: by number of ranks and stage.
+        estimates: by number of ranks and stage.
     """
 
     work: Workload
     flops: float
-    outlooks: dict[int, dict[Stage, Outlook]]
+    estimates: dict[int, dict[Stage, Estimate]]
 
     @classmethod
     def of(cls, config: Config, ranks: Sequence[int], constants: Constants | None) -> Plan:
-        """Lay out ``config`` on each number of ``ranks``; without ``constants`` there is no time.
+        """Estimate ``config`` on each number of ``ranks``; without ``constants`` there is no time.
 
         Precision "auto" is bfloat16, as on a GPU, unless the constants are a CPU's.
 
         Raises:
             ModelError: there is no such model.
-            ConfigError: the constants are another model's, or lack the network.
+            ConfigError: the constants belong to another model, or lack the network.
         """
         cuda = constants is None or constants.cuda
         bfloat16 = config.engine.precision == "bfloat16" or (
@@ -71,18 +71,18 @@ class Plan:
         work = Workload.of(config, bfloat16=bfloat16)
         if constants is not None and constants.parameters != work.parameters:
             raise ConfigError(
-                f"the constants are of a model of {constants.parameters} parameters, and this one "
-                f"has {work.parameters}; measure this one with --measure FILE"
+                f"the constants belong to a model of {constants.parameters} parameters, and "
+                f"this one has {work.parameters}; measure this one with --measure FILE"
             )
         tokens = min(constants.tokens if constants else _TOKENS, config.data.max_caption_tokens)
-        outlooks: dict[int, dict[Stage, Outlook]] = {}
+        estimates: dict[int, dict[Stage, Estimate]] = {}
         for count in ranks:
             batches = Batches.of(config, work, count, tokens=tokens, cuda=cuda, bfloat16=bfloat16)
-            outlooks[count] = {
-                stage: _outlook(work, batches, constants, stage, count) for stage in STAGES
+            estimates[count] = {
+                stage: _estimate(work, batches, constants, stage, count) for stage in STAGES
             }
         flops = work.global_batch * count_flops(config, tokens=tokens)
-        return cls(work, flops, outlooks)
+        return cls(work, flops, estimates)
 
     def text(self) -> str:
         """Return a page: for each number of ranks a table with a column for each stage."""
@@ -91,7 +91,7 @@ class Plan:
             f"{work.parameters / 1e6:.1f} million parameters, {work.global_batch} pairs a step, "
             f"forward and backward {self.flops / 1e12:.3g} TFLOP"
         ]
-        for count, stages in self.outlooks.items():
+        for count, stages in self.estimates.items():
             found = [stages[stage] for stage in STAGES]
             pairs = work.global_batch // count
             heads = [f"ZeRO-{stage}" for stage in STAGES]
@@ -111,24 +111,24 @@ class Plan:
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `text` shows, in bytes and seconds, by number of ranks and ZeRO stage."""
+        """Return the figures of `text` in bytes and seconds, by number of ranks and ZeRO stage."""
         return {
             str(count): {str(stage): _plain(one) for stage, one in stages.items()}
-            for count, stages in self.outlooks.items()
+            for count, stages in self.estimates.items()
         }
 
 
-def _outlook(
+def _estimate(
     work: Workload, batches: Batches, constants: Constants | None, stage: Stage, ranks: int
-) -> Outlook:
+) -> Estimate:
     memory = memory_bytes(work, batches, stage, ranks)
     sent = step_bytes(work, stage, ranks)
     if constants is None:
-        return Outlook(memory, sent)
+        return Estimate(memory, sent)
     step = step_time(work, constants, stage, ranks)
     here = 1 if constants.cuda else min(ranks, constants.ranks_per_host or ranks)
     fits = sum(memory.values()) * here <= constants.memory_bytes
-    return Outlook(
+    return Estimate(
         memory,
         sent,
         step,
@@ -138,20 +138,20 @@ def _outlook(
     )
 
 
-def _plain(one: Outlook) -> dict[str, Any]:
-    told: dict[str, Any] = {"kept": one.memory, "sent": one.sent}
+def _plain(one: Estimate) -> dict[str, Any]:
+    plain: dict[str, Any] = {"kept": one.memory, "sent": one.sent}
     if one.step is not None:
-        told |= {
+        plain |= {
             "seconds": one.step.seconds,
             "pairs_per_second": one.pairs_per_second,
             "efficiency": one.efficiency,
             "binds": one.binds,
         }
-    return told
+    return plain
 
 
 def _table(stages: Sequence[dict[str, float]], units: dict[str, float], what: str) -> list[str]:
-    """Lay out parts and their sum, in the largest unit that leaves something before the point."""
+    """Return a row for each part and for their sum, in the largest unit that the sum reaches."""
     sums = [sum(stage.values()) for stage in stages]
     unit, size = next(
         (pair for pair in units.items() if max(sums) >= pair[1]), list(units.items())[-1]
@@ -164,7 +164,7 @@ def _table(stages: Sequence[dict[str, float]], units: dict[str, float], what: st
     return [*rows, _row(what, [f"{total / size:.2f}" for total in sums])]
 
 
-def _cells(what: str, found: Sequence[Outlook], cell: Callable[[Outlook], str]) -> str:
+def _cells(what: str, found: Sequence[Estimate], cell: Callable[[Estimate], str]) -> str:
     return _row(what, [cell(one) for one in found])
 
 

@@ -34,7 +34,7 @@ _SCORED = 1024  # pairs
 
 
 def measure_computing(config: Config, world: World, sizes: list[int]) -> dict[str, Any]:
-    """Return the seconds of steps of ``sizes`` pairs on one rank, and of what goes with them."""
+    """Return the seconds of steps of ``sizes`` pairs on one rank, and of a score in the loss."""
     steps = [_steps(config, world, pairs) for pairs in sizes]
     objective = objective_of(config.objective)
     images, captions = F.normalize(
@@ -50,7 +50,7 @@ def measure_computing(config: Config, world: World, sizes: list[int]) -> dict[st
 
 
 def _steps(config: Config, world: World, pairs: int) -> dict[str, float]:
-    """Decode a few batches with nothing else to do; then train, while the loader decodes on."""
+    """Time the decoding of a few batches alone, then training while the loader decodes."""
     data = config.data.model_copy(update={"global_batch": pairs, "last_batch": "drop"})
     trainer = Trainer(config.model_copy(update={"data": data}), world)
     # Of the last step, where everything trains.
@@ -115,7 +115,7 @@ def _time(call: Callable[[], Any], world: World, repeats: int = 10) -> float:
 
 
 def main(what: str, path: str, out: str, *sizes: str) -> None:
-    """Measure, and write what was found."""
+    """Measure, and write the result as JSON."""
     config = Config.load(path)
     configure_logging(main=False)
     world = join_world(config.engine.timeout_seconds)

@@ -1,9 +1,9 @@
 """The seconds of a step on N ranks, from a machine's constants.
 
 A rank computes, exchanges and updates one after the other: nothing overlaps, as on gloo, and as
-DeepSpeed has it by default under stages 0 to 2. Images are decoded meanwhile. So a step lasts as
-long as the slowest of three: that chain, the rank's loader, and all that the ranks of a machine ask
-of its cores, shared out evenly.
+in DeepSpeed by default under stages 0 to 2. Images are decoded at the same time. So a step lasts as
+long as the slowest of three: that chain, the rank's loader, and the work of all ranks of a machine,
+shared out over its cores.
 
 A ring of N ranks sends (N - 1) / N of the whole for a gather or a reduce-scatter, twice that for an
 all-reduce, in N - 1 hops or twice as many: Patarasuk and Yuan, "Bandwidth optimal all-reduce
@@ -23,11 +23,11 @@ _SMALL_REDUCES = 3  # the norm, whether it is finite, and whether to stop
 
 @dataclass(frozen=True)
 class Step:
-    """A step on paper.
+    """The estimate of a step.
 
     Attributes:
         seconds: by part; the last, ``waiting``, is for images or for a core.
-        binds: "computing", "network" or "data": what would have to be faster.
+        binds: the resource that limits the step: "computing", "network" or "data".
     """
 
     seconds: dict[str, float]
@@ -40,7 +40,7 @@ class Step:
 
 
 def step_time(work: Workload, constants: Constants, stage: Stage, ranks: int) -> Step:
-    """Return the step of ``ranks`` ranks that share the global batch of ``work``.
+    """Estimate the step of ``ranks`` ranks that share the global batch of ``work``.
 
     Raises:
         ConfigError: there are several ranks, and the network was not measured.
@@ -48,7 +48,7 @@ def step_time(work: Workload, constants: Constants, stage: Stage, ranks: int) ->
     pairs = work.global_batch / ranks
     here = min(ranks, constants.ranks_per_host or ranks)
     rank = constants.computing_beside(here)
-    # What was measured on one rank has the rank's own pairs as its columns.
+    # One rank was measured, whose loss has its own pairs alone as columns.
     others = pairs * (work.global_batch - pairs)
     sent = _exchange(work, constants, stage, ranks)
     chain = {

@@ -1,6 +1,6 @@
-"""What a step works on, and the bytes that it sends, by what they are for.
+"""The workload of a step, and the bytes that it sends, by purpose.
 
-What DeepSpeed 0.19 moves was counted on two and four ranks, and the tests count it again. The
+DeepSpeed 0.19's traffic was counted on two and four ranks, and the tests count it again. The
 principle is in Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter
 Models", SC 2020.
 """
@@ -26,12 +26,12 @@ STAGES: tuple[Stage, ...] = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class Workload:
-    """What a step works on, in numbers (not bytes).
+    """The workload of a step, in numbers (not bytes).
 
     Attributes:
-        parameters: of the model; all of them are trained at some time.
-        autocast_parameters: those whose gradients travel in bfloat16; 0 in float32.
-        gathered_parameters: those of them that stage 3 gathers in bfloat16.
+        parameters: of the model; all of them train at some time.
+        autocast_parameters: parameters whose gradients travel in bfloat16; 0 in float32.
+        gathered_parameters: parameters that stage 3 gathers in bfloat16.
         global_batch: pairs.
         captions_per_image: pairs that an image serves.
         embed_dim: D.
@@ -48,7 +48,7 @@ class Workload:
 
     @classmethod
     def of(cls, config: Config, *, bfloat16: bool) -> Workload:
-        """Read it off a configuration; the model is laid out without its weights.
+        """Return the workload of a configuration; the model is made without its weights.
 
         Raises:
             ModelError: there is no such model.
@@ -91,7 +91,7 @@ def loss_bytes(work: Workload, ranks: int) -> int:
 
 
 def step_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:
-    """Return the bytes that leave a rank in a step, by what they are for.
+    """Return the bytes that leave a rank in a step, by purpose.
 
     Collectives of N ranks send as rings do: (N - 1) / N of the whole for a reduce-scatter or an
     all-gather, twice that for an all-reduce. Stages 1 and 2 all-reduce gradients, as DeepSpeed

@@ -19,7 +19,7 @@ from vse_scale.training.state import SharedTensors
 from vse_scale.world.join import bound_waits
 from vse_scale.world.processes import World
 
-_LARGEST_BUCKET = 500_000_000  # numbers that are reduced at once, DeepSpeed's default
+LARGEST_BUCKET = 500_000_000  # numbers that are reduced at once, DeepSpeed's default
 
 
 class Engine:
@@ -227,7 +227,7 @@ def _deepspeed_config(config: Config, world: World, parameters: int) -> dict[str
         "zero_optimization": {
             "stage": config.engine.zero_stage,
             # Its default is a buffer of 2 GB, three times the weights of a ResNet-152 with BERT.
-            "reduce_bucket_size": min(parameters, _LARGEST_BUCKET),
+            "reduce_bucket_size": min(parameters, LARGEST_BUCKET),
         },
         "zero_allow_untested_optimizer": True,
         # Autocast keeps float32 master weights exact; DeepSpeed's own bf16 mode starts from
