@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from launching import run_ranks
+from ranks import run_ranks
 from torch.nn import functional as F
 
 from vse_scale.bench.loss import compare
@@ -52,7 +52,7 @@ def test_the_peer_is_clips_loss(tmp_path: Path) -> None:
     """The mean over ranks is the loss of the whole batch, and so is the mean gradient."""
     sides = F.normalize(torch.randn(2, 8, 16), dim=2)
     torch.save(sides, tmp_path / "batch.pt")
-    run_ranks(2, Path(__file__).with_name("rank_of_clip.py"), [str(tmp_path)])
+    run_ranks(2, Path(__file__).with_name("rank_of_clip.py"), tmp_path)
     losses, *gradients = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)), strict=True)
     images, captions = (side.requires_grad_() for side in sides.unbind())
     expected = clip(images, captions)

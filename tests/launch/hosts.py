@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from groups import Group
+from ranks import environment_without_launcher
 
 
 class Host:
@@ -17,14 +19,10 @@ class Host:
     def __init__(self, name: str, interface: str, address: str) -> None:
         self.name, self.interface, self.address = name, interface, address
 
-    def start(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
-        """Run ``command`` here, in a process group of its own; both outputs go to ``log``."""
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": self.interface, "OMP_NUM_THREADS": "1"}
-        with log.open("ab") as output:
-            return subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *command],
-                env=environment, stdout=output, stderr=output, start_new_session=True,
-            )  # fmt: skip
+    def start(self, command: list[str], log: Path) -> Group:
+        """Run ``command`` here; both outputs are appended to ``log``."""
+        environment = environment_without_launcher() | {"GLOO_SOCKET_IFNAME": self.interface}
+        return Group(["ip", "netns", "exec", self.name, *command], environment, log)
 
     def link(self, state: str) -> None:
         """Take the network cable out ("down"), or plug it in ("up")."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from commandline import installed, vse_scale
+from groups import Group
 from hosts import Cable, Host
-from launching import vse_scale
 
 from vse_scale.run.journal import read_journal
 
@@ -35,13 +35,13 @@ telemetry: {{prometheus_port: null, tensorboard: false}}
 
 def launch(
     hosts: tuple[Host, Host], config: Path, folder: Path, port: int, logs: tuple[Path, Path]
-) -> list[subprocess.Popen[bytes]]:
+) -> list[Group]:
     hostfile = folder.parent / "hostfile"
     hostfile.write_text("".join(f"{host.address} slots=2\n" for host in hosts))
     return [
         host.start(
             [
-                str(Path(sys.executable).with_name("deepspeed")), "--quiet",
+                str(installed("deepspeed")), "--quiet",
                 *("--hostfile", str(hostfile), "--no_ssh", "--node_rank", str(number)),
                 *("--master_addr", hosts[0].address, "--master_port", str(port)),
                 *(str(ROOT / "launch" / "train.py"), "--config", str(config), f"run.dir={folder}"),
@@ -63,19 +63,21 @@ def test_two_hosts_train_as_one_does_and_go_on_after_one_was_cut_off(
     config = tmp_path / "hosts.yaml"
     config.write_text(TRAINING.format(small=SMALL, scenes=scenes, folder=tmp_path, timeout=TIMEOUT))
     folder, logs = tmp_path / "two", (tmp_path / "first.log", tmp_path / "second.log")
-    with Cable() as hosts:
+    with Cable() as hosts, ExitStack() as started:
         processes = launch(hosts, config, folder, 29_511, logs)
+        for process in processes:
+            started.enter_context(process)
         deadline = time.monotonic() + 240
         while not list((folder / "checkpoints").glob("step-*")):
             assert time.monotonic() < deadline, logs[0].read_text()[-4000:]
-            assert all(p.poll() is None for p in processes), logs[0].read_text()[-4000:]
+            assert all(p.code() is None for p in processes), logs[0].read_text()[-4000:]
             time.sleep(0.1)
 
         hosts[1].link("down")
         cut = time.monotonic()
         hosts[1].kill()
-        processes[1].wait(timeout=10)
-        code = processes[0].wait(timeout=TIMEOUT + GRACE)
+        processes[1].wait(10)
+        code = processes[0].wait(TIMEOUT + GRACE)
         noticed = time.monotonic() - cut
         assert code not in (0, 2, 75), logs[0].read_text()[-4000:]
         reached = int(max((folder / "checkpoints").glob("step-*")).name.removeprefix("step-"))
@@ -84,7 +86,9 @@ def test_two_hosts_train_as_one_does_and_go_on_after_one_was_cut_off(
 
         hosts[1].link("up")
         processes = launch(hosts, config, folder, 29_512, logs)
-        codes = [process.wait(timeout=240) for process in processes]
+        for process in processes:
+            started.enter_context(process)
+        codes = [process.wait(240) for process in processes]
         assert codes == [0, 0], logs[0].read_text()[-4000:]
     assert "resumed from" in logs[0].read_text()
 

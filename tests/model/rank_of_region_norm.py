@@ -9,10 +9,9 @@ import torch.distributed as dist
 from vse_scale.model.towers.regions import SharedBatchNorm
 
 
-def main(folder: Path, rank: int, ranks: int) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
-    )
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
     inputs, present, arriving = (v.chunk(ranks)[rank] for v in torch.load(folder / "batch.pt"))
     inputs = inputs.clone().requires_grad_()
     norm = SharedBatchNorm(inputs.shape[2]).double()
@@ -34,5 +33,4 @@ def main(folder: Path, rank: int, ranks: int) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]))

@@ -1,10 +1,9 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ranks import run_ranks
 from torch import nn
 
 from vse_scale.config import Config, ImageConfig
@@ -114,15 +113,7 @@ def test_two_ranks_normalise_as_one(tmp_path):
     present = torch.arange(4) < torch.tensor([4, 2, 1, 3, 4, 1])[:, None]
     arriving = torch.randn(6, 4, 3).double()
     torch.save((inputs, present, arriving), tmp_path / "batch.pt")
-    script = Path(__file__).with_name("rank_of_region_norm.py")
-    started = [
-        subprocess.Popen([sys.executable, script, tmp_path, str(rank), "2"]) for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=120) for process in started] == [0, 0]
-    finally:
-        for process in started:
-            process.kill()
+    run_ranks(2, Path(__file__).with_name("rank_of_region_norm.py"), tmp_path)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
 
     norm = SharedBatchNorm(3).double()

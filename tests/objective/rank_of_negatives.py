@@ -9,10 +9,9 @@ import torch.distributed as dist
 from vse_scale.objective import global_hinge_loss
 
 
-def main(folder: Path, rank: int, ranks: int) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks
-    )
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
     results = []
     for case in torch.load(folder / "cases.pt"):
         images, captions, ids, valid = (value.chunk(ranks)[rank].clone() for value in case["batch"])
@@ -38,5 +37,4 @@ def main(folder: Path, rank: int, ranks: int) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]))

@@ -1,10 +1,9 @@
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 from torch.nn import functional as F
 
 from vse_scale.objective import global_hinge_loss, hinge_loss
@@ -42,19 +41,9 @@ def cases():
     ]
 
 
-def run_ranks(folder, ranks):
+def results_of_ranks(folder, ranks):
     torch.save(cases(), folder / "cases.pt")
-    script = Path(__file__).with_name("rank_of_negatives.py")
-    started = [
-        subprocess.Popen([sys.executable, script, folder, str(rank), str(ranks)])
-        for rank in range(ranks)
-    ]
-    try:
-        codes = [process.wait(timeout=120) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert codes == [0] * ranks
+    run_ranks(ranks, Path(__file__).with_name("rank_of_negatives.py"), folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(ranks)]
 
 
@@ -68,7 +57,7 @@ def bytes_of_a_step(ranks, mode, images):
 
 @pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_ranks_gives_the_loss_and_gradient_of_one(tmp_path, ranks):
-    of_ranks = run_ranks(tmp_path, ranks)
+    of_ranks = results_of_ranks(tmp_path, ranks)
     for number, case in enumerate(cases()):
         images, captions, ids, valid = case["batch"]
         images.requires_grad_()

@@ -8,19 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commandline import vse_scale
 from datasets_made import drawn_numbers, fingerprint, region_dataset, vse_shards
 from one_rank import (
     NUMBERS,
     compare_across_machines,
-    one_rank_environment,
     records,
     this_machine,
     train_on_one_rank,
@@ -162,7 +160,7 @@ def test_its_model_ranks_as_it_ranked(name: str, dataset: Path, tmp_path: Path) 
 
 def recalls(name: str, dataset: Path, folder: Path) -> dict[str, Any]:
     out = folder / "recalls.json"
-    vse_scale(
+    succeed(
         *("eval", "--model", HERE / name / "run" / "model", "--data", dataset),
         *("--split", "val", "--json", out),
     )
@@ -171,14 +169,10 @@ def recalls(name: str, dataset: Path, folder: Path) -> dict[str, Any]:
 
 
 def test_its_report_is_written(resumed: Path, tmp_path: Path) -> None:
-    vse_scale("report", "--run", resumed, "--out", tmp_path / "report.html")
+    succeed("report", "--run", resumed, "--out", tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
-def vse_scale(*arguments: str | Path) -> None:
-    command = [str(Path(sys.executable).with_name("vse-scale")), *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240,
-        env=one_rank_environment(),
-    )  # fmt: skip
+def succeed(*arguments: str | Path) -> None:
+    done = vse_scale(*arguments)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -1,6 +1,6 @@
 """Prints how far `vse-scale plan` is off on this machine, in time and memory, at 1, 2 and 4 ranks.
 
-Usage: PYTHONPATH=tests/training python tests/planning/scaling_error.py [CONFIG] [KEY=VALUE ...]
+Usage: PYTHONPATH=tests/support python tests/planning/scaling_error.py [CONFIG] [KEY=VALUE ...]
 
 Without a configuration: the demonstration's model at 64 pairs a step, on scenes that it draws. The
 machine should have nothing else to do. Constants are measured first, as ``plan --measure`` does;
@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from launching import run_ranks
+from commandline import installed
+from ranks import run_ranks
 
 from vse_scale.config import Config
 from vse_scale.model.blueprint import blueprint
@@ -80,7 +81,7 @@ def compare(path: Path, overrides: list[str], scratch: Path) -> list[Line]:
 def _train(arguments: list[str]) -> None:
     """Train as a user would, who leaves the number of threads to the command."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    command = [str(Path(sys.executable).with_name("vse-scale")), "train", *arguments]
+    command = [installed("vse-scale"), "train", *arguments]
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
 
@@ -94,7 +95,7 @@ def _memory(config: Config, work: Workload, scratch: Path, *, bfloat16: bool) ->
     lines = []
     for ranks in RANKS:
         worker = Path(__file__).with_name("rank_of_scaling.py")
-        run_ranks(ranks, worker, [str(path), str(out), str(scratch / f"kept-{ranks}")], 3600)
+        run_ranks(ranks, worker, path, out, scratch / f"kept-{ranks}", timeout=3600)
         found = json.loads(out.read_text())
         tokens = found["0"]["tokens"]
         batches = Batches.of(config, work, ranks, tokens=tokens, cuda=False, bfloat16=bfloat16)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import run_ranks
+from ranks import run_ranks
 
 from vse_scale.config import Config
 from vse_scale.model.blueprint import blueprint
@@ -18,7 +18,7 @@ WORKER = Path(__file__).with_name("rank_of_scaling.py")
 
 
 def counted(config: Path, tmp_path: Path, ranks: int) -> dict[str, Any]:
-    run_ranks(ranks, WORKER, [str(config), str(tmp_path / "out"), str(tmp_path)])
+    run_ranks(ranks, WORKER, config, tmp_path / "out", tmp_path)
     return json.loads((tmp_path / "out").read_text())
 
 

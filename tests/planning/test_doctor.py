@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from launching import vse_scale
+from commandline import vse_scale
 
 from vse_scale.config import Config
 from vse_scale.planning import machine

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from launching import vse_scale
+from commandline import vse_scale
 from test_steps import machine
 
 from vse_scale.config import Config

@@ -1,6 +1,6 @@
 """One rank of an encoding by several processes; run by test_encode.py.
 
-Usage: encode_ranks.py RANK RANKS RENDEZVOUS OUT
+Usage: encode_ranks.py OUT
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from encode_fakes import FakeDataset, FakeTokenizer, make_model, read_images
 from vse_scale.retrieval import encode
 
 if __name__ == "__main__":
-    rank, ranks, rendezvous, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
     with mock.patch.object(encode, "image_batches", read_images):
         embeddings = encode.encode_split(
             make_model(),
@@ -29,5 +29,5 @@ if __name__ == "__main__":
             rank=rank,
             ranks=ranks,
         )
-    torch.save(vars(embeddings), Path(out) / f"{rank}.pt")
+    torch.save(vars(embeddings), Path(sys.argv[1]) / f"{rank}.pt")
     dist.destroy_process_group()

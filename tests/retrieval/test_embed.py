@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launching import free_port, rank_environment, vse_scale
+from commandline import vse_scale
 from PIL import Image
+from ranks import run_ranks
 
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import DatasetError, OutputError
@@ -251,21 +252,10 @@ def test_killed_and_started_again_it_writes_the_same_bytes(model_folder, scenes,
 def test_several_processes_write_the_same_bytes(model_folder, scenes, tmp_path, ranks):
     asked = command(model_folder, scenes, tmp_path / "alone")
     subprocess.run(asked, check=True, capture_output=True, timeout=240)
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            command(model_folder, scenes, tmp_path / "out"),
-            env=rank_environment(rank, ranks, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    said = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, said
+    _, *arguments = command(model_folder, scenes, tmp_path / "out")
+    said = run_ranks(ranks, *arguments)
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
-    assert [text.count("embeddings: ") for text in said] == [1] + [0] * (ranks - 1)
+    assert [(one.out + one.err).count("embeddings: ") for one in said] == [1] + [0] * (ranks - 1)
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import run_ranks
 
 from vse_scale.errors import DatasetError
 from vse_scale.retrieval import encode
@@ -108,16 +108,7 @@ def test_shares_hold_the_same_batches_for_any_number_of_ranks(total, batch, rank
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_several_processes_equal_one_to_the_bit(ranks, tmp_path):
-    script, rendezvous = HERE / "encode_ranks.py", tmp_path / "rendezvous"
-    processes = [
-        subprocess.Popen([sys.executable, script, str(rank), str(ranks), rendezvous, tmp_path])
-        for rank in range(ranks)
-    ]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0] * ranks
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks(ranks, HERE / "encode_ranks.py", tmp_path)
 
     alone = vars(encode_fake())
     for rank in range(ranks):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from launching import free_port, rank_environment, vse_scale
+from commandline import vse_scale
+from ranks import run_ranks
 
 
 def save(folder, rows, images, captions):
@@ -45,26 +45,10 @@ def coco(rows, tmp_path_factory):
 
 def evaluate(ranks, folder, out, *options):
     """Run the command in ``ranks`` processes; return what the main one printed, and its JSON."""
-    command = [
-        *(sys.executable, "-m", "vse_scale.cli", "eval", "--embeddings", str(folder)),
-        *map(str, options),
-        *("--json", str(out)),
-    ]
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            command,
-            env=rank_environment(rank, ranks, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    said = [process.communicate(timeout=280) for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, said
-    assert all(out == "" for out, _ in said[1:])
-    return said[0][0], json.loads(out.read_text())
+    command = ["-m", "vse_scale.cli", "eval", "--embeddings", folder, *options, "--json", out]
+    said = run_ranks(ranks, *command)
+    assert all(other.out == "" for other in said[1:])
+    return said[0].out, json.loads(out.read_text())
 
 
 @pytest.mark.slow

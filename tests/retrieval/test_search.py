@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from launching import vse_scale
+from commandline import vse_scale
 
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import ConfigError, DatasetError

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from commandline import installed
 from numpy.typing import NDArray
 
 WORDS = ("ball", "dog", "ring", "tree", "lamp", "boat", "hat")
@@ -16,7 +16,7 @@ WORDS = ("ball", "dog", "ring", "tree", "lamp", "boat", "hat")
 
 def vse_shards(*arguments: str | Path) -> None:
     """Run the command as a user would; fail with what it said."""
-    command = [str(Path(sys.executable).with_name("vse-shards")), *map(str, arguments)]
+    command = [installed("vse-shards"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
 

@@ -11,7 +11,6 @@ of the golden recipes differed by up to 2e-5, and the loss of step 20 by up to 4
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import environment_without_launcher
 
 # Another machine repeats so many steps within the first tolerance, and the loss of the others
 # within the second, relative; a number near 0 is what is left of larger ones: the absolute one.
@@ -28,7 +28,6 @@ TOLERANCE, LATER_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-4, 1e-2, 1e-5
 NUMBERS = (
     "loss", "gradient_norm", "violating", "positive_similarity", "hardest_similarity",
 )  # fmt: skip
-_OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def this_machine() -> dict[str, str]:
@@ -51,8 +50,7 @@ def _processor() -> str:
 
 def one_rank_environment() -> dict[str, str]:
     """Return an environment without a launcher, without a GPU, and with one thread."""
-    kept = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCHER}
-    return kept | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return environment_without_launcher() | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
 def train_on_one_rank(config: Path, *overrides: str, timeout: float = 240) -> str:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,23 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import run_ranks
 
 WORKER = Path(__file__).with_name("rank_of_training.py")
-
-
-def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    environment = {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-        "LOCAL_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    return {**os.environ, **environment}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def random_run(scenes: Path, rest: str) -> str:
@@ -107,7 +89,7 @@ def train_jobs(
             {**asdict(job), "folder": None, "overrides": overrides, "out": str(here / f"{name}.pt")}
         )
     (here / "jobs.json").write_text(json.dumps(described))
-    run_ranks(ranks, WORKER, [str(config), str(here / "jobs.json")], cwd=hosts)
+    run_ranks(ranks, WORKER, config, here / "jobs.json", cwd=hosts)
     return {name: Trained(**torch.load(here / f"{name}.pt"), folder=folders[name]) for name in jobs}
 
 
@@ -134,43 +116,3 @@ def weights_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     assert not [name for name in found if not torch.equal(found[name], expected[name])]
-
-
-def run_ranks(
-    ranks: int,
-    worker: Path,
-    arguments: list[str],
-    timeout: float = 280,
-    cwd: Path | list[Path] | None = None,
-) -> None:
-    """Run ``worker`` per rank, in ``cwd`` or each in its own; fail with what the first said."""
-    port = free_port()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(worker), *arguments],
-            cwd=cwd[rank] if isinstance(cwd, list) else cwd,
-            env=rank_environment(rank, ranks, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output[-4000:]
-
-
-def vse_scale(*arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user would; standard output and standard error apart."""
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("vse-scale")), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )

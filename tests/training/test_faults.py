@@ -8,14 +8,16 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from launching import assert_same_bits, random_run, vse_scale
+from commandline import installed, vse_scale
+from groups import Group
+from launching import assert_same_bits, random_run
+from ranks import environment_without_launcher
 from safetensors.torch import load_file
 
 from vse_scale.run.journal import read_journal
@@ -46,50 +48,18 @@ run: {{dir: {folder / "unused"}, checkpoint_steps: 8}}
     return config, folder / "run"
 
 
-class Run:
-    """A supervised run on two ranks, in the background, with what it has said so far."""
+class Run(Group):
+    """A supervised run on two ranks, in the background."""
 
     def __init__(self, config: Path, folder: Path, *overrides: str) -> None:
         self.folder = folder
-        self.log = folder.with_suffix(".log")
-        command = [str(Path(sys.executable).with_name("vse-scale")), "train", "--ranks", "2"]
-        command += ["--max-restarts", "99", "--config", str(config), f"run.dir={folder}"]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*command, *overrides],
-                stderr=log,
-                stdout=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-
-    def said(self) -> str:
-        return self.log.read_text()
+        command = [installed("vse-scale"), "train", "--ranks", "2", "--max-restarts", "99"]
+        command += ["--config", config, f"run.dir={folder}", *overrides]
+        super().__init__(command, environment_without_launcher(), folder.with_suffix(".log"))
 
     def ranks(self) -> list[psutil.Process]:
-        launchers = psutil.Process(self.process.pid).children()
+        launchers = psutil.Process(self.pid).children()
         return [rank for launcher in launchers for rank in launcher.children()]
-
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> bool:
-        """Wait until ``condition`` holds; False where the run ended before that."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if self.process.poll() is not None:
-                return False
-            assert time.monotonic() < deadline, self.said()[-4000:]
-            time.sleep(0.001)
-        return True
-
-    def wait_for_words(self, words: str, times: int = 1) -> bool:
-        return self.wait_for(lambda: self.said().count(words) >= times)
-
-    def end(self) -> int:
-        try:
-            return self.process.wait(timeout=240)
-        except subprocess.TimeoutExpired:
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                process.kill()
-            self.process.kill()
-            raise
 
 
 def newest(folder: Path) -> Path:
@@ -116,7 +86,7 @@ def kill_at_random(run: Run, rounds: int, draws: random.Random) -> list[str]:
         else:
             moments.append("checkpoint")
             partial = (run.folder / "checkpoints").glob
-            if not run.wait_for(lambda partial=partial: any(partial(".*.partial"))):
+            if not run.wait_for(lambda partial=partial: any(partial(".*.partial")), 120):
                 break
         ranks = run.ranks()
         if not ranks:
@@ -133,12 +103,9 @@ def check_kills(whole: tuple[Path, Path], folder: Path, rounds: int) -> None:
     draws = random.Random(rounds)
     killed = 0
     for number in itertools.count():
-        run = Run(config, folder / f"run-{number}")
-        try:
+        with Run(config, folder / f"run-{number}") as run:
             kill_at_random(run, rounds - killed, draws)
-        finally:
-            code = run.end()
-        assert code == 0, run.said()[-4000:]
+            assert run.wait(240) == 0, run.said()[-4000:]
         restarts = run.said().count("starting it again")
         assert run.said().count("resumed from") + run.said().count("steps 0 to") >= restarts + 1
         assert_as_if_never_stopped(run.folder, uninterrupted)
@@ -163,17 +130,14 @@ def test_a_rank_that_falls_silent_is_found_and_replaced(
 ) -> None:
     config, uninterrupted = whole
     limit = 10
-    run = Run(config, tmp_path / "run", f"engine.timeout_seconds={limit}")
-    try:
+    with Run(config, tmp_path / "run", f"engine.timeout_seconds={limit}") as run:
         assert run.wait_for_words("checkpoint ")
         run.ranks()[1].send_signal(signal.SIGSTOP)
         began = time.monotonic()
         assert run.wait_for_words("starting it again")
         # The collective's limit, the others' grace, and a machine that has more to do.
         assert time.monotonic() - began < limit + GRACE_SECONDS + 15
-    finally:
-        code = run.end()
-    assert code == 0, run.said()[-4000:]
+        assert run.wait(240) == 0, run.said()[-4000:]
     assert_as_if_never_stopped(run.folder, uninterrupted)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import vse_scale
+from commandline import vse_scale
 
 from vse_scale.bench.plain import PlainTrainer
 from vse_scale.config import Config

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launching import run_ranks, vse_scale
+from commandline import vse_scale
+from ranks import run_ranks
 
 from vse_scale.config import Config
 from vse_scale.model.towers.resnet import BACKBONES, ResNet
@@ -223,7 +224,7 @@ def train(workplace: Path, jobs: dict[str, dict[str, Any]], timeout: float) -> d
     ]
     path = workplace / "jobs.json"
     path.write_text(json.dumps(described))
-    run_ranks(2, WORKER, [str(path)], timeout=timeout, cwd=workplace)
+    run_ranks(2, WORKER, path, timeout=timeout, cwd=workplace)
     return {name: json.loads((workplace / f"{name}.json").read_text()) for name in jobs}
 
 

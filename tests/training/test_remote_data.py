@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from launching import vse_scale
+from commandline import vse_scale
 
 from vse_scale.config import Config
 from vse_scale.errors import ConfigError

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from launching import random_run, vse_scale
+from commandline import training, vse_scale
+from groups import Group
+from launching import random_run
 from safetensors.torch import load_file
 
 from vse_scale.inputs.tokens import CaptionTokenizer
@@ -28,20 +29,13 @@ def train(config: Path, folder: Path, *overrides: str, ranks: int = 2) -> str:
     return result.stderr
 
 
-def start_until(config: Path, folder: Path, said: str) -> subprocess.Popen[str]:
-    """Start a run on two ranks and return it once it has logged ``said``."""
-    command = [Path(sys.executable).with_name("vse-scale"), "train", "--ranks", "2"]
-    process = subprocess.Popen(
-        [*command, "--config", config, f"run.dir={folder}"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if said in line:
-            return process
-    raise AssertionError(f"the run ended without saying {said!r}")
+@contextmanager
+def started_until(config: Path, folder: Path, said: str) -> Iterator[Group]:
+    """Start a run on two ranks and give it once it has logged ``said``."""
+    log = folder.with_suffix(".log")
+    with training(2, log, "--config", config, f"run.dir={folder}") as run:
+        assert run.wait_for_words(said), run.said()[-4000:]
+        yield run
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -119,11 +113,10 @@ def test_asked_to_stop_in_mid_epoch_and_started_again_is_bit_equal(
 ) -> None:
     config, uninterrupted = whole
     folder = tmp_path / "run"
-    process = start_until(config, folder, "checkpoint")
-    process.send_signal(number)
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 75, said
-    assert "stopped after step" in said
+    with started_until(config, folder, "checkpoint") as run:
+        run.send(number)
+        assert run.wait(120) == 75, run.said()
+        assert "stopped after step" in run.said()
     stopped = len(read_journal(folder / "metrics.jsonl"))
     assert 0 < stopped < 50
     train(config, folder)
@@ -138,13 +131,12 @@ def test_a_killed_rank_is_replaced_and_the_run_is_bit_equal(
 
     config, uninterrupted = whole
     folder = tmp_path / "run"
-    process = start_until(config, folder, "checkpoint")
-    (launcher,) = psutil.Process(process.pid).children()
-    launcher.children()[1].kill()
-    said = process.communicate(timeout=240)[1]
-    assert process.returncode == 0, said[-4000:]
-    assert "starting it again" in said
-    assert "resumed from" in said
+    with started_until(config, folder, "checkpoint") as run:
+        (launcher,) = psutil.Process(run.pid).children()
+        launcher.children()[1].kill()
+        assert run.wait(240) == 0, run.said()[-4000:]
+        assert "starting it again" in run.said()
+        assert "resumed from" in run.said()
     assert_same_run(folder, uninterrupted)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import free_port, rank_environment
+from ranks import run_ranks
 
 from vse_scale.world.processes import ALONE, World
 
@@ -59,19 +59,8 @@ with joined() as world:
 
 
 def test_three_processes_meet() -> None:
-    port = free_port()
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEET],
-            env=rank_environment(rank, 3, port),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(3)
-    ]
-    said = [rank.communicate(timeout=100)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0, 0]
-    assert said == ["(0, 3)\n", "(3, 6)\n", "(6, 10)\n"]
+    said = run_ranks(3, "-c", MEET)
+    assert [rank.out for rank in said] == ["(0, 3)\n", "(3, 6)\n", "(6, 10)\n"]
 
 
 def test_a_world_of_one_has_all_and_talks_to_nobody() -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commandline import vse_scale
 from documented import documented_metrics
-from launching import vse_scale
 from prometheus_server import MONITORING, Prometheus, free_ports
 
 from vse_scale.run.journal import read_journal
