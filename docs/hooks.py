@@ -6,15 +6,18 @@ pages of the site, other files are laid into it as text, and links to either are
 
 from __future__ import annotations
 
-import ast
+import inspect
 import posixpath
 import re
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
 PAGES = {  # file of the repository -> page of the site
@@ -80,18 +83,27 @@ def _as_text(path: str, config: MkDocsConfig, files: Files) -> str:
 
 def _sections() -> str:
     """Return the classes of a run's configuration, comments and all, each under its key."""
-    source = (ROOT / "vse_scale" / "config" / "schema.py").read_text(encoding="utf-8")
-    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    from vse_scale.config.parts import Choice
+    from vse_scale.config.schema import Config
+
     found: list[str] = []
 
-    def describe(section: ast.ClassDef, prefix: str) -> None:
-        for field in section.body:
-            if isinstance(field, ast.AnnAssign) and ast.unparse(field.annotation) in classes:
-                inner = classes[ast.unparse(field.annotation)]
-                key = prefix + ast.unparse(field.target)
-                code = ast.get_source_segment(source, inner)
-                found.append(f"### {key}\n\n```python\n{code}\n```\n")
-                describe(inner, f"{key}.")
+    def show(key: str, section: type) -> None:
+        found.append(f"### {key}\n\n```python\n{inspect.getsource(section).rstrip()}\n```\n")
 
-    describe(classes["Config"], "")
+    def describe(section: Any, prefix: str) -> None:
+        hints = get_type_hints(section, include_extras=True)
+        for name, kind in hints.items():
+            key = f"{prefix}{name}"
+            choice = next((m for m in getattr(kind, "__metadata__", ()) if type(m) is Choice), None)
+            if choice is not None:
+                parts = [choice.registry.find(part).Settings for part in choice.registry.names()]
+                bases = [base for part in parts for base in part.__mro__[:-1][::-1]]
+                for settings in dict.fromkeys(bases):
+                    show(f"{key}: {settings.__name__}", settings)
+            elif inspect.isclass(kind) and (issubclass(kind, BaseModel) or is_dataclass(kind)):
+                show(key, kind)
+                describe(kind, f"{key}.")
+
+    describe(Config, "")
     return "\n".join(found)

@@ -158,7 +158,7 @@ def config(folders, **image):
             "run": {"dir": "r"},
             "model": {
                 "embed_dim": 8,
-                "image": {"backbone": "regions", "region_channels": 8, **image},
+                "image": image or {"backbone": "regions", "region_channels": 8},
                 "text": {"encoder": "bigru", "word_channels": 6},
             },
         }
@@ -183,9 +183,9 @@ def test_a_split_of_regions_is_encoded(dataset, folders, tokenizer):
 def test_what_does_not_fit_is_said_before_training(folders, dataset_folder):
     open_data(config(folders), ranks=1)
     with pytest.raises(ConfigError, match=r"region_channels is 12, and .* has 8; set it so"):
-        open_data(config(folders, region_channels=12), ranks=1)
+        open_data(config(folders, backbone="regions", region_channels=12), ranks=1)
     with pytest.raises(ConfigError, match=r"max_regions is 4, and .* has 5; set it so"):
-        open_data(config(folders, max_regions=4), ranks=1)
+        open_data(config(folders, backbone="regions", region_channels=8, max_regions=4), ranks=1)
     with pytest.raises(DatasetError, match=r"not every sample .* has region features"):
         open_data(config([dataset_folder]), ranks=1)
     with pytest.raises(DatasetError, match="has an image; build it with them, or set model"):

@@ -9,23 +9,14 @@ import pytest
 import typer
 from commands import APPS
 from documents import PATHS, ROOT, rendered, text_of
-from pydantic import BaseModel
 
 from vse_scale.config import Config
+from vse_scale.config.schema import known_keys
 
 FOLDERS = ("docs", "kernels", "launch", "shards", "tests", "vse_scale", "vse_kernels", "vse_shards")
 
 
-def settings(section: type[BaseModel], prefix: str = "") -> set[str]:
-    found = set()
-    for name, field in section.model_fields.items():
-        found.add(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= settings(field.annotation, f"{prefix}{name}.")
-    return found
-
-
-SETTINGS = settings(Config)
+SETTINGS = set(known_keys())
 SECTIONS = "|".join(Config.model_fields)
 OF_OTHERS = {"--node_rank"}  # options of DeepSpeed's launcher
 CODE = sorted({(path, code) for path in PATHS for code in rendered(path).code})

@@ -42,10 +42,8 @@ def test_a_grid_model(runtime, small_model, tmp_path):
 
 @pytest.mark.slow
 def test_a_region_model(runtime, small_config, tmp_path):
-    image = small_config.image.model_copy(
-        update={"backbone": "regions", "region_channels": 12, "max_regions": 11}
-    )
-    config: ModelConfig = small_config.model_copy(update={"image": image})
+    image = {"backbone": "regions", "region_channels": 12, "max_regions": 11}
+    config = ModelConfig.model_validate(small_config.to_dict() | {"image": image})
     model = VSEModel(config, vocab_size=50, pad_id=0).eval()
     export_onnx(model, tmp_path)
     regions, lengths = torch.randn(4, 11, 12), torch.tensor([11, 1, 5, 2])

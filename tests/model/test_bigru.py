@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from vse_scale.config import ModelConfig, TextConfig
+from vse_scale.config import ModelConfig
 from vse_scale.model.pooling.gpo import GPO
-from vse_scale.model.towers.bigru import BiGRUTextEncoder, RaggedGRU
+from vse_scale.model.towers.bigru import BiGRUSettings, BiGRUTower, RaggedGRU
 from vse_scale.model.vse import VSEModel
 
 LENGTHS = torch.tensor([7, 2, 5, 1])
@@ -38,7 +38,7 @@ def test_a_ragged_gru_equals_a_packed_one_with_its_gradients():
 @pytest.fixture
 def tower():
     torch.manual_seed(1)
-    return BiGRUTextEncoder(TextConfig(encoder="bigru", word_channels=6), 8, vocab_size=30)
+    return BiGRUTower(BiGRUSettings(encoder="bigru", word_channels=6), 8, vocab_size=30)
 
 
 def test_it_computes_what_the_published_code_does(tower):

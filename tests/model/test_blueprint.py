@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import BertConfig
@@ -28,11 +29,9 @@ def test_an_encoder_from_a_folder_and_weights_that_are_not_there(
 ) -> None:
     kind = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertConfig(vocab_size=120, intermediate_size=32, **kind).save_pretrained(tmp_path / "bert")
-    text = Config.load(small_run).model.text.model_copy(
-        update={"path": str(tmp_path / "bert"), "architecture": {}}
-    )
+    text = replace(Config.load(small_run).model.text, path=str(tmp_path / "bert"), architecture={})
     made = Config.load(small_run, ["model.image.weights=not/here.pth"])
-    given = made.model_copy(update={"model": made.model.model_copy(update={"text": text})})
+    given = made.model_copy(update={"model": replace(made.model, text=text)})
     assert shapes(blueprint(given)[0]) == shapes(blueprint(Config.load(small_run))[0])
 
 

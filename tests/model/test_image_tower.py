@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vse_scale.config import ImageConfig
-from vse_scale.model.towers.grid import GridImageEncoder, compact, kept_cells
+from vse_scale.model.towers.grid import compact, kept_cells
+from vse_scale.model.towers.resnet import ResNetSettings, ResNetTower
 
 # Fractions that meet the rule's borders.
 DRAWS = st.sampled_from([0.0, 0.05, 0.1, 0.15, 0.2, 0.5, 0.75, 0.999])
@@ -47,12 +47,12 @@ def test_cells_are_dropped_at_the_published_rate():
 @pytest.fixture
 def tower():
     torch.manual_seed(0)
-    return GridImageEncoder(ImageConfig(backbone="tiny", size=32), embed_dim=8)
+    return ResNetTower(ResNetSettings(backbone="tiny", size=32), embed_dim=8)
 
 
 def test_cells_are_those_of_the_grid(tower):
-    assert tower.cells(32) == 16
-    assert tower.cells(33) == 25
+    assert tower.cells == 16
+    assert tower.backbone.cells(33) == 25
 
 
 def test_only_training_drops_cells(tower):
@@ -60,17 +60,17 @@ def test_only_training_drops_cells(tower):
     draws[:, 0] = 0.999
     draws[:, 1:4] = 0.0
     whole = tower(pixels)
-    assert not torch.allclose(tower(pixels, draws), whole)
+    assert not torch.allclose(tower(pixels, draws=draws), whole)
     tower.eval()
-    torch.testing.assert_close(tower(pixels, draws), whole)
+    torch.testing.assert_close(tower(pixels, draws=draws), whole)
 
 
 def test_the_configuration_turns_dropping_off():
     torch.manual_seed(0)
-    tower = GridImageEncoder(ImageConfig(backbone="tiny", size=32, drop_cells=False), embed_dim=8)
+    tower = ResNetTower(ResNetSettings(backbone="tiny", size=32, drop_cells=False), embed_dim=8)
     pixels, draws = torch.randn(2, 3, 32, 32), torch.zeros(2, 17)
     draws[:, 0] = 0.999
-    assert torch.equal(tower(pixels, draws), tower(pixels))
+    assert torch.equal(tower(pixels, draws=draws), tower(pixels))
 
 
 def test_dropped_cells_reach_neither_output_nor_gradient(tower):
@@ -78,14 +78,14 @@ def test_dropped_cells_reach_neither_output_nor_gradient(tower):
     draws[0, 1] = 0.0
     grid = torch.randn(1, 128, 4, 4, requires_grad=True)
     tower.backbone.forward = lambda pixels, trained_stages: grid
-    tower(torch.empty(1, 3, 32, 32), draws).sum().backward()
+    tower(torch.empty(1, 3, 32, 32), draws=draws).sum().backward()
     assert not grid.grad[0, :, 0, 0].any()
     assert (grid.grad[0].flatten(1)[:, 1:] != 0).any(0).all()
 
 
-def gradients_of(tower, *inputs):
+def gradients_of(tower, pixels, stages=None):
     tower.zero_grad()
-    tower(*inputs).square().sum().backward()
+    tower(pixels, None, None, stages).square().sum().backward()
     return {name: p.grad.clone() for name, p in tower.named_parameters() if p.grad is not None}
 
 
@@ -93,7 +93,7 @@ def gradients_of(tower, *inputs):
 def test_frozen_stages_get_no_gradient_and_all_else_the_same(tower, stages):
     pixels = torch.randn(2, 3, 32, 32)
     everything = gradients_of(tower, pixels)
-    some = gradients_of(tower, pixels, None, stages)
+    some = gradients_of(tower, pixels, stages)
     frozen = {id(p) for stage in tower.backbone.parameter_stages()[: 3 - stages] for p in stage}
     assert some.keys() == {name for name, p in tower.named_parameters() if id(p) not in frozen}
     assert all(torch.equal(some[name], everything[name]) for name in some)

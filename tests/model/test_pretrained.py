@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,11 +40,10 @@ def test_the_folder_needs_nothing_else(small_model, small_config, tmp_path):
     # An encoder and weights from other folders, which are gone when the model is opened.
     small_model.text.encoder.save_pretrained(tmp_path / "bert")
     torch.save(small_model.image.backbone.state_dict(), tmp_path / "backbone.pth")
-    image = small_config.image.model_copy(update={"weights": str(tmp_path / "backbone.pth")})
-    text = small_config.text.model_copy(
-        update={"path": str(tmp_path / "bert"), "tokenizer": str(tmp_path / "bert")}
-    )
-    config = small_config.model_copy(update={"image": image, "text": text})
+    image = replace(small_config.image, weights=str(tmp_path / "backbone.pth"))
+    bert = str(tmp_path / "bert")
+    text = replace(small_config.text, path=bert, tokenizer=bert)
+    config = replace(small_config, image=image, text=text)
     model = VSEModel(config, 50, 0)
     model.save_pretrained(tmp_path / "first")
     (tmp_path / "backbone.pth").unlink()
@@ -101,7 +101,7 @@ DAMAGES = {
     ),
     "an unknown backbone": (
         lambda f: edited(f, model=described(f)["model"] | {"image": {"backbone": "vgg"}}),
-        "does not describe a model",
+        "image tower 'vgg' is not known",
     ),
     "cut weights": (damage_truncated, "cannot be read as weights"),
     "no tensors": (

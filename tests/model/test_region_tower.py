@@ -6,9 +6,14 @@ import torch
 from ranks import run_ranks
 from torch import nn
 
-from vse_scale.config import Config, ImageConfig
+from vse_scale.config import Config
 from vse_scale.errors import ConfigError
-from vse_scale.model.towers.regions import RegionImageEncoder, SharedBatchNorm, kept_regions
+from vse_scale.model.towers.regions import (
+    RegionSettings,
+    RegionTower,
+    SharedBatchNorm,
+    kept_regions,
+)
 from vse_scale.model.vse import unit_length
 
 # What published checkpoints call our names. Their second BatchNorm is never used.
@@ -22,8 +27,8 @@ PUBLISHED_NAMES = {
 
 
 def made(channels, embed_dim):
-    config = ImageConfig(backbone="regions", region_channels=channels)
-    return RegionImageEncoder(config, embed_dim)
+    config = RegionSettings(backbone="regions", region_channels=channels)
+    return RegionTower(config, embed_dim)
 
 
 @pytest.fixture
@@ -85,8 +90,8 @@ def test_regions_are_dropped_at_the_published_rate_and_one_stays():
 def test_only_training_drops_regions():
     torch.manual_seed(0)
     head = made(6, 8)
-    regions, draws = torch.randn(2, 5, 6), torch.full((2, 5), 0.9)
-    draws[:, 1] = 0.1
+    regions, draws = torch.randn(2, 5, 6), torch.full((2, 1 + 5), 0.9)
+    draws[:, 2] = 0.1  # the first is a grid's
     kept = [0, 2, 3, 4]
     dropped = head(regions, None, draws)
     torch.testing.assert_close(dropped, head(regions[:, kept]))

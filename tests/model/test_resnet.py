@@ -5,14 +5,8 @@ import torch
 from torch import nn
 
 from vse_scale.errors import ModelError
-from vse_scale.model.towers.resnet import (
-    BACKBONES,
-    Architecture,
-    FrozenBatchNorm2d,
-    ResNet,
-    Stage,
-    calibrate_batchnorm,
-)
+from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d, calibrate_batchnorm
+from vse_scale.model.towers.resnet import BACKBONES, Architecture, ResNet, Stage
 from vse_scale.model.weights import _torchvision_names
 
 SMALL = Architecture((Stage(8, 1, 1), Stage(16, 2, 2)), stem_channels=8, group_width=64)

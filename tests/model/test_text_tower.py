@@ -3,9 +3,8 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
-from vse_scale.config import TextConfig
 from vse_scale.errors import ModelError
-from vse_scale.model.towers.transformer import TextEncoder
+from vse_scale.model.towers.transformer import TransformerSettings, TransformerTower
 
 ARCHITECTURE = {
     "hidden_size": 16,
@@ -18,8 +17,10 @@ ARCHITECTURE = {
 
 def made(dropout=0.0, vocab_size=50, **text):
     torch.manual_seed(0)
-    config = TextConfig(**({"architecture": ARCHITECTURE} | text))
-    return TextEncoder(config, 8, vocab_size=vocab_size, pad_id=0, dropout=dropout)
+    config = TransformerSettings(
+        **({"encoder": "huggingface"} | {"architecture": ARCHITECTURE} | text)
+    )
+    return TransformerTower(config, 8, vocab_size=vocab_size, pad_id=0, dropout=dropout)
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_padding_changes_nothing_to_other_encoders(kind):
             tower(ids[None, :n], n[None])[0] for ids, n in zip(token_ids, lengths, strict=True)
         ]
         torch.testing.assert_close(tower(token_ids, lengths), torch.stack(alone))
-    rebuilt = made(architecture=tower.architecture())
+    rebuilt = made(architecture=tower.standalone().architecture)
     assert rebuilt.state_dict().keys() == tower.state_dict().keys()
     rates = {module.p for module in tower.modules() if isinstance(module, nn.Dropout)}
     assert rates <= {0.0}

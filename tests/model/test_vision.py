@@ -14,10 +14,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from vse_scale.config import Config, ImageConfig, ModelConfig
+from vse_scale.config import Config, ModelConfig
 from vse_scale.errors import ConfigError, ModelError
-from vse_scale.model.towers.resnet import FrozenBatchNorm2d, calibrate_batchnorm
-from vse_scale.model.towers.vision import HuggingFaceBackbone, pixels_of
+from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d, calibrate_batchnorm
+from vse_scale.model.towers.vision import HuggingFaceBackbone, VisionSettings
 from vse_scale.model.vse import VSEModel
 
 TRANSFORMER = {
@@ -58,7 +58,7 @@ def made(request, tmp_path):
 
 def backbone(path=None, size=64, **architecture):
     return HuggingFaceBackbone(
-        ImageConfig(
+        VisionSettings(
             backbone="huggingface",
             path=None if path is None else str(path),
             size=size,
@@ -188,7 +188,7 @@ def test_a_new_cnn_is_calibrated_and_its_statistics_are_frozen():
     calibrate_batchnorm(made, [torch.randn(8, 3, 64, 64)])
     assert all((layer.running_var != 1.0).any() for layer in layers)
     config = ModelConfig(
-        image=ImageConfig(
+        image=VisionSettings(
             backbone="huggingface",
             size=64,
             architecture={"model_type": "resnet", "embedding_size": 8, **CNN},
@@ -201,8 +201,8 @@ class TestPixels:
     def spec(self, tmp_path, **described):
         ResNetModel(ResNetConfig(embedding_size=8, **CNN)).save_pretrained(tmp_path)
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(described))
-        config = ImageConfig(backbone="huggingface", path=str(tmp_path), size=48, antialias=True)
-        return pixels_of(config)
+        config = VisionSettings(backbone="huggingface", path=str(tmp_path), size=48, antialias=True)
+        return config.image_spec()
 
     def test_they_are_the_folders(self, tmp_path):
         spec = self.spec(tmp_path, image_mean=[0.5, 0.4, 0.3], image_std=[0.1, 0.2, 0.3])
@@ -242,8 +242,14 @@ class TestErrors:
         ("image", "said"),
         [
             ({"backbone": "huggingface"}, r"set model\.image\.path to a folder"),
-            ({"backbone": "huggingface", "path": "p", "weights": "w"}, "built-in backbones"),
-            ({"backbone": "tiny", "path": "p"}, "tiny, which has neither path nor architecture"),
+            (
+                {"backbone": "huggingface", "path": "p", "weights": "w"},
+                r"model\.image\.weights is 'w': is a setting of backbone=tiny, and backbone is hug",
+            ),
+            (
+                {"backbone": "tiny", "path": "p"},
+                r"model\.image\.path is 'p': .* take it out, or set backbone=huggingface",
+            ),
         ],
     )
     def test_settings_that_do_not_go_together(self, image, said):

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -134,9 +135,7 @@ def test_the_specification_is_the_configured_one(small_model, small_config):
     assert small_model.image_spec.size == 32
     assert small_model.image_spec.channel_order == "RGB"
     assert small_model.grid_cells == 16
-    detector = small_config.model_copy(
-        update={"image": small_config.image.model_copy(update={"pixels": "detector"})}
-    )
+    detector = replace(small_config, image=replace(small_config.image, pixels="detector"))
     assert VSEModel(detector, 50, 0).image_spec.channel_order == "BGR"
 
 
@@ -148,12 +147,12 @@ def test_unit_length_survives_zeros():
 
 def test_a_model_starts_from_another(small_model, small_config, tmp_path):
     small_model.save_pretrained(tmp_path)
-    config = small_config.model_copy(update={"init_from": str(tmp_path)})
+    config = replace(small_config, init_from=str(tmp_path))
     torch.manual_seed(9)
     started = VSEModel(config, 50, 0)
     for name, value in started.state_dict().items():
         assert torch.equal(value, small_model.state_dict()[name])
-    other = config.model_copy(update={"embed_dim": 12})
+    other = replace(config, embed_dim=12)
     with pytest.raises(ModelError, match=r"of another shape: .*image\.projection\.weight"):
         VSEModel(other, 50, 0)
 
@@ -163,7 +162,7 @@ class TestRegionModel:
     def region_model(self, small_config):
         image = {"backbone": "regions", "region_channels": 12, "max_regions": 5}
         torch.manual_seed(0)
-        config = ModelConfig.model_validate(small_config.model_dump() | {"image": image})
+        config = ModelConfig.model_validate(small_config.to_dict() | {"image": image})
         return VSEModel(config, vocab_size=50, pad_id=0)
 
     def test_lengths_are_optional(self, region_model):

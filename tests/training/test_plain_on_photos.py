@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from vse_scale.data.decode import image_batches
 from vse_scale.data.loader import Loader
 from vse_scale.data.shards import ShardDataset
 from vse_scale.inputs.tokens import CaptionTokenizer
-from vse_scale.model.towers.resnet import calibrate_batchnorm
+from vse_scale.model.towers.batchnorm import calibrate_batchnorm
 from vse_scale.model.vse import VSEModel
 from vse_scale.retrieval.encode import encode_split
 from vse_scale.retrieval.ranks import recall_at_k
@@ -58,7 +59,7 @@ run: {{dir: {folder / f"run-{seed}"}, seed: {seed}}}
 def save_start(config: Config, dataset: ShardDataset, tokenizer: CaptionTokenizer) -> None:
     """Write the weights that both begin with."""
     torch.manual_seed(config.run.seed)
-    described = config.model.model_copy(update={"init_from": None})
+    described = replace(config.model, init_from=None)
     model = VSEModel(described, tokenizer.vocab_size, tokenizer.pad_id)
     pixels = image_batches(
         dataset, range(256), model.image_spec, batch=64, device=torch.device("cpu"), threads=2

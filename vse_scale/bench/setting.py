@@ -15,7 +15,7 @@ from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import ConfigError
 from vse_scale.inputs.tokens import CaptionTokenizer
-from vse_scale.model.towers.resnet import calibrate_batchnorm
+from vse_scale.model.towers.batchnorm import calibrate_batchnorm
 from vse_scale.model.vse import VSEModel
 
 
@@ -30,17 +30,14 @@ def changed(config: Config, **sections: Mapping[str, object]) -> Config:
 def tokenizer_of(job: Job) -> Path:
     """Return the folder of the vocabulary, which is made from the captions where none is given."""
     text = job.config.model.text
-    if given := text.tokenizer or job.config.model.init_from or text.path:
+    if given := text.tokenizer or job.config.model.init_from or text.source:
         return Path(given)
     made = job.scratch / "tokenizer"
     if not made.is_dir():
         dataset = open_split(job.config, "train")
         records = (dataset.record(image) for image in range(len(dataset)))
         captions = (caption.text for record in records for caption in record.captions)
-        if text.encoder == "bigru":
-            CaptionTokenizer.train_words(captions, text.min_count).save(made)
-        else:
-            CaptionTokenizer.train(captions, text.vocab_size).save(made)
+        text.make_tokenizer(captions).save(made)
     return made
 
 

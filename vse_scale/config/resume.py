@@ -13,12 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel
 
-
-class MayChange:
-    """The mark on a field, or on a section as a whole."""
-
-
-MAY_CHANGE = MayChange()
+from vse_scale.bounds import MAY_CHANGE
 
 
 def changeable_keys(section: type, prefix: str = "") -> Iterator[str]:

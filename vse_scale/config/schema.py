@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,14 +21,10 @@ from pydantic import (
     model_validator,
 )
 
+from vse_scale.bounds import MAY_CHANGE, Count, Fraction, Positive
+from vse_scale.config.model import ModelConfig, model_keys
 from vse_scale.config.recipe import apply_override, read_recipe
-from vse_scale.config.resume import MAY_CHANGE
 from vse_scale.errors import ConfigError
-from vse_scale.run.folder import model_folder
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
@@ -77,57 +72,6 @@ class DataConfig(Section):
     def folders(self) -> tuple[str, ...]:
         """The dataset folders, one or several, or the URL of one."""
         return (self.path,) if isinstance(self.path, str) else self.path
-
-
-class ImageConfig(Section):
-    """The image tower."""
-
-    # "tiny" is a three-stage residual network for demonstrations and tests; "resnet152_caffe" has
-    # the detector's strides, see launch/recipes/coco_imagenet_bert.yaml; "huggingface" is a vision
-    # model of the transformers library; "regions" takes a detector's features in place of pixels.
-    backbone: Literal[
-        "tiny", "resnet50", "resnet101", "resnet152", "resnet152_caffe", "resnext101_32x8d",
-        "detector", "huggingface", "regions",
-    ] = "resnet152"  # fmt: skip
-    # A state dict with torchvision's names, or the published detector's file; None: random.
-    weights: str | None = None
-    path: str | None = None  # huggingface: folder with config.json and weights
-    architecture: dict[str, Any] = Field(default_factory=dict)  # huggingface without path: random
-    size: Annotated[int, Field(ge=16)] = 512  # pixels, both sides
-    # huggingface: what the folder's preprocessor_config.json says comes first.
-    pixels: Literal["imagenet", "detector"] = "imagenet"
-    antialias: bool = False  # the published pipeline resizes with OpenCV, which does not
-    drop_cells: bool = True  # size augmentation of the grid, or of the regions, in training
-    max_regions: Count = 36  # of an image; 36 as in bottom-up attention's fixed features
-    region_channels: Count = 2048  # of a region's features
-
-
-class TextConfig(Section):
-    """The text tower: an encoder from a local Hugging Face folder or a new one, or a BiGRU."""
-
-    encoder: Literal["huggingface", "bigru"] = "huggingface"
-    path: str | None = None  # folder with config.json and weights; None: `architecture`, random
-    tokenizer: str | None = None  # folder or file; None: `path`'s, or one made from the captions
-    # A made vocabulary is of word pieces, at most so many (ours), or for a BiGRU of the words that
-    # occur so often (as SCAN's, which the published code reads).
-    vocab_size: Annotated[int, Field(ge=32)] = 8000
-    min_count: Count = 4
-    architecture: dict[str, Any] = Field(default_factory=dict)  # keys of its transformers config
-    word_channels: Count = 300  # of a BiGRU's word embedding
-
-
-class ModelConfig(Section):
-    """The joint embedding."""
-
-    embed_dim: Count = 1024
-    pool: Literal["gpo", "mean"] = "gpo"  # of both towers; mean: VSE++
-    image: ImageConfig = ImageConfig()
-    text: TextConfig = TextConfig()
-    dropout: Fraction | None = None  # of the text encoder; None keeps the encoder's own
-    # A model folder to start from, or the folder of the run that made it.
-    init_from: Annotated[
-        Annotated[str, AfterValidator(lambda given: _model_of(given))] | None, MAY_CHANGE
-    ] = None
 
 
 class ObjectiveConfig(Section):
@@ -250,37 +194,6 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _a_backbone_has_one_source(self) -> Config:
-        image = self.model.image
-        if image.backbone == "huggingface":
-            if image.weights is not None:
-                raise ValueError(
-                    "model.image.weights is of the built-in backbones; give a huggingface backbone "
-                    "its folder as model.image.path"
-                )
-            if not image.path and "model_type" not in image.architecture:
-                raise ValueError(
-                    "model.image.backbone is huggingface; set model.image.path to a folder, or "
-                    "model.image.architecture.model_type and what differs from its defaults"
-                )
-        elif image.path or image.architecture:
-            raise ValueError(
-                f"model.image.backbone is {image.backbone}, which has neither path nor "
-                "architecture; take them out, or set model.image.backbone=huggingface"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _a_bigru_is_made_here(self) -> Config:
-        text = self.model.text
-        if text.encoder == "bigru" and (text.path or text.architecture):
-            raise ValueError(
-                "model.text.encoder is bigru, which has neither path nor architecture; take them "
-                "out, or set model.text.encoder=huggingface"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _weights_are_of_the_datasets(self) -> Config:
         folders, weights = len(self.data.folders), self.data.weights
         if weights is not None and len(weights) != folders:
@@ -292,10 +205,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _live_statistics_need_the_whole_batch(self) -> Config:
-        if self.model.image.backbone == "regions" and self.engine.micro_batches > 1:
+        image = self.model.image
+        if image.live_statistics and self.engine.micro_batches > 1:
             raise ValueError(
-                "model.image.backbone is regions, whose BatchNorm takes its statistics from the "
-                f"whole batch; engine.micro_batches is {self.engine.micro_batches}, set 1"
+                f"model.image.backbone is {image.backbone}, whose BatchNorm takes its statistics "
+                f"from the whole batch; engine.micro_batches is {self.engine.micro_batches}, set 1"
             )
         return self
 
@@ -328,10 +242,20 @@ class Config(Section):
         return cls.parse(raw, origin=str(path))
 
     @classmethod
-    def parse(cls, raw: dict[str, Any], origin: str = "config") -> Config:
-        """Validate a nested mapping; ``origin`` is what an error message calls it."""
+    def parse(cls, raw: dict[str, Any], origin: str = "config", *, stored: bool = False) -> Config:
+        """Validate a nested mapping.
+
+        Args:
+            raw: sections of keys.
+            origin: the name of the mapping in error messages.
+            stored: whether a run wrote it, perhaps in an earlier release, which kept the keys of
+                all parts in every section: those of parts that are not chosen are then left out.
+
+        Raises:
+            ConfigError: a key or value is wrong.
+        """
         try:
-            return cls.model_validate(raw)
+            return cls.model_validate(raw, context={"stored": stored})
         except ValidationError as error:
             raise ConfigError(f"{origin}: {_explain(error)}") from error
 
@@ -356,12 +280,6 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def _model_of(folder: str) -> str:
-    """Return the model's folder, given it or a run's folder."""
-    own = model_folder(Path(folder))
-    return folder if own == Path(folder) else str(own)
-
-
 def _folders(given: object) -> str | tuple[str, ...]:
     if isinstance(given, str):
         return given
@@ -374,25 +292,31 @@ def _explain(error: ValidationError) -> str:
     """Turn pydantic's first complaint into one line in the words of the user's own keys."""
     details = error.errors(include_url=False)
     # An unknown key explains a missing one (a misspelt name), so it is said first.
-    first = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
+    first = next((d for d in details if d["type"] in _UNKNOWN_KEY), details[0])
     dotted = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(Config)
-        near = difflib.get_close_matches(dotted, known, n=1, cutoff=0.0)
+    if first["type"] in _UNKNOWN_KEY:
+        near = difflib.get_close_matches(dotted, known_keys(), n=1, cutoff=0.0)
         return f"unknown key {dotted}; did you mean {near[0]}?"
     if first["type"] == "missing":
         return f"{dotted} is missing; set it in the file or as {dotted}=VALUE"
     message = first["msg"].removeprefix("Value error, ")
-    if not dotted:
+    # Whole sections are not repeated; a rule over several of its keys names them itself.
+    if not dotted or isinstance(first["input"], dict):
         return message
     return f"{dotted} is {first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Return the dotted keys of a section, those of every built-in part included."""
     keys: list[str] = []
     for name, field in section.model_fields.items():
         kind = field.annotation
         keys.append(prefix + name)
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += _known_keys(kind, f"{prefix}{name}.")
+        if kind is ModelConfig:
+            keys += [f"{prefix}{name}.{key}" for key in model_keys()]
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += known_keys(kind, f"{prefix}{name}.")
     return keys

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
-from vse_scale.errors import ModelError
+from vse_scale.config.model import ModelConfig
+from vse_scale.errors import ModelError, UserError
 from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.model.weights import load_exactly, read_state_dict
 
@@ -26,14 +27,16 @@ _WEIGHTS = "model.safetensors"
 def save(model: VSEModel, folder: Path, tokenizer: CaptionTokenizer | None = None) -> None:
     """Write ``model`` to ``folder``, complete: nothing in it refers to another place."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = _plain(model.config)
-    config["init_from"] = None
-    config["image"] |= {"weights": None, "path": None, "architecture": model.image.architecture()}
-    config["text"] |= {"path": None, "tokenizer": None, "architecture": model.text.architecture()}
+    config = replace(
+        model.config,
+        init_from=None,
+        image=model.image.standalone(),
+        text=model.text.standalone(),
+    )
     described = {
         "format": _FORMAT,
         "version": _VERSION,
-        "model": config,
+        "model": config.to_dict(),
         "image_spec": model.image_spec.to_dict(),
         "vocab_size": model.vocab_size,
         "pad_id": model.pad_id,
@@ -57,15 +60,16 @@ def load(kind: type[VSEModel], folder: Path) -> VSEModel:
         if key not in described:
             raise ModelError(f"{path}: {key!r} is missing")
     try:
-        config: Any = _stored(described["model"])
+        config = ModelConfig.read(described["model"])
         model = kind(config, int(described["vocab_size"]), int(described["pad_id"]))
         model.image_spec = ImageSpec.from_dict(described["image_spec"])
-        if model.image_spec.size != config.image.size:
+        size = getattr(config.image, "size", model.image_spec.size)  # regions have none
+        if model.image_spec.size != size:
             raise ModelError(
-                f"image_spec.size is {model.image_spec.size} and model.image.size "
-                f"{config.image.size}; they must be equal"
+                f"image_spec.size is {model.image_spec.size} and model.image.size {size}; they "
+                "must be equal"
             )
-    except ModelError as error:
+    except UserError as error:
         raise ModelError(f"{path}: {error}") from error
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -83,29 +87,6 @@ def load_weights(model: VSEModel, folder: Path) -> None:
     _read_config(folder)
     path = folder / _WEIGHTS
     load_exactly(model, read_state_dict(path), str(path))
-
-
-def _stored(described: dict[str, Any]) -> SimpleNamespace:
-    """Turn a stored configuration into attributes, as a run's own has them.
-
-    Its values are not validated one by one, which would need pydantic where a model is only used:
-    the weights must fit the network that it describes, to the last key. What would read from
-    another place is dropped.
-    """
-    image = SimpleNamespace(**(described["image"] | {"weights": None, "path": None}))
-    text = SimpleNamespace(**(described["text"] | {"path": None, "tokenizer": None}))
-    return SimpleNamespace(**(described | {"init_from": None, "image": image, "text": text}))
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """Return a configuration for JSON, one of a run's or one that `_stored` made."""
-    if isinstance(config, SimpleNamespace):
-        return {
-            key: _plain(value) if isinstance(value, SimpleNamespace) else value
-            for key, value in vars(config).items()
-        }
-    plain: dict[str, Any] = config.model_dump(mode="json")
-    return plain
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

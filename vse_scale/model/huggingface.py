@@ -103,6 +103,27 @@ def describe(model: Any) -> dict[str, Any]:
     return {k: v for k, v in model.config.to_dict().items() if k not in left_out}
 
 
+def architecture_of(folder: Path, usual: str, prepare: Prepare) -> tuple[dict[str, Any], list[str]]:
+    """Return the ``architecture`` of the encoder in ``folder``, without reading its weights.
+
+    Args:
+        folder: with ``config.json``.
+        usual: ``model_type`` to assume where there is no such folder.
+        prepare: picks the encoder's part of a configuration.
+
+    Returns:
+        The keys of `new_model`, and what was assumed, one line each.
+    """
+    assumed = []
+    if folder.is_dir():
+        found = prepare(AutoConfig.from_pretrained(folder, local_files_only=True))
+    else:
+        found = AutoConfig.for_model(usual)
+        assumed.append(f"{folder} is not there: counted as transformers' default {usual}")
+    known = AutoConfig.for_model(found.model_type).to_dict()
+    return {key: value for key, value in found.to_dict().items() if key in known}, assumed
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its kind where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -9,13 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from vse_scale.config.parts import IMAGE_TOWERS, TEXT_TOWERS
 from vse_scale.model import folder as model_folder
-from vse_scale.model.towers.bigru import BiGRUTextEncoder
-from vse_scale.model.towers.grid import GridImageEncoder
-from vse_scale.model.towers.regions import RegionImageEncoder
-from vse_scale.model.towers.resnet import FrozenBatchNorm2d
-from vse_scale.model.towers.transformer import TextEncoder
-from vse_scale.model.towers.vision import pixels_of
+from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
 
 if TYPE_CHECKING:
     from vse_scale.config import ModelConfig
@@ -45,28 +41,20 @@ class VSEModel(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size, self.pad_id = vocab_size, pad_id
-        self.image_spec = pixels_of(config.image)
-        self.image: GridImageEncoder | RegionImageEncoder
-        if config.image.backbone == "regions":
-            self.image = RegionImageEncoder(config.image, config.embed_dim, config.pool)
-            self.grid_cells = config.image.max_regions
-        else:
-            self.image = GridImageEncoder(config.image, config.embed_dim, config.pool)
-            self.grid_cells = self.image.cells(config.image.size)
-        self.text: TextEncoder | BiGRUTextEncoder
-        if config.text.encoder == "bigru":
-            self.text = BiGRUTextEncoder(
-                config.text, config.embed_dim, vocab_size=vocab_size, pool=config.pool
-            )
-        else:
-            self.text = TextEncoder(
-                config.text,
-                config.embed_dim,
-                vocab_size=vocab_size,
-                pad_id=pad_id,
-                dropout=config.dropout,
-                pool=config.pool,
-            )
+        self.image_spec = config.image.image_spec()
+        # Towers are parts: `vse_scale.model.towers.base` has their protocols.
+        self.image: Any = IMAGE_TOWERS.find(config.image.backbone)(
+            config.image, config.embed_dim, config.pool
+        )
+        self.grid_cells: int = self.image.cells
+        self.text: Any = TEXT_TOWERS.find(config.text.encoder)(
+            config.text,
+            config.embed_dim,
+            config.pool,
+            vocab_size=vocab_size,
+            pad_id=pad_id,
+            dropout=config.dropout,
+        )
         self.trained_stages: int | None = None
         if config.init_from is not None:
             model_folder.load_weights(self, Path(config.init_from))
@@ -111,7 +99,7 @@ class VSEModel(nn.Module):
         Raises:
             ValueError: ``region_lengths`` were given for pixels.
         """
-        pooled = self._pool_images(images, region_lengths, cell_draws)
+        pooled = self.image(images, region_lengths, cell_draws, self.trained_stages)
         return unit_length(pooled), self.encode_captions(token_ids, token_lengths)
 
     def encode_images(self, images: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -125,26 +113,8 @@ class VSEModel(nn.Module):
         Raises:
             ValueError: ``images`` have another shape, or ``lengths`` were given for pixels.
         """
-        self._check_images(images)
-        return unit_length(self._pool_images(images, lengths, None))
-
-    def _check_images(self, images: Tensor) -> None:
-        regions = isinstance(self.image, RegionImageEncoder)
-        wanted = f"(N, K, {self.config.image.region_channels})" if regions else "(N, 3, H, W)"
-        channels = self.config.image.region_channels if regions else 3
-        if images.ndim != 4 - regions or images.shape[2 if regions else 1] != channels:
-            raise ValueError(f"images are {tuple(images.shape)}; this model takes {wanted}")
-
-    def _pool_images(self, images: Tensor, lengths: Tensor | None, draws: Tensor | None) -> Tensor:
-        if isinstance(self.image, RegionImageEncoder):
-            # The first draw is a grid's: how many of its cells are dropped.
-            own = None if draws is None else draws[:, 1 : 1 + images.shape[1]]
-            regions: Tensor = self.image(images, lengths, own)
-            return regions
-        if lengths is not None:
-            raise ValueError("lengths are a region model's; this one takes pixels")
-        pixels: Tensor = self.image(images, draws, self.trained_stages)
-        return pixels
+        self.image.check_shape(images)
+        return unit_length(self.image(images, lengths, None, self.trained_stages))
 
     def encode_captions(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Embed ``token_ids`` (P, L) of ``lengths`` (P,) as (P, D)."""
@@ -153,13 +123,12 @@ class VSEModel(nn.Module):
     @property
     def takes_regions(self) -> bool:
         """Whether images are region features rather than pixels."""
-        return isinstance(self.image, RegionImageEncoder)
+        return bool(self.config.image.takes == "regions")
 
     @property
     def untrained_statistics(self) -> bool:
-        """Whether the backbone has frozen BatchNorm statistics that came from nowhere."""
-        image = self.config.image
-        given = image.weights or image.path or self.config.init_from
+        """Whether the backbone has frozen BatchNorm statistics that nothing has set yet."""
+        given = self.config.image.source or self.config.init_from
         layers = self.image.backbone.modules()
         return not given and any(isinstance(layer, FrozenBatchNorm2d) for layer in layers)
 
@@ -169,9 +138,7 @@ class VSEModel(nn.Module):
         These are called "backbone.1", "backbone.2" and so on, counted from the last.
         """
         text = list(self.text.encoder.parameters())
-        stages: list[list[Parameter]] = []
-        if isinstance(self.image, GridImageEncoder):
-            stages = self.image.backbone.parameter_stages()[::-1]
+        stages: list[list[Parameter]] = self.image.parameter_stages()[::-1]
         others = {id(parameter) for group in (text, *stages) for parameter in group}
         heads = [p for p in self.parameters() if id(p) not in others]
         numbered = {f"backbone.{place}": stage for place, stage in enumerate(stages, start=1)}
@@ -182,10 +149,8 @@ class VSEModel(nn.Module):
 
         Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
         """
-        if isinstance(self.image, GridImageEncoder):
-            self.image.backbone.recompute_activations()
-        if isinstance(self.text, TextEncoder):
-            self.text.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        self.image.recompute_activations()
+        self.text.recompute_activations()
 
     def compile_encoders(self) -> None:
         """Compile the backbone and the text encoder with `torch.compile`, at their first use."""
@@ -193,11 +158,14 @@ class VSEModel(nn.Module):
         self.text.encoder.compile()
 
     @torch.no_grad()
-    def pooling_weights(self, side: Literal["image", "text"], length: int) -> Tensor:
-        """Return the pooling's weights (length,), the largest value's first; they sum to 1."""
-        pool: Any = self.image.pool if side == "image" else self.text.pool
-        row: Tensor = pool.weight_table(torch.tensor([length]), length)[0]
-        return row
+    def pooling_weights(self, side: Literal["image", "text"], length: int) -> Tensor | None:
+        """Return the pooling's weights (length,), the largest value's first; they sum to 1.
+
+        None for a pooling that does not go by the order of values.
+        """
+        pool = self.image.pool if side == "image" else self.text.pool
+        table: Tensor | None = pool.weight_table(torch.tensor([length]), length)
+        return None if table is None else table[0]
 
 
 def unit_length(pooled: Tensor) -> Tensor:

@@ -19,9 +19,6 @@ from torch.utils._pytree import tree_leaves
 
 from vse_scale.config import Config
 from vse_scale.model.blueprint import blueprint
-from vse_scale.model.pooling.gpo import GPO
-from vse_scale.model.towers.grid import kept_cells
-from vse_scale.model.towers.regions import kept_regions
 from vse_scale.model.vse import VSEModel
 
 
@@ -66,10 +63,9 @@ def count_activations(
     model, _ = blueprint(config)
     if config.engine.activation_checkpointing:
         model.recompute_activations()
-    pool = model.image.pool
-    if not cuda and isinstance(pool, GPO):
-        occurring = _distinct_lengths(config, model, pairs // config.data.captions_per_image)
-        pool.choose_rows = lambda lengths, steps: (lengths[:occurring], lengths)
+    if not cuda:
+        images = pairs // config.data.captions_per_image
+        model.image.pool.assume_distinct(_distinct_lengths(config, model, images))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         model.to_empty(device="cpu").train()
         live = _LiveStorages(model, bucket)
@@ -85,19 +81,16 @@ def _distinct_lengths(config: Config, model: VSEModel, images: int) -> int:
     if not config.model.image.drop_cells:
         return 1
     draws = torch.rand(images, 1 + model.grid_cells, generator=torch.Generator().manual_seed(0))
-    if model.takes_regions:
-        keep = kept_regions(draws[:, 1:], torch.full((images,), model.grid_cells))
-    else:
-        keep = kept_cells(draws)
-    return len(set(keep.sum(1).tolist()))
+    return len(set(model.image.keep(draws).sum(1).tolist()))
 
 
 def batch_bytes(config: Config, pairs: int) -> int:
     """Return the bytes of the images of ``pairs`` pairs, as the loader delivers them."""
-    images, image = pairs // config.data.captions_per_image, config.model.image
-    if image.backbone == "regions":
-        return images * image.max_regions * image.region_channels * 4
-    return images * image.size**2 * 3
+    model, _ = blueprint(config)
+    with torch.device("meta"):
+        images, _ = model.image.empty_batch(pairs // config.data.captions_per_image)
+    size: int = images.nbytes
+    return size
 
 
 def forward_and_backward(
@@ -105,16 +98,12 @@ def forward_and_backward(
 ) -> None:
     """Run ``model`` forward and backward on ``pairs`` pairs, under a mode without values."""
     images = pairs // config.data.captions_per_image
-    image = config.model.image
     lengths = torch.full((pairs,), tokens)
     draws = torch.empty(images, 1 + model.grid_cells)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-        if model.takes_regions:
-            inputs = torch.empty(images, image.max_regions, image.region_channels)
-            of_regions = torch.full((images,), image.max_regions)
-        else:
-            pixels = torch.empty(images, image.size, image.size, 3, dtype=torch.uint8)
-            inputs, of_regions = model.image_spec.normalise(pixels), None
+        inputs, of_regions = model.image.empty_batch(images)
+        if of_regions is None:
+            inputs = model.image_spec.normalise(inputs)
         ids = torch.zeros(pairs, tokens, dtype=torch.int64)
         embedded = model(inputs, ids, lengths, draws, of_regions)
     del inputs

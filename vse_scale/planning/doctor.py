@@ -16,7 +16,6 @@ from vse_scale.data.decode import image_batches
 from vse_scale.data.mixing import Dataset
 from vse_scale.errors import UserError
 from vse_scale.model.blueprint import blueprint
-from vse_scale.model.towers.vision import pixels_of
 from vse_scale.planning.findings import Finding
 from vse_scale.planning.machine import examine_machine
 from vse_scale.run.folder import RunFolder
@@ -68,14 +67,14 @@ def _run(config: Config, ranks: int) -> Iterator[Finding]:
         f"{len(dataset)} images, {dataset.pairs} pairs, {plan.steps_per_epoch} steps an epoch; "
         f"{checked}; sizes and indices agree with the manifest",
     )  # fmt: skip
-    if config.model.image.backbone != "regions":
+    if config.model.image.takes == "images":
         yield _decoding(config, dataset)
     yield _checkpoints(config, dataset)
 
 
 def _decoding(config: Config, dataset: Dataset) -> Finding:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = pixels_of(config.model.image)
+    spec = config.model.image.image_spec()
     chosen = np.arange(min(_SAMPLE_IMAGES, len(dataset)))
     began = time.perf_counter()
     try:
@@ -111,10 +110,12 @@ def _files(config: Config) -> Iterator[Finding]:
     """Check that the files exist which the model starts from."""
     model = config.model
     named = {
-        "model.image.weights": model.image.weights, "model.image.path": model.image.path,
-        "model.text.path": model.text.path, "model.text.tokenizer": model.text.tokenizer,
+        "model.image.weights": getattr(model.image, "weights", None),
+        "model.image.path": getattr(model.image, "path", None),
+        "model.text.path": getattr(model.text, "path", None),
+        "model.text.tokenizer": model.text.tokenizer,
         "model.init_from": model.init_from,
-    }  # fmt: skip
+    }
     for key, path in named.items():
         if path is not None and not Path(path).exists():
             yield Finding("model", "fault", f"{key} is {path}, which does not exist", f"{key}=PATH")

@@ -37,7 +37,7 @@ class Pooled(Protocol):
 
     grid_cells: int
 
-    def pooling_weights(self, side: Literal["image", "text"], length: int) -> Tensor:
+    def pooling_weights(self, side: Literal["image", "text"], length: int) -> Tensor | None:
         """Return the weights (length,) of one side."""
         ...
 
@@ -164,6 +164,7 @@ def pooling_curves(model: Pooled, caption_lengths: Sequence[int]) -> list[Poolin
     asked += [("text", length) for length in sorted({int(length) for length in quantiles})]
     with torch.no_grad():
         return [
-            PoolingCurve(side, tuple(model.pooling_weights(side, length).tolist()))
+            PoolingCurve(side, tuple(weights.tolist()))
             for side, length in asked
+            if (weights := model.pooling_weights(side, length)) is not None
         ]

@@ -65,9 +65,10 @@ class RunState:
                 f"{config.data.path} has {fingerprint[:12]}; give the same dataset, or another "
                 "run.dir to start anew"
             )
-        # Another release may have stored fewer keys or former ones; parsing gives this release's.
+        # A stored configuration is read as this release has it: without keys of parts that were
+        # not chosen, and with the defaults of settings that are new.
         try:
-            then = Config.parse(self.config, origin=f"{origin}: its configuration")
+            then = Config.parse(self.config, f"{origin}: its configuration", stored=True)
         except ConfigError as error:
             raise CheckpointError(
                 f"{error}; go on with the release that wrote it, or give another run.dir to start "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vse_scale.config import Config, ImageConfig
+from vse_scale.config import Config
 from vse_scale.console import heartbeat
 from vse_scale.data.loader import image_batches
 from vse_scale.data.mixing import Dataset, MixedDataset, folder_with, open_datasets
@@ -18,7 +18,9 @@ from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import ConfigError
 from vse_scale.files import whole_folder
 from vse_scale.inputs.tokens import CaptionTokenizer
-from vse_scale.model.towers.resnet import calibrate_batchnorm
+from vse_scale.model.towers.base import ImageSettings
+from vse_scale.model.towers.batchnorm import calibrate_batchnorm
+from vse_scale.model.towers.regions import RegionSettings
 from vse_scale.model.vse import VSEModel
 from vse_scale.run.folder import RunFolder
 from vse_scale.training.checkpoint import Checkpoints
@@ -135,12 +137,11 @@ def _check_cache(
         )
 
 
-def _check_inputs(image: ImageConfig, dataset: Dataset) -> None:
+def _check_inputs(image: ImageSettings, dataset: Dataset) -> None:
     """Raise an error unless ``dataset`` holds what the image tower takes."""
-    if image.backbone != "regions":
-        dataset.check_holds("images")
+    dataset.check_holds(image.takes)
+    if not isinstance(image, RegionSettings):
         return
-    dataset.check_holds("regions")
     channels = dataset.regions(0).shape[1]
     most = dataset.most_regions()
     for key, value, found, fits in (
@@ -163,16 +164,13 @@ def prepare_tokenizer(
     """
     text = config.model.text
     # A model to start from brings the vocabulary that its weights know.
-    if given := text.tokenizer or config.model.init_from or text.path:
+    if given := text.tokenizer or config.model.init_from or text.source:
         return CaptionTokenizer.load(Path(given))
     if world.main and not folder.exists():
         records = (dataset.record(image) for image in range(len(dataset)))
         captions = (caption.text for record in records for caption in record.captions)
         with heartbeat("making a vocabulary from the training captions"):
-            if text.encoder == "bigru":
-                made = CaptionTokenizer.train_words(captions, text.min_count)
-            else:
-                made = CaptionTokenizer.train(captions, text.vocab_size)
+            made = text.make_tokenizer(captions)
         with whole_folder(folder) as partial:
             made.save(partial)
     own_files = {f.name: f.read_bytes() for f in folder.iterdir()} if world.main else {}

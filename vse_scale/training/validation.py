@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vse_scale.config import Config
 from vse_scale.console import progress_of_encoding
@@ -88,10 +88,14 @@ def summary(record: EvaluationRecord) -> str:
 
 
 def _pooling(model: VSEModel) -> dict[str, list[float]]:
-    lengths = {"image": model.grid_cells, "text": POOLED_TOKENS}
+    lengths: dict[Literal["image", "text"], int] = {
+        "image": model.grid_cells,
+        "text": POOLED_TOKENS,
+    }
     return {
-        "image": _rounded(model.pooling_weights("image", lengths["image"]).tolist()),
-        "text": _rounded(model.pooling_weights("text", lengths["text"]).tolist()),
+        side: _rounded(weights.tolist())
+        for side, length in lengths.items()
+        if (weights := model.pooling_weights(side, length)) is not None
     }
 
 

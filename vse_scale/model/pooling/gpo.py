@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from vse_kernels import gpo_pool
+from vse_scale.model.pooling.base import Pool
 from vse_scale.model.pooling.gru import BidirectionalGRU
 
 POSITION_CHANNELS = 32
@@ -47,7 +48,7 @@ def table_rows(lengths: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     return torch.arange(1, steps + 1, device=lengths.device), lengths - 1
 
 
-class GPO(nn.Module):
+class GPO(Pool):
     """Pool a variable number of vectors into one.
 
     Parameters are ``gru.*`` (a bidirectional GRU over position codes, its directions averaged)
@@ -96,6 +97,10 @@ class GPO(nn.Module):
             scores = (forward[0] + backward[1:].gather(1, shifted)) / 2
             scores = scores.masked_fill(position >= lengths[:, None], -torch.inf)
             return torch.softmax(scores / TEMPERATURE, dim=1)
+
+    def assume_distinct(self, count: int) -> None:
+        """Count with ``count`` different lengths in a batch whose lengths have no values."""
+        self.choose_rows = lambda lengths, steps: (lengths[:count], lengths)
 
     def train(self, mode: bool = True) -> GPO:
         """Set the mode; training drops the table that evaluation keeps."""

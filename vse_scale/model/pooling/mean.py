@@ -1,19 +1,15 @@
-"""The choice of pooling: GPO, or the mean of VSE++ (Faghri et al., BMVC 2018), its special case."""
+"""Mean pooling, of VSE++ (Faghri et al., BMVC 2018): GPO's special case with equal weights."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vse_scale.model.pooling.gpo import GPO
-
-PoolKind = Literal["gpo", "mean"]
+from vse_scale.model.pooling.base import Pool
 
 
-class MeanPool(nn.Module):
-    """Pool a variable number of vectors into their mean; the counterpart of `GPO`."""
+class MeanPool(Pool):
+    """Pool a variable number of vectors into their mean."""
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Pool ``features`` (B, K, D), the first ``lengths`` (B,) vectors of each, into (B, D)."""
@@ -26,8 +22,3 @@ class MeanPool(nn.Module):
         """Return the pooling weights (R, steps) of each of ``lengths`` (R,), zero beyond it."""
         present = torch.arange(steps, device=lengths.device) < lengths[:, None]
         return present / lengths[:, None]
-
-
-def make_pool(kind: PoolKind) -> GPO | MeanPool:
-    """Return a new pooling operator of this kind."""
-    return GPO() if kind == "gpo" else MeanPool()

@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from vse_scale.model.pooling.mean import PoolKind, make_pool
+from vse_scale.bounds import Count
+from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.pooling import make_pool
+from vse_scale.model.towers.base import TextSettings
 
-if TYPE_CHECKING:
-    from vse_scale.config import TextConfig
-
+_WORDS = 10_000  # of COCO's and Flickr30K's vocabularies
 _EMBEDDING_RANGE = 0.1  # of the uniform initial word embeddings, as published
 
 
-class BiGRUTextEncoder(nn.Module):
+@dataclass(frozen=True, kw_only=True)
+class BiGRUSettings(TextSettings):
+    """Settings of a bidirectional GRU over words.
+
+    Attributes:
+        word_channels: of a word's embedding.
+        min_count: a vocabulary that is made holds the words that occur so often, as SCAN's, which
+            the published code reads.
+    """
+
+    word_channels: Count = 300
+    min_count: Count = 4
+
+    def describe(self) -> str:
+        """Return the tower's name for people."""
+        return "BiGRU"
+
+    def make_tokenizer(self, captions: Iterable[str]) -> CaptionTokenizer:
+        """Make a vocabulary of the frequent words of ``captions``.
+
+        Raises:
+            ModelError: there is no such word.
+        """
+        return CaptionTokenizer.train_words(captions, self.min_count)
+
+    def expected_vocab_size(self) -> int:
+        """Return the size of COCO's and Flickr30K's vocabularies."""
+        return _WORDS
+
+
+class BiGRUTower(nn.Module):
     """Word embedding -> bidirectional GRU, its directions averaged -> pooling.
 
     Below ``encoder`` parameters have the names of published checkpoints: ``embed.*`` and ``rnn.*``;
@@ -23,27 +55,47 @@ class BiGRUTextEncoder(nn.Module):
     the embedding's channels.
 
     Args:
-        config: the text section of a model's configuration.
+        settings: of the tower.
         embed_dim: D of the embeddings.
+        pool: name of the pooling that makes one vector of a caption's.
         vocab_size: number of token ids.
-        pool: makes one vector of a caption's.
+        pad_id: ignored: padding is known by the lengths.
+        dropout: ignored: there is none, as published.
     """
 
+    Settings = BiGRUSettings
+
     def __init__(
-        self, config: TextConfig, embed_dim: int, *, vocab_size: int, pool: PoolKind = "gpo"
+        self,
+        settings: BiGRUSettings,
+        embed_dim: int,
+        pool: str = "gpo",
+        *,
+        vocab_size: int,
+        pad_id: int = 0,
+        dropout: float | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = _Words(vocab_size, config.word_channels, embed_dim)
+        self._settings = settings
+        self.encoder = _Words(vocab_size, settings.word_channels, embed_dim)
         self.pool = make_pool(pool)
+
+    @property
+    def positions(self) -> None:
+        """Most tokens of a caption: there is no limit."""
+        return None
 
     def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Pool ``token_ids`` (P, L), of which ``lengths`` (P,) are no padding, into (P, D)."""
         pooled: Tensor = self.pool(self.encoder(token_ids, lengths), lengths)
         return pooled
 
-    def architecture(self) -> dict[str, Any]:
-        """Return nothing: the configuration says all that there is."""
-        return {}
+    def standalone(self) -> BiGRUSettings:
+        """Return settings that build the tower again, without its tokenizer."""
+        return replace(self._settings, tokenizer=None)
+
+    def recompute_activations(self) -> None:
+        """Do nothing: the states of a GRU cannot be computed again one by one."""
 
 
 class _Words(nn.Module):

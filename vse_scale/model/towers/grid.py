@@ -1,18 +1,15 @@
-"""The image tower over a grid: backbone, projection, pooling."""
+"""Image towers over a grid: backbone, projection, pooling."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
-from vse_scale.model.pooling.mean import PoolKind, make_pool
-from vse_scale.model.towers.resnet import BACKBONES, ResNet
-from vse_scale.model.towers.vision import HuggingFaceBackbone
-
-if TYPE_CHECKING:
-    from vse_scale.config import ImageConfig
+from vse_scale.model.pooling import make_pool
+from vse_scale.model.towers.base import PixelSettings
 
 # Size augmentation of VSE-infinity's code: images that draw at most this keep all cells; the
 # others lose each cell with this share of their draw.
@@ -46,61 +43,109 @@ def compact(vectors: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     return vectors.gather(1, order[..., None].expand_as(vectors)), keep.sum(1)
 
 
-class GridImageEncoder(nn.Module):
+class Backbone(Protocol):
+    """A network from pixels to a grid of features: an ``nn.Module``.
+
+    Attributes:
+        channels: of a cell's features.
+    """
+
+    channels: int
+
+    def __call__(self, pixels: Tensor, trained_stages: int | None) -> Tensor:
+        """Map normalised pixels (N, 3, H, W) to a grid (N, C, H', W'), or to cells (N, K, C)."""
+        ...
+
+    def cells(self, size: int) -> int:
+        """Return how many cells an image of ``size`` pixels, both sides, has."""
+        ...
+
+    def parameter_stages(self) -> list[list[Parameter]]:
+        """Return all parameters by stage, in order."""
+        ...
+
+    def recompute_activations(self) -> None:
+        """Let training keep the inputs of each block alone, and compute the rest again."""
+        ...
+
+
+class GridTower(nn.Module):
     """Backbone -> one vector per cell -> Linear -> pooling.
 
     Args:
-        config: the image section of a model's configuration.
+        settings: of the tower.
+        backbone: of its kind.
         embed_dim: D of the embeddings.
-        pool: makes one vector of an image's.
+        pool: name of the pooling that makes one vector of an image's.
 
-    Raises:
-        ModelError: the configured weights are missing, damaged or of another network.
+    Attributes:
+        cells: of an image of the configured size.
     """
 
-    def __init__(self, config: ImageConfig, embed_dim: int, pool: PoolKind = "gpo") -> None:
+    def __init__(
+        self, settings: PixelSettings, backbone: Backbone, embed_dim: int, pool: str
+    ) -> None:
         super().__init__()
-        self.backbone: ResNet | HuggingFaceBackbone
-        if config.backbone == "huggingface":
-            self.backbone = HuggingFaceBackbone(config)
-        else:
-            self.backbone = ResNet(BACKBONES[config.backbone])
-            if config.weights is not None:
-                self.backbone.load_weights(config.weights)
-        self.projection = nn.Linear(self.backbone.channels, embed_dim)
+        self.settings = settings
+        self.backbone: Any = backbone
+        self.projection = nn.Linear(backbone.channels, embed_dim)
         # Xavier's uniform bounds, as published.
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
         self.pool = make_pool(pool)
-        self._drops_cells = config.drop_cells
+        self.cells = backbone.cells(settings.size)
 
     def forward(
-        self, pixels: Tensor, cell_draws: Tensor | None = None, trained_stages: int | None = None
+        self,
+        pixels: Tensor,
+        lengths: Tensor | None = None,
+        draws: Tensor | None = None,
+        trained_stages: int | None = None,
     ) -> Tensor:
         """Pool ``pixels`` (N, 3, H, W) into (N, D), not normalised.
 
         Args:
             pixels: normalised.
-            cell_draws: (N, 1 + cells) for size augmentation, which evaluation leaves out.
+            lengths: None: a grid has all its cells.
+            draws: (N, 1 + cells) uniform in [0, 1) for size augmentation, which evaluation leaves
+                out.
             trained_stages: how many of the backbone's last stages compute gradients; None: all of
                 it does.
+
+        Raises:
+            ValueError: ``lengths`` were given.
         """
+        if lengths is not None:
+            raise ValueError("lengths are a region model's; this one takes pixels")
         grid = self.backbone(pixels, trained_stages)
         if grid.dim() == 4:
             grid = grid.permute(0, 2, 3, 1).flatten(1, 2)
-        if self.training and self._drops_cells and cell_draws is not None:
-            grid, lengths = compact(grid, kept_cells(cell_draws))
+        if self.training and self.settings.drop_cells and draws is not None:
+            grid, lengths = compact(grid, self.keep(draws))
         else:
             lengths = torch.full(grid.shape[:1], grid.shape[1], device=grid.device)
         pooled: Tensor = self.pool(self.projection(grid), lengths)
         return pooled
 
-    def cells(self, size: int) -> int:
-        """Return how many cells an image of ``size`` pixels, both sides, has."""
-        return self.backbone.cells(size)
+    def keep(self, draws: Tensor) -> Tensor:
+        """Return which cells size augmentation keeps, bool (N, cells), by (N, 1 + cells) draws."""
+        return kept_cells(draws)
 
-    def architecture(self) -> dict[str, Any]:
-        """Return what builds the backbone again, without weights, as `ImageConfig.architecture`."""
-        if isinstance(self.backbone, HuggingFaceBackbone):
-            return self.backbone.architecture()
-        return {}
+    def check_shape(self, images: Tensor) -> None:
+        """Raise ValueError where ``images`` are not (N, 3, H, W)."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images are {tuple(images.shape)}; this model takes (N, 3, H, W)")
+
+    def empty_batch(self, count: int) -> tuple[Tensor, None]:
+        """Return pixels (count, S, S, 3) uint8, as the loader delivers them, uninitialised."""
+        side = self.settings.size
+        return torch.empty(count, side, side, 3, dtype=torch.uint8), None
+
+    def parameter_stages(self) -> list[list[Parameter]]:
+        """Return the backbone's parameters by stage, in order."""
+        stages: list[list[Parameter]] = self.backbone.parameter_stages()
+        return stages
+
+    def recompute_activations(self) -> None:
+        """Let training keep the inputs of each block alone, and compute the rest again."""
+        self.backbone.recompute_activations()

@@ -2,35 +2,62 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import Parameter
 from torch.nn import functional as F
 
-from vse_scale.model.pooling.mean import PoolKind, make_pool
+from vse_scale.bounds import Count
+from vse_scale.model.pooling import make_pool
+from vse_scale.model.towers.base import ImageSettings, Takes
 from vse_scale.model.towers.grid import compact
-
-if TYPE_CHECKING:
-    from vse_scale.config import ImageConfig
 
 _MOMENTUM = 0.1  # of BatchNorm's running statistics, torch's default
 _DROP = 0.2  # share of the regions that training leaves out (VSE-infinity's code)
 
 
-class RegionImageEncoder(nn.Module):
+@dataclass(frozen=True, kw_only=True)
+class RegionSettings(ImageSettings):
+    """Settings of a tower over a detector's features.
+
+    Attributes:
+        max_regions: of an image; 36 as in bottom-up attention's fixed features.
+        region_channels: of a region's features.
+    """
+
+    takes: ClassVar[Takes] = "regions"
+    live_statistics: ClassVar[bool] = True
+
+    max_regions: Count = 36
+    region_channels: Count = 2048
+
+    def describe(self) -> str:
+        """Return the tower's name for people."""
+        return "region features"
+
+
+class RegionTower(nn.Module):
     """Linear plus a two-layer MLP with BatchNorm, per region -> pooling.
 
     Args:
-        config: the image section of a model's configuration.
+        settings: of the tower.
         embed_dim: D of the embeddings.
-        pool: makes one vector of an image's.
+        pool: name of the pooling that makes one vector of an image's.
+
+    Attributes:
+        cells: most regions of an image.
     """
 
-    def __init__(self, config: ImageConfig, embed_dim: int, pool: PoolKind = "gpo") -> None:
+    Settings = RegionSettings
+
+    def __init__(self, settings: RegionSettings, embed_dim: int, pool: str = "gpo") -> None:
         super().__init__()
-        channels = config.region_channels
+        self.settings = settings
+        channels = settings.region_channels
         self.backbone = nn.Identity()  # the detector that made the features stays outside
         self.projection = nn.Linear(channels, embed_dim)
         # Xavier's uniform bounds, as published.
@@ -40,31 +67,63 @@ class RegionImageEncoder(nn.Module):
         self.norm = SharedBatchNorm(embed_dim // 2)
         self.output = nn.Linear(embed_dim // 2, embed_dim)
         self.pool = make_pool(pool)
-        self._drops_regions = config.drop_cells
+        self.cells = settings.max_regions
 
     def forward(
-        self, regions: Tensor, lengths: Tensor | None = None, draws: Tensor | None = None
+        self,
+        regions: Tensor,
+        lengths: Tensor | None = None,
+        draws: Tensor | None = None,
+        trained_stages: int | None = None,
     ) -> Tensor:
         """Pool ``regions`` (N, K, C), the first ``lengths`` (N,) of each, into (N, D).
 
         Args:
             regions: features.
             lengths: int64, at least 1; None uses all K.
-            draws: (N, K) uniform in [0, 1): in training a region is left out with probability 0.2,
-                at least one stays. Evaluation leaves them aside.
+            draws: (N, 1 + K) uniform in [0, 1), the first of which is a grid's: in training a
+                region is left out with probability 0.2, at least one stays. Evaluation ignores
+                them.
+            trained_stages: ignored: all of the tower computes gradients.
         """
         if lengths is None:
             lengths = torch.full(regions.shape[:1], regions.shape[1], device=regions.device)
-        if self.training and self._drops_regions and draws is not None:
-            regions, lengths = compact(regions, kept_regions(draws, lengths))
+        if self.training and self.settings.drop_cells and draws is not None:
+            own = draws[:, 1 : 1 + regions.shape[1]]
+            regions, lengths = compact(regions, kept_regions(own, lengths))
         present = torch.arange(regions.shape[1], device=regions.device) < lengths[:, None]
         residual = self.output(F.relu(self.norm(self.hidden(regions), present)))
         pooled: Tensor = self.pool(self.projection(regions) + residual, lengths)
         return pooled
 
-    def architecture(self) -> dict[str, Any]:
-        """Return nothing: the configuration says all that there is."""
-        return {}
+    def keep(self, draws: Tensor) -> Tensor:
+        """Return which of all regions training keeps, bool (N, cells), by (N, 1 + cells) draws."""
+        return kept_regions(draws[:, 1:], torch.full(draws.shape[:1], self.cells))
+
+    def check_shape(self, images: Tensor) -> None:
+        """Raise ValueError where ``images`` are not (N, K, C) with C as configured."""
+        channels = self.settings.region_channels
+        if images.ndim != 3 or images.shape[2] != channels:
+            raise ValueError(
+                f"images are {tuple(images.shape)}; this model takes (N, K, {channels})"
+            )
+
+    def empty_batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return features (count, K, C) float32, uninitialised, and that all K of a row count."""
+        most = self.settings.max_regions
+        features = torch.empty(count, most, self.settings.region_channels)
+        return features, torch.full((count,), most)
+
+    def standalone(self) -> RegionSettings:
+        """Return the settings, which say all that there is."""
+        return self.settings
+
+    def parameter_stages(self) -> list[list[Parameter]]:
+        """Return nothing: there is no backbone to train."""
+        return []
+
+    def recompute_activations(self) -> None:
+        """Do nothing: two layers are not worth computing again."""
 
 
 def kept_regions(draws: Tensor, lengths: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ Residual Transformations for Deep Neural Networks", CVPR 2017.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from vse_scale.model.towers.base import PixelSettings
+from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
+from vse_scale.model.towers.grid import GridTower
 from vse_scale.model.weights import load_exactly, read_state_dict
 
 
@@ -85,103 +88,6 @@ BACKBONES = {
     # The published code runs ImageNet's weights in the detector's strides: it has no others.
     "resnet152_caffe": Architecture(_stages(3, 8, 36, 3), pool="ceil", stride_in_first=True),
 }
-
-
-class FrozenBatchNorm2d(nn.Module):
-    """Batch normalisation by stored statistics in every mode; weight and bias train.
-
-    Names in the state dict are those of ``nn.BatchNorm2d``. `calibrate_batchnorm` alone changes
-    the statistics.
-
-    Args:
-        channels: C of the inputs (N, C, H, W).
-        eps: added to the variance.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))
-        self.population: Population | None = None
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise ``inputs`` (N, C, H, W)."""
-        mean, variance = self.running_mean, self.running_var
-        if self.population is not None:
-            mean, variance = self.population.add(inputs)
-        return F.batch_norm(inputs, mean, variance, self.weight, self.bias, eps=self.eps)
-
-
-class Population:
-    """Mean and variance per channel of everything that was added, in float64."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._sum: Tensor | float = 0.0
-        self._squares: Tensor | float = 0.0
-
-    def add(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Add ``inputs`` (N, C, H, W); return their own mean and variance (C,)."""
-        variance, mean = torch.var_mean(inputs, dim=(0, 2, 3), correction=0)
-        count = inputs.numel() // inputs.shape[1]
-        self._count += count
-        self._sum = self._sum + count * mean.double()
-        self._squares = self._squares + count * (variance.double() + mean.double().square())
-        return mean, variance
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Return mean and variance (C,), float64.
-
-        Raises:
-            ValueError: nothing was added.
-        """
-        if not isinstance(self._sum, Tensor) or not isinstance(self._squares, Tensor):
-            raise ValueError("calibration was given no images")
-        mean = self._sum / self._count
-        return mean, (self._squares / self._count - mean.square()).clamp(min=0.0)
-
-
-@torch.no_grad()
-def calibrate_batchnorm(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the BatchNorm statistics of an untrained backbone to those of ``batches``.
-
-    Each layer gets the exact mean and variance of what reached it, over all batches together (not
-    a moving average). That takes one pass: while it lasts a layer normalises each batch by that
-    batch's own statistics, as live BatchNorm would, so a later layer's inputs differ from those
-    after calibration by as much as batches differ from one another. The exact alternative, one
-    pass per layer, costs a hundred passes for a ResNet-101. The result is a function of weights
-    and batches alone: the same images give the same statistics on every rank.
-
-    Args:
-        backbone: holds the layers.
-        batches: normalised pixels (N, 3, H, W), on the backbone's device.
-
-    Raises:
-        ValueError: there are no batches.
-    """
-    layers = [m for m in backbone.modules() if isinstance(m, FrozenBatchNorm2d)]
-    populations = [Population() for _ in layers]
-    try:
-        for layer, population in zip(layers, populations, strict=True):
-            layer.population = population
-        for pixels in batches:
-            backbone(pixels)
-    finally:
-        for layer in layers:
-            layer.population = None
-    for layer, population in zip(layers, populations, strict=True):
-        mean, variance = population.moments()
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(variance)
 
 
 class BasicBlock(nn.Module):
@@ -353,3 +259,50 @@ def _max_pool(kind: str | None) -> nn.Module:
     if kind == "ceil":
         return nn.MaxPool2d(3, 2, padding=0, ceil_mode=True)
     return nn.MaxPool2d(3, 2, padding=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetSettings(PixelSettings):
+    """Settings of a residual network.
+
+    Attributes:
+        weights: a state dict with torchvision's names, or the published detector's file; None:
+            random.
+    """
+
+    weights: str | None = None
+
+    @property
+    def source(self) -> str | None:
+        """File whose weights the tower starts from; None: random ones."""
+        return self.weights
+
+    def weightless(self) -> tuple[Self, list[str]]:
+        """Return settings without the file of weights; nothing needs to be assumed."""
+        return replace(self, weights=None), []
+
+
+class ResNetTower(GridTower):
+    """A grid tower over one of `BACKBONES`.
+
+    Args:
+        settings: of the tower.
+        embed_dim: D of the embeddings.
+        pool: name of the pooling.
+
+    Raises:
+        ModelError: the configured weights are missing, damaged or of another network.
+    """
+
+    Settings = ResNetSettings
+    settings: ResNetSettings
+
+    def __init__(self, settings: ResNetSettings, embed_dim: int, pool: str = "gpo") -> None:
+        backbone = ResNet(BACKBONES[settings.backbone])
+        if settings.weights is not None:
+            backbone.load_weights(settings.weights)
+        super().__init__(settings, backbone, embed_dim, pool)
+
+    def standalone(self) -> ResNetSettings:
+        """Return settings that build the tower again, without weights."""
+        return replace(self.settings, weights=None)

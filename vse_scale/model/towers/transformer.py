@@ -2,60 +2,124 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from vse_scale.bounds import Ge
 from vse_scale.errors import ModelError
-from vse_scale.model.huggingface import describe, new_model, open_model
-from vse_scale.model.pooling.mean import PoolKind, make_pool
+from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.huggingface import architecture_of, describe, new_model, open_model
+from vse_scale.model.pooling import make_pool
+from vse_scale.model.towers.base import TextSettings
 
 # These take a mask of the full shape and add nothing to it, as causal or windowed attention would.
 _TAKE_FULL_MASK = frozenset(
     {"bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "albert"}
 )
+# Positions are counted from the padding's id on, so that the first ones of the table are lost.
+_NUMBERED_FROM_PADDING = frozenset(
+    {
+        "roberta",
+        "xlm-roberta",
+        "camembert",
+        "mpnet",
+        "longformer",
+        "xlm-roberta-xl",
+        "data2vec-text",
+    }
+)
 
-if TYPE_CHECKING:
-    from vse_scale.config import TextConfig
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSettings(TextSettings):
+    """Settings of a text encoder of transformers, from a folder or new.
+
+    Attributes:
+        path: folder with config.json and weights; None: ``architecture``, random.
+        vocab_size: most word pieces of a vocabulary that is made from the captions; ours.
+        architecture: keys of its transformers configuration; ``model_type`` is bert by default.
+    """
+
+    path: str | None = None
+    vocab_size: Annotated[int, Ge(32)] = 8000
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str | None:
+        """Folder whose weights the tower starts from; None: random ones."""
+        return self.path
+
+    def describe(self) -> str:
+        """Return the folder's name, or the type of the model and its layers."""
+        if self.path:
+            return Path(self.path).name
+        kind = self.architecture.get("model_type", "BERT")
+        layers = self.architecture.get("num_hidden_layers")
+        return f"{kind} of {layers} layers" if layers else str(kind)
+
+    def make_tokenizer(self, captions: Iterable[str]) -> CaptionTokenizer:
+        """Make a vocabulary of word pieces from ``captions``.
+
+        Raises:
+            ModelError: the captions hold no word.
+        """
+        return CaptionTokenizer.train(captions, self.vocab_size)
+
+    def expected_vocab_size(self) -> int:
+        """Return the most pieces that are made; an encoder from a folder has its own table."""
+        return 1 if self.path else self.vocab_size
+
+    def weightless(self) -> tuple[Self, list[str]]:
+        """Return settings without files of weights, and assumptions made, one line each."""
+        if self.path is None:
+            return self, []
+        architecture, assumed = architecture_of(Path(self.path), "bert", lambda config: config)
+        return replace(self, path=None, architecture=architecture), assumed
 
 
-class TextEncoder(nn.Module):
+class TransformerTower(nn.Module):
     """Encoder -> one vector per token -> Linear -> pooling.
 
     Args:
-        config: the text section of a model's configuration.
+        settings: of the tower.
         embed_dim: D of the embeddings.
+        pool: name of the pooling that makes one vector of a caption's.
         vocab_size: number of token ids.
         pad_id: the token id that fills a batch.
         dropout: of all of the encoder's layers; None keeps its own.
-        pool: makes one vector of a caption's.
 
     Raises:
         ModelError: the encoder cannot be built or loaded, or knows fewer tokens than
             ``vocab_size``.
     """
 
+    Settings = TransformerSettings
+
     def __init__(
         self,
-        config: TextConfig,
+        settings: TransformerSettings,
         embed_dim: int,
+        pool: str = "gpo",
         *,
         vocab_size: int,
         pad_id: int,
         dropout: float | None = None,
-        pool: PoolKind = "gpo",
     ) -> None:
         super().__init__()
+        self._settings = settings
         prepare = partial(_set_dropout, dropout=dropout)
-        if config.path is not None:
+        if settings.path is not None:
             model = open_model(
-                Path(config.path), "model.text.path", prepare, unused=["pooler", "decoder"]
+                Path(settings.path), "model.text.path", prepare, unused=["pooler", "decoder"]
             )
         else:
-            given = {"vocab_size": vocab_size, "pad_token_id": pad_id, **config.architecture}
+            given = {"vocab_size": vocab_size, "pad_token_id": pad_id, **settings.architecture}
             model = new_model(given, "bert", "model.text.architecture", prepare)
         self._described = describe(model)
         self.encoder = model.get_encoder() if model.config.is_encoder_decoder else model
@@ -65,11 +129,21 @@ class TextEncoder(nn.Module):
         known = int(self.encoder.config.vocab_size)
         if vocab_size > known:
             raise ModelError(
-                f"{config.path or 'model.text.architecture'}: knows {known} tokens, the tokenizer "
-                f"{vocab_size}; give the encoder its own tokenizer, or a larger vocab_size"
+                f"{settings.path or 'model.text.architecture'}: knows {known} tokens, the "
+                f"tokenizer {vocab_size}; give the encoder its own tokenizer, or a larger "
+                "vocab_size"
             )
         self.projection = nn.Linear(self.encoder.config.hidden_size, embed_dim)
         self.pool = make_pool(pool)
+
+    @property
+    def positions(self) -> int | None:
+        """Most tokens of a caption, special ones included; None: no limit."""
+        config = self.encoder.config
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit and config.model_type in _NUMBERED_FROM_PADDING:
+            limit -= config.pad_token_id + 1
+        return limit or None
 
     def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Pool ``token_ids`` (P, L), of which ``lengths`` (P,) are no padding, into (P, D).
@@ -78,8 +152,8 @@ class TextEncoder(nn.Module):
             ModelError: L is more than the encoder has positions for.
         """
         tokens = token_ids.shape[1]
-        limit = getattr(self.encoder.config, "max_position_embeddings", None) or tokens
-        if tokens > limit:
+        limit = self.positions
+        if limit is not None and tokens > limit:
             raise ModelError(
                 f"captions of {tokens} tokens, and the text encoder has {limit} positions; "
                 f"set data.max_caption_tokens={limit}"
@@ -93,9 +167,13 @@ class TextEncoder(nn.Module):
         pooled: Tensor = self.pool(self.projection(hidden), lengths)
         return pooled
 
-    def architecture(self) -> dict[str, Any]:
-        """Return what builds this encoder again, without weights, as `TextConfig.architecture`."""
-        return self._described
+    def standalone(self) -> TransformerSettings:
+        """Return settings that build the tower again, without weights and tokenizer."""
+        return replace(self._settings, path=None, tokenizer=None, architecture=self._described)
+
+    def recompute_activations(self) -> None:
+        """Let training keep the inputs of each layer alone, and compute the rest again."""
+        self.encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _set_dropout(config: Any, dropout: float | None) -> Any:

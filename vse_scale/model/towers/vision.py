@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,85 @@ from torch.nn import Parameter
 
 from vse_scale.errors import ModelError
 from vse_scale.inputs.pixels import ImageSpec
-from vse_scale.model.huggingface import describe, first_line, new_model, open_model
-from vse_scale.model.towers.resnet import FrozenBatchNorm2d
-
-if TYPE_CHECKING:
-    from vse_scale.config import ImageConfig
+from vse_scale.model.huggingface import (
+    architecture_of,
+    describe,
+    first_line,
+    new_model,
+    open_model,
+)
+from vse_scale.model.towers.base import PixelSettings
+from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
+from vse_scale.model.towers.grid import GridTower
 
 _PREPROCESSOR = "preprocessor_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSettings(PixelSettings):
+    """Settings of a vision model of transformers, from a folder or new.
+
+    Attributes:
+        path: folder with config.json and weights.
+        architecture: without a path: ``model_type`` and what differs from its configuration's
+            defaults; random weights.
+    """
+
+    path: str | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that there is something to build from.
+
+        Raises:
+            ValueError: there is neither a folder nor a type.
+        """
+        if not self.path and "model_type" not in self.architecture:
+            raise ValueError(
+                f"model.image.backbone is {self.backbone}; set model.image.path to a folder, or "
+                "model.image.architecture.model_type and what differs from its defaults"
+            )
+
+    @property
+    def source(self) -> str | None:
+        """Folder whose weights the tower starts from; None: random ones."""
+        return self.path
+
+    def describe(self) -> str:
+        """Return the folder's name, or the type of the model, and the size of its images."""
+        name = Path(self.path).name if self.path else self.architecture["model_type"]
+        return f"{name}, {self.size} px"
+
+    def image_spec(self) -> ImageSpec:
+        """Return the pixels that the model expects.
+
+        Its folder's ``preprocessor_config.json`` tells them, where there is one; ``pixels`` any
+        other's.
+
+        Raises:
+            ModelError: that file is damaged.
+        """
+        spec = super().image_spec()
+        if self.path is None or not (file := Path(self.path) / _PREPROCESSOR).is_file():
+            return spec
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+            found = {
+                "channel_order": "RGB",
+                "scale": raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1.0,
+                "mean": raw["image_mean"],
+                "std": raw["image_std"],
+            }
+        except (ValueError, OSError, KeyError, AttributeError) as error:
+            raise ModelError(f"{file}: does not say image_mean and image_std ({error})") from error
+        return ImageSpec.from_dict({**spec.to_dict(), **found})
+
+    def weightless(self) -> tuple[Self, list[str]]:
+        """Return settings without files of weights, and assumptions made, one line each."""
+        if self.path is None:
+            return self, []
+        architecture, assumed = architecture_of(Path(self.path), "resnet", _image_side)
+        return replace(self, path=None, architecture=architecture), assumed
 
 
 class HuggingFaceBackbone(nn.Module):
@@ -30,22 +103,22 @@ class HuggingFaceBackbone(nn.Module):
     are frozen, as in `ResNet`. Of a two-tower model (CLIP, SigLIP) the image tower is taken.
 
     Args:
-        config: the image section of a model's configuration, its ``path`` or ``architecture``.
+        settings: of the tower, its ``path`` or ``architecture``.
 
     Attributes:
         channels: C of the output.
 
     Raises:
-        ModelError: the model cannot be built or loaded, or takes no pixels of ``config.size``.
+        ModelError: the model cannot be built or loaded, or takes no pixels of ``settings.size``.
     """
 
-    def __init__(self, config: ImageConfig) -> None:
+    def __init__(self, settings: VisionSettings) -> None:
         super().__init__()
-        key = "model.image.path" if config.path else "model.image.architecture"
-        if config.path is not None:
-            self.model = open_model(Path(config.path), key, _image_side, unused=["pooler"])
+        key = "model.image.path" if settings.path else "model.image.architecture"
+        if settings.path is not None:
+            self.model = open_model(Path(settings.path), key, _image_side, unused=["pooler"])
         else:
-            self.model = new_model(config.architecture, "resnet", key, _image_side)
+            self.model = new_model(settings.architecture, "resnet", key, _image_side)
         pooler = getattr(self.model, "pooler", None)
         if isinstance(pooler, nn.Module) and list(pooler.parameters()):
             # Its output is not used: left in, it would be weights that never get a gradient.
@@ -55,7 +128,7 @@ class HuggingFaceBackbone(nn.Module):
         name = "interpolate_pos_encoding"
         self._options = {name: True} if name in accepted else {}
         self._before = 0
-        self.channels, vectors = self._try(config.size, f"{key}: ")
+        self.channels, vectors = self._try(settings.size, f"{key}: ")
         # The probe was square, and so is what it became.
         self._before = vectors - math.isqrt(vectors) ** 2
 
@@ -115,29 +188,28 @@ class HuggingFaceBackbone(nn.Module):
         return out.shape[2], out.shape[1]
 
 
-def pixels_of(config: ImageConfig) -> ImageSpec:
-    """Return the pixels that the backbone of ``config`` expects.
+class VisionTower(GridTower):
+    """A grid tower over a vision model of transformers.
 
-    Those of a Hugging Face folder are told by its ``preprocessor_config.json``, where it has one;
-    any other backbone's by ``config.pixels``.
+    Args:
+        settings: of the tower.
+        embed_dim: D of the embeddings.
+        pool: name of the pooling.
 
     Raises:
-        ModelError: that file is damaged.
+        ModelError: the model cannot be built or loaded, or takes no pixels of ``settings.size``.
     """
-    spec = ImageSpec.preset(config.pixels, config.size, antialias=config.antialias)
-    if config.path is None or not (file := Path(config.path) / _PREPROCESSOR).is_file():
-        return spec
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        found = {
-            "channel_order": "RGB",
-            "scale": raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1.0,
-            "mean": raw["image_mean"],
-            "std": raw["image_std"],
-        }
-    except (ValueError, OSError, KeyError, AttributeError) as error:
-        raise ModelError(f"{file}: does not say image_mean and image_std ({error})") from error
-    return ImageSpec.from_dict({**spec.to_dict(), **found})
+
+    Settings = VisionSettings
+    settings: VisionSettings
+
+    def __init__(self, settings: VisionSettings, embed_dim: int, pool: str = "gpo") -> None:
+        super().__init__(settings, HuggingFaceBackbone(settings), embed_dim, pool)
+
+    def standalone(self) -> VisionSettings:
+        """Return settings that build the tower again, without weights."""
+        architecture = self.backbone.architecture()
+        return replace(self.settings, path=None, architecture=architecture)
 
 
 def _image_side(config: Any) -> Any:

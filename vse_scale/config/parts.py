@@ -1,0 +1,193 @@
+"""The parts that a configuration chooses by a key, listed once, and how their settings are read.
+
+A part is a class with its own ``Settings``, a frozen dataclass whose field of the deciding key
+(``encoder`` of a text tower) holds the part's name. Adding one takes its file and a line here; one
+from outside is an entry point of the group, or ``module:Class`` as the key's value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from vse_shards.errors import PartError
+from vse_shards.parts import Registry
+
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
+    from pydantic_core import CoreSchema
+
+_TOWERS = "vse_scale.model.towers"
+_POOLING = "vse_scale.model.pooling"
+
+# "tiny" is for demonstrations and tests; "resnet152_caffe" has the detector's strides, see
+# launch/recipes/coco_imagenet_bert.yaml; "huggingface" is a vision model of transformers;
+# "regions" takes a detector's features in place of pixels.
+IMAGE_TOWERS: Registry[Any] = Registry(
+    "image tower",
+    "vse_scale.image_towers",
+    {
+        "tiny": f"{_TOWERS}.resnet:ResNetTower",
+        "resnet50": f"{_TOWERS}.resnet:ResNetTower",
+        "resnet101": f"{_TOWERS}.resnet:ResNetTower",
+        "resnet152": f"{_TOWERS}.resnet:ResNetTower",
+        "resnet152_caffe": f"{_TOWERS}.resnet:ResNetTower",
+        "resnext101_32x8d": f"{_TOWERS}.resnet:ResNetTower",
+        "detector": f"{_TOWERS}.resnet:ResNetTower",
+        "huggingface": f"{_TOWERS}.vision:VisionTower",
+        "regions": f"{_TOWERS}.regions:RegionTower",
+    },
+)
+
+TEXT_TOWERS: Registry[Any] = Registry(
+    "text encoder",
+    "vse_scale.text_towers",
+    {
+        "huggingface": f"{_TOWERS}.transformer:TransformerTower",
+        "bigru": f"{_TOWERS}.bigru:BiGRUTower",
+    },
+)
+
+POOLINGS: Registry[Any] = Registry(
+    "pooling",
+    "vse_scale.poolings",
+    {
+        "gpo": f"{_POOLING}.gpo:GPO",
+        "mean": f"{_POOLING}.mean:MeanPool",
+        "max": f"{_POOLING}.max:MaxPool",
+        "first": f"{_POOLING}.first:FirstPool",
+    },
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Metadata of a section whose class depends on one of its own keys.
+
+    pydantic calls `__get_pydantic_core_schema__` where a configuration is checked; opening a model
+    calls `read`, which needs no pydantic.
+
+    Attributes:
+        registry: the parts to choose from.
+        key: the section's key that names the part.
+        default: the part where the key is absent.
+    """
+
+    registry: Registry[Any]
+    key: str
+    default: str
+
+    def make_default(self) -> Any:
+        """Return the settings of the default part."""
+        return self.registry.find(self.default).Settings(**{self.key: self.default})
+
+    def read(self, stored: Mapping[str, Any]) -> Any:
+        """Return the settings that a file of ours holds, without checking the values' bounds.
+
+        Earlier releases kept the keys of all parts in every section; those of other parts are left
+        out.
+
+        Raises:
+            PartError: there is no such part.
+            TypeError: a key is unknown.
+        """
+        settings = self._settings(stored.get(self.key, self.default))
+        return settings(**self._own(settings, stored, lenient=True))
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        """Validate a section as the part's settings, whichever that is."""
+        from pydantic_core import core_schema
+
+        return core_schema.with_info_plain_validator_function(
+            self._validate, serialization=core_schema.plain_serializer_function_ser_schema(asdict)
+        )
+
+    def _validate(self, raw: Any, info: ValidationInfo) -> Any:
+        from pydantic import TypeAdapter
+
+        if is_dataclass(raw) and not isinstance(raw, type):
+            return raw
+        if not isinstance(raw, Mapping):
+            raise ValueError(f"give a section of keys, {self.key} among them")
+        name = raw.get(self.key, self.default)
+        try:
+            settings = self._settings(name)
+        except PartError as error:
+            raise _at(self.key, name, str(error)) from error
+        lenient = bool(info.context and info.context.get("stored"))
+        own = self._own(settings, raw, lenient=lenient)
+        return TypeAdapter(settings).validate_python(own)
+
+    def _settings(self, name: Any) -> Any:
+        if not isinstance(name, str):
+            raise PartError(f"{self.registry.kind} is {name!r}; give a name")
+        return self.registry.find(name).Settings
+
+    def _own(self, settings: Any, raw: Mapping[str, Any], *, lenient: bool) -> dict[str, Any]:
+        """Return ``raw`` without the keys of other parts that say nothing.
+
+        Raises:
+            ValidationError: a key belongs to another part and has a value of its own; where
+                ``lenient``, it is left out.
+        """
+        raw = {self.key: self.default, **raw}
+        own = {key: value for key, value in raw.items() if key in _defaults(settings)}
+        foreign = {key: value for key, value in raw.items() if key not in own}
+        if not foreign:
+            return own
+        for other in self.registry.names():
+            # Looked for where something is wrong alone: it imports every part.
+            defaults = _defaults(self.registry.find(other).Settings)
+            for key in foreign.keys() & defaults.keys():
+                value = foreign.pop(key)
+                empty = value is None or value == {} or value == defaults[key]
+                if not lenient and not empty:
+                    chosen = raw[self.key]
+                    raise _at(
+                        key,
+                        value,
+                        f"is a setting of {self.key}={other}, and {self.key} is {chosen}; take it "
+                        f"out, or set {self.key}={other}",
+                    )
+        return own | foreign  # what no part knows is refused by name
+
+
+@dataclass(frozen=True)
+class Named:
+    """Metadata of a key that names a part without settings of its own."""
+
+    registry: Registry[Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        """Accept the names of parts."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, name: str) -> str:
+        try:
+            self.registry.find(name)
+        except PartError as error:
+            raise ValueError(str(error)) from error
+        return name
+
+
+def _defaults(settings: Any) -> dict[str, Any]:
+    """Return the default of every field of a settings class."""
+    return {
+        field.name: field.default_factory() if field.default_factory is not MISSING
+        else field.default
+        for field in fields(settings)
+    }  # fmt: skip
+
+
+def _at(key: str, value: Any, message: str) -> Exception:
+    """Return pydantic's error that ``key`` is wrong, which keeps the path that leads to it."""
+    from pydantic_core import PydanticCustomError, ValidationError
+
+    # The message is a template to pydantic, and holds braces of the user's.
+    error = PydanticCustomError("part", "{message}", {"message": message})
+    return ValidationError.from_exception_data(
+        "part", [{"type": error, "loc": (key,), "input": value}]
+    )

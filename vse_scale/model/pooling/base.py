@@ -1,0 +1,24 @@
+"""The protocol of pooling."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Pool(nn.Module):
+    """Makes one vector of a variable number of them.
+
+    ``forward(features, lengths)`` pools ``features`` (B, K, D), the first ``lengths`` (B,) vectors
+    of each, into (B, D).
+    """
+
+    def weight_table(self, lengths: Tensor, steps: int) -> Tensor | None:
+        """Return the weights of sorted values (R, steps) of each of ``lengths`` (R,).
+
+        A row is zero beyond its length and sums to 1; the largest value of a channel comes first.
+        None for a pooling that does not go by the order of values.
+        """
+        return None
+
+    def assume_distinct(self, count: int) -> None:
+        """Count with ``count`` different lengths in a batch whose lengths have no values."""

@@ -1,0 +1,106 @@
+"""Batch normalisation by stored statistics, and their calibration for an untrained network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation by stored statistics in every mode; weight and bias train.
+
+    Names in the state dict are those of ``nn.BatchNorm2d``. `calibrate_batchnorm` alone changes
+    the statistics.
+
+    Args:
+        channels: C of the inputs (N, C, H, W).
+        eps: added to the variance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+        self.population: Population | None = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalise ``inputs`` (N, C, H, W)."""
+        mean, variance = self.running_mean, self.running_var
+        if self.population is not None:
+            mean, variance = self.population.add(inputs)
+        return F.batch_norm(inputs, mean, variance, self.weight, self.bias, eps=self.eps)
+
+
+class Population:
+    """Mean and variance per channel of everything that was added, in float64."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum: Tensor | float = 0.0
+        self._squares: Tensor | float = 0.0
+
+    def add(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Add ``inputs`` (N, C, H, W); return their own mean and variance (C,)."""
+        variance, mean = torch.var_mean(inputs, dim=(0, 2, 3), correction=0)
+        count = inputs.numel() // inputs.shape[1]
+        self._count += count
+        self._sum = self._sum + count * mean.double()
+        self._squares = self._squares + count * (variance.double() + mean.double().square())
+        return mean, variance
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return mean and variance (C,), float64.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if not isinstance(self._sum, Tensor) or not isinstance(self._squares, Tensor):
+            raise ValueError("calibration was given no images")
+        mean = self._sum / self._count
+        return mean, (self._squares / self._count - mean.square()).clamp(min=0.0)
+
+
+@torch.no_grad()
+def calibrate_batchnorm(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the BatchNorm statistics of an untrained backbone to those of ``batches``.
+
+    Each layer gets the exact mean and variance of what reached it, over all batches together (not
+    a moving average). That takes one pass: while it lasts a layer normalises each batch by that
+    batch's own statistics, as live BatchNorm would, so a later layer's inputs differ from those
+    after calibration by as much as batches differ from one another. The exact alternative, one
+    pass per layer, costs a hundred passes for a ResNet-101. The result is a function of weights
+    and batches alone: the same images give the same statistics on every rank.
+
+    Args:
+        backbone: holds the layers.
+        batches: normalised pixels (N, 3, H, W), on the backbone's device.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    layers = [m for m in backbone.modules() if isinstance(m, FrozenBatchNorm2d)]
+    populations = [Population() for _ in layers]
+    try:
+        for layer, population in zip(layers, populations, strict=True):
+            layer.population = population
+        for pixels in batches:
+            backbone(pixels)
+    finally:
+        for layer in layers:
+            layer.population = None
+    for layer, population in zip(layers, populations, strict=True):
+        mean, variance = population.moments()
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(variance)
