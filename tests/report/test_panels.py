@@ -162,3 +162,12 @@ def test_a_new_metric_shows_everywhere(run, tmp_path, monkeypatch):
     assert html.count("</i>R@20</li>") == 2
     html = compare_runs(run, tmp_path / "old", tmp_path / "c.html").read_text()
     assert "R@20, image to text</th><td>97.5</td><td>–</td><td>–</td>" in html
+
+
+def test_an_unknown_objective_leaves_its_phases_unnamed(run, tmp_path):
+    with (run / "config.yaml").open("a") as file:
+        file.write("objective: {kind: of another release}\n")
+    html = build_report(run, tmp_path / "r.html").read_text()
+    assert "Loss by step" in html
+    assert '<span class="axis-label">over 64 pairs, log scale</span>' in html
+    assert 'class="band"' not in html

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from vse_scale.model.vse import VSEModel
+from vse_scale.objective.registry import recorded_objective
 from vse_scale.retrieval.metrics import DIRECTIONS, percentages
 from vse_scale.run.records import EvaluationRecord
 
@@ -28,9 +29,8 @@ _LICENSES = {
 _NOT_RECORDED = "Not recorded."
 _UNKNOWN = "not recorded: state it before you pass the model on"
 _RECIPE = (
-    "objective.margin", "objective.mode", "objective.warmup_epochs", "data.global_batch",
-    "data.mode", "data.captions_per_image", "optim.lr", "optim.text_scale", "optim.backbone_scale",
-    "optim.weight_decay", "optim.drop_epochs", "train.epochs", "run.seed",
+    "data.global_batch", "data.mode", "data.captions_per_image", "optim.lr", "optim.text_scale",
+    "optim.backbone_scale", "optim.weight_decay", "optim.drop_epochs", "train.epochs", "run.seed",
 )  # fmt: skip
 
 
@@ -59,6 +59,9 @@ def origin_of_run(config: Mapping[str, Any]) -> Origin:
         named = " and ".join(f"`{PurePath(folder).name}`" for folder in folders)
         kind = "dataset" if len(folders) == 1 else "datasets"
         data = f"Split `{_value(config, 'data.split')}` of the {kind} {named}."
+    objective = recorded_objective(config.get("objective"))
+    keys = [f"objective.{key}" for key in (objective.recipe_keys if objective else ())]
+    keys += _RECIPE
     whole = _value(config, "model.init_from")
     sources = {
         "images": whole or _value(config, "model.image.weights"),
@@ -66,7 +69,7 @@ def origin_of_run(config: Mapping[str, Any]) -> Origin:
     }
     return Origin(
         data,
-        {key: value for key in _RECIPE if (value := _value(config, key)) is not None},
+        {key: value for key in keys if (value := _value(config, key)) is not None},
         {side: str(source or "") for side, source in sources.items()},
     )
 

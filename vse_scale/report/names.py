@@ -10,13 +10,6 @@ from pathlib import PurePath
 
 from vse_scale.run.folder import RunRecords
 
-_PHASES = {"all": "all violating negatives (warm-up)"}
-
-
-def phase_label(phase: str) -> str:
-    """Return the label of a phase of the objective; empty for the usual one."""
-    return "" if phase == "hardest" else _PHASES.get(phase, phase)
-
 
 def image_tower(run: RunRecords) -> str:
     """Return the image encoder in words; empty where the run holds no configuration."""

@@ -8,7 +8,8 @@ from itertools import groupby
 import numpy as np
 
 from vse_scale.html.chart import Axis, Band, Line, line_chart, linear_axis, log_axis, number
-from vse_scale.report import names
+from vse_scale.objective.base import Objective
+from vse_scale.objective.registry import recorded_objective
 from vse_scale.report.data import Column, ReportData
 from vse_scale.report.panel import LEARNING, Panel
 from vse_scale.report.pieces import absent, ends, learning_rate_drops, step_axis, thinned
@@ -42,16 +43,18 @@ class Loss(Panel):
             smooth = _running_mean(ys, max(1, len(xs) // 25))
             lines.append(Line(xs, ys, "raw", "" if index else "each step"))
             lines.append(Line(xs, smooth, "loss", "" if index else "running mean"))
-        reduction = "mean" if run.setting("objective.reduction") == "mean" else "sum"
+        objective = recorded_objective(run.config.get("objective"))
+        pairs = run.setting("data.global_batch", "?")
+        unit = objective.unit(pairs) if objective is not None else f"over {pairs} pairs"
         losses = [record.loss for record in steps]
         return line_chart(
             "Loss",
             f"Loss by step, from {number(losses[0])} at step {steps[0].step} to "
             f"{number(losses[-1])} at step {steps[-1].step}.",
             step_axis([run]),
-            _axis(f"{reduction} over {run.setting('data.global_batch', '?')} pairs", losses),
+            _axis(unit, losses),
             lines,
-            _bands(phases),
+            _bands(phases, objective),
             learning_rate_drops(run),
         )
 
@@ -79,19 +82,23 @@ def _finite(run: RunRecords) -> list[StepRecord]:
 
 
 def _axis(label: str, losses: Sequence[float]) -> Axis:
-    # A warm-up that sums over all violations is larger than the rest by orders of magnitude.
+    # A warm-up may sum over more negatives and be larger than the rest by orders of magnitude.
     low, high = min(losses), max(losses)
     if low > 0 and high / low > 10:
         return log_axis(f"{label}, log scale", low, high)
     return linear_axis(label, 0, high)
 
 
-def _bands(phases: Sequence[tuple[str, list[StepRecord]]]) -> list[Band]:
-    """Shade every phase but the usual one, which has no label."""
+def _bands(
+    phases: Sequence[tuple[str, list[StepRecord]]], objective: Objective | None
+) -> list[Band]:
+    """Shade every phase but the one that training ends in."""
+    if objective is None:
+        return []
     return [
-        Band(records[0].step, records[-1].step, label)
+        Band(records[0].step, records[-1].step, objective.phase_label(phase))
         for phase, records in phases
-        if (label := names.phase_label(phase))
+        if phase != objective.final_phase
     ]
 
 

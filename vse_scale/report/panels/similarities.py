@@ -10,7 +10,7 @@ from vse_scale.report.panel import LEARNING, Panel
 from vse_scale.report.pieces import step_axis, thinned
 
 _MOST_POINTS = 300
-# Label, attribute of a step's record, class of style.css.
+# Label, name of the objective's figure, class of style.css.
 _CURVES = (
     ("right pairs", "positive_similarity", "positive"),
     ("hardest negatives", "hardest_similarity", "negative"),
@@ -29,13 +29,13 @@ class Similarities(Panel):
         steps = [
             record
             for record in data.run.steps
-            if all(np.isfinite(getattr(record, key)) for _, key, _ in _CURVES)
+            if all(np.isfinite(record.statistics.get(key, np.nan)) for _, key, _ in _CURVES)
         ]
         if len(steps) < 2:
             return ""
         xs = [record.step for record in steps]
         lines = [
-            Line(*thinned(xs, [getattr(r, key) for r in steps], _MOST_POINTS), style, label)
+            Line(*thinned(xs, [r.statistics[key] for r in steps], _MOST_POINTS), style, label)
             for label, key, style in _CURVES
         ]
         values = [value for line in lines for value in line.ys]
