@@ -105,7 +105,7 @@ def test_markdown_and_weights(coco, tmp_path):
         (["--similarities", "s", "--data", "d", "--eccv", "x"], "need --embeddings"),
         (["--embeddings", "e=0"], "its weight is 0; give one above 0"),
         (["--embeddings", "nowhere"], "nowhere: has no images.npy"),
-        (["--embeddings", "nowhere", "--protocol", "coco"], "protocol is 'coco'"),
+        (["--embeddings", "nowhere", "--protocol", "coco"], "protocol 'coco' is not known"),
     ],
 )
 def test_options_that_do_not_fit(arguments, message, capsys, monkeypatch):

@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
 
 from vse_scale.errors import ModelError, OutputError
 from vse_scale.files import whole_folder
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
     from vse_scale.retrieval.sources import Encoder
+
+Batch: TypeAlias = Annotated[int, typer.Option(min=1, help="items encoded at once")]
+Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="decoding threads")]
 
 
 def best_device() -> torch.device:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vse_scale.commands.common import open_encoder
+from vse_scale.commands.common import Batch, Threads, open_encoder
 from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
 from vse_scale.run.folder import model_folder
@@ -24,8 +24,8 @@ def embed(
     split: Annotated[str, typer.Option(help="of the dataset")] = "test",
     images: Annotated[Path | None, typer.Option(help="a folder of image files")] = None,
     texts: Annotated[Path | None, typer.Option(help="a file with one text a line")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="items encoded at once")] = 64,
-    threads: Annotated[int, typer.Option(min=1, help="decoding threads")] = 2,
+    batch: Batch = 64,
+    threads: Threads = 2,
 ) -> None:
     """Embed a dataset's split, a folder of images or a file of texts, as .npy with ids.
 

@@ -19,6 +19,8 @@ from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import DatasetError, ModelError
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
+from vse_scale.retrieval.encode import Embeddings, Progress, encode_split
+from vse_scale.world.processes import Processes
 from vse_shards.images import ImageOptions, Rejected, check_image
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -78,13 +80,12 @@ class Encoder:
 
     def texts(self, texts: Sequence[str], max_tokens: int | None = None) -> Tensor:
         """Embed ``texts`` as (n, D) float32 on the CPU, like lengths together."""
-        if self.tokenizer is None:
-            raise ModelError("the model has no tokenizer; import it again with --tokenizer DIR")
+        tokenizer = self._own_tokenizer()
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         rows: list[Tensor] = []
         for start in range(0, len(texts), self.batch):
             chosen = [texts[index] for index in order[start : start + self.batch]]
-            ids, lengths = self.tokenizer.encode(chosen, max_tokens=max_tokens or self.max_tokens)
+            ids, lengths = tokenizer.encode(chosen, max_tokens=max_tokens or self.max_tokens)
             with torch.no_grad():
                 embedded = self.model.encode_captions(
                     torch.from_numpy(ids).to(self.device),
@@ -124,6 +125,27 @@ class Encoder:
                 )
             ]
         return torch.cat(parts)
+
+    def split(
+        self, dataset: ShardDataset, processes: Processes, progress: Progress | None = None
+    ) -> Embeddings:
+        """Embed all images and captions of ``dataset``; see `encode_split`."""
+        return encode_split(
+            self.model,
+            self._own_tokenizer(),
+            dataset,
+            batch=self.batch,
+            device=self.device,
+            threads=self.threads,
+            rank=processes.rank,
+            ranks=processes.ranks,
+            progress=progress,
+        )
+
+    def _own_tokenizer(self) -> CaptionTokenizer:
+        if self.tokenizer is None:
+            raise ModelError("the model has no tokenizer; import it again with --tokenizer DIR")
+        return self.tokenizer
 
     def longest_text(self) -> int:
         """Return how many tokens the text encoder takes."""

@@ -6,14 +6,19 @@ Judgments for MS-COCO", EACL 2021.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vse_kernels import retrieval_ranks
 from vse_scale.retrieval.encode import Embeddings
+from vse_scale.retrieval.gallery import Gallery
 from vse_scale.retrieval.metrics import (
     DIRECTIONS,
     Direction,
@@ -21,10 +26,13 @@ from vse_scale.retrieval.metrics import (
     percentages,
     rsum,
 )
+from vse_scale.retrieval.protocols.base import RankingProtocol, needed_embeddings
 from vse_scale.retrieval.protocols.correlation import CORRELATION_TASKS, Correlation, correlations
 from vse_scale.retrieval.protocols.cxc_ratings import (
+    RATED,
     Positives,
     Task,
+    check_ratings,
     rated_part,
     read_positives,
     read_ratings,
@@ -99,6 +107,47 @@ class CxcEvaluation:
         return "\n".join(lines)
 
 
+class Cxc(RankingProtocol):
+    """Crisscrossed Captions of the COCO 5K splits.
+
+    Args:
+        cxc: holds ``sits_{split}.csv``, ``sts_{split}.csv`` and ``sis_{split}.csv``.
+        as_published: see `evaluate_cxc`.
+    """
+
+    options = ("cxc", "as_published")
+    required: ClassVar[Mapping[str, str]] = {"cxc": "DIR, the folder of its CSV files"}
+    takes_similarities = False
+
+    def __init__(self, cxc: Path, as_published: bool = False) -> None:
+        self._folder, self._as_published = cxc, as_published
+
+    def check(self, split: str, captions_per_image: NDArray[np.int64] | None = None) -> None:
+        """Refuse a folder without the ratings of ``split``."""
+        check_ratings(self._folder, _rated_split(split))
+
+    def rank(
+        self,
+        gallery: Gallery,
+        *,
+        split: str = "test",
+        order: Sequence[int | str] | None = None,
+        processes: Processes = ALONE,
+    ) -> CxcEvaluation:
+        """Rank by the ratings; see `evaluate_cxc`."""
+        return evaluate_cxc(
+            needed_embeddings(gallery),
+            self._folder,
+            _rated_split(split),
+            as_published=self._as_published,
+            processes=processes,
+        )
+
+
+def _rated_split(split: str) -> str:
+    return split if split == "val" else "test"  # the two that are rated
+
+
 def evaluate_cxc(
     embeddings: Embeddings,
     folder: Path,
@@ -127,10 +176,10 @@ def evaluate_cxc(
     if not processes.main:
         return ranked
     images, captions = matching_rows(embeddings.images, embeddings.captions)
-    sides = {"sits": (captions, images), "sis": (images, images), "sts": (captions, captions)}
-    return replace(
-        ranked, correlations=correlations(read_ratings(embeddings, folder, split), sides)
-    )
+    rows = {"image": images, "text": captions}
+    sides = {task: (rows[first], rows[second]) for task, (first, second) in RATED.items()}
+    found = correlations(read_ratings(embeddings, folder, split), sides)
+    return replace(ranked, correlations=found)
 
 
 def rank_tasks(
@@ -142,16 +191,11 @@ def rank_tasks(
 ) -> CxcEvaluation:
     """Rank all tasks; a query without a right answer is no query."""
     images, captions = matching_rows(embeddings.images, embeddings.captions)
-    sides = {
-        "i2t": (images, captions),
-        "t2i": (captions, images),
-        "t2t": (captions, captions),
-        "i2i": (images, images),
-    }
+    rows = {"image": images, "text": captions}
     recalls: dict[Task, DirectionRecalls] = {}
     counts: dict[Task, int] = {}
-    for task in TASKS:
-        queries, candidates = sides[task]
+    for task, sides in _TASKS.items():
+        queries, candidates = rows[sides.query], rows[sides.answer]
         pairs = positives[task][torch.argsort(positives[task][:, 0], stable=True)]
         answers = pairs[:, 0].bincount(minlength=len(queries))
         offsets = torch.cat([answers.new_zeros(1), answers.cumsum(0)])

@@ -22,9 +22,18 @@ Task: TypeAlias = str
 Positives = Mapping[Task, Tensor]
 """For each task (n, 2) int64, the rows of a query and of a right answer to it."""
 
+RATED = {"sits": ("text", "image"), "sis": ("image", "image"), "sts": ("text", "text")}
+"""The sides of the model whose items each file pairs, its first column's first."""
+
 # Ratings, 0 to 5, from which on a pair counts as positive.
 _CAPTION_THRESHOLD = 3.0
 _IMAGE_THRESHOLD = 2.5
+
+
+def check_ratings(folder: Path, split: str) -> None:
+    """Raise DatasetError where one of the three files of ratings is missing or malformed."""
+    for task in RATED:
+        next(_ratings(folder / f"{task}_{split}.csv"), None)
 
 
 def read_positives(embeddings: Embeddings, folder: Path, split: str) -> dict[Task, Tensor]:
@@ -36,9 +45,7 @@ def read_positives(embeddings: Embeddings, folder: Path, split: str) -> dict[Tas
     """
     image_row = {number(name): row for row, name in enumerate(embeddings.image_ids)}
     caption_row = {number(name): row for row, name in enumerate(embeddings.caption_ids)}
-    owners = embeddings.caption_to_image.tolist()
-
-    own = set(enumerate(owners))
+    own = set(enumerate(embeddings.caption_to_image.tolist()))
     rated = _pairs(folder / f"sits_{split}.csv", _CAPTION_THRESHOLD)
     caption_image = own | set(_rows(rated, caption_row, image_row))
 
@@ -73,7 +80,7 @@ def rated_part(embeddings: Embeddings, folder: Path, split: str) -> Embeddings:
     images = [row for row, name in enumerate(embeddings.image_ids) if number(name) in rated_images]
     new_row = torch.full((len(embeddings.images),), -1)
     new_row[images] = torch.arange(len(images))
-    owners = new_row[embeddings.caption_to_image[captions]]
+    image_index = new_row[embeddings.caption_to_image[captions]]
     for what, rows, rated in (
         ("captions", captions, rated_captions),
         ("images", images, rated_images),
@@ -83,13 +90,13 @@ def rated_part(embeddings: Embeddings, folder: Path, split: str) -> Embeddings:
                 f"{folder}: rates {len(rated):,} {what} of split {split}, of which the evaluated "
                 f"data has {len(rows):,}; evaluate the COCO 5K {split} split with COCO's own ids"
             )
-    if (owners < 0).any():
+    if (image_index < 0).any():
         raise DatasetError(f"{folder}: rates captions of images that it does not rate")
     return replace(
         embeddings,
         images=embeddings.images[images],
         captions=embeddings.captions[captions],
-        caption_to_image=owners,
+        caption_to_image=image_index,
         image_ids=tuple(embeddings.image_ids[row] for row in images),
         caption_ids=tuple(embeddings.caption_ids[row] for row in captions),
     )
@@ -97,17 +104,16 @@ def rated_part(embeddings: Embeddings, folder: Path, split: str) -> Embeddings:
 
 def read_ratings(embeddings: Embeddings, folder: Path, split: str) -> dict[str, Rated]:
     """Return every rated pair of the three correlation tasks, each as often as it was rated."""
-    image_row = {number(name): row for row, name in enumerate(embeddings.image_ids)}
-    caption_row = {number(name): row for row, name in enumerate(embeddings.caption_ids)}
-    sides = {
-        "sits": (caption_row, image_row),
-        "sis": (image_row, image_row),
-        "sts": (caption_row, caption_row),
+    row_of = {
+        "image": {number(name): row for row, name in enumerate(embeddings.image_ids)},
+        "text": {number(name): row for row, name in enumerate(embeddings.caption_ids)},
     }
     result = {}
-    for task, (first, second) in sides.items():
+    for task, (first, second) in RATED.items():
         rows = list(_ratings(folder / f"{task}_{split}.csv"))
-        pairs = torch.tensor(list(_rows(((a, b) for a, b, _ in rows), first, second)))
+        pairs = torch.tensor(
+            list(_rows(((a, b) for a, b, _ in rows), row_of[first], row_of[second]))
+        )
         ratings = np.array([rating for _, _, rating in rows])
         result[task] = Rated(pairs[:, 0], pairs[:, 1], ratings)
     return result

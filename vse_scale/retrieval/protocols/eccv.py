@@ -8,21 +8,27 @@ its authors publish.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vse_scale.errors import DatasetError
 from vse_scale.retrieval.encode import Embeddings
+from vse_scale.retrieval.gallery import Gallery
+from vse_scale.retrieval.metrics import DIRECTIONS
+from vse_scale.retrieval.protocols.base import RankingProtocol, needed_embeddings
 from vse_scale.retrieval.protocols.coco_ids import number
 from vse_scale.retrieval.ranks import matching_rows
+from vse_scale.world.processes import ALONE, Processes
 
-_FILES = {"i2t": "eccv_image_to_caption.json", "t2i": "eccv_caption_to_image.json"}
+# By the side of the model that embeds the queries.
+_FILES = {"image": "eccv_image_to_caption.json", "text": "eccv_caption_to_image.json"}
 _CAPTIONS = "coco_test_ids.npy"  # the captions that are ranked, five an image
 _TILE = 128  # queries whose scores are sorted at once
 
@@ -41,6 +47,56 @@ class EccvFigures:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class EccvEvaluation:
+    """The figures by the keys of `DIRECTIONS`."""
+
+    figures: Mapping[str, EccvFigures]
+
+    def table(self) -> str:
+        """Return an aligned table for a terminal."""
+        return eccv_table(self.figures)
+
+    def markdown(self, name: str) -> str:
+        """Return a table for a paper or a page, one line called ``name``."""
+        return eccv_table(self.figures, name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures for JSON."""
+        return {key: figures.to_dict() for key, figures in self.figures.items()}
+
+
+class Eccv(RankingProtocol):
+    """ECCV Caption on the COCO 5K test set; see `evaluate_eccv`.
+
+    Args:
+        eccv: the folder of its JSON files.
+    """
+
+    options = ("eccv",)
+    required: ClassVar[Mapping[str, str]] = {"eccv": "DIR, the folder of its JSON files"}
+    takes_similarities = False
+
+    def __init__(self, eccv: Path) -> None:
+        self._folder = eccv
+
+    def check(self, split: str, captions_per_image: NDArray[np.int64] | None = None) -> None:
+        """Refuse a folder without its files."""
+        for file in _FILES.values():
+            _read(self._folder / file)
+
+    def rank(
+        self,
+        gallery: Gallery,
+        *,
+        split: str = "test",
+        order: Sequence[int | str] | None = None,
+        processes: Processes = ALONE,
+    ) -> EccvEvaluation:
+        """Rank by the positives, each process all of them."""
+        return EccvEvaluation(evaluate_eccv(needed_embeddings(gallery), self._folder))
+
+
 def evaluate_eccv(embeddings: Embeddings, folder: Path) -> dict[str, EccvFigures]:
     """Rank the COCO 5K test set by the positives in ``folder``.
 
@@ -52,51 +108,55 @@ def evaluate_eccv(embeddings: Embeddings, folder: Path) -> dict[str, EccvFigures
     Raises:
         DatasetError: a file is missing or damaged, or names what ``embeddings`` lack.
     """
-    image_row = {number(name): row for row, name in enumerate(embeddings.image_ids)}
-    caption_row = {number(name): row for row, name in enumerate(embeddings.caption_ids)}
+    row_of = {
+        "image": {number(name): row for row, name in enumerate(embeddings.image_ids)},
+        "text": {number(name): row for row, name in enumerate(embeddings.caption_ids)},
+    }
     images, captions = matching_rows(embeddings.images, embeddings.captions)
     if (folder / _CAPTIONS).is_file():
-        ranked = _rows(np.load(folder / _CAPTIONS).tolist(), caption_row, folder / _CAPTIONS)
+        ranked = _rows(np.load(folder / _CAPTIONS).tolist(), row_of["text"], folder / _CAPTIONS)
         captions = captions[torch.tensor(ranked)]
-        caption_row = {name: row for row, name in enumerate(_names(ranked, embeddings))}
+        row_of["text"] = {name: row for row, name in enumerate(_names(ranked, embeddings))}
+    embedded = {"image": images, "text": captions}
     result = {}
-    for way, file in _FILES.items():
-        first, second = (image_row, caption_row) if way == "i2t" else (caption_row, image_row)
-        answers = _read(folder / file)
-        queries = _rows(list(answers), first, folder / file)
-        right = [[second[name] for name in found if name in second] for found in answers.values()]
+    for key, way in DIRECTIONS.items():
+        file, known = folder / _FILES[way.query], row_of[way.answer]
+        answers = _read(file)
+        queries = _rows(list(answers), row_of[way.query], file)
+        right = [[known[name] for name in found if name in known] for found in answers.values()]
         if not all(right):
             raise DatasetError(
-                f"{folder / file}: has a query none of whose answers is in the evaluated data; "
+                f"{file}: has a query none of whose answers is in the evaluated data; "
                 "evaluate the COCO 5K test split with COCO's own ids"
             )
-        sources, targets = (images, captions) if way == "i2t" else (captions, images)
         # One of the answers is a sixth caption, which is not ranked: R counts it all the same.
         counts = [len(set(found)) for found in answers.values()]
-        result[way] = retrieval_figures(sources[torch.tensor(queries)], targets, right, counts)
+        result[key] = retrieval_figures(
+            embedded[way.query][torch.tensor(queries)], embedded[way.answer], right, counts
+        )
     return result
 
 
 def eccv_table(found: Mapping[str, EccvFigures], name: str | None = None) -> str:
     """Return an aligned table for a terminal; with ``name`` one of Markdown, a line called so."""
-    ways = {"i2t": "image to text", "t2i": "text to image"}
     figures = {
-        way: [f"{v:.1f}" for v in (part.map_at_r, part.r_precision, part.r1)]
-        for way, part in found.items()
+        key: [f"{v:.1f}" for v in (found[key].map_at_r, found[key].r_precision, found[key].r1)]
+        for key in DIRECTIONS
     }
     if name is not None:
-        cells = " | ".join(figures["i2t"] + figures["t2i"])
+        heads = " | ".join(f"{way.short} mAP@R | R-P | R@1" for way in DIRECTIONS.values())
+        cells = " | ".join(cell for key in DIRECTIONS for cell in figures[key])
         return "\n".join(
             [
-                "| ECCV Caption | i→t mAP@R | R-P | R@1 | t→i mAP@R | R-P | R@1 |",
-                "|---|---:|---:|---:|---:|---:|---:|",
+                f"| ECCV Caption | {heads} |",
+                "|---|" + "---:|" * sum(map(len, figures.values())),
                 f"| {name} | {cells} |",
             ]
         )
     lines = [f"{'ECCV Caption':16}{'queries':>9}{'mAP@R':>8}{'R-P':>8}{'R@1':>8}"]
-    for way, title in ways.items():
-        cells = "".join(f"{figure:>8}" for figure in figures[way])
-        lines.append(f"{title:16}{found[way].queries:>9,}{cells}")
+    for key, way in DIRECTIONS.items():
+        cells = "".join(f"{figure:>8}" for figure in figures[key])
+        lines.append(f"{way.label:16}{found[key].queries:>9,}{cells}")
     return "\n".join(lines)
 
 
