@@ -28,6 +28,10 @@ MAX_SCANS = 200  # a photo has about ten; thousands of them exhaust the decoder
 
 _REFUSALS = (ValueError, KeyError)  # raised by simplejpeg; KeyError for an unknown colour space
 _FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
+)
+"""Suffixes, in lower case, of the files that `check_image` decodes."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FLIPS = {2, 4, 5, 7}  # Exif orientations that are flipped
 _QUARTER_TURNS = {5: 1, 6: 3, 7: 3, 8: 1, 3: 2, 4: 2}  # counter-clockwise, after the flip

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from vse_scale.retrieval.sources import (
     TextLines,
 )
 from vse_scale.world.processes import ALONE
+from vse_shards.images import IMAGE_SUFFIXES, ImageOptions, check_image
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +154,23 @@ def test_a_folder_of_images(encoder, scenes, tmp_path):
     (photos / "text.png").write_text("no image")
     (photos / "notes.txt").write_text("not looked at")
     Image.new("L", (40, 30), 90).save(photos / "grey.png")
-    part = FolderImages(encoder, photos).embed(0, 5)
-    assert [line["id"] for line in part.lines] == ["b.jpg", "below/a.JPEG", "grey.png"]
+    Image.new("RGB", (40, 30), (9, 8, 7)).save(photos / "plain.ppm")
+    part = FolderImages(encoder, photos).embed(0, 6)
+    assert [line["id"] for line in part.lines] == [
+        "b.jpg", "below/a.JPEG", "grey.png", "plain.ppm",
+    ]  # fmt: skip
     assert [line["id"] for line in part.set_aside] == ["broken.jpg", "text.png"]
     expected = encoder.images(dataset, [0, 1])
     torch.testing.assert_close(torch.from_numpy(part.embeddings[:2]), expected, rtol=0, atol=1e-6)
+
+
+def test_every_suffix_is_decoded():
+    names = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF"}
+    for suffix in IMAGE_SUFFIXES:
+        encoded = io.BytesIO()
+        picture = Image.new("RGB", (40, 30), (9, 8, 7))
+        picture.save(encoded, names.get(suffix, suffix[1:].upper()))
+        assert check_image(encoded.getvalue(), ImageOptions()).width == 40
 
 
 def test_a_file_of_texts(encoder, tmp_path):

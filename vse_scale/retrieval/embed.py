@@ -1,24 +1,23 @@
-"""Embeddings on disk: made in parts that a kill cannot damage, put together at the end.
+"""Embeddings on disk: computed in parts that a kill cannot damage, joined at the end.
 
-A folder holds ``index.json`` (the model and what was embedded), and for each side, "images" and
-"captions", ``SIDE.npy`` (n, D) float32 and ``SIDE.jsonl``, a line per row; what had no embedding is
-in ``SIDE.set-aside.jsonl``. Parts are written aside and renamed, cut at multiples of a batch, so a
-part is the same bytes whoever makes it: whatever processes start again take up the missing ones.
+A folder holds ``index.json`` (the model and the source), and for each side, "images" and
+"captions", ``SIDE.npy`` (n, D) float32 and ``SIDE.jsonl``, a line per row; items without an
+embedding are in ``SIDE.set-aside.jsonl``. Parts are written aside, renamed, and cut at multiples of
+a batch, so that a part is the same bytes on any process: a later start computes the missing ones.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 from vse_scale.errors import DatasetError, OutputError
+from vse_scale.files import whole_file, write_json, write_text
 from vse_scale.retrieval.saved import read_lines
 from vse_scale.retrieval.sources import Part, Side
 from vse_scale.world.processes import Processes
@@ -39,23 +38,23 @@ def embed(
     processes: Processes,
     progress: Progress,
 ) -> dict[str, dict[str, int]]:
-    """Embed ``sides`` into ``out``; what an earlier start left there is gone on with.
+    """Embed ``sides`` into ``out``, continuing an earlier start.
 
     Args:
-        sides: what to embed, by name.
+        sides: images or texts to embed, by name.
         out: the folder.
-        described: of the model and the source, for ``index.json``.
+        described: model and source, for ``index.json``.
         batch: items encoded at once; parts hold a multiple of it.
-        processes: that share the work.
+        processes: the processes that share the work.
         progress: called with a side's name, how many of this process's items are done, and their
             number.
 
     Returns:
-        For each side how many items were "embedded" and "set_aside".
+        For each side the numbers of items "embedded" and "set_aside".
 
     Raises:
-        OutputError: ``out`` holds embeddings of something else, or cannot be written.
-        DatasetError: nothing could be embedded.
+        OutputError: ``out`` holds other embeddings or other files, or cannot be written.
+        DatasetError: no item of a side could be embedded.
     """
     asked = {
         "format": "vse-scale-embeddings", "version": 1, **described, "batch": batch,
@@ -65,17 +64,17 @@ def embed(
     try:
         _start(out, asked, processes)
         missing = {name: _missing(name, side, out, batch) for name, side in sides.items()}
-        _barrier(processes)  # all have looked before one writes: they must share out the same list
+        processes.barrier()  # every process must list the missing parts before one writes
         for name, side in sides.items():
             mine = missing[name][processes.rank :: processes.ranks]
             _embed_parts(name, side, out / _PARTS, batch, mine, progress)
-        _barrier(processes)
+        processes.barrier()
         if processes.main:
             for name, side in sides.items():
                 if not (out / f"{name}.npy").exists():
                     _assemble(name, _part_names(name, len(side), batch), out)
             shutil.rmtree(out / _PARTS, ignore_errors=True)
-        _barrier(processes)
+        processes.barrier()
     except OSError as error:
         raise OutputError(f"--out {out}: cannot be written ({error.strerror})") from error
     return {
@@ -88,15 +87,15 @@ def embed(
 
 
 def _start(out: Path, asked: dict[str, Any], processes: Processes) -> None:
-    """Make the folder, or see that what it holds is of the same model and source."""
+    """Make the folder, or check that its contents are of the same model and source."""
     index = out / INDEX
     if processes.main:
         if out.exists() and not index.is_file() and any(out.iterdir()):
             raise OutputError(f"--out {out}: holds something else; name a new folder")
         (out / _PARTS).mkdir(parents=True, exist_ok=True)
         if not index.is_file():
-            _write(index, json.dumps(asked, indent=1) + "\n")
-    _barrier(processes)
+            write_json(index, asked)
+    processes.barrier()
     found = json.loads(index.read_text(encoding="utf-8"))
     if found != asked:
         differing = [key for key in asked if found.get(key) != asked[key]]
@@ -107,7 +106,7 @@ def _start(out: Path, asked: dict[str, Any], processes: Processes) -> None:
 
 
 def _missing(name: str, side: Side, out: Path, batch: int) -> list[int]:
-    """Return the numbers of the parts that are still to be made."""
+    """Return the numbers of the parts that are still to be computed."""
     if (out / f"{name}.npy").exists():
         return []
     names = _part_names(name, len(side), batch)
@@ -134,23 +133,19 @@ def _part_names(name: str, items: int, batch: int) -> list[str]:
 
 
 def _write_part(part: Part, path: Path) -> None:
-    """Write a part; its ``.jsonl`` comes last and says that all of it is there."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    """Write a part; its ``.jsonl`` comes last and marks it complete."""
+    with whole_file(path.with_suffix(".npy"), shared=True) as partial, partial.open("wb") as file:
         np.save(file, np.ascontiguousarray(part.embeddings, dtype=np.float32))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path.with_suffix(".npy"))
-    _write(path.with_suffix(".set-aside.jsonl"), _lines(part.set_aside))
-    _write(path.with_suffix(".jsonl"), _lines(part.lines))
+    write_text(path.with_suffix(".set-aside.jsonl"), _lines(part.set_aside), shared=True)
+    write_text(path.with_suffix(".jsonl"), _lines(part.lines), shared=True)
 
 
 def _assemble(name: str, parts: list[str], out: Path) -> None:
-    """Put a side's parts together; its ``.npy`` comes last."""
+    """Join a side's parts; its ``.npy`` comes last."""
     folder = out / _PARTS
     for suffix in (".set-aside.jsonl", ".jsonl"):
         text = "".join((folder / f"{part}{suffix}").read_text("utf-8") for part in parts)
-        _write(out / f"{name}{suffix}", text)
+        write_text(out / f"{name}{suffix}", text)
     arrays = [np.load(folder / f"{part}.npy", mmap_mode="r") for part in parts]
     rows = sum(len(array) for array in arrays)
     if not rows:
@@ -158,30 +153,15 @@ def _assemble(name: str, parts: list[str], out: Path) -> None:
         raise DatasetError(
             f"none of the {name} could be embedded, the first is {reason['id']}: {reason['reason']}"
         )
-    partial = out / f"{name}.npy.partial"
-    whole = np.lib.format.open_memmap(partial, "w+", np.float32, (rows, arrays[0].shape[1]))
-    row = 0
-    for array in arrays:
-        whole[row : row + len(array)] = array
-        row += len(array)
-    whole.flush()
-    del whole
-    partial.replace(out / f"{name}.npy")
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with whole_file(out / f"{name}.npy") as partial:
+        whole = np.lib.format.open_memmap(partial, "w+", np.float32, (rows, arrays[0].shape[1]))
+        row = 0
+        for array in arrays:
+            whole[row : row + len(array)] = array
+            row += len(array)
+        whole.flush()
+        del whole  # unmap it before it gets its name
 
 
 def _lines(objects: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects)
-
-
-def _barrier(processes: Processes) -> None:
-    if processes.ranks > 1:
-        dist.barrier()

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from vse_scale.data.regions import region_batches
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import DatasetError
 from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.world.processes import CPU, World
 
 Progress = Callable[[str, int, int], None]
 """Called with "images" or "captions", how many this rank has encoded, and out of how many."""
@@ -198,7 +198,7 @@ def encode_split(
 
 
 def _check_group(rank: int, ranks: int) -> None:
-    size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    size = World.of_group(None, CPU).ranks
     if ranks not in (1, size) or not 0 <= rank < ranks:
         raise ValueError(f"rank {rank} of {ranks}, but the process group has {size}")
 
@@ -222,10 +222,7 @@ def _collect(batches: Iterator[Tensor], share: Share, report: Callable[[int, int
 
 def _exchange(rows: Tensor, shares: list[Share], device: torch.device) -> None:
     """Fill in the rows of the other ranks, in place."""
-    # NCCL moves tensors of the GPU only.
-    via = device if dist.get_backend() == "nccl" else rows.device
+    world = World.of_group(None, device)
     for source, share in enumerate(shares):
         if share.stop > share.start:
-            part = rows[share.start : share.stop].to(via)
-            dist.broadcast(part, src=source)
-            rows[share.start : share.stop] = part
+            world.broadcast(rows[share.start : share.stop], source)

@@ -21,9 +21,8 @@ from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.retrieval.encode import Embeddings, Progress, encode_split
 from vse_scale.world.processes import Processes
-from vse_shards.images import ImageOptions, Rejected, check_image
+from vse_shards.images import IMAGE_SUFFIXES, ImageOptions, Rejected, check_image
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _MOST_TOKENS = 512  # where the text encoder has no limit of its own
 
 

@@ -11,7 +11,6 @@ from vse_shards import storage
 from vse_shards.errors import SourceError
 
 MAX_CAPTION_WORDS = 1000
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
 SPLIT_NAMES = {"train", "restval", "val", "valid", "validation", "dev", "test", "testall"}
 
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
+from vse_shards.images import IMAGE_SUFFIXES
 from vse_shards.sources.base import (
-    IMAGE_SUFFIXES,
     SPLIT_NAMES,
     Location,
     Problem,
