@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from vse_scale.errors import ConfigError, UserError
 from vse_shards.parts import Registry
 
@@ -29,6 +27,8 @@ def make_objective(kind: str = DEFAULT, **settings: Any) -> Objective:
         PartError: there is no such objective.
         ConfigError: it has no such setting, or the value is out of bounds.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     made = OBJECTIVES.find(kind)
     known = [field.name for field in fields(made.Settings)]
     for key in settings:
@@ -49,12 +49,12 @@ def objective_of(settings: Any) -> Objective:
     return OBJECTIVES.find(getattr(settings, "kind", DEFAULT))(settings)
 
 
-def recorded_objective(section: Mapping[str, Any] | None) -> Objective | None:
-    """Return the objective of a run from its configuration as it was written down.
+def recorded_objective(section: object) -> Objective | None:
+    """Return the objective of a run, from the section ``objective:`` of its recorded configuration.
 
     None where this release does not know it: it is another release's, or its package is missing.
     """
     try:
-        return make_objective(**(section or {}))
+        return make_objective(**section) if isinstance(section, Mapping) else make_objective()
     except UserError:
         return None

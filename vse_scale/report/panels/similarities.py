@@ -25,19 +25,16 @@ class Similarities(Panel):
     chart = True
 
     def render(self, data: ReportData) -> str:
-        """Return the chart; none with fewer than two steps that recorded them."""
-        steps = [
-            record
-            for record in data.run.steps
-            if all(np.isfinite(record.statistics.get(key, np.nan)) for _, key, _ in _CURVES)
-        ]
-        if len(steps) < 2:
+        """Return a line for each similarity that two steps recorded; nothing without any."""
+        lines = []
+        for label, key, style in _CURVES:
+            found = [(r.step, r.statistics[key]) for r in data.run.steps if key in r.statistics]
+            points = [point for point in found if np.isfinite(point[1])]
+            if len(points) > 1:
+                xs, ys = zip(*points, strict=True)
+                lines.append(Line(*thinned(xs, ys, _MOST_POINTS), style, label))
+        if not lines:
             return ""
-        xs = [record.step for record in steps]
-        lines = [
-            Line(*thinned(xs, [r.statistics[key] for r in steps], _MOST_POINTS), style, label)
-            for label, key, style in _CURVES
-        ]
         values = [value for line in lines for value in line.ys]
         last = ", ".join(f"{line.label} {line.ys[-1]:.2f}" for line in lines)
         return line_chart(
