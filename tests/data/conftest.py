@@ -25,7 +25,7 @@ def photo(rng: np.random.Generator, height: int, width: int) -> bytes:
     return buffer.getvalue()
 
 
-def stretch(image, size):
+def resized(image, size):
     """Bilinear sampling at pixel centres without antialiasing, as OpenCV's INTER_LINEAR."""
     for axis in (0, 1):
         length = image.shape[axis]
@@ -41,14 +41,14 @@ def reference(jpeg: bytes, size: int, geometry=None) -> np.ndarray:
     """What the loader should make of an image, in float64."""
     image = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"), dtype=np.float64)
     if geometry is None:
-        return stretch(image, size)
-    ratio, top, left, mirrored = np.float32(geometry)
+        return resized(image, size)
+    ratio, top, left, flipped = np.float32(geometry)
     sides = np.float32(image.shape[:2])
     height, width = np.maximum(np.floor(sides * ratio), 1)
     y = int(np.floor((sides[0] - height) * top))
     x = int(np.floor((sides[1] - width) * left))
-    image = stretch(image[y : y + int(height), x : x + int(width)], size)
-    return image[:, ::-1] if mirrored else image
+    image = resized(image[y : y + int(height), x : x + int(width)], size)
+    return image[:, ::-1] if flipped else image
 
 
 def build_dataset(folder: Path, splits: dict[str, list], shard_samples: int) -> Path:

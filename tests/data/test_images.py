@@ -40,7 +40,7 @@ def assert_close(pixels, expected):
 
 
 @pytest.mark.parametrize("size", [32, 96, 224])
-def test_evaluation_stretches_the_whole_image(dataset_folder, size):
+def test_evaluation_resizes_the_whole_image(dataset_folder, size):
     dataset = ShardDataset(dataset_folder, "train")
     images = list(range(len(dataset)))
     pixels = decode(dataset, images, ImageSpec.preset("imagenet", size))
@@ -48,11 +48,11 @@ def test_evaluation_stretches_the_whole_image(dataset_folder, size):
     assert_close(pixels, np.stack(expected))
 
 
-def test_training_crops_stretches_and_mirrors_as_published(dataset_folder):
+def test_training_crops_resizes_and_flips_as_published(dataset_folder):
     dataset = ShardDataset(dataset_folder, "train")
     images = list(range(len(dataset)))
-    draws = np.random.default_rng(0).random((len(images), 4), dtype=np.float32)
-    geometry = crop_geometry(draws, (0.6, 1.0), 0.5)
+    numbers = np.random.default_rng(0).random((len(images), 4), dtype=np.float32)
+    geometry = crop_geometry(numbers, (0.6, 1.0), 0.5)
     assert set(geometry[:, 3]) == {0.0, 1.0}
     pixels = decode(dataset, images, ImageSpec.preset("imagenet", 64), geometry)
     expected = [
@@ -70,8 +70,8 @@ def test_real_photos_agree_with_the_reference(shared):
             return np.fromfile(files[image], dtype=np.uint8)
 
     images = list(range(len(files)))
-    draws = np.random.default_rng(1).random((len(images), 4), dtype=np.float32)
-    geometry = crop_geometry(draws, (0.6, 1.0), 0.5)
+    numbers = np.random.default_rng(1).random((len(images), 4), dtype=np.float32)
+    geometry = crop_geometry(numbers, (0.6, 1.0), 0.5)
     pixels = decode(Photos(), images, ImageSpec.preset("imagenet", 224), geometry)
     expected = [
         reference(Photos().image_bytes(i), 224, g) for i, g in zip(images, geometry, strict=True)
@@ -101,14 +101,14 @@ def test_the_smallest_crop_of_a_tiny_image_is_a_pixel(tmp_path):
 
 
 def test_geometry_has_one_ratio_in_its_bounds():
-    draws = np.random.default_rng(0).random((4000, 4), dtype=np.float32)
-    geometry = crop_geometry(draws, (0.6, 1.0), 0.25)
+    numbers = np.random.default_rng(0).random((4000, 4), dtype=np.float32)
+    geometry = crop_geometry(numbers, (0.6, 1.0), 0.25)
     assert geometry[:, 0].min() >= np.float32(0.6)
     assert geometry[:, 0].max() <= 1.0
     assert geometry[:, 0].mean() == pytest.approx(0.8, abs=0.01)
-    np.testing.assert_array_equal(geometry[:, 1:3], draws[:, 1:3])
+    np.testing.assert_array_equal(geometry[:, 1:3], numbers[:, 1:3])
     assert geometry[:, 3].mean() == pytest.approx(0.25, abs=0.03)
-    assert not crop_geometry(draws, (0.6, 1.0), 0.0)[:, 3].any()
+    assert not crop_geometry(numbers, (0.6, 1.0), 0.0)[:, 3].any()
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 9])

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from vse_scale.config import DataConfig
-from vse_scale.data import resize as stretch
-from vse_scale.data import staging
+from vse_scale.data import resize, staging
 from vse_scale.data.decode import Decoder, Request
 from vse_scale.data.images import crop_geometry
 from vse_scale.data.loader import Loader
 from vse_scale.data.plan import Plan
+from vse_scale.data.producer import batches_apart
 from vse_scale.data.rng import Stream, uniform
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
@@ -197,6 +197,8 @@ def test_remote_shards_give_the_same_batches_within_the_limit(
     largest = max(path.stat().st_size for path in many_shards.glob("*.tar"))
     options = {"shuffle_window": 2, "global_batch": 6, "prefetch": 1, "cache_ahead": 2}
     _, plan = make(local, tokenizer, **options)
+    # A full queue of one, two batches in the graph, one trained on and one requested.
+    assert batches_apart(1) == 5
     room = plan.shards_within(5) + 2
     assert room < 24
     cache = StagingOptions(str(tmp_path / "cache"), room * largest / 10**9, ahead=2)
@@ -333,7 +335,7 @@ def test_closing_ends_the_thread_and_keeps_the_tensors(dataset, tokenizer):
     batch = next(loader)
     before = batch.images.clone()
     time.sleep(0.2)  # the queue is full, the thread waits for room
-    assert sorted(thread.name for thread in alive()) == ["vse-loader", "vse-stretch_0"]
+    assert sorted(thread.name for thread in alive()) == ["vse-loader", "vse-resize_0"]
     loader.close()
     loader.close()
     assert not alive()
@@ -367,8 +369,8 @@ def test_a_loader_may_be_collected_by_a_thread_that_works_for_it(dataset, tokeni
             gc.collect()
         real(*arguments, **options)
 
-    real = stretch.stretch
-    monkeypatch.setattr(stretch, "stretch", collect)
+    real = resize.resize
+    monkeypatch.setattr(resize, "resize", collect)
     gc.disable()
     try:
         loader, _ = make(dataset, tokenizer)
@@ -381,7 +383,7 @@ def test_a_loader_may_be_collected_by_a_thread_that_works_for_it(dataset, tokeni
     finally:
         gc.enable()
     assert gone() is None
-    assert collectors == ["vse-stretch_0"]
+    assert collectors == ["vse-resize_0"]
     assert not alive()
 
 
@@ -396,6 +398,7 @@ from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.data.loader import Loader
 from vse_scale.data.plan import Plan
+from vse_scale.data.producer import batches_apart
 from vse_scale.data.shards import ShardDataset
 dataset = ShardDataset({str(dataset.folder)!r}, "train")
 loader = Loader(

@@ -42,7 +42,7 @@ def mixed(datasets, batch, mode="pairs", seed=0, **options):
 def epoch_of(plan, epoch):
     batches = [plan.batch(epoch, step) for step in range(plan.steps_per_epoch)]
     return np.concatenate([batch.pairs for batch in batches]), np.concatenate(
-        [batch.visits for batch in batches]
+        [batch.passes for batch in batches]
     )
 
 
@@ -71,16 +71,16 @@ def test_every_dataset_is_gone_through_before_any_of_it_comes_again(datasets, se
     plan = mixed(datasets, 1, seed=seed)
     epochs = [epoch_of(plan, epoch) for epoch in range(3)]
     pairs = np.concatenate([pairs for pairs, _ in epochs])
-    visits = np.concatenate([visits for _, visits in epochs])
+    passes = np.concatenate([passes for _, passes in epochs])
     seen = {}
-    for (image, caption), visit in zip(pairs.tolist(), visits.tolist(), strict=True):
-        seen.setdefault((image, caption), []).append(visit)
-    # A visit of a pair comes once, and the n-th time is visit n.
+    for (image, caption), pass_index in zip(pairs.tolist(), passes.tolist(), strict=True):
+        seen.setdefault((image, caption), []).append(pass_index)
+    # A pair occurs once in a pass, and the n-th time in pass n.
     for times in seen.values():
         assert sorted(times) == list(range(len(times)))
     for number, (counts, _) in enumerate(datasets):
         own = owners(datasets, pairs) == number
-        times = np.bincount(visits[own]) if own.any() else np.array([])
+        times = np.bincount(passes[own]) if own.any() else np.array([])
         assert (times[:-1] == sum(counts)).all()
 
 
@@ -95,21 +95,21 @@ def test_ranks_and_position_cut_and_resume_the_same_order(mode):
         whole = plan.batch(epoch, step)
         for ranks in (1, 2, 4):
             parts = [again.part(epoch, step, rank, ranks) for rank in range(ranks)]
-            for name in ("pairs", "visits", "valid"):
+            for name in ("pairs", "passes", "valid"):
                 joined = np.concatenate([getattr(part, name) for part in parts])
                 np.testing.assert_array_equal(joined, getattr(whole, name))
 
 
-def test_captions_of_an_image_take_turns_over_its_visits():
+def test_captions_of_an_image_take_turns_over_its_passes():
     plan = mixed([([4] * 3, 9.0), ([1] * 30, 1.0)], 1, "images", seed=2)
     chosen = {}
     for epoch in range(4):
-        pairs, visits = epoch_of(plan, epoch)
-        for (image, caption), visit in zip(pairs.tolist(), visits.tolist(), strict=True):
+        pairs, passes = epoch_of(plan, epoch)
+        for (image, caption), pass_index in zip(pairs.tolist(), passes.tolist(), strict=True):
             if image < 3:
-                chosen.setdefault(image, {})[visit] = caption
+                chosen.setdefault(image, {})[pass_index] = caption
     for turns in chosen.values():
-        in_order = [turns[visit] for visit in sorted(turns)]
+        in_order = [turns[pass_index] for pass_index in sorted(turns)]
         assert len(in_order) > 8
         for start in range(len(in_order) - 3):
             assert sorted(in_order[start : start + 4]) == [0, 1, 2, 3]
@@ -118,15 +118,13 @@ def test_captions_of_an_image_take_turns_over_its_visits():
 def test_without_weights_every_pair_comes_once():
     sizes = [20, 7]
     plan = Plan([3] * 27, seed=5, global_batch=1, dataset_sizes=sizes, weights=None)
-    pairs, visits = epoch_of(plan, 4)
+    pairs, passes = epoch_of(plan, 4)
     assert len({tuple(pair) for pair in pairs.tolist()}) == 81
-    assert (visits == 4).all()
+    assert (passes == 4).all()
 
 
 def test_a_window_knows_no_weights():
-    with pytest.raises(
-        ConfigError, match=r"set data\.shuffle_window=0, or leave data\.weights out"
-    ):
+    with pytest.raises(ConfigError, match=r"set `shuffle_window`=0, or leave `weights` out"):
         mixed([([1, 1], 1.0), ([1], 1.0)], 1, shard_sizes=[2, 1], shuffle_window=1)
 
 
@@ -177,7 +175,7 @@ class TestDatasets:
         assert open_datasets([dataset_folder], "train").fingerprint == one.fingerprint
 
     def test_a_remote_one_is_refused_before_it_is_opened(self, dataset_folder):
-        said = r"data\.path has s3://b/f among 2 datasets, .* copy it to a folder first, or train"
+        said = r"folders has s3://b/f among 2 datasets, .* copy it to a folder first, or train"
         with pytest.raises(DatasetError, match=said):
             open_datasets([str(dataset_folder), "s3://b/f"], "train")
 

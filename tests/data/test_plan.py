@@ -173,7 +173,7 @@ def windowed_plans(draw):
 
 @some
 @given(windowed_plans(), st.integers(1, 5))
-def test_the_shards_of_a_batch_are_known_before_it(planned, stretch):
+def test_the_shards_of_a_batch_are_known_before_it(planned, steps):
     plan, shard_of = planned
     position, announced = (0, 0), []
     for _ in range(min(2 * plan.steps_per_epoch, 60)):
@@ -183,8 +183,8 @@ def test_the_shards_of_a_batch_are_known_before_it(planned, stretch):
         announced.append(set(now))
         position = plan.following(*position)
     for start in range(len(announced)):
-        together = set().union(*announced[start : start + stretch])
-        assert len(together) <= plan.shards_within(stretch)
+        together = set().union(*announced[start : start + steps])
+        assert len(together) <= plan.shards_within(steps)
 
 
 @some
@@ -222,21 +222,21 @@ def test_a_window_announces_few_shards():
 @pytest.mark.parametrize(
     ("counts", "options", "message"),
     [
-        ([5] * 4, {"global_batch": 32}, "data.global_batch is 32, but an epoch has 20 pairs"),
+        ([5] * 4, {"global_batch": 32}, "`global_batch` is 32, but an epoch has 20 pairs"),
         (
             [5] * 4,
             {"global_batch": 8, "mode": "images", "captions_per_image": 3},
-            "data.global_batch is 8, not divisible by 3 captions per image; set 6",
+            "`global_batch` is 8, not divisible by 3 captions per image; set 6",
         ),
         (
             [5, 2, 5],
             {"global_batch": 6, "mode": "images", "captions_per_image": 3},
-            r"captions_per_image is 3, but 1 of 3 images .* image 1, has 2.* at most 2",
+            r"`captions_per_image` is 3, but 1 of 3 images .* image 1, has 2.* at most 2",
         ),
         (
             [5, 0],
             {"global_batch": 1, "mode": "images"},
-            r"captions_per_image is 1, but 1 of 2 .*; set data.mode=pairs",
+            r"`captions_per_image` is 1, but 1 of 2 .*; set `mode`=pairs",
         ),
         ([0, 0], {"global_batch": 1}, "holds 0 pairs"),
     ],

@@ -7,16 +7,16 @@ from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 from PIL import Image
 
-from vse_scale.data.resize import Stretcher, stretch
+from vse_scale.data.resize import Resizer, resize
 from vse_scale.inputs.pixels import ImageSpec
 
 # Up, down, both at once, by a little, odd, and as small as can be.
 SHAPES = [(480, 640), (97, 33), (31, 200), (224, 223), (2, 3), (1, 50), (50, 1), (1, 1)]
 
 
-def stretched(image, size, antialias=False, mirrored=False):
+def resized(image, size, antialias=False, flipped=False):
     out = torch.empty(size, size, 3, dtype=torch.uint8)
-    stretch(torch.from_numpy(image), out, antialias=antialias, mirrored=mirrored)
+    resize(torch.from_numpy(image), out, antialias=antialias, flipped=flipped)
     return out.numpy()
 
 
@@ -53,14 +53,14 @@ def test_noise_agrees_with_opencv(shape, size):
     cv2 = pytest.importorskip("cv2")
     image = noise(shape)
     expected = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-    assert furthest(stretched(image, size), expected) <= 1
+    assert furthest(resized(image, size), expected) <= 1
 
 
 @pytest.mark.parametrize("size", [1, 7, 96, 512])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_smoothed_noise_agrees_with_pillow(shape, size):
     image = noise(shape)
-    assert furthest(stretched(image, size, antialias=True), pillow(image, size)) <= 1
+    assert furthest(resized(image, size, antialias=True), pillow(image, size)) <= 1
 
 
 @pytest.mark.parametrize("size", [96, 224, 512])
@@ -72,25 +72,23 @@ def test_crops_of_photos_agree_with_opencv_and_pillow(shared, size):
         height, width = (np.array(image.shape[:2]) * rng.uniform(0.6, 1)).astype(int)
         crop = image[3 : 3 + height, 5 : 5 + width]
         plain = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
-        assert furthest(stretched(crop.copy(), size), plain) <= 1
-        assert furthest(stretched(crop.copy(), size, mirrored=True), plain[:, ::-1]) <= 1
+        assert furthest(resized(crop.copy(), size), plain) <= 1
+        assert furthest(resized(crop.copy(), size, flipped=True), plain[:, ::-1]) <= 1
         smooth = pillow(crop, size)
-        assert furthest(stretched(crop.copy(), size, antialias=True), smooth) <= 1
+        assert furthest(resized(crop.copy(), size, antialias=True), smooth) <= 1
 
 
 @pytest.mark.parametrize("size", [7, 96, 512])
-def test_the_graph_of_a_gpu_stretches_alike(size):
+def test_the_graph_of_a_gpu_resizes_alike(size):
     images = [noise(shape) for shape in SHAPES]
     for image, expected in zip(images, dali(images, size), strict=True):
-        assert furthest(stretched(image, size), expected) <= 1
+        assert furthest(resized(image, size), expected) <= 1
 
 
-def test_mirroring_is_of_left_and_right():
+def test_flipping_is_of_left_and_right():
     image = np.zeros((4, 6, 3), np.uint8)
     image[:, :2, 0] = 200
-    np.testing.assert_array_equal(
-        stretched(image, 12, mirrored=True), stretched(image, 12)[:, ::-1]
-    )
+    np.testing.assert_array_equal(resized(image, 12, flipped=True), resized(image, 12)[:, ::-1])
 
 
 def threads_named(prefix):
@@ -98,51 +96,51 @@ def threads_named(prefix):
 
 
 @pytest.fixture
-def stretcher():
-    stretcher = Stretcher(8, ImageSpec.preset("imagenet", 640), threads=2)
-    yield stretcher
-    stretcher.close()
+def resizer():
+    resizer = Resizer(8, ImageSpec.preset("imagenet", 640), threads=2)
+    yield resizer
+    resizer.close()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_threads_change_nothing(threads):
     images = [torch.from_numpy(noise(shape)) for shape in SHAPES]
-    mirrored = np.arange(len(images)) % 3 == 0
-    stretcher = Stretcher(10, ImageSpec.preset("imagenet", 33), threads)
-    pixels = stretcher(images, mirrored)
-    stretcher.close()
+    flipped = np.arange(len(images)) % 3 == 0
+    resizer = Resizer(10, ImageSpec.preset("imagenet", 33), threads)
+    pixels = resizer(images, flipped)
+    resizer.close()
     assert pixels.shape == (8, 33, 33, 3)
-    for image, flip, row in zip(images, mirrored, pixels.numpy(), strict=True):
-        np.testing.assert_array_equal(row, stretched(image.numpy(), 33, mirrored=bool(flip)))
+    for image, flip, row in zip(images, flipped, pixels.numpy(), strict=True):
+        np.testing.assert_array_equal(row, resized(image.numpy(), 33, flipped=bool(flip)))
 
 
-def test_closing_ends_the_threads(stretcher):
-    stretcher([torch.from_numpy(noise((9, 9)))], np.array([False]))
-    assert threads_named("vse-stretch")
-    stretcher.close()
-    stretcher.close()
-    assert not threads_named("vse-stretch")
+def test_closing_ends_the_threads(resizer):
+    resizer([torch.from_numpy(noise((9, 9)))], np.array([False]))
+    assert threads_named("vse-resize")
+    resizer.close()
+    resizer.close()
+    assert not threads_named("vse-resize")
 
 
-def test_the_caller_keeps_its_own_number_of_threads(stretcher):
+def test_the_caller_keeps_its_own_number_of_threads(resizer):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    stretcher([torch.from_numpy(noise((9, 9)))], np.array([False]))
+    resizer([torch.from_numpy(noise((9, 9)))], np.array([False]))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
 
 
-def test_memory_is_used_again_only_once_nothing_shows_it(stretcher):
+def test_memory_is_used_again_only_once_nothing_shows_it(resizer):
     image, plain = [torch.from_numpy(noise((9, 9)))], np.array([False])
     black = [torch.zeros(9, 9, 3, dtype=torch.uint8)]
-    first = stretcher(image, plain)
+    first = resizer(image, plain)
     place, before = first.data_ptr(), first.clone()
     view = first.permute(0, 3, 1, 2)[0, 1]
     del first
-    kept = stretcher(black, plain)
+    kept = resizer(black, plain)
     assert kept.data_ptr() != place
     assert torch.equal(view, before[0, :, :, 1])
     del view
-    again = stretcher(black, plain)
+    again = resizer(black, plain)
     assert again.data_ptr() == place
     assert not again.any()

@@ -25,7 +25,7 @@ def test_philox_gives_the_published_answers(counter, key, expected):
     assert [int(word[0]) for word in philox4x32(words, key)] == expected
 
 
-def test_a_draw_depends_on_its_own_pair_alone():
+def test_random_numbers_depend_on_their_own_pair_alone():
     pairs = np.array([[7, 0], [3, 2], [7, 1]])
     together = uniform(5, 1, pairs, Stream.CROP, 6)
     for row, pair in zip(together, pairs, strict=True):
@@ -42,17 +42,17 @@ def test_every_part_of_the_key_matters():
         uniform(5, 1, np.array([[7, 2]]), Stream.CROP, 8),
         uniform(5, 1, pair, Stream.WORDS, 8),
     ]
-    draws = [uniform(5, 1, pair, Stream.CROP, 8), *others]
-    assert len({row.tobytes() for row in draws}) == len(draws)
+    numbers = [uniform(5, 1, pair, Stream.CROP, 8), *others]
+    assert len({row.tobytes() for row in numbers}) == len(numbers)
 
 
-def test_draws_are_uniform_and_below_one():
+def test_random_numbers_are_uniform_and_below_one():
     pairs = np.stack([np.arange(20_000), np.zeros(20_000, int)], axis=1)
-    draws = uniform(0, 0, pairs, Stream.CELLS, 10)
-    assert draws.min() >= 0.0
-    assert draws.max() < 1.0
-    # 200,000 draws in 20 bins: chi-square with 19 degrees of freedom, 99.99% lie below 50.8.
-    counts = np.histogram(draws, bins=20, range=(0, 1))[0]
+    numbers = uniform(0, 0, pairs, Stream.CELLS, 10)
+    assert numbers.min() >= 0.0
+    assert numbers.max() < 1.0
+    # 200,000 numbers in 20 bins: chi-square with 19 degrees of freedom, 99.99% lie below 50.8.
+    counts = np.histogram(numbers, bins=20, range=(0, 1))[0]
     assert ((counts - 10_000) ** 2 / 10_000).sum() < 50.8
-    neighbours = np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]
+    neighbours = np.corrcoef(numbers[:-1, 0], numbers[1:, 0])[0, 1]
     assert abs(neighbours) < 0.03

@@ -34,11 +34,11 @@ SHARDS = 6
 def dataset(tmp_path_factory):
     """Six shards of one image."""
     folder = tmp_path_factory.mktemp("staging")
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     with (folder / "rows.jsonl").open("w") as rows:
         for number in range(SHARDS):
             file = io.BytesIO()
-            pixels = draws.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(file, "JPEG", quality=95)
             (folder / f"{number}.jpg").write_bytes(file.getvalue())
             rows.write(json.dumps({"image": f"{number}.jpg", "captions": ["words"]}) + "\n")
@@ -141,7 +141,10 @@ def test_a_shard_in_use_is_not_thrown_out(order, make):
     other.prepare([order[1]])
     other.fetch(order[1])
     other.prepare(order[1:3])
-    with pytest.raises(DatasetError, match=r"all of its shards are in use; raise data\.cache_gb"):
+    with pytest.raises(
+        DatasetError,
+        match=r"all of its shards are in use; raise limit_bytes, or give each run its own folder",
+    ):
         other.fetch(order[2])
     assert held.exists()
 
@@ -217,7 +220,9 @@ def test_a_full_disk_says_what_to_do(order, make, monkeypatch):
     monkeypatch.setattr(staging.os, "fsync", full)
     cache = make()
     cache.prepare(order)
-    with pytest.raises(DatasetError, match=r"No space left on device; make room, or lower data\.c"):
+    with pytest.raises(
+        DatasetError, match=r"No space left on device; make room, or lower limit_bytes, or set f"
+    ):
         cache.fetch(order[0])
 
 
@@ -386,7 +391,7 @@ def test_a_view_outlives_its_shard(dataset, order, tmp_path):
 
 
 def test_a_limit_that_is_too_small_says_so(dataset, tmp_path):
-    with pytest.raises(DatasetError, match=r"3 shards .* take .* may hold 1,000; raise data\.cach"):
+    with pytest.raises(DatasetError, match=r"3 shards .* take .* may hold 1,000; raise Staging"):
         open_remote(dataset.as_uri(), tmp_path, 1e-6)
 
 
@@ -398,7 +403,9 @@ def test_a_source_that_is_not_there_says_so(tmp_path):
 
 def test_a_cache_folder_that_cannot_be_made_says_so(dataset):
     options = StagingOptions("/proc/nowhere")
-    with pytest.raises(DatasetError, match=r"/proc/nowhere: cannot hold .* set data\.cache_dir"):
+    with pytest.raises(
+        DatasetError, match=r"/proc/nowhere: cannot hold .* set TMPDIR or StagingOptions\.folder"
+    ):
         ShardDataset(dataset.as_uri(), "train", options)
 
 

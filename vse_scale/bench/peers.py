@@ -84,7 +84,7 @@ class Recipe:
 
     def words(self, planned: PlannedBatch, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return (P, L) ids and (P,) lengths."""
-        draws = functools.partial(uniform, self.seed, planned.visits, planned.pairs, Stream.WORDS)
+        draws = functools.partial(uniform, self.seed, planned.passes, planned.pairs, Stream.WORDS)
         ids, lengths = self.tokenizer.encode(
             texts, draws, self.config.word_drop, self.config.max_caption_tokens
         )
@@ -94,7 +94,7 @@ class Recipe:
         """Return (P, 1 + grid_cells) draws."""
         count = 1 + self.grid_cells
         return torch.from_numpy(
-            uniform(self.seed, planned.visits, planned.pairs, Stream.CELLS, count)
+            uniform(self.seed, planned.passes, planned.pairs, Stream.CELLS, count)
         )
 
 
@@ -134,7 +134,7 @@ def order(recipe: Recipe) -> Iterator[list[Item]]:
     position = (0, 0)
     while True:
         planned = recipe.plan.batch(*position)
-        draws = uniform(recipe.seed, planned.visits, planned.pairs, Stream.CROP, 4)
+        draws = uniform(recipe.seed, planned.passes, planned.pairs, Stream.CROP, 4)
         geometry = crop_geometry(draws, recipe.config.crop_scale, recipe.config.flip)
         yield [(planned, place, geometry[place]) for place in range(len(geometry))]
         position = recipe.plan.following(*position)

@@ -11,12 +11,12 @@ from vse_scale.bench.job import Job
 from vse_scale.bench.peers import Recipe
 from vse_scale.config import Config
 from vse_scale.data.decode import image_batches
-from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import ConfigError
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.towers.batchnorm import calibrate_batchnorm
 from vse_scale.model.vse import VSEModel
+from vse_scale.training.setup import make_plan
 
 
 def changed(config: Config, **sections: Mapping[str, object]) -> Config:
@@ -82,9 +82,10 @@ def open_split(config: Config, split: str) -> ShardDataset:
 def recipe_of(config: Config, tokenizer: str | Path, size: int, grid_cells: int = 0) -> Recipe:
     """Return what the published data path makes batches of: pair by pair, in the plan's order."""
     dataset = open_split(config, "train")
-    plan = Plan(
-        dataset.captions_per_sample, seed=config.run.seed, global_batch=config.data.global_batch
-    )
+    # The published order knows neither windows nor weights, and leaves the rest of an epoch out.
+    order = {"mode": "pairs", "captions_per_image": 1, "last_batch": "drop"}
+    order |= {"shuffle_window": 0, "weights": None}
+    plan = make_plan(changed(config, data=order), dataset)
     return Recipe(
         dataset, plan, CaptionTokenizer.load(tokenizer), config.data, config.run.seed, size,
         grid_cells,

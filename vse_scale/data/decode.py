@@ -1,4 +1,4 @@
-"""Runs the DALI graph over a stream of requests and hands out tensors in the same order."""
+"""Run the DALI graph over a stream of requests, and return tensors in the same order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.dlpack import from_dlpack
 
 from vse_scale.data.images import decode_pipeline
 from vse_scale.data.mixing import Dataset
-from vse_scale.data.resize import Stretcher
+from vse_scale.data.resize import Resizer
 from vse_scale.errors import DatasetError
 from vse_scale.inputs.pixels import ImageSpec
 
@@ -28,12 +28,12 @@ class Request(Generic[Tag]):
     """A batch of images to decode.
 
     Attributes:
-        images: (n,) int64 indices into the dataset, n at most the decoder's batch.
-        tag: what the caller wants back beside the pixels.
-        geometry: (n, 4) float32 as `crop_geometry` gives it, in training.
+        image_indices: (n,) int64 indices into the dataset, n at most the decoder's batch.
+        tag: returned to the caller beside the pixels.
+        geometry: (n, 4) float32 of `crop_geometry`, in training.
     """
 
-    images: npt.NDArray[np.int64]
+    image_indices: npt.NDArray[np.int64]
     tag: Tag
     geometry: npt.NDArray[np.float32] | None = None
 
@@ -41,8 +41,8 @@ class Request(Generic[Tag]):
 class Decoder(Generic[Tag]):
     """An iterator of (pixels (n, S, S, 3) uint8, request), one step of decoding ahead.
 
-    The tensors stay valid for as long as they are kept. Use it from one thread: taking requests
-    and decoding both happen in ``next``. Close it to end its threads.
+    Its tensors are never overwritten. Use it from one thread: taking requests and decoding both
+    happen in ``next``. Close it to end its threads.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Decoder(Generic[Tag]):
     ) -> None:
         """Build the graph; see `decode_pipeline` for the options.
 
-        On a CPU there are twice ``threads``: those that decode, and those that stretch.
+        On a CPU there are twice ``threads``: some decode, the others resize.
         """
         self._dataset = dataset
         self._spec = spec
         self._device = device
-        # Requests that DALI has taken and not yet given back, with the arrays that it reads.
+        # Requests in the graph, with the arrays that DALI reads without copying them.
         self._pending: deque[tuple[Request[Tag], tuple[Any, ...]]] = deque()
         self._pipeline = decode_pipeline(
             self._feed(requests),
@@ -73,7 +73,7 @@ class Decoder(Generic[Tag]):
             threads=threads,
             training=training,
         )
-        self._stretcher = Stretcher(batch, spec, threads)
+        self._resizer = Resizer(batch, spec, threads)
         self._stream = side_stream(device)
 
     def __iter__(self) -> Decoder[Tag]:
@@ -86,24 +86,24 @@ class Decoder(Generic[Tag]):
             DatasetError: an image cannot be decoded; the message names shard and member.
         """
         try:
-            pixels, numbers = self._pipeline.run()
+            pixels, image_indices = self._pipeline.run()
         except RuntimeError as error:
             self._blame(error)
             raise
         request, _ = self._pending.popleft()
-        if not np.array_equal(numbers.as_array(), request.images):
-            raise RuntimeError("decoded images are not in the order in which they were asked for")
+        if not np.array_equal(image_indices.as_array(), request.image_indices):
+            raise RuntimeError("decoded images are not in the order of their requests")
         return self._hand_over(pixels, request), request
 
     def close(self) -> None:
-        """End the threads that stretch; DALI's end when the decoder is collected."""
-        self._stretcher.close()
+        """End the threads that resize; DALI's end when the decoder is collected."""
+        self._resizer.close()
 
     def _feed(self, requests: Iterable[Request[Tag]]) -> Iterator[tuple[Any, ...]]:
         for request in requests:
             arrays: tuple[Any, ...] = (
-                [self._dataset.image_bytes(int(image)) for image in request.images],
-                request.images,
+                [self._dataset.image_bytes(int(image)) for image in request.image_indices],
+                request.image_indices,
             )
             if request.geometry is not None:
                 arrays += (request.geometry,)
@@ -115,10 +115,10 @@ class Decoder(Generic[Tag]):
     ) -> torch.Tensor:
         if self._stream is None:
             geometry = request.geometry
-            mirrored = np.zeros(len(pixels), bool) if geometry is None else geometry[:, 3] > 0
-            return self._stretcher([pixels[row] for row in range(len(pixels))], mirrored)
-        # DALI recycles its GPU memory without regard to torch's streams, so torch gets a copy,
-        # finished before DALI's tensor is let go.
+            flipped = np.zeros(len(pixels), bool) if geometry is None else geometry[:, 3] > 0
+            return self._resizer([pixels[row] for row in range(len(pixels))], flipped)
+        # DALI reuses its GPU memory without regard to torch's streams, so torch gets a copy, which
+        # is complete before DALI's tensor is released.
         with torch.cuda.stream(self._stream):
             copy = from_dlpack(pixels.as_tensor()).clone()
         self._stream.synchronize()
@@ -127,8 +127,10 @@ class Decoder(Generic[Tag]):
 
     def _blame(self, error: RuntimeError) -> None:
         """Raise DatasetError for the first pending image that fails on its own."""
-        images = [image for request, _ in self._pending for image in request.images.tolist()]
-        singles = [([self._dataset.image_bytes(image)], np.array([image])) for image in images]
+        pending = [
+            image for request, _ in self._pending for image in request.image_indices.tolist()
+        ]
+        singles = [([self._dataset.image_bytes(image)], np.array([image])) for image in pending]
         pipeline = decode_pipeline(
             iter(singles),
             batch=1,
@@ -137,7 +139,7 @@ class Decoder(Generic[Tag]):
             threads=1,
             training=False,
         )
-        for image in images:
+        for image in pending:
             try:
                 pipeline.run()
             except RuntimeError:
@@ -148,7 +150,7 @@ class Decoder(Generic[Tag]):
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """Return a stream on which copies do not queue behind the training step; None on a CPU."""
+    """Return a stream for copies that do not queue behind the training step; None on a CPU."""
     if device.type != "cuda":
         return None
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -156,22 +158,22 @@ def side_stream(device: torch.device) -> torch.cuda.Stream | None:
 
 def image_batches(
     dataset: Dataset,
-    indices: npt.ArrayLike,
+    image_indices: npt.ArrayLike,
     spec: ImageSpec,
     *,
     batch: int,
     device: torch.device,
     threads: int,
 ) -> Iterator[torch.Tensor]:
-    """Yield images as evaluation sees them, whole and stretched, in the order of ``indices``.
+    """Yield the pixels of evaluation, whole images resized, in the order of ``image_indices``.
 
     Args:
-        dataset: where the images are.
-        indices: (n,) image indices.
-        spec: of the model.
-        batch: images at once; the last batch may be smaller.
-        device: where they are decoded and stay.
-        threads: DALI's.
+        dataset: split that holds the images.
+        image_indices: (n,) indices into the dataset.
+        spec: pixels of the model.
+        batch: images per batch; the last one may be smaller.
+        device: device that decodes them and holds the pixels.
+        threads: number of DALI's threads.
 
     Yields:
         (b, S, S, 3) uint8.
@@ -179,7 +181,7 @@ def image_batches(
     Raises:
         DatasetError: an image cannot be decoded; the message names shard and member.
     """
-    wanted = np.asarray(indices, dtype=np.int64)
+    wanted = np.asarray(image_indices, dtype=np.int64)
     requests = (
         Request(wanted[start : start + batch], tag=None) for start in range(0, len(wanted), batch)
     )

@@ -1,7 +1,7 @@
 """The training loader: one background thread that decodes, tokenises and keeps a few batches ahead.
 
-What a batch holds is a function of the plan, the seed and the position alone; the number of ranks
-decides where it is cut, and threads and queues only when it is ready.
+The contents of a batch are a function of the plan, the seed and the position alone. The number of
+ranks decides where it is cut; threads and queues only decide when it is ready.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Batch:
         token_ids: (P, L) int64, L the longest caption of this part.
         token_lengths: (P,) int64, [CLS] and [SEP] included.
         image_rows: (P,) int64, the row of ``images`` that each caption belongs to.
-        image_ids: (P,) int64, the image's number in the dataset; equal ids are never negatives.
-        valid: (P,) bool, False for padding that loss and metrics must leave out.
+        image_ids: (P,) int64, image index in the dataset; equal ids are never negatives.
+        valid: (P,) bool, False for padding that loss and metrics must ignore.
         cell_draws: (N, 1 + grid_cells) float32 uniform in [0, 1): the u of size augmentation, then
             one per cell of the grid, or per region.
-        region_lengths: (N,) int64, how many regions are an image's own; None for pixels.
-        wait_seconds: how long the trainer stood waiting for this batch.
+        region_lengths: (N,) int64, number of each image's own regions; None for pixels.
+        wait_seconds: seconds that the trainer waited for this batch.
     """
 
     epoch: int
@@ -63,7 +63,7 @@ class Batch:
     region_lengths: torch.Tensor | None = None
 
     def split(self, parts: int) -> list[Batch]:
-        """Cut into ``parts`` of as many whole images with their pairs, in order."""
+        """Cut into ``parts`` of equally many whole images with their pairs, in order."""
         cut = {
             field.name: getattr(self, field.name).chunk(parts)
             for field in fields(self)
@@ -78,7 +78,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Planned:
-    """Where a request stands, its pairs, and their captions."""
+    """Position of a request, its pairs, and their captions."""
 
     epoch: int
     step: int
@@ -92,7 +92,7 @@ _Source = Decoder[_Planned] | Generator[tuple[Regions, Request[_Planned]]]
 class Loader:
     """An endless iterator over one rank's batches.
 
-    Close it, or let it be collected, to stop its thread; leaving the interpreter does the same.
+    Its thread stops when it is closed or collected, and when the interpreter exits.
     """
 
     def __init__(
@@ -114,21 +114,21 @@ class Loader:
 
         Args:
             dataset: the split that ``plan`` was made for.
-            plan: the order.
-            tokenizer: of the captions.
-            spec: of the pixels; None reads region features.
+            plan: order of the pairs.
+            tokenizer: tokenizer of the captions.
+            spec: pixels of the model; None reads region features.
             config: augmentation, threads and prefetching.
-            seed: of the random draws.
-            rank: this process.
-            ranks: how many share a global batch.
-            device: where the tensors are to be.
+            seed: seed of the augmentation.
+            rank: rank of this process.
+            ranks: number of ranks that share a global batch.
+            device: device of the tensors.
             start: (epoch, step) of the first batch; a step of ``plan.steps_per_epoch`` is the start
                 of the next epoch.
             grid_cells: cells of the backbone's grid, or most regions of an image, for
                 ``Batch.cell_draws``.
 
         Raises:
-            ConfigError: the global batch does not divide over the ranks.
+            PlanError: the global batch does not divide over the ranks.
         """
         epoch, step = start
         position = plan.following(epoch, step - 1) if step else start
@@ -153,7 +153,7 @@ class Loader:
         self._device = device
         self._failure: BaseException | None = None
         self._producer = Producer(assembler.batches(source), config.prefetch)
-        # The thread knows the producer, not the loader, so that a forgotten loader is collected.
+        # The thread holds the producer, not the loader, so that an abandoned loader is collected.
         self._finalizer = weakref.finalize(self, self._producer.stop)
         self._finalizer.atexit = False  # see Producer
 
@@ -161,11 +161,11 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        """Return the next batch, waiting for it if need be.
+        """Wait for the next batch and return it.
 
         Raises:
-            DatasetError: an image cannot be decoded; the message names shard and member. Whatever
-                else went wrong in the thread is raised here too, now and on every later call.
+            DatasetError: an image cannot be decoded; the message names shard and member. Any other
+                error in the thread is raised here too, now and on every later call.
             RuntimeError: the loader is closed.
         """
         if self._failure is not None:
@@ -193,7 +193,7 @@ class Loader:
 
 
 class _Assembler:
-    """Turns plans into decoding requests, and what was decoded into batches."""
+    """Turns a plan into decoding requests, and decoded pixels into batches."""
 
     def __init__(
         self,
@@ -218,25 +218,25 @@ class _Assembler:
     def requests(
         self, position: tuple[int, int], rank: int, ranks: int
     ) -> Iterator[Request[_Planned]]:
-        """Yield what to decode from ``position`` on, without end."""
+        """Yield decoding requests from ``position`` on, without end."""
         while True:
             epoch, step = position
             batch = self._plan.part(epoch, step, rank, ranks)
             if isinstance(self._dataset, ShardDataset) and self._dataset.remote:
                 self._dataset.prepare(*self._plan.shards(epoch, step, self._config.cache_ahead))
-            # An image that serves k captions is decoded once, keyed by the first of its pairs.
+            # An image of k captions is decoded once, with the random numbers of its first pair.
             k = self._plan.captions_per_image
             leading = batch.pairs[::k]
-            draws = uniform(self._seed, batch.visits[::k], leading, Stream.CROP, 4)
+            crop = uniform(self._seed, batch.passes[::k], leading, Stream.CROP, 4)
             yield Request(
-                images=np.ascontiguousarray(leading[:, 0]),
+                image_indices=np.ascontiguousarray(leading[:, 0]),
                 tag=_Planned(epoch, step, batch, self._texts(batch.pairs)),
-                geometry=crop_geometry(draws, self._config.crop_scale, self._config.flip),
+                geometry=crop_geometry(crop, self._config.crop_scale, self._config.flip),
             )
             position = self._plan.following(epoch, step)
 
     def batches(self, source: _Source) -> Generator[Batch]:
-        """Yield a batch for everything that was decoded or read; close the source at the end."""
+        """Yield a batch per decoded request; close the source at the end."""
         with closing(source):
             for found, request in source:
                 if isinstance(found, Regions):
@@ -247,16 +247,16 @@ class _Assembler:
     def _assemble(
         self, images: torch.Tensor, region_lengths: torch.Tensor | None, planned: _Planned
     ) -> Batch:
-        pairs, visits = planned.batch.pairs, planned.batch.visits
+        pairs, passes = planned.batch.pairs, planned.batch.passes
         k = self._plan.captions_per_image
         token_ids, token_lengths = self._tokenizer.encode(
             planned.texts,
-            functools.partial(uniform, self._seed, visits, pairs, Stream.WORDS),
+            functools.partial(uniform, self._seed, passes, pairs, Stream.WORDS),
             self._config.word_drop,
             self._config.max_caption_tokens,
         )
         count = 1 + self._grid_cells
-        cells = uniform(self._seed, visits[::k], pairs[::k], Stream.CELLS, count)
+        cells = uniform(self._seed, passes[::k], pairs[::k], Stream.CELLS, count)
         arrays = {
             "token_ids": token_ids,
             "token_lengths": token_lengths,

@@ -1,4 +1,4 @@
-"""Several datasets as one: their images are numbered one dataset after the other."""
+"""Several datasets as one; image indices run through one dataset after the other."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ __all__ = ["Dataset", "MixedDataset", "folder_with", "open_datasets"]
 class MixedDataset:
     """The same split of several dataset folders, with the interface of one.
 
-    An image's number is its own among all of them, and so is what is told by it: which captions
-    are never its negatives, and what is drawn for it. The same photo in two datasets counts as two.
+    An image index is unique among all of them, and with it everything that depends on the index:
+    the captions that are never its negatives, and its random numbers. The same photo in two
+    datasets counts as two images.
 
     Attributes:
         parts: the datasets, in order.
-        folder: of the first.
-        split: that was opened.
-        captions_per_sample: (I,) int64, over all of them.
+        folder: folder of the first dataset.
+        split: name of the open split.
+        captions_per_sample: (I,) int64, over all datasets.
         pairs: number of captions.
         shard_sizes: images of each shard.
-        fingerprint: of all of them in this order.
+        fingerprint: digest of all datasets in this order.
     """
 
     def __init__(self, parts: Sequence[ShardDataset]) -> None:
@@ -49,10 +50,15 @@ class MixedDataset:
         """Return the number of images."""
         return int(self._first[-1])
 
-    def check_holds(self, kind: Kind) -> None:
-        """Raise DatasetError unless every sample has an image, or region features."""
+    def check_holds(self, kind: Kind, remedy: str | None = None) -> None:
+        """Raise DatasetError unless every sample has an image, or region features.
+
+        Args:
+            kind: the one that is required.
+            remedy: alternative to another build of the dataset, for the message.
+        """
         for part in self.parts:
-            part.check_holds(kind)
+            part.check_holds(kind, remedy)
 
     def image_bytes(self, image: int) -> npt.NDArray[np.uint8]:
         """Return the encoded image, a read-only view of the mapped file."""
@@ -65,7 +71,7 @@ class MixedDataset:
         return part.regions(row)
 
     def most_regions(self) -> int:
-        """Return the largest number of regions of an image."""
+        """Return the largest number of regions that an image has."""
         return max(part.most_regions() for part in self.parts)
 
     def record(self, image: int) -> ImageRecord:
@@ -89,9 +95,19 @@ Dataset = ShardDataset | MixedDataset
 
 
 def open_datasets(
-    folders: Sequence[str | Path], split: str, staging: StagingOptions | None = None
+    folders: Sequence[str | Path],
+    split: str,
+    staging: StagingOptions | None = None,
+    *,
+    name: str = "folders",
 ) -> Dataset:
     """Open ``split`` of one folder, which may be remote, or of several as one.
+
+    Args:
+        folders: one or more dataset folders; one alone may be a URL.
+        split: name of the split.
+        staging: local copies of remote shards; None: the defaults.
+        name: the caller's name of ``folders``, for messages.
 
     Raises:
         DatasetError: a folder has no such split, or a file disagrees with its manifest; or one of
@@ -100,7 +116,7 @@ def open_datasets(
     remote = next((folder for folder in folders if is_url(str(folder))), None)
     if remote is not None and len(folders) > 1:
         raise DatasetError(
-            f"data.path has {remote} among {len(folders)} datasets, and only local folders are "
+            f"{name} has {remote} among {len(folders)} datasets, and only local folders are "
             "mixed; copy it to a folder first, or train on it alone"
         )
     parts = [ShardDataset(folder, split, staging) for folder in folders]

@@ -1,4 +1,4 @@
-"""Region features in place of pixels: read from shards, padded to a batch's longest."""
+"""Region features instead of pixels, read from shards and padded to the longest of a batch."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ class Regions:
 
     Attributes:
         features: (n, K, C) float32, K the most regions of an image, zero beyond each image's own.
-        lengths: (n,) int64, how many are an image's own.
+        lengths: (n,) int64, number of each image's own regions.
     """
 
     features: torch.Tensor
     lengths: torch.Tensor
 
 
-def read_regions(dataset: Dataset, images: npt.NDArray[np.int64]) -> Regions:
-    """Read the regions of ``images`` (n,), on the CPU."""
-    rows = [dataset.regions(image) for image in images.tolist()]
-    lengths = [len(row) for row in rows]
-    features = torch.zeros(len(rows), max(lengths), rows[0].shape[1])
-    for place, row in zip(features.numpy(), rows, strict=True):
-        place[: len(row)] = row
+def read_regions(dataset: Dataset, image_indices: npt.NDArray[np.int64]) -> Regions:
+    """Read the regions of ``image_indices`` (n,), on the CPU."""
+    found = [dataset.regions(image) for image in image_indices.tolist()]
+    lengths = [len(regions) for regions in found]
+    features = torch.zeros(len(found), max(lengths), found[0].shape[1])
+    for padded, regions in zip(features.numpy(), found, strict=True):
+        padded[: len(regions)] = regions
     return Regions(features, torch.tensor(lengths))
 
 
 def region_reader(
     dataset: Dataset, requests: Iterable[Request[Tag]], device: torch.device
 ) -> Generator[tuple[Regions, Request[Tag]]]:
-    """Yield the regions that every request asks for, on ``device``, in order."""
+    """Yield the regions of every request, on ``device``, in order."""
     stream = side_stream(device)
     for request in requests:
-        found = read_regions(dataset, request.images)
+        found = read_regions(dataset, request.image_indices)
         if stream is not None:
             with torch.cuda.stream(stream):
                 found = Regions(found.features.to(device), found.lengths.to(device))
@@ -51,10 +51,10 @@ def region_reader(
 
 
 def region_batches(
-    dataset: Dataset, indices: npt.ArrayLike, *, batch: int, device: torch.device
+    dataset: Dataset, image_indices: npt.ArrayLike, *, batch: int, device: torch.device
 ) -> Iterator[Regions]:
-    """Yield the regions of ``indices`` (n,) in order, ``batch`` images at once, on ``device``."""
-    wanted = np.asarray(indices, dtype=np.int64)
+    """Yield the regions of ``image_indices`` (n,) in order, ``batch`` images at a time."""
+    wanted = np.asarray(image_indices, dtype=np.int64)
     for start in range(0, len(wanted), batch):
         found = read_regions(dataset, wanted[start : start + batch])
         yield Regions(found.features.to(device), found.lengths.to(device))

@@ -1,4 +1,4 @@
-"""The stretch of decoded images to the model's size on a CPU, where torch's is faster than DALI's.
+"""Resize decoded images to the model's size on a CPU, where torch is faster than DALI.
 
 Measured at 512 px on one core: torch's fixed-point kernel takes 0.4 ms for an image, DALI's 3.3.
 """
@@ -19,21 +19,21 @@ from torch.utils.dlpack import from_dlpack
 from vse_scale.inputs.pixels import ImageSpec
 
 
-def stretch(image: torch.Tensor, out: torch.Tensor, *, antialias: bool, mirrored: bool) -> None:
-    """Fill ``out`` with the whole image, bilinear, as the graph does on a GPU.
+def resize(image: torch.Tensor, out: torch.Tensor, *, antialias: bool, flipped: bool) -> None:
+    """Resize the whole image into ``out``, bilinear, as the DALI graph does on a GPU.
 
     Args:
         image: (H, W, 3) uint8, at least a pixel.
         out: (S, S, 3) uint8.
         antialias: whether shrinking averages.
-        mirrored: whether left and right change places.
+        flipped: whether left and right are exchanged.
     """
     kernel = torch.ops.aten.upsample_bilinear2d
     if antialias:
         kernel = torch.ops.aten._upsample_bilinear2d_aa
-    if mirrored:
+    if flipped:
         image = image.flip(1)
-    # The operators rather than `interpolate`, which cannot write into a batch.
+    # The operators rather than `interpolate`, which cannot write into a row of the batch.
     kernel.out(_channels_first(image), out.shape[:2], False, out=_channels_first(out))
 
 
@@ -42,38 +42,43 @@ def _channels_first(image: torch.Tensor) -> torch.Tensor:
     return image.unsqueeze(0).permute(0, 3, 1, 2)
 
 
-class Stretcher:
-    """Threads that stretch batches into tensors whose memory is used again once they are dropped.
+class Resizer:
+    """Threads that resize batches into tensors whose memory is reused once they are dropped.
 
     Fresh memory costs a page fault per 4 KiB: 0.2 ms for an image of 512 px.
+
+    Args:
+        batch: largest batch.
+        spec: size of the pixels, and whether shrinking averages.
+        threads: started with the first batch.
     """
 
     def __init__(self, batch: int, spec: ImageSpec, threads: int) -> None:
-        """Start none yet: ``threads`` begin with the first of the batches of at most ``batch``."""
         self._shape = (batch, spec.size, spec.size, 3)
         self._antialias = spec.antialias
         self._threads = threads
-        # torch's own threads would multiply with these. A thread that has not yet asked for its
-        # number takes over the number set last, anywhere: this one has asked before the others set.
+        # torch's own threads would multiply with these, so each of these sets their number to 1.
+        # A thread that never read its number inherits the one set last by any thread: this thread
+        # reads its own before the pool's threads set theirs.
         torch.get_num_threads()
         self._pool = ThreadPoolExecutor(
-            threads, "vse-stretch", initializer=torch.set_num_threads, initargs=(1,)
+            threads, "vse-resize", initializer=torch.set_num_threads, initargs=(1,)
         )
         self._spare: deque[npt.NDArray[np.uint8]] = deque(maxlen=2)
 
-    def __call__(self, images: Sequence[Any], mirrored: npt.NDArray[np.bool_]) -> torch.Tensor:
+    def __call__(self, images: Sequence[Any], flipped: npt.NDArray[np.bool_]) -> torch.Tensor:
         """Return (n, S, S, 3) uint8.
 
         Args:
-            images: n of (H, W, 3) uint8 that speak DLPack, of whatever sizes.
-            mirrored: (n,), whether left and right change places.
+            images: n of (H, W, 3) uint8, of any sizes, readable through DLPack.
+            flipped: (n,), whether left and right are exchanged.
         """
         out = self._memory(len(images))
-        rows = list(zip(map(from_dlpack, images), out, mirrored.tolist(), strict=True))
+        rows = list(zip(map(from_dlpack, images), out, flipped.tolist(), strict=True))
 
         def work(thread: int) -> None:
             for image, row, flip in rows[thread :: self._threads]:
-                stretch(image, row, antialias=self._antialias, mirrored=flip)
+                resize(image, row, antialias=self._antialias, flipped=flip)
 
         deque(self._pool.map(work, range(self._threads)), maxlen=0)
         return out
@@ -85,6 +90,6 @@ class Stretcher:
     def _memory(self, count: int) -> torch.Tensor:
         whole = self._spare.pop() if self._spare else np.empty(self._shape, np.uint8)
         lent = whole[:count]
-        # The tensor and all views of it hold this very array.
+        # The tensor and all views of it hold this array, so it dies with the last of them.
         weakref.finalize(lent, self._spare.append, whole).atexit = False
         return torch.from_numpy(lent)

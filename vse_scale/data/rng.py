@@ -1,10 +1,11 @@
-"""Random draws that depend on what is drawn for, never on who draws or what was drawn before.
+"""Random numbers as a function of their purpose, independent of rank, worker and order.
 
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) is a function
-of a key and a counter. The key is (seed, visit); the counter is (block, image, caption, stream).
+of a key and a counter. The key is (seed, pass); the counter is (block, image, caption, stream).
 So the crop of a pair is the same on any rank, in any worker, and after any resume, and a longer
-row of draws begins with the shorter one. It is written in numpy because ``np.random.Philox`` draws
-for one counter per generator, and building a generator for every pair costs more than tokenising.
+row of random numbers begins with the shorter one. It is written in numpy because a generator of
+``np.random.Philox`` has a single counter, and building one for every pair costs more than
+tokenising.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Words = tuple[
 
 
 class Stream(IntEnum):
-    """What a draw is for; draws of different streams are independent."""
+    """Purpose of random numbers; those of different streams are independent."""
 
     CAPTION_ORDER = 0
     CROP = 1
@@ -57,28 +58,29 @@ def philox4x32(counter: Words, key: tuple[int, int | npt.NDArray[np.uint64]]) ->
 
 def uniform(
     seed: int,
-    visits: int | npt.NDArray[np.int64],
+    passes: int | npt.NDArray[np.int64],
     pairs: npt.NDArray[np.int64],
     stream: Stream,
     count: int,
 ) -> npt.NDArray[np.float32]:
-    """Return ``count`` uniform draws in [0, 1) for each pair.
+    """Return ``count`` random numbers for each pair, uniform in [0, 1).
 
     Args:
         seed: of the run, below 2**32.
-        visits: how often training has been through the pair before, one for all or (P,), below
+        passes: number of earlier passes over the pair's dataset, one for all or (P,), below
             2**32: the epoch, unless datasets are mixed.
         pairs: (P, 2) image and caption indices.
-        stream: what the draws are for.
-        count: draws per pair.
+        stream: purpose of the random numbers.
+        count: random numbers per pair.
 
     Returns:
         (P, count) float32, multiples of 2**-24: the largest still lies below 1.
     """
-    images, captions = pairs.astype(np.uint64).T
+    image_indices, caption_indices = pairs.astype(np.uint64).T
     blocks = np.arange(-(-count // 4), dtype=np.uint64)[None, :]
-    counter = (blocks, images[:, None], captions[:, None], np.full((1, 1), stream, np.uint64))
-    key = np.asarray(visits, dtype=np.uint64).reshape(-1, 1)
+    stream_word = np.full((1, 1), stream, np.uint64)
+    counter = (blocks, image_indices[:, None], caption_indices[:, None], stream_word)
+    key = np.asarray(passes, dtype=np.uint64).reshape(-1, 1)
     words = np.stack(np.broadcast_arrays(*philox4x32(counter, (seed, key))), axis=-1)
     bits = words.reshape(len(pairs), -1)[:, :count] >> np.uint64(8)
     return bits.astype(np.float32) * np.float32(2.0**-24)

@@ -1,4 +1,4 @@
-"""A split of a dataset folder, opened for reading: images and captions by number, from mmap."""
+"""Read images and captions of one split by index, from memory-mapped shards."""
 
 from __future__ import annotations
 
@@ -21,48 +21,43 @@ from vse_shards.index import Index, parse_index, read_index
 from vse_shards.manifest import Manifest, ShardRecord
 from vse_shards.shard import load_regions
 from vse_shards.shuffle import source_positions
+from vse_shards.sources import Caption
 from vse_shards.storage import is_url
+
+__all__ = ["Caption", "ImageRecord", "Kind", "ShardDataset"]
 
 Kind = Literal["images", "regions"]
 
 _TAR_HEADER = 512
 _TAR_NAME = 100
-_INDEX_THREADS = 16  # small files: what counts is the way to them
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One caption of an image."""
-
-    id: int | str
-    text: str
+_INDEX_THREADS = 16  # indices are small, so latency dominates
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What is known of an image beside its pixels; width and height in pixels, 0 without it."""
+    """Metadata of an image; width and height in pixels, 0 for region features alone."""
 
     image_id: int | str
-    captions: list[Caption]
+    captions: list[Caption[int | str]]
     width: int
     height: int
 
 
 class ShardDataset:
-    """The images of one split, numbered in the order of its shards.
+    """The images of one split, indexed in the order of its shards.
 
-    The shards of a remote dataset are copied to this machine as they are read. Reading them in
-    order fetches a few ahead; whoever reads in another order says so by `prepare`.
+    The shards of a remote dataset are copied to this machine as they are read. Reading in order
+    fetches a few shards ahead; a reader in another order announces its shards by `prepare`.
 
     Attributes:
-        folder: of the dataset, or its URL.
-        split: that was opened.
-        splits: all that the folder has.
-        remote: whether it is a URL.
+        folder: folder of the dataset, or its URL.
+        split: name of the open split.
+        splits: names of all splits of the folder.
+        remote: whether the folder is a URL.
         captions_per_sample: (I,) int64, read from the manifest alone.
         pairs: number of captions in the split.
         shard_sizes: images of each shard.
-        fingerprint: of the whole dataset folder.
+        fingerprint: digest of the whole dataset folder.
     """
 
     def __init__(
@@ -71,9 +66,9 @@ class ShardDataset:
         """Check the folder against its manifest and map the split's shards.
 
         Args:
-            folder: of the dataset, or its URL.
-            split: to open.
-            staging: of a remote dataset; None: the defaults.
+            folder: folder of the dataset, or its URL.
+            split: name of the split to open.
+            staging: local copies of a remote dataset's shards; None: the defaults.
 
         Raises:
             DatasetError: there is no such split, or a file disagrees with the manifest; the
@@ -103,8 +98,8 @@ class ShardDataset:
         else:
             self._open_cache(self.folder, staging or StagingOptions())
         indices = self._indices()
-        # Offset and size in its tar of every image's members, (I, 2), -1 where it has none.
-        self._images, self._regions, self._records = (
+        # Spans (I, 2): offset and size of every image's members in its tar, -1 without a member.
+        self._image_spans, self._region_spans, self._record_spans = (
             np.concatenate([index.places(extension) for index in indices])
             for extension in ("jpg", "npy", "json")
         )
@@ -116,16 +111,25 @@ class ShardDataset:
         if options.limit_bytes < needed:
             raise DatasetError(
                 f"{url}: {1 + options.ahead} shards of split {self.split!r} take {needed:,} bytes, "
-                f"and {folder} may hold {options.limit_bytes:,}; raise data.cache_gb"
+                f"and {folder} may hold {options.limit_bytes:,}; raise {options.limit_name}"
             )
-        self._cache = StagingCache(url, folder, options.limit_bytes)
+        self._cache = StagingCache(
+            url,
+            folder,
+            options.limit_bytes,
+            folder_name=options.folder_name,
+            limit_name=options.limit_name,
+        )
         weakref.finalize(self, self._cache.close)
 
     def prepare(self, shards: Iterable[int], then: Iterable[int] = ()) -> None:
-        """Say which shards are read from now on, and which after them.
+        """Fetch shards in the background, and release all others.
 
-        Both are fetched in the background; others may be removed from this machine. A local
-        dataset has them all at hand.
+        Released shards may be removed from this machine. A local dataset does nothing.
+
+        Args:
+            shards: indices of the shards that are read from now on.
+            then: indices of the shards that are read after them.
         """
         if not self.remote:
             return
@@ -135,7 +139,7 @@ class ShardDataset:
         self._cache.prepare([self._shards[number] for number in (*now, *then)])
 
     def room(self, shards: int) -> int:
-        """Return the bytes that so many shards of this split can take on this machine's disk."""
+        """Return the most bytes that ``shards`` shards of this split take on the local disk."""
         if not self.remote:
             return 0
         return sum(sorted((shard.bytes for shard in self._shards), reverse=True)[:shards])
@@ -146,40 +150,43 @@ class ShardDataset:
 
     def holds(self, kind: Kind) -> bool:
         """Return whether every sample has an image, or region features."""
-        spans = self._images if kind == "images" else self._regions
+        spans = self._image_spans if kind == "images" else self._region_spans
         return bool((spans[:, 0] >= 0).all())
 
-    def check_holds(self, kind: Kind) -> None:
-        """Raise DatasetError unless every sample has an image, or region features."""
+    def check_holds(self, kind: Kind, remedy: str | None = None) -> None:
+        """Raise DatasetError unless every sample has an image, or region features.
+
+        Args:
+            kind: the one that is required.
+            remedy: alternative to another build of the dataset, for the message.
+        """
         if self.holds(kind):
             return
-        wanted, remedy = {
-            "images": ("an image", "set model.image.backbone=regions"),
-            "regions": ("region features", "choose a model.image.backbone that takes pixels"),
-        }[kind]
+        wanted = {"images": "an image", "regions": "region features"}[kind]
+        alternative = f", or {remedy}" if remedy else ""
         raise DatasetError(
             f"{self.folder}: not every sample of split {self.split!r} has {wanted}; build it with "
-            f"them, or {remedy}"
+            f"them{alternative}"
         )
 
     def image_bytes(self, image: int) -> npt.NDArray[np.uint8]:
         """Return the encoded image, a read-only view of the mapped file."""
-        return self._view(image, self._images)
+        return self._view(image, self._image_spans)
 
     def regions(self, image: int) -> npt.NDArray[np.floating[Any]]:
         """Return the features (regions, channels) of an image's regions."""
-        return load_regions(self._view(image, self._regions).tobytes())
+        return load_regions(self._view(image, self._region_spans).tobytes())
 
     def most_regions(self) -> int:
-        """Return the largest number of regions of an image, by the sizes of their files."""
+        """Return the largest number of regions that an image has, by the sizes of their files."""
         first = self.regions(0)
-        header = int(self._regions[0, 1]) - first.nbytes
+        header = int(self._region_spans[0, 1]) - first.nbytes
         row = first.itemsize * first.shape[1]
-        return int((self._regions[:, 1].max() - header) // row)
+        return int((self._region_spans[:, 1].max() - header) // row)
 
     def record(self, image: int) -> ImageRecord:
         """Return the image's id, captions and size."""
-        raw = json.loads(self._view(image, self._records).tobytes())
+        raw = json.loads(self._view(image, self._record_spans).tobytes())
         return ImageRecord(
             image_id=raw["image_id"],
             captions=[Caption(caption["id"], caption["text"]) for caption in raw["captions"]],
@@ -190,18 +197,18 @@ class ShardDataset:
     def name(self, image: int) -> str:
         """Return folder, shard and member of an image, for messages."""
         shard = self._shard(image)
-        spans = self._images if self._images[image, 0] >= 0 else self._regions
+        spans = self._image_spans if self._image_spans[image, 0] >= 0 else self._region_spans
         start = int(spans[image, 0]) - _TAR_HEADER
         member = self._tar(shard)[start : start + _TAR_NAME].tobytes().rstrip(b"\0").decode()
         return f"{self.folder}: {self._shards[shard].name}: {member}"
 
     def source_order(self) -> npt.NDArray[np.int64]:
-        """Return the images (I,) in the order of their source, which a build shuffles.
+        """Return the image indices (I,) in the order of their source, which a build shuffles.
 
-        COCO's five folds of 1,000 images are consecutive there.
+        COCO's five folds of 1,000 images are consecutive in that order.
 
         Raises:
-            DatasetError: the manifest does not say how many rows the source had.
+            DatasetError: the manifest lacks the number of rows of the source.
         """
         keys = [key for index in self._indices() for key in index.keys]
         positions = source_positions(self._manifest, self.split, keys)
@@ -248,7 +255,7 @@ class ShardDataset:
 
 def _map(path: Path) -> npt.NDArray[np.uint8]:
     try:
-        # As a plain array, whose slices cost a tenth of memmap's.
+        # A plain array over the same memory, because its slices cost a tenth of a memmap's.
         return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     except OSError as error:
         remedy = "raise `ulimit -n`" if error.errno == errno.EMFILE else "check the file"

@@ -1,4 +1,4 @@
-"""Remote shards on a node's own disk: fetched once, checked, and the oldest out first."""
+"""Local copies of remote shards: fetched once per node, verified, dropped when unused longest."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from vse_shards.storage import open_binary
 
 _PART = ".part"
 _BLOCK = 1 << 20  # bytes copied and hashed at a time
-_THREADS = 4  # downloads at once, of each process
+_THREADS = 4  # concurrent downloads of a process
 
 
 def default_folder() -> Path:
-    """Where shards are staged if nobody says otherwise: the system's temporary folder.
+    """Return the default folder of staged shards, in the system's temporary folder.
 
     It is on the node itself, and ``TMPDIR`` moves it.
     """
@@ -35,60 +35,75 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class StagingOptions:
-    """Where and how remote shards are kept on this machine.
+    """Place and limit of the local copies of remote shards.
 
     Attributes:
-        folder: on a disk of this node; None: see `default_folder`.
+        folder: folder on a disk of this node; None: see `default_folder`.
         gigabytes: limit of all tars in the folder together, in units of 10**9 bytes. Their
             indices, about a thousandth of that, come on top.
-        ahead: shards that are fetched before they are asked for.
+        ahead: number of shards that are fetched before they are read.
+        folder_name: the user's name of ``folder``, for messages.
+        limit_name: the user's name of ``gigabytes``, for messages.
     """
 
     folder: str | None = None
     gigabytes: float = 100.0
     ahead: int = 2
+    folder_name: str = "TMPDIR or StagingOptions.folder"
+    limit_name: str = "StagingOptions.gigabytes"
 
     @property
     def limit_bytes(self) -> int:
-        """The limit in bytes."""
+        """Limit in bytes."""
         return round(self.gigabytes * 10**9)
 
 
 class StagingCache:
     """Shards of one dataset, copied to a local folder as they are needed.
 
-    Several processes of a node, and several runs, can share the folder: a shard is downloaded by
-    one of them while the others wait, is written under a temporary name, held against the
-    manifest's sha256 and renamed. A shard stays where it is while a process has prepared it; where
-    the limit is reached, the one that was used longest ago and that nobody has prepared is removed.
+    Several processes of a node, and several runs, can share the folder: one of them downloads a
+    shard while the others wait. It is written under a temporary name, compared with the manifest's
+    sha256 and renamed. A shard stays while a process has prepared it; at the limit, the least
+    recently used shard that no process has prepared is removed.
 
     Args:
-        source: URL of the dataset; anything that fsspec opens.
-        folder: made if missing.
-        limit_bytes: of all tars in the folder together.
+        source: URL of the dataset, in any protocol of fsspec.
+        folder: folder of the copies, created if missing.
+        limit_bytes: limit of all tars in the folder together.
+        folder_name: the user's name of ``folder``, for messages.
+        limit_name: the user's name of ``limit_bytes``, for messages.
 
     Raises:
-        DatasetError: the folder cannot be made.
+        DatasetError: the folder cannot be created.
     """
 
-    def __init__(self, source: str, folder: Path, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        source: str,
+        folder: Path,
+        limit_bytes: int,
+        *,
+        folder_name: str = "folder",
+        limit_name: str = "limit_bytes",
+    ) -> None:
         self._source, self._folder, self._limit = source.rstrip("/"), folder, limit_bytes
+        self._folder_name, self._limit_name = folder_name, limit_name
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DatasetError(
-                f"{folder}: cannot hold staged shards: {error.strerror}; set data.cache_dir"
+                f"{folder}: cannot hold staged shards: {error.strerror}; set {folder_name}"
             ) from error
         self._guard = threading.Lock()
         self._wanted: set[str] = set()
         self._futures: dict[str, Future[Path]] = {}
         self._held: dict[str, int] = {}  # name -> handle with a shared lock
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        for _ in range(_THREADS):  # daemons: leaving the interpreter waits for no download
+        for _ in range(_THREADS):  # daemons, so that exit waits for no download
             threading.Thread(target=self._work, name="staging", daemon=True).start()
 
     def prepare(self, shards: Sequence[ShardRecord]) -> None:
-        """Begin to fetch these, in this order, and let go of all others."""
+        """Start to fetch these shards in this order, and release all others."""
         with self._guard:
             self._wanted = {shard.name for shard in shards}
             for name in self._held.keys() - self._wanted:
@@ -102,19 +117,21 @@ class StagingCache:
                     self._queue.put(lambda s=shard, f=future: self._fulfil(s, f))  # type: ignore[misc]
 
     def fetch(self, shard: ShardRecord) -> Path:
-        """Give the local path of a shard that was prepared, waiting for it if need be.
+        """Wait for a prepared shard and return its local path.
 
         Raises:
-            DatasetError: it cannot be fetched, or is not what the manifest says.
+            DatasetError: it cannot be fetched, or differs from the manifest.
         """
         future = self._futures[shard.name]
-        if not future.cancel():  # else it is far down the queue, and wanted now
-            with contextlib.suppress(Exception):  # tried again here, and said if it fails again
+        # A shard that is still in the queue is fetched here, ahead of those before it. One that
+        # has failed is tried again here, which raises the error if it fails again.
+        if not future.cancel():
+            with contextlib.suppress(Exception):
                 return future.result()
         return self._stage(shard)
 
     def index(self, shard: ShardRecord) -> str:
-        """Give the text of a shard's index.
+        """Return the text of a shard's index.
 
         Raises:
             DatasetError: as for `fetch`.
@@ -129,7 +146,7 @@ class StagingCache:
             return path.read_text("utf-8")
 
     def close(self) -> None:
-        """Let go of all shards, and end the threads once what they fetch is there."""
+        """Release all shards, and end the threads after their current downloads."""
         self.prepare([])
         for _ in range(_THREADS):
             self._queue.put(None)
@@ -150,10 +167,9 @@ class StagingCache:
         return self._folder / f"{shard.sha256[:16]}-{shard.name}"
 
     def _stage(self, shard: ShardRecord) -> Path:
-        """Make sure that a shard is here, and hold it if it is still wanted."""
+        """Download a shard unless it is here, and hold it if it is still wanted."""
         path = self._path(shard)
-        # Nobody throws a shard out under this lock, so that none is fetched and lost before it is
-        # held.
+        # No process removes a shard under this lock, so none is lost between download and hold.
         with self._locked(path.name):
             if _size(path) != shard.bytes:
                 part = self._reserve(path, shard.bytes)
@@ -169,8 +185,8 @@ class StagingCache:
         return path
 
     def _download(self, name: str, path: Path, sha256: str, part: Path | None = None) -> None:
-        """Copy a file of the source under a temporary name, check it, and rename it."""
-        mode = "wb" if part is None else "r+b"  # what was reserved stays reserved
+        """Copy a file of the source under a temporary name, verify it, and rename it."""
+        mode = "wb" if part is None else "r+b"  # "wb" would give the reserved space back
         part = part or path.with_name(path.name + _PART)
         digest = hashlib.sha256()
         try:
@@ -181,30 +197,29 @@ class StagingCache:
                         local.write(block)
                     local.flush()
                     os.fsync(local.fileno())
-            except Exception as error:  # every kind of storage has errors of its own
+            except Exception as error:  # storage packages raise errors of their own
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-                remedy = (
-                    "; make room, or lower data.cache_gb, or set data.cache_dir" if full else ""
-                )
+                remedy = f"; make room, or lower {self._limit_name}, or set {self._folder_name}"
                 raise DatasetError(
-                    f"{self._source}/{name}: cannot be staged in {self._folder}: {reason}{remedy}"
+                    f"{self._source}/{name}: cannot be staged in {self._folder}: {reason}"
+                    f"{remedy if full else ''}"
                 ) from error
             if digest.hexdigest() != sha256:
                 raise DatasetError(
                     f"{self._source}/{name}: has sha256 {digest.hexdigest()[:12]}, the manifest "
                     f"says {sha256[:12]}; copy the dataset again, or run vse-shards verify"
                 )
-            with self._locked("room"):  # whoever counts what is there counts it once
+            with self._locked("room"):  # so that no process counts both names, or neither
                 part.replace(path)
         finally:
             part.unlink(missing_ok=True)
 
     def _reserve(self, path: Path, size: int) -> Path:
-        """Make room for a tar and take it, by a temporary file of its full size.
+        """Reserve room for a tar by a temporary file of its full size.
 
         Raises:
-            DatasetError: all that could be thrown out is in use.
+            DatasetError: every shard that could be removed is in use.
         """
         part = path.with_name(path.name + _PART)
         with self._locked("room"):
@@ -221,8 +236,8 @@ class StagingCache:
             if room < size:
                 raise DatasetError(
                     f"{self._folder}: has no room for {size:,} bytes more within the limit of "
-                    f"{self._limit:,}, all of its shards are in use; raise data.cache_gb, or give "
-                    "each run its own data.cache_dir"
+                    f"{self._limit:,}, all of its shards are in use; raise {self._limit_name}, "
+                    f"or give each run its own {self._folder_name}"
                 )
             try:
                 with part.open("wb") as file:
@@ -232,7 +247,7 @@ class StagingCache:
         return part
 
     def _remove_remains(self) -> None:
-        """Remove what downloads left that were killed: nobody holds their locks."""
+        """Remove partial files of killed downloads, whose locks no process holds."""
         for part in self._folder.glob(f"*.tar{_PART}"):
             with (
                 contextlib.suppress(BlockingIOError),
@@ -241,7 +256,7 @@ class StagingCache:
                 part.unlink(missing_ok=True)
 
     def _remove_unused(self, tar: Path) -> bool:
-        """Remove a shard that no process holds or fetches; its index goes with it."""
+        """Remove a shard that no process holds or fetches, with its index."""
         with (
             contextlib.suppress(BlockingIOError, FileNotFoundError),
             self._locked(tar.name, fcntl.LOCK_NB),
@@ -255,14 +270,14 @@ class StagingCache:
 
     @contextmanager
     def _locked(self, name: str, flag: int = 0) -> Iterator[None]:
-        """Keep every other process of the node, and thread of this one, out."""
+        """Exclude every other process of the node, and thread of this process."""
         with (self._folder / f"{name}.lock").open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | flag)
             yield
 
 
 def _size(path: Path) -> int:
-    """Give a file's size in bytes, -1 where there is none."""
+    """Return a file's size in bytes, -1 without a file."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vse_scale.config import Config
+from vse_scale.data.producer import batches_in_memory
 from vse_scale.planning.activations import Activations, batch_bytes, count_activations
 from vse_scale.planning.traffic import FLOAT, Stage, Workload
 from vse_scale.training.engine import LARGEST_BUCKET
@@ -78,8 +79,7 @@ class Batches:
             cuda=cuda,
             bfloat16=bfloat16,
         )
-        # A full queue, DALI's two, and the one that is trained on.
-        waiting = (config.data.prefetch + 3) * batch_bytes(config, pairs)
+        waiting = batches_in_memory(config.data.prefetch) * batch_bytes(config, pairs)
         return cls(counted, float(waiting), cached=pieces > 1)
 
 

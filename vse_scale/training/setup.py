@@ -12,7 +12,8 @@ from vse_scale.config import Config
 from vse_scale.console import heartbeat
 from vse_scale.data.loader import image_batches
 from vse_scale.data.mixing import Dataset, MixedDataset, folder_with, open_datasets
-from vse_scale.data.plan import Plan
+from vse_scale.data.plan import Plan, PlanError
+from vse_scale.data.producer import batches_apart
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import ConfigError
@@ -26,6 +27,22 @@ from vse_scale.run.folder import RunFolder
 from vse_scale.training.checkpoint import Checkpoints
 from vse_scale.training.watch.observers import find_observers
 from vse_scale.world.processes import World
+
+# Remedies for a dataset without what the image tower takes.
+_OTHER_TOWER = {
+    "images": "set model.image.backbone=regions",
+    "regions": "choose a model.image.backbone that takes pixels",
+}
+# Keys that set the arguments of a `Plan`, whose messages name the arguments.
+_KEYS_OF_PLAN = {
+    "captions_per_sample": "data.split",
+    "global_batch": "data.global_batch",
+    "mode": "data.mode",
+    "captions_per_image": "data.captions_per_image",
+    "last_batch": "data.last_batch",
+    "shuffle_window": "data.shuffle_window",
+    "weights": "data.weights",
+}
 
 
 def load_config(path: str, overrides: list[str], ranks: int) -> Config:
@@ -67,8 +84,14 @@ def open_data(config: Config, ranks: int) -> tuple[Dataset, ShardDataset | None,
             its region features are of another size.
     """
     data = config.data
-    staging = StagingOptions(data.cache_dir, data.cache_gb, data.cache_ahead)
-    dataset = open_datasets(data.folders, data.split, staging)
+    staging = StagingOptions(
+        data.cache_dir,
+        data.cache_gb,
+        data.cache_ahead,
+        folder_name="data.cache_dir",
+        limit_name="data.cache_gb",
+    )
+    dataset = open_datasets(data.folders, data.split, staging, name="data.path")
     validation = _validation_split(config, staging)
     plan = make_plan(config, dataset)
     if isinstance(dataset, ShardDataset) and dataset.remote:
@@ -99,18 +122,21 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
     """
     data = config.data
     parts = dataset.parts if isinstance(dataset, MixedDataset) else (dataset,)
-    return Plan(
-        dataset.captions_per_sample,
-        seed=config.run.seed,
-        global_batch=data.global_batch,
-        mode=data.mode,
-        captions_per_image=data.captions_per_image,
-        last_batch=data.last_batch,
-        shard_sizes=dataset.shard_sizes,
-        shuffle_window=data.shuffle_window,
-        dataset_sizes=[len(part) for part in parts],
-        weights=data.weights,
-    )
+    try:
+        return Plan(
+            dataset.captions_per_sample,
+            seed=config.run.seed,
+            global_batch=data.global_batch,
+            mode=data.mode,
+            captions_per_image=data.captions_per_image,
+            last_batch=data.last_batch,
+            shard_sizes=dataset.shard_sizes,
+            shuffle_window=data.shuffle_window,
+            dataset_sizes=[len(part) for part in parts],
+            weights=data.weights,
+        )
+    except PlanError as error:
+        raise error.renamed(_KEYS_OF_PLAN) from None
 
 
 def _check_cache(
@@ -122,9 +148,7 @@ def _check_cache(
 ) -> None:
     """Refuse a staging cache that training and validation could fill with shards in use."""
     data = config.data
-    # The ranks of a node are apart by no more than what each of them has decoded, decodes and asks
-    # for: a full queue, DALI's two batches, and one on either side.
-    needed = dataset.room(plan.shards_within(data.prefetch + 4) + data.cache_ahead)
+    needed = dataset.room(plan.shards_within(batches_apart(data.prefetch)) + data.cache_ahead)
     if validation is not None:  # every rank reads a part of its own, in order
         needed += validation.room(ranks * (1 + data.cache_ahead))
     if data.cache_gb * 10**9 < needed:
@@ -139,7 +163,7 @@ def _check_cache(
 
 def _check_inputs(image: ImageSettings, dataset: Dataset) -> None:
     """Raise an error unless ``dataset`` holds what the image tower takes."""
-    dataset.check_holds(image.takes)
+    dataset.check_holds(image.takes, _OTHER_TOWER[image.takes])
     if not isinstance(image, RegionSettings):
         return
     channels = dataset.regions(0).shape[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
@@ -14,11 +14,14 @@ MAX_CAPTION_WORDS = 1000
 SPLIT_NAMES = {"train", "restval", "val", "valid", "validation", "dev", "test", "testall"}
 
 
-@dataclass(frozen=True)
-class Caption:
-    """One caption; ``id`` is the source's own, or None."""
+Id = TypeVar("Id", bound=str | int | None, covariant=True)
 
-    id: str | int | None
+
+@dataclass(frozen=True)
+class Caption(Generic[Id]):
+    """One caption; a source's ``id`` may be None, a dataset's is not."""
+
+    id: Id
     text: str
 
 
@@ -62,7 +65,7 @@ class Row:
 
     split: str
     image_id: str | int
-    captions: tuple[Caption, ...]
+    captions: tuple[Caption[str | int | None], ...]
     image: Location | None
     origin: str
     name: str
@@ -128,7 +131,7 @@ class Source(Protocol):
 
 def usable_captions(
     texts: Any, ids: Any, *, origin: str, key: str | int | None, split: str | None
-) -> tuple[tuple[Caption, ...], list[Problem]]:
+) -> tuple[tuple[Caption[str | int | None], ...], list[Problem]]:
     """Separate the usable captions of one image from the problems.
 
     Args:
@@ -155,7 +158,7 @@ def usable_captions(
     if ids is not None and (not isinstance(ids, list) or len(ids) != len(texts)):
         refuse("malformed row", f"{_short(ids)} are not the ids of {len(texts)} captions")
         return (), problems
-    captions = []
+    captions: list[Caption[str | int | None]] = []
     for number, entry in enumerate(texts):
         caption_id = ids[number] if ids is not None else None
         text = entry
