@@ -138,9 +138,9 @@ Run = Callable[[Path, Path, int | None], None]
 
 @dataclass(frozen=True)
 class Turn:
-    """Result of one builder in one turn; ``contestant`` is its name, a column of the CSV."""
+    """Result of one builder in one turn; ``implementation`` is its name, a column of the CSV."""
 
-    contestant: str
+    implementation: str
     turn: int
     images: int
     seconds: float
@@ -182,8 +182,8 @@ def report(turns: list[Turn], side: int) -> None:
     rates: dict[str, list[float]] = {}
     costs: dict[str, list[float]] = {}
     for turn in turns:
-        rates.setdefault(turn.contestant, []).append(turn.images_per_second)
-        costs.setdefault(turn.contestant, []).append(turn.cpu_ms_per_image)
+        rates.setdefault(turn.implementation, []).append(turn.images_per_second)
+        costs.setdefault(turn.implementation, []).append(turn.cpu_ms_per_image)
     for name, values in rates.items():
         own = f"vse-shards, checked and shrunk to {side}" if "shrunk" in name else next(iter(rates))
         ratio = np.median(np.array(rates[own]) / np.array(values))

@@ -1,4 +1,4 @@
-"""Contenders whose turns a test can tell apart; they run in processes of their own."""
+"""Implementations whose turns a test can tell apart; they run in processes of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command refuses, in one line; and a rehearsal of every stage."""
+"""Refusals of the command, in one line; and a rehearsal of every stage."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ def test_a_rehearsal_of_a_stage(job: Job, stage: str) -> None:
 def check(rows: Sequence[Row], stage: str) -> None:
     assert {row.stage for row in rows} == {stage}
     for row in rows:
-        assert row.peer in {other.contender for other in rows if other.case == row.case}
+        assert row.peer in {other.implementation for other in rows if other.case == row.case}
         assert 0 < row.low <= row.median <= row.high
         assert row.times > 0
-        assert (row.times == 1.0) or row.contender != row.peer
+        assert (row.times == 1.0) or row.implementation != row.peer
         assert row.torch == torch.__version__
-    assert any(row.contender.startswith("vse_scale") for row in rows)
+    assert any(row.implementation.startswith("vse_scale") for row in rows)
 
 
 def state(process: psutil.Process) -> str:
@@ -111,19 +111,19 @@ def state(process: psutil.Process) -> str:
 
 
 @pytest.mark.slow
-def test_sigterm_ends_contenders_and_leaves_no_folder(photos: Path, tmp_path: Path) -> None:
+def test_sigterm_ends_implementations_and_leaves_no_folder(photos: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "vse_scale.cli", "bench", "decode", "--repeats", "1000"]
     running = subprocess.Popen([*command, "--data", str(photos)], env=environment)
     process = psutil.Process(running.pid)
-    contenders: list[psutil.Process] = []
-    while [state(p) for p in contenders].count("stopped") < 2:
+    implementations: list[psutil.Process] = []
+    while [state(p) for p in implementations].count("stopped") < 2:
         time.sleep(0.1)
         assert running.poll() is None
-        contenders = process.children(recursive=True)
+        implementations = process.children(recursive=True)
     running.terminate()
     assert running.wait(20) == 143
-    _, left = psutil.wait_procs(contenders, timeout=10)
+    _, left = psutil.wait_procs(implementations, timeout=10)
     assert {state(p) for p in left} <= {"zombie", "gone"}
     assert not list(tmp_path.glob("vse-bench-*"))
 
@@ -142,11 +142,11 @@ def test_a_rehearsal_of_training_as_a_user_starts_it(photos: Path, tmp_path: Pat
     for stage in ("step", "train"):
         check([row for row in rows if row.stage == stage], stage)
     assert all(row.peak_bytes > 100 << 20 for row in rows)
-    ours = {row.stage: row for row in rows if row.contender.startswith("vse_scale")}
-    assert "five captions" in ours["train"].contender
+    ours = {row.stage: row for row in rows if row.implementation.startswith("vse_scale")}
+    assert "five captions" in ours["train"].implementation
     assert ours["train"].shares.startswith("data ")
     with out.open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert list(lines[0]) == [field.name for field in fields(Row)]
-    assert [line["contender"] for line in lines] == [row.contender for row in rows]
+    assert [line["implementation"] for line in lines] == [row.implementation for row in rows]
     assert plot.stat().st_size > 1000

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vse_kernels import paired_ranks
 from vse_scale.bench.decode import bare_pipeline
-from vse_scale.bench.evaluate import Images, encoded_captions, encoded_images, sorted_ranks
+from vse_scale.bench.evaluate import WholeImages, encoded_captions, encoded_images, sorted_ranks
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import Pairs, Recipe, decoded_by_opencv, order, webdataset_samples
 from vse_scale.bench.plain import PlainModel, PlainTrainer, plain_loss
@@ -47,7 +47,7 @@ def our_batches(config: Config, recipe: Recipe, count: int) -> list[Batch]:
 
 
 def published(recipe: Recipe) -> Iterator[dict[str, torch.Tensor]]:
-    """What its workers make, without forking them from a process that has DALI's threads."""
+    """The batch of its workers, without forking them from a process that has DALI's threads."""
     pairs = Pairs(recipe)
     for items in order(recipe):
         yield pairs.collate([pairs[item] for item in items])
@@ -137,20 +137,20 @@ def test_the_published_loop_finds_our_embeddings_and_ranks(config: Config) -> No
     tokenizer = CaptionTokenizer.load(str(config.model.init_from))
     dataset = open_split(config, "train")
     ours = encode_split(model, tokenizer, dataset, batch=16, device=CPU, threads=1)
-    owners = ours.caption_to_image.numpy()
+    image_of_caption = ours.caption_to_image.numpy()
     plain = PlainModel(model).eval()
     with torch.no_grad():
-        pictures = Images(dataset, model.image_spec.size)
-        rows = torch.stack([pictures[image] for image in owners])
+        pictures = WholeImages(dataset, model.image_spec.size)
+        rows = torch.stack([pictures[image] for image in image_of_caption])
         per_pair = encoded_images(plain, model.image_spec, rows.split(16))
         captions = encoded_captions(plain, tokenizer, dataset, config, CPU)
     assert np.abs(captions - ours.captions.numpy()).max() < 1e-5
-    assert np.abs(per_pair - ours.images.numpy()[owners]).max() < 0.01
+    assert np.abs(per_pair - ours.images.numpy()[image_of_caption]).max() < 0.01
 
     rng = np.random.default_rng(0)
     images, captions = (rng.normal(size=(n, 6)).astype(np.float32) for n in (12, 60))
-    owners = np.repeat(np.arange(12), 5)
-    found = sorted_ranks(images, captions, owners)
-    expected = paired_ranks(*map(torch.from_numpy, (images, captions, owners)))
+    image_of_caption = np.repeat(np.arange(12), 5)
+    found = sorted_ranks(images, captions, image_of_caption)
+    expected = paired_ranks(*map(torch.from_numpy, (images, captions, image_of_caption)))
     for ranks, own in zip(found, expected, strict=True):
         assert (ranks + 1 == own.numpy()).all()

@@ -29,7 +29,7 @@ rows = st.builds(Row, **{field.name: kinds[str(field.type)] for field in fields(
 def made(job: Job, unit: str, **values: list[float]) -> dict[str, Row]:
     results = {name: Result(rounds, 1 << 20, {}) for name, rounds in values.items()}
     found = make_rows(job, "step", "a case", results, peer="peer", unit=unit)
-    return {row.contender: row for row in found}
+    return {row.implementation: row for row in found}
 
 
 def test_median_deciles_and_the_quotient_within_rounds(job: Job) -> None:
@@ -41,7 +41,7 @@ def test_median_deciles_and_the_quotient_within_rounds(job: Job) -> None:
     assert found["ours"].times == 2.0
     assert found["peer"].times == 1.0
     assert found["ours"].repeats == 5
-    assert found["ours"].peer == found["peer"].contender
+    assert found["ours"].peer == found["peer"].implementation
 
 
 def test_less_is_better_unless_it_is_a_rate(job: Job) -> None:
@@ -58,8 +58,34 @@ def test_a_csv_is_read_as_it_was_written(tmp_path_factory, many: list[Row]) -> N
     assert read(path) == many
 
 
+def test_a_csv_of_an_earlier_release_is_read_and_goes_on(tmp_path: Path, job: Job) -> None:
+    path = tmp_path / "old.csv"
+    header = (
+        "stage,case,contender,peer,unit,median,low,high,times,peak_bytes,shares,repeats,device,"
+        "threads,torch,triton,deepspeed,dali,opencv,commit"
+    )
+    path.write_text(
+        f"{header}\nstep,a case,ours,peer,ms,2.0,1.0,3.0,1.5,7,,5,a CPU,2,a,b,c,d,e,f\n"
+    )
+    (old,) = read(path)
+    assert (old.implementation, old.peer, old.median, old.commit) == ("ours", "peer", 2.0, "f")
+    assert old.result_bytes == -1
+    new = made(job, "ms", ours=[2.0], peer=[6.0])["ours"]
+    append(path, [new])
+    assert path.read_text().splitlines()[0] == header
+    assert read(path) == [old, new]
+
+
+def test_rows_are_not_appended_to_another_file(tmp_path: Path, job: Job) -> None:
+    path = tmp_path / "other.csv"
+    path.write_text("kernel,contender\n")
+    with pytest.raises(UserError, match=r"other\.csv: its columns are not stage,case"):
+        append(path, [made(job, "ms", ours=[2.0], peer=[6.0])["ours"]])
+    assert path.read_text() == "kernel,contender\n"
+
+
 def test_another_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "other.csv").write_text("kernel,contender\ngpo,ours\n")
+    (tmp_path / "other.csv").write_text("kernel,implementation\ngpo,ours\n")
     with pytest.raises(UserError, match=r"other\.csv: its columns are not stage,case"):
         read(tmp_path / "other.csv")
     with pytest.raises(UserError, match="no such file"):

@@ -38,7 +38,7 @@ def resized(image, size):
 
 
 def reference(jpeg: bytes, size: int, geometry=None) -> np.ndarray:
-    """What the loader should make of an image, in float64."""
+    """The expected pixels of an image, in float64."""
     image = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"), dtype=np.float64)
     if geometry is None:
         return resized(image, size)

@@ -33,7 +33,7 @@ def pillow(image, size):
 
 
 def dali(images, size):
-    """What the graph does on a GPU, with the CPU's kernel."""
+    """The resize of the GPU's graph, with the CPU's kernel."""
     pipeline = Pipeline(batch_size=len(images), num_threads=1, device_id=None)
     with pipeline:
         pixels = fn.external_source(

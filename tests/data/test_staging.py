@@ -68,7 +68,7 @@ def make(dataset, tmp_path):
 
 @pytest.fixture
 def downloads(monkeypatch):
-    """How often each file was opened at the source."""
+    """Number of times that each file was opened at the source."""
     counts: Counter[str] = Counter()
     guard = threading.Lock()
     real = staging.open_binary

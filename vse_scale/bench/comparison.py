@@ -1,8 +1,8 @@
-"""Contenders that take turns, each in a process of its own.
+"""Run implementations in turns, each in a process of its own.
 
-While one works the others are stopped (SIGSTOP), with their workers and what these have ready. So
-nobody prefetches in another's time, and everybody goes on in the state in which they were stopped.
-A busy moment of the machine hits all alike: what is compared are ratios within a round.
+While one works the others are stopped (SIGSTOP) together with their workers, so that none of them
+prefetches during another's turn, and each continues in the state in which it was stopped. Other
+load on the machine affects all of them alike, since ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _END_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Sample:
-    """What a contender did in one turn.
+    """Work of an implementation in one turn.
 
     Attributes:
-        units: of work, such as images.
-        seconds: that they took.
-        phases: seconds of it by what they were spent on, where that is known.
+        units: amount of work, such as images.
+        seconds: duration of the turn.
+        phases: seconds by phase, empty if not measured.
     """
 
     units: float
@@ -46,14 +46,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """Someone who does the work.
+class Implementation:
+    """A way to do the work of a case.
 
     Attributes:
-        name: as the table shows it.
-        turns: a function of a module, given ``arguments`` in the contender's process. It prepares,
-            and then yields a `Sample` after every turn, without end.
-        arguments: what can be pickled.
+        name: name in the table.
+        turns: a function of a module, called with ``arguments`` in the implementation's process. It
+            prepares, and then yields a `Sample` after every turn, without end.
+        arguments: keyword arguments that can be pickled.
     """
 
     name: str
@@ -63,14 +63,14 @@ class Contender:
 
 @dataclass(frozen=True)
 class Result:
-    """What a contender did in all rounds.
+    """Work of an implementation in all rounds.
 
     Attributes:
-        values: one per round; units per second.
-        peak_bytes: on a machine with a GPU the most that torch had allocated there, -1 where the
-            contender's own process had nothing; else the most that the contender's processes held
-            together, pages that they share counted once (PSS).
-        shares: of the time by phase, as medians over the rounds.
+        values: units per second, one per round.
+        peak_bytes: on a machine with a GPU, the most that torch had allocated there, -1 if the
+            implementation's own process had nothing; else the most that its processes held
+            together, with shared pages counted once (PSS).
+        shares: share of the time by phase, as medians over the rounds.
     """
 
     values: list[float]
@@ -78,30 +78,36 @@ class Result:
     shares: dict[str, float]
 
 
-def take_turns(contenders: Sequence[Contender], repeats: int, *, small: bool) -> dict[str, Result]:
-    """Let all contenders do ``repeats`` timed turns, round after round.
+def take_turns(
+    implementations: Sequence[Implementation], repeats: int, *, small: bool
+) -> dict[str, Result]:
+    """Run ``repeats`` rounds, in each of which every implementation has one timed turn.
 
-    A round before these warms up and is where memory is sampled, so that looking does not disturb
-    the times; a rehearsal (``small``) leaves it out.
+    Memory is sampled in an earlier round, which warms up, because sampling would disturb the times.
+
+    Args:
+        implementations: the ones to compare.
+        repeats: number of timed rounds.
+        small: whether this is a rehearsal, which has no earlier round.
 
     Raises:
-        UserError: a contender raised it.
-        RuntimeError: a contender failed otherwise, with its traceback.
+        UserError: an implementation raised it.
+        RuntimeError: an implementation failed otherwise; the message has its traceback.
     """
-    samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
+    samples: dict[str, list[Sample]] = {one.name: [] for one in implementations}
     peaks = dict.fromkeys(samples, 0)
     with ExitStack() as stack:
-        players = [stack.enter_context(_player(contender)) for contender in contenders]
+        workers = [stack.enter_context(_started(one)) for one in implementations]
         for number in range(repeats + (not small)):
-            for player in players:
-                name = player.contender.name
+            for worker in workers:
+                name = worker.implementation.name
                 with heartbeat(f"round {number}, {name}"):
                     if number == 0:
-                        with _sampled_memory(player.process) as peak:
-                            sample, on_gpu = player.turn()
+                        with _sampled_memory(worker.process) as peak:
+                            sample, on_gpu = worker.turn()
                         peaks[name] = peak[0]
                     else:
-                        sample, on_gpu = player.turn()
+                        sample, on_gpu = worker.turn()
                     if on_gpu is not None:
                         peaks[name] = on_gpu or -1
                 if number or small:
@@ -109,10 +115,12 @@ def take_turns(contenders: Sequence[Contender], repeats: int, *, small: bool) ->
     return {name: _result(done, peaks[name]) for name, done in samples.items()}
 
 
-def fastest(contenders: Mapping[int, Contender]) -> int:
-    """Return the number, such as one of threads, whose contender is the fastest in two rounds."""
-    results = take_turns([*contenders.values()], repeats=2, small=False)
-    return max(contenders, key=lambda number: median(results[contenders[number].name].values))
+def fastest(implementations: Mapping[int, Implementation]) -> int:
+    """Return the key, such as a number of threads, of the fastest implementation in two rounds."""
+    results = take_turns([*implementations.values()], repeats=2, small=False)
+    return max(
+        implementations, key=lambda number: median(results[implementations[number].name].values)
+    )
 
 
 def powers_of_two(most: int) -> list[int]:
@@ -130,53 +138,53 @@ def _result(samples: list[Sample], peak_bytes: int) -> Result:
 
 
 @dataclass(frozen=True)
-class _Player:
-    contender: Contender
+class _Worker:
+    implementation: Implementation
     process: BaseProcess
     pipe: Connection
 
     def turn(self) -> tuple[Sample, int | None]:
-        """Wake the contender for one turn; also return the bytes that it has held on a GPU.
+        """Wake the implementation for one turn; also return its peak bytes on a GPU.
 
-        None: there is no GPU.
+        They are None without a GPU.
         """
         assert self.process.pid is not None
         os.killpg(self.process.pid, signal.SIGCONT)
         self.pipe.send(True)
         try:
-            told = self.pipe.recv()
+            answer = self.pipe.recv()
         except EOFError:
             self.process.join(_END_SECONDS)
             raise RuntimeError(
-                f"{self.contender.name}: its process ended with code {self.process.exitcode}"
+                f"{self.implementation.name}: its process ended with code {self.process.exitcode}"
             ) from None
         os.killpg(self.process.pid, signal.SIGSTOP)
-        if isinstance(told, UserError):
-            raise told
-        if isinstance(told, str):
-            raise RuntimeError(f"{self.contender.name}:\n{told}")
-        sample, on_gpu = told
+        if isinstance(answer, UserError):
+            raise answer
+        if isinstance(answer, str):
+            raise RuntimeError(f"{self.implementation.name}:\n{answer}")
+        sample, on_gpu = answer
         return sample, on_gpu
 
 
 @contextmanager
-def _player(contender: Contender) -> Iterator[_Player]:
-    """Start the contender's process; end it with all of its workers."""
+def _started(implementation: Implementation) -> Iterator[_Worker]:
+    """Start the implementation's process; end it with all of its workers."""
     spawning = multiprocessing.get_context("spawn")
     ours, theirs = spawning.Pipe()
     process = spawning.Process(
-        target=_serve, args=(theirs, contender.turns, dict(contender.arguments))
+        target=_serve, args=(theirs, implementation.turns, dict(implementation.arguments))
     )
     process.start()
     theirs.close()
     assert process.pid is not None
-    patience = 0.0  # with whom is in the middle of a turn
+    patience = 0.0  # an error may have come in the middle of a long turn
     try:
-        # Its own group by then, so that stopping it stops its workers.
+        # It answers once it has a process group of its own, so that stopping it stops its workers.
         assert ours.poll(None)
         with suppress(EOFError):
             ours.recv()
-        yield _Player(contender, process, ours)
+        yield _Worker(implementation, process, ours)
         patience = _END_SECONDS
     finally:
         with suppress(ProcessLookupError):
@@ -191,7 +199,7 @@ def _player(contender: Contender) -> Iterator[_Player]:
 def _serve(
     pipe: Connection, turns: Callable[..., Iterator[Sample]], arguments: dict[str, Any]
 ) -> None:
-    """Do a turn whenever the pipe asks for one; runs in the contender's process."""
+    """Do a turn for every message of the pipe; runs in the implementation's process."""
     os.setpgid(0, 0)
     pipe.send(True)
     try:
@@ -207,8 +215,8 @@ def _serve(
 
 
 def _leave_gpu() -> int | None:
-    """Give free memory of the GPU back, for the next contender; return the bytes held at most."""
-    torch = sys.modules.get("torch")  # who did not import it has nothing there
+    """Release free memory of the GPU for the next implementation; return the peak bytes."""
+    torch = sys.modules.get("torch")  # a process that did not import it holds nothing there
     if torch is None or not torch.cuda.is_available():
         return None
     torch.cuda.empty_cache()
@@ -217,7 +225,7 @@ def _leave_gpu() -> int | None:
 
 @contextmanager
 def _sampled_memory(process: BaseProcess) -> Iterator[list[int]]:
-    """Yield a list of one number: the most bytes that ``process`` and its children held."""
+    """Yield a list of one number: the peak bytes of ``process`` and its children together."""
     peak, done = [0], threading.Event()
     root = psutil.Process(process.pid)
 
@@ -237,7 +245,7 @@ def _sampled_memory(process: BaseProcess) -> Iterator[list[int]]:
 
 
 def _held(root: psutil.Process) -> int:
-    """Bytes of a process and its children, those that they share counted once."""
+    """Return the bytes of a process and its children, with shared pages counted once."""
     total = 0
     with suppress(psutil.NoSuchProcess):
         for process in (root, *root.children(recursive=True)):

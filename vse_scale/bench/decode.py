@@ -1,4 +1,4 @@
-"""Stage ``decode``: whole images to S x S pixels, against OpenCV in threads and DALI alone."""
+"""Stage ``decode``: whole images to S x S pixels, beside OpenCV in threads and DALI alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from vse_scale.bench.comparison import Contender, Sample, take_turns
+from vse_scale.bench.comparison import Implementation, Sample, take_turns
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import decoded_by_opencv, single_threaded
 from vse_scale.bench.rows import Row, make_rows
@@ -35,26 +35,26 @@ def measure(job: Job) -> Iterator[list[Row]]:
             "folder": folder, "size": size, "threads": job.cores,
             "images": 8 if job.small else 512,
         }  # fmt: skip
-        contenders = [
-            Contender(PEER, opencv, arguments),
-            Contender("DALI alone, CPU", dali, arguments | {"device": "cpu"}),
-            Contender("vse_scale, CPU", ours, arguments | {"device": "cpu"}),
+        implementations = [
+            Implementation(PEER, opencv, arguments),
+            Implementation("DALI alone, CPU", dali, arguments | {"device": "cpu"}),
+            Implementation("vse_scale, CPU", ours, arguments | {"device": "cpu"}),
         ]
         if job.device.type == "cuda":
-            contenders += [
-                Contender("DALI alone, mixed", dali, arguments | {"device": "cuda"}),
-                Contender("vse_scale, mixed", ours, arguments | {"device": "cuda"}),
+            implementations += [
+                Implementation("DALI alone, mixed", dali, arguments | {"device": "cuda"}),
+                Implementation("vse_scale, mixed", ours, arguments | {"device": "cuda"}),
             ]
-        results = take_turns(contenders, job.repeats, small=job.small)
+        results = take_turns(implementations, job.repeats, small=job.small)
         yield make_rows(
             job, "decode", f"{size} px, {photos(folder)}", results, peer=PEER, unit="images/s"
         )
 
 
 def photos(folder: str) -> str:
-    """Say how large the files of images are, on which a ratio depends: all decode their bits alike.
+    """Return the mean size of up to 256 image files, evenly spaced, as a text for the case.
 
-    From up to 256 of them, evenly spaced.
+    Ratios depend on it: the larger the files, the more of the time is the same JPEG decoding.
     """
     dataset = ShardDataset(folder, "train")
     chosen = range(0, len(dataset), max(1, len(dataset) // 256))
@@ -62,7 +62,7 @@ def photos(folder: str) -> str:
 
 
 def sizes(job: Job) -> list[int]:
-    """The published 512 px, and the model's size; of a rehearsal the latter alone."""
+    """Return the published 512 px and the model's size; only the latter in a rehearsal."""
     own = job.config.model.image.size
     return [own] if job.small else sorted({512, own})
 
@@ -70,14 +70,14 @@ def sizes(job: Job) -> list[int]:
 def ours(folder: str, size: int, threads: int, images: int, device: str) -> Iterator[Sample]:
     """Decode with the `Decoder` of training and evaluation."""
     dataset = ShardDataset(folder, "train")
-    place = torch.device(device)
+    there = torch.device(device)
     requests = (Request(batch, tag=None) for batch in endless(dataset))
     decoder = Decoder(
-        dataset, requests, batch=BATCH, spec=ImageSpec.preset("imagenet", size), device=place,
+        dataset, requests, batch=BATCH, spec=ImageSpec.preset("imagenet", size), device=there,
         threads=threads, training=False,
     )  # fmt: skip
     with closing(decoder):
-        yield from timed(lambda: len(next(decoder)[0]), images, place)
+        yield from timed(lambda: len(next(decoder)[0]), images, there)
 
 
 def dali(folder: str, size: int, threads: int, images: int, device: str) -> Iterator[Sample]:
@@ -91,7 +91,7 @@ def dali(folder: str, size: int, threads: int, images: int, device: str) -> Iter
 def bare_pipeline(
     batches: Iterator[list[NDArray[np.uint8]]], size: int, threads: int, device: str
 ) -> Pipeline:
-    """Build the least graph that decodes and resizes, as DALI's own benchmark of decoding does."""
+    """Build the smallest graph that decodes and resizes, as in DALI's own benchmark of decoding."""
     pipeline = Pipeline(
         batch_size=BATCH, num_threads=threads, device_id=0 if device == "cuda" else None,
         prefetch_queue_depth=2,
@@ -109,7 +109,7 @@ def bare_pipeline(
 
 
 def opencv(folder: str, size: int, threads: int, images: int) -> Iterator[Sample]:
-    """Decode and resize in as many threads; OpenCV's own are off, since they would compete."""
+    """Decode and resize in as many threads; OpenCV's own are off, because they would compete."""
     single_threaded()
     dataset = ShardDataset(folder, "train")
     batches = endless(dataset)
@@ -121,8 +121,8 @@ def opencv(folder: str, size: int, threads: int, images: int) -> Iterator[Sample
             pixels = torch.empty((len(chosen), size, size, 3), dtype=torch.uint8)
             rows = pixels.numpy()
 
-            def one(place: int) -> None:
-                rows[place] = decoded_by_opencv(dataset.image_bytes(int(chosen[place])), size)
+            def one(row: int) -> None:
+                rows[row] = decoded_by_opencv(dataset.image_bytes(int(chosen[row])), size)
 
             list(pool.map(one, range(len(chosen))))
             return len(pixels)
@@ -131,14 +131,14 @@ def opencv(folder: str, size: int, threads: int, images: int) -> Iterator[Sample
 
 
 def endless(dataset: ShardDataset) -> Iterator[NDArray[np.int64]]:
-    """Yield batches of image numbers, the dataset over and over."""
-    numbers = itertools.cycle(range(len(dataset)))
+    """Yield batches of image indices, the dataset over and over."""
+    indices = itertools.cycle(range(len(dataset)))
     while True:
-        yield np.fromiter(itertools.islice(numbers, BATCH), dtype=np.int64)
+        yield np.fromiter(itertools.islice(indices, BATCH), dtype=np.int64)
 
 
 def timed(batch: Callable[[], int], units: int, device: torch.device) -> Iterator[Sample]:
-    """Turn after turn, call ``batch``, which returns its units, until ``units`` are done."""
+    """Yield a sample of every turn, which calls ``batch`` until ``units`` are done."""
     while True:
         done, began = 0, time.perf_counter()
         while done < units:

@@ -1,4 +1,4 @@
-"""What is measured without a configuration: a small model on a CPU, a usual one on a GPU."""
+"""Default models of the benchmark: a small one on a CPU, a usual one on a GPU."""
 
 from __future__ import annotations
 

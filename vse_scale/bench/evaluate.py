@@ -1,8 +1,8 @@
-"""Stage ``eval``: encode a split and rank it, against the published loop.
+"""Stage ``eval``: encode a split and rank it, beside the published loop.
 
-The published code encodes an image for every caption of it, multiplies in numpy and sorts all
-candidates of every query. A contender that is published in all but that it encodes each image once
-shows what else there is to the difference.
+The published code encodes an image once per caption, multiplies in numpy and sorts all candidates
+of every query. A second implementation of it encodes each image once, which separates that cost
+from the rest of the difference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vse_scale.bench.comparison import Contender, Sample, fastest, powers_of_two, take_turns
+from vse_scale.bench.comparison import Implementation, Sample, fastest, powers_of_two, take_turns
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import decoded_by_opencv, single_threaded
 from vse_scale.bench.plain import PlainModel
@@ -35,27 +35,27 @@ PEER = "published loop"
 
 
 def measure(job: Job) -> Iterator[list[Row]]:
-    """Yield the rows of the validation split, or of "train" where there is none."""
+    """Yield the rows of the validation split, or of "train" if there is none."""
     config = ready(job)
     split = "val" if "val" in open_split(config, "train").splits else "train"
     shared = {"config": config, "split": split, "cores": job.cores, "device": job.device}
     once = {**shared, "per_pair": False, "threads": 1}
     if not job.small:
-        # As in training, threads may be in the way of the workers.
+        # As in training, threads may compete with the workers for cores.
         once["threads"] = fastest(
             {
-                count: Contender(f"{count} threads", published, {**once, "threads": count})
+                count: Implementation(f"{count} threads", published, {**once, "threads": count})
                 for count in powers_of_two(job.cores)
             }
         )
-    contenders = [
-        Contender(PEER, published, {**once, "per_pair": True}),
-        Contender("published loop, each image once", published, once),
-        Contender("vse_scale", ours, shared),
+    implementations = [
+        Implementation(PEER, published, {**once, "per_pair": True}),
+        Implementation("published loop, each image once", published, once),
+        Implementation("vse_scale", ours, shared),
     ]
     if job.small:
-        del contenders[1]
-    results = take_turns(contenders, job.repeats, small=job.small)
+        del implementations[1]
+    results = take_turns(implementations, job.repeats, small=job.small)
     dataset, image = open_split(config, split), config.model.image
     case = f"{image.backbone}, {image.size} px, {len(dataset)} images, {dataset.pairs} captions"
     yield make_rows(job, "eval", case, results, peer=PEER, unit="pairs/s")
@@ -82,12 +82,12 @@ def published(
     torch.set_num_threads(threads)
     model, tokenizer, dataset = _opened(config, split, device)
     plain = PlainModel(model).to(device).eval()
-    owners = np.repeat(np.arange(len(dataset)), dataset.captions_per_sample)
+    image_of_caption = np.repeat(np.arange(len(dataset)), dataset.captions_per_sample)
     single_threaded()
     batches: DataLoader[Any] = DataLoader(
-        Images(dataset, model.image_spec.size),
+        WholeImages(dataset, model.image_spec.size),
         batch_size=config.eval.batch,
-        sampler=owners.tolist() if per_pair else range(len(dataset)),
+        sampler=image_of_caption.tolist() if per_pair else range(len(dataset)),
         num_workers=cores,
         pin_memory=device.type == "cuda",
         multiprocessing_context="fork",
@@ -98,8 +98,8 @@ def published(
             images = encoded_images(plain, model.image_spec, batches)
             captions = encoded_captions(plain, tokenizer, dataset, config, device)
         if per_pair:
-            images = images[np.unique(owners, return_index=True)[1]]
-        for ranks in sorted_ranks(images, captions, owners):
+            images = images[np.unique(image_of_caption, return_index=True)[1]]
+        for ranks in sorted_ranks(images, captions, image_of_caption):
             [100.0 * (ranks < k).mean() for k in (1, 5, 10)]
         yield Sample(dataset.pairs, time.perf_counter() - began)
 
@@ -137,27 +137,27 @@ def encoded_captions(
 
 
 def sorted_ranks(
-    images: NDArray[np.float32], captions: NDArray[np.float32], owners: NDArray[np.int64]
+    images: NDArray[np.float32], captions: NDArray[np.float32], image_of_caption: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rank as published, by sorting all candidates of every query.
 
     Args:
         images: (I, D).
         captions: (C, D).
-        owners: (C,) each caption's image.
+        image_of_caption: (C,) image index of each caption.
 
     Returns:
-        Ranks from 0: of each image's best own caption (I,), and of each caption's image (C,).
+        Ranks from 0: of the best caption of each image (I,), and of each caption's image (C,).
     """
     scores = images @ captions.T
     of_images = np.zeros(len(images), dtype=np.int64)
     of_captions = np.zeros(len(captions), dtype=np.int64)
     for image, row in enumerate(scores):
         order = np.argsort(row)[::-1]
-        of_images[image] = np.flatnonzero(owners[order] == image)[0]
+        of_images[image] = np.flatnonzero(image_of_caption[order] == image)[0]
     for caption, row in enumerate(scores.T):
         order = np.argsort(row)[::-1]
-        of_captions[caption] = np.flatnonzero(order == owners[caption])[0]
+        of_captions[caption] = np.flatnonzero(order == image_of_caption[caption])[0]
     return of_images, of_captions
 
 
@@ -169,7 +169,7 @@ def _opened(
     return model, CaptionTokenizer.load(start), open_split(config, split)
 
 
-class Images(torch.utils.data.Dataset[Tensor]):
+class WholeImages(torch.utils.data.Dataset[Tensor]):
     """Whole images, decoded with OpenCV."""
 
     def __init__(self, dataset: ShardDataset, size: int) -> None:

@@ -1,4 +1,4 @@
-"""What a stage is asked to measure."""
+"""The job that every stage measures."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Job:
     """One run of the command, as every stage sees it.
 
     Attributes:
-        config: of the model and the batch; ``data.path`` is the dataset to measure on.
-        repeats: timed rounds.
-        small: whether this is a rehearsal: as little work as shows that everything runs.
-        device: where models run.
-        scratch: a folder for what a stage writes; it is removed in the end.
+        config: model and batch; ``data.path`` is the dataset to measure on.
+        repeats: number of timed rounds.
+        small: whether this is a rehearsal: just enough work to show that everything runs.
+        device: device of the models.
+        scratch: folder for temporary files, removed at the end.
     """
 
     config: Config
@@ -31,5 +31,5 @@ class Job:
 
     @property
     def cores(self) -> int:
-        """How many CPU cores this process may use, for all contenders alike."""
+        """Number of CPU cores that this process, and so every implementation, may use."""
         return len(os.sched_getaffinity(0))

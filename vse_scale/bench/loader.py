@@ -1,6 +1,6 @@
-"""Stage ``loader``: batches for training, pixels in uint8 and token ids, against a DataLoader.
+"""Stage ``loader``: batches for training, pixels in uint8 and token ids, beside a DataLoader.
 
-Every contender decodes an image per pair, cuts, stretches and mirrors it, and tokenises a caption
+Every implementation decodes an image per pair, crops, resizes and flips it, and tokenises a caption
 with words dropped, by the same tokenizer.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from vse_scale.bench.comparison import Contender, Sample, take_turns
+from vse_scale.bench.comparison import Implementation, Sample, take_turns
 from vse_scale.bench.decode import photos, sizes, timed
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import opencv_batches, webdataset_batches
@@ -32,16 +32,16 @@ def measure(job: Job) -> Iterator[list[Row]]:
             "config": config, "tokenizer": tokenizer_of(job), "size": size, "threads": job.cores,
             "images": 8 if job.small else 480,
         }  # fmt: skip
-        contenders = [
-            Contender(PEER, opencv, arguments),
-            Contender("webdataset + Pillow", pillow, arguments),
-            Contender("vse_scale, CPU", ours, {**arguments, "device": torch.device("cpu")}),
+        implementations = [
+            Implementation(PEER, opencv, arguments),
+            Implementation("webdataset + Pillow", pillow, arguments),
+            Implementation("vse_scale, CPU", ours, {**arguments, "device": torch.device("cpu")}),
         ]
         if job.device.type == "cuda":
-            contenders.append(
-                Contender("vse_scale, mixed", ours, {**arguments, "device": job.device})
+            implementations.append(
+                Implementation("vse_scale, mixed", ours, {**arguments, "device": job.device})
             )
-        results = take_turns(contenders, job.repeats, small=job.small)
+        results = take_turns(implementations, job.repeats, small=job.small)
         of = photos(str(config.data.path))
         case = f"{size} px, {of}, {job.cores} threads or workers"
         yield make_rows(job, "loader", case, results, peer=PEER, unit="images/s")

@@ -1,4 +1,4 @@
-"""Stage ``loss``: bytes, memory and time of the loss over several ranks, against open_clip's."""
+"""Stage ``loss``: bytes, memory and time of the loss over several ranks, beside open_clip's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vse_scale.console import heartbeat
 
 PEER = "open_clip"
 _RANKS = (2, 4)
-_LARGE = 4096  # pairs: as many as fill a node of GPUs; scores begin to take more than embeddings
+_LARGE = 4096  # pairs of a node of GPUs; here scores begin to take more memory than embeddings
 _PATIENCE_SECONDS = 240.0
 
 
@@ -38,18 +38,18 @@ def measure(job: Job) -> Iterator[list[Row]]:
 def compare(
     ranks: int, *, pairs: int, dim: int, rounds: int, captions_per_image: int = 1
 ) -> dict[str, list[Cost]]:
-    """Let ``ranks`` real ranks compute both losses of one batch in turns.
+    """Compute both losses of one batch in turns, on ``ranks`` real ranks.
 
     Args:
-        ranks: on as many GPUs where there are so many, else on the CPU.
-        pairs: of a rank.
-        dim: of the embeddings.
-        rounds: timed ones.
-        captions_per_image: pairs that an image serves.
+        ranks: number of processes, each on a GPU if there are enough, else on the CPU.
+        pairs: pairs of a rank.
+        dim: size of the embeddings.
+        rounds: number of timed rounds.
+        captions_per_image: pairs that share an image.
 
     Returns:
-        By loss what it cost the main rank: first a round in which bytes and memory were looked at,
-        then the timed ones.
+        Costs of the main rank by loss: first those of a round that measured bytes and memory, then
+        those of the timed rounds.
 
     Raises:
         RuntimeError: a rank failed.
@@ -74,7 +74,7 @@ def compare(
             for process in processes:
                 process.join(_PATIENCE_SECONDS)
         except queue.Empty:
-            raise RuntimeError("a rank of the stage loss failed; it said why above") from None
+            raise RuntimeError("a rank of the stage loss failed; its error is above") from None
         finally:
             for process in processes:
                 process.kill()
@@ -95,6 +95,6 @@ def _rows(job: Job, case: str, costs: dict[str, list[Cost]]) -> list[Row]:
             peak_bytes=costs[name][0].peak_bytes,
         )
         for unit, values in kinds.items()
-        if all(values(costs[PEER]))  # what NCCL sends goes through no socket
+        if all(values(costs[PEER]))  # NCCL sends nothing through sockets
         for name in LOSSES
     ]  # fmt: skip

@@ -1,10 +1,10 @@
-"""Puts committed results into a page, and draws them.
+"""Write committed results into a page, and plot them.
 
     python -m vse_scale.bench.page docs/performance/results.csv docs/performance.md
 
-Between ``<!-- results: STAGE -->`` and ``<!-- end of results -->`` the page gets the tables of the
-stage, of every case the newest rows on each device. ``plot`` in place of a stage stands for the
-plot, which is drawn beside the CSV.
+The tables of a stage, with the newest rows of every case on each device, go between
+``<!-- results: STAGE -->`` and ``<!-- end of results -->``. The stage ``plot`` stands for the plot,
+which is saved beside the CSV.
 """
 
 from __future__ import annotations
@@ -19,46 +19,48 @@ from vse_scale.bench import rows, table
 from vse_scale.bench.rows import Row
 
 _NUMBERS = len(table.HEADER) - 1
-_PLACE = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+_SECTION = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
 def newest(results: list[Row]) -> list[Row]:
-    """Return the last row of each contender and unit, case by case on each device."""
-    last = {(row.device, row.stage, row.case, row.contender, row.unit): row for row in results}
+    """Return the last row of each implementation and unit, case by case on each device."""
+    last = {(row.device, row.stage, row.case, row.implementation, row.unit): row for row in results}
     cases = list(dict.fromkeys(key[:3] for key in last))
     return [row for case in cases for key, row in last.items() if key[:3] == case]
 
 
 def filled(page: str, results: list[Row], plot: str) -> str:
-    """Return ``page`` with the tables of ``results``, and a link to ``plot``, at their places."""
+    """Return ``page`` with the tables of ``results`` and a link to ``plot`` in their sections."""
 
-    def tables(place: re.Match[str]) -> str:
-        begin, stage, end = place.groups()
+    def tables(section: re.Match[str]) -> str:
+        begin, stage, end = section.groups()
         listed = [row for row in results if row.stage == stage]
         shown = markdown(listed)
         if stage == "plot" and results:
-            shown = f"![How many times better than its peer each contender is]({plot})"
+            shown = f"![How many times better than its peer each implementation is]({plot})"
         return f"{begin}{shown or 'Not measured yet.'}\n{end}"
 
-    return _PLACE.sub(tables, page)
+    return _SECTION.sub(tables, page)
 
 
 def markdown(results: list[Row]) -> str:
-    """Return a table per machine and versions, with what bound below."""
+    """Return a table per machine and versions, with the largest phase of each row below."""
     parts = []
     for measured, group in groupby(results, key=_measured_on):
         listed = list(group)
-        rounds = max(row.repeats for row in listed)  # bytes are counted once
+        rounds = max(row.repeats for row in listed)  # rows of bytes have one round
         lines = [f"| case | {' | '.join(table.HEADER)} |", f"|---|---|{'---:|' * _NUMBERS}"]
         case = ""
         for row in listed:
             name, *cells = table.cells_of(row)
-            name += " (the peer)" if row.contender == row.peer else ""
+            name += " (the peer)" if row.implementation == row.peer else ""
             lines.append(f"| {' | '.join((row.case if row.case != case else '', name, *cells))} |")
             case = row.case
         lines += ["", f"{rounds} rounds on {measured}."]
         bound = [
-            f"- {row.case}, {row.contender}: {table.binding(row)}" for row in listed if row.shares
+            f"- {row.case}, {row.implementation}: {table.binding(row)}"
+            for row in listed
+            if row.shares
         ]
         parts.append("\n".join([*lines, *([""] if bound else []), *bound]))
     return "\n\n".join(parts)
@@ -73,7 +75,7 @@ def _measured_on(row: Row) -> str:
 
 
 def main(results: Path, page: Path) -> None:
-    """Rewrite ``page``, and draw the plot."""
+    """Rewrite ``page``, and save the plot."""
     found = newest(rows.read(results))
     plot = results.with_suffix(".svg")
     link = os.path.relpath(plot, page.parent)

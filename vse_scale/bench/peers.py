@@ -1,9 +1,9 @@
-"""What people use in this project's place, done as a good engineer would do it.
+"""The usual alternatives to this project's data path, written with care.
 
 The published data path (VSE-infinity's code, after VSE++) is a torch ``Dataset`` of pairs in a
-``DataLoader``: a worker decodes an image for every *pair* with OpenCV, cuts out a window, stretches
-it and perhaps mirrors it. Here it takes the pairs and draws of this project's plan, so that both
-make the same pixels and ids, which the tests prove.
+``DataLoader``: a worker decodes an image for every *pair* with OpenCV, crops it, resizes it and
+flips some. Here it takes the pairs and random numbers of this project's plan, so that both make the
+same pixels and ids, which the tests prove.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from vse_scale.data.rng import Stream, uniform
 from vse_scale.data.shards import ShardDataset
 from vse_scale.inputs.tokens import CaptionTokenizer
 
-_READY = 2  # batches that a worker keeps ready, torch's default
+_READY = 2  # batches that a worker prefetches, torch's default
 
 
 def decoded_by_opencv(
     encoded: NDArray[np.uint8], size: int, geometry: NDArray[np.float32] | None = None
 ) -> Any:
-    """Decode a JPEG with OpenCV, crop, stretch and mirror, as the published code does.
+    """Decode a JPEG with OpenCV, crop, resize and flip, as the published code does.
 
     Args:
         encoded: (bytes,) uint8.
         size: S.
-        geometry: (4,) of `vse_scale.data.images.crop_geometry`; None: the whole image.
+        geometry: (4,), a row of `vse_scale.data.images.crop_geometry`; None: the whole image.
 
     Returns:
         (S, S, 3) uint8, RGB.
@@ -51,27 +51,27 @@ def decoded_by_opencv(
 
     image: Any = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
     if geometry is not None:
-        ratio, top, left, mirrored = geometry
+        ratio, top, left, flipped = geometry
         sides = np.array(image.shape[:2], dtype=np.float32)
         height, width = np.maximum(np.floor(sides * ratio), 1).astype(int)
         y, x = np.floor((sides - (height, width)) * (top, left)).astype(int)
         image = image[y : y + height, x : x + width]
     image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-    return cv2.flip(image, 1) if geometry is not None and mirrored else image
+    return cv2.flip(image, 1) if geometry is not None and flipped else image
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a batch is made of, for whoever makes it.
+    """Ingredients of the batches that every implementation makes.
 
     Attributes:
         dataset: the split.
-        plan: the order, in mode ``pairs``.
-        tokenizer: of the captions.
+        plan: order of the pairs, in mode ``pairs``.
+        tokenizer: tokenizer of the captions.
         config: augmentation.
-        seed: of the draws.
-        size: of the pixels.
-        grid_cells: of the backbone, for the draws of size augmentation.
+        seed: seed of the augmentation.
+        size: side of the pixels.
+        grid_cells: cells of the backbone's grid, for the random numbers of size augmentation.
     """
 
     dataset: ShardDataset
@@ -84,14 +84,14 @@ class Recipe:
 
     def words(self, planned: PlannedBatch, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return (P, L) ids and (P,) lengths."""
-        draws = functools.partial(uniform, self.seed, planned.passes, planned.pairs, Stream.WORDS)
+        rng = functools.partial(uniform, self.seed, planned.passes, planned.pairs, Stream.WORDS)
         ids, lengths = self.tokenizer.encode(
-            texts, draws, self.config.word_drop, self.config.max_caption_tokens
+            texts, rng, self.config.word_drop, self.config.max_caption_tokens
         )
         return torch.from_numpy(ids), torch.from_numpy(lengths)
 
     def cells(self, planned: PlannedBatch) -> Tensor:
-        """Return (P, 1 + grid_cells) draws."""
+        """Return (P, 1 + grid_cells) random numbers in [0, 1)."""
         count = 1 + self.grid_cells
         return torch.from_numpy(
             uniform(self.seed, planned.passes, planned.pairs, Stream.CELLS, count)
@@ -102,7 +102,7 @@ Item = tuple[PlannedBatch, int, NDArray[np.float32]]
 
 
 class Pairs(torch.utils.data.Dataset[Any]):
-    """As published: an item is a pair; its image is decoded for it alone."""
+    """Pairs as published: an image is decoded anew for each of its pairs."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -110,14 +110,14 @@ class Pairs(torch.utils.data.Dataset[Any]):
         self._texts = [[caption.text for caption in record.captions] for record in records]
 
     def __getitem__(self, item: Item) -> tuple[PlannedBatch, Tensor, str]:
-        planned, place, geometry = item
-        image, caption = planned.pairs[place]
+        planned, row, geometry = item
+        image, caption = planned.pairs[row]
         encoded = self._recipe.dataset.image_bytes(int(image))
         pixels = decoded_by_opencv(encoded, self._recipe.size, geometry)
         return planned, torch.from_numpy(pixels), self._texts[image][caption]
 
     def collate(self, items: Sequence[tuple[PlannedBatch, Tensor, str]]) -> dict[str, Tensor]:
-        """Make a batch in the worker: pixels in shared memory, captions tokenised at once."""
+        """Make a batch in the worker: pixels in shared memory, captions tokenised together."""
         planned = items[0][0]
         ids, lengths = self._recipe.words(planned, [text for *_, text in items])
         return {
@@ -134,9 +134,9 @@ def order(recipe: Recipe) -> Iterator[list[Item]]:
     position = (0, 0)
     while True:
         planned = recipe.plan.batch(*position)
-        draws = uniform(recipe.seed, planned.passes, planned.pairs, Stream.CROP, 4)
-        geometry = crop_geometry(draws, recipe.config.crop_scale, recipe.config.flip)
-        yield [(planned, place, geometry[place]) for place in range(len(geometry))]
+        crop = uniform(recipe.seed, planned.passes, planned.pairs, Stream.CROP, 4)
+        geometry = crop_geometry(crop, recipe.config.crop_scale, recipe.config.flip)
+        yield [(planned, row, geometry[row]) for row in range(len(geometry))]
         position = recipe.plan.following(*position)
 
 
@@ -164,7 +164,7 @@ def opencv_batches(recipe: Recipe, *, workers: int, device: torch.device) -> Ite
 
 
 def single_threaded() -> None:
-    """Turn off OpenCV's own threads, for workers that are forked from here.
+    """Turn off OpenCV's own threads, also for workers that are forked from this process.
 
     They would compete with the other workers, and cannot be turned off after a fork.
     """
@@ -174,7 +174,7 @@ def single_threaded() -> None:
 
 
 def webdataset_batches(recipe: Recipe, *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what `webdataset_samples` makes, without end, from workers."""
+    """Yield the batches of `webdataset_samples`, without end, from workers."""
     import webdataset
 
     yield from webdataset.WebLoader(
@@ -184,11 +184,11 @@ def webdataset_batches(recipe: Recipe, *, workers: int) -> Iterator[tuple[Tensor
 
 
 def webdataset_samples(recipe: Recipe) -> Iterable[tuple[Tensor, Tensor]]:
-    """Make (pixels, ids) with webdataset and Pillow, as webdataset's documentation has it.
+    """Make (pixels, ids) with webdataset and Pillow, as in webdataset's documentation.
 
-    Shards are drawn at random by each worker, samples shuffled in a buffer; the window is cut out
-    and stretched in one call, whose filter is antialiased as Pillow's always are: the pixels are
-    another network's, the work is the same.
+    Each worker samples shards at random and shuffles samples in a buffer. One call crops and
+    resizes, with antialiasing, which Pillow cannot turn off: the work is the same, the pixels are
+    not.
     """
     import webdataset
     from PIL import Image

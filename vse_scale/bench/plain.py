@@ -52,12 +52,12 @@ class PlainGPO(nn.Module):
 
 
 class PlainModel(nn.Module):
-    """Takes over the encoders of a model, and copies all of its weights.
+    """The plain formulation of a model, with its encoders and a copy of all of its weights.
 
     Args:
         model: a grid model with a transformer for text.
-        our_pooling: pool with the library's `GPO` in place of the published formulation, which
-            shows how much of a difference comes from there.
+        our_pooling: whether to pool with the library's `GPO` instead of the published formulation,
+            which shows the part of a difference that is due to pooling.
     """
 
     def __init__(self, model: VSEModel, *, our_pooling: bool = False) -> None:
@@ -75,16 +75,22 @@ class PlainModel(nn.Module):
         images = self.encode_images(pixels, batch.cell_draws)
         return images[batch.image_rows], self.encode_captions(batch.token_ids, batch.token_lengths)
 
-    def encode_images(self, pixels: Tensor, draws: Tensor | None = None) -> Tensor:
-        """Embed normalised ``pixels`` (N, 3, S, S) as (N, D); ``draws`` drop cells of the grid."""
+    def encode_images(self, pixels: Tensor, random_numbers: Tensor | None = None) -> Tensor:
+        """Embed normalised ``pixels`` (N, 3, S, S) as (N, D).
+
+        Args:
+            pixels: of a batch.
+            random_numbers: (N, 1 + cells) in [0, 1), which drop cells of the grid; None keeps all.
+        """
         image: Any = self.image
         grid = image.backbone(pixels).permute(0, 2, 3, 1).flatten(1, 2)
         kept = list(grid)
-        # As published, what is dropped is decided on the CPU, image by image.
-        for place, (share, *cells) in enumerate([] if draws is None else draws.tolist()):
+        # The published code chooses the dropped cells on the CPU, image by image.
+        rows = [] if random_numbers is None else random_numbers.tolist()
+        for row, (share, *cells) in enumerate(rows):
             if share > 0.2:
-                keep = [cell for cell, draw in enumerate(cells) if draw >= 0.2 * share]
-                kept[place] = kept[place][torch.tensor(keep, device=grid.device)]
+                keep = [cell for cell, number in enumerate(cells) if number >= 0.2 * share]
+                kept[row] = kept[row][torch.tensor(keep, device=grid.device)]
         lengths = torch.tensor([len(cells) for cells in kept], device=pixels.device)
         projected = image.projection(pad_sequence(kept, batch_first=True))
         return _unit_length(image.pool(projected, lengths))
@@ -103,7 +109,7 @@ def _unit_length(vectors: Tensor) -> Tensor:
 
 
 def plain_loss(images: Tensor, captions: Tensor, ids: Tensor, *, hardest: bool) -> Tensor:
-    """The summed hinge; an image's captions are never each other's negatives."""
+    """Return the summed hinge; captions of one image are never each other's negatives."""
     scores = images @ captions.T
     positive = scores.diagonal()[:, None]
     total = scores.new_zeros(())
@@ -115,15 +121,15 @@ def plain_loss(images: Tensor, captions: Tensor, ids: Tensor, *, hardest: bool) 
 
 
 class PlainTrainer:
-    """Epoch 0: the backbone frozen. After the warm-up the hardest negative alone, ramped in.
+    """Train with the backbone frozen in epoch 0, and on the hardest negatives after the warm-up.
 
     Args:
-        model: whose encoders are taken over and whose weights are copied.
+        model: model whose encoders are shared and whose weights are copied.
         rate: learning rate of all parameters.
-        steps_per_epoch: of the schedule.
-        drop_epoch: from which on the rate is a tenth.
-        warmup_epochs: with all violations; 0: neither these nor the ramp after them, and the
-            backbone trains from the start.
+        steps_per_epoch: length of the schedule's epochs.
+        drop_epoch: first epoch at a tenth of the rate.
+        warmup_epochs: epochs on all violations, followed by an epoch of ramp; with 0 there is
+            neither, and the backbone trains from the start.
         our_pooling: as in `PlainModel`.
         dtype: of autocast; None: float32 throughout, as published.
     """
@@ -150,7 +156,7 @@ class PlainTrainer:
         self._autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from weights and moments by name."""
+        """Continue from weights and moments by name."""
         weights = {name: state[f"model.{name}"] for name in self.model.state_dict()}
         self.model.load_state_dict(weights)
         for name, parameter in self.model.named_parameters():

@@ -1,71 +1,17 @@
-"""One CSV schema for the results of all stages."""
+"""Rows of the stages' results, in the schema of `vse_kernels.measurements`."""
 
 from __future__ import annotations
 
-import csv
-import functools
-import importlib.metadata
-import os
-import subprocess
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median, quantiles
 
-import torch
-
+from vse_kernels import measurements
+from vse_kernels.measurements import Row
 from vse_scale.bench.comparison import Result
 from vse_scale.bench.job import Job
 from vse_scale.errors import UserError
-from vse_scale.run.system import processor
 
-
-@dataclass(frozen=True)
-class Row:
-    """One contender on one case.
-
-    Attributes:
-        stage: of the benchmark.
-        case: what was worked on.
-        contender: who worked; this project is "vse_scale", perhaps with more words.
-        peer: the contender that the others of the case are compared with.
-        unit: of the values. What ends in "/s" is better when more, all else when less.
-        median: of the rounds.
-        low: their first decile.
-        high: their ninth decile.
-        times: how many times better than the peer: the median over the rounds of the quotient
-            within a round.
-        peak_bytes: on a machine with a GPU what torch had allocated there at most; else what the
-            contender's processes held together at most; -1 where it was not measured.
-        shares: of the time by what it was spent on, such as "data 0.03, update 0.10"; the largest
-            binds. Empty where it is not known.
-        repeats: timed rounds.
-        device: GPU or CPU model.
-        threads: CPU cores that each contender could use.
-        torch: version; triton, deepspeed, dali and opencv likewise, "none" where it is missing.
-        commit: short hash, "-dirty" where the tree differs from it.
-    """
-
-    stage: str
-    case: str
-    contender: str
-    peer: str
-    unit: str
-    median: float
-    low: float
-    high: float
-    times: float
-    peak_bytes: int
-    shares: str
-    repeats: int
-    device: str
-    threads: int
-    torch: str
-    triton: str
-    deepspeed: str
-    dali: str
-    opencv: str
-    commit: str
+__all__ = ["Row", "append", "make_rows", "read", "row"]
 
 
 def make_rows(
@@ -77,7 +23,7 @@ def make_rows(
     peer: str,
     unit: str,
 ) -> list[Row]:
-    """Describe ``results``, by contender, as rows; ``peer`` is one of them."""
+    """Return a row for each of ``results``, by implementation; ``peer`` is one of them."""
     return [
         row(
             job, stage, case, name, peer=peer, unit=unit,
@@ -93,7 +39,7 @@ def row(
     job: Job,
     stage: str,
     case: str,
-    contender: str,
+    implementation: str,
     *,
     peer: str,
     unit: str,
@@ -102,103 +48,43 @@ def row(
     peak_bytes: int = -1,
     shares: str = "",
 ) -> Row:
-    """Describe one contender's ``values``, one per round, beside the peer's."""
-    deciles = quantiles(values, n=10, method="inclusive") if len(values) > 1 else [*values] * 9
-    quotients = [own / other for own, other in zip(values, peer_values, strict=True) if other]
-    if not unit.endswith("/s"):
-        quotients = [1 / quotient for quotient in quotients if quotient]
-    return Row(
-        stage=stage,
-        case=case,
-        contender=contender,
+    """Return the row of one implementation, by its ``values`` and the peer's, one per round."""
+    return measurements.make_row(
+        stage,
+        case,
+        implementation,
         peer=peer,
         unit=unit,
-        median=_rounded(median(values)),
-        low=_rounded(deciles[0]),
-        high=_rounded(deciles[-1]),
-        times=_rounded(median(quotients)) if quotients else float("nan"),
+        values=values,
+        peer_values=peer_values,
+        device=job.device,
+        threads=job.cores,
         peak_bytes=peak_bytes,
         shares=shares,
-        repeats=len(values),
-        device=device_name(job.device),
-        threads=job.cores,
-        commit=commit(),
-        **versions(),
     )
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what decides about speed, by the name of the column."""
-    packages = {
-        "torch": "torch",
-        "triton": "triton",
-        "deepspeed": "deepspeed",
-        "dali": "nvidia-dali-cuda130",
-        "opencv": "opencv-python-headless",
-    }
-    return {column: _version(package) for column, package in packages.items()}
+def append(path: Path, rows: Sequence[Row]) -> None:
+    """Append rows to a CSV, with a header if it is new.
 
-
-def device_name(device: torch.device) -> str:
-    """Return the GPU's name, or the CPU's with its number of cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{processor()}, {os.cpu_count()} CPUs"
-
-
-@functools.cache  # asked before results are written into the checkout
-def commit() -> str:
-    """Return the short hash of the sources, "unknown" outside a checkout."""
+    Raises:
+        UserError: the file has other columns.
+    """
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude", "*"],
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parent,
-            check=False,
-        )
-    except FileNotFoundError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
-
-
-def append(path: Path, rows: Iterable[Row]) -> None:
-    """Append to a CSV, with its header where it is new."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        if new:
-            writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        measurements.append(path, rows)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def read(path: Path) -> list[Row]:
-    """Read what `append` wrote.
+    """Return the rows of a CSV that this or an earlier release wrote.
 
     Raises:
-        UserError: the file is missing or of another schema.
+        UserError: the file is missing or has other columns.
     """
-    names = [field.name for field in fields(Row)]
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; vse-scale bench --out writes it")
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != names:
-            raise UserError(f"{path}: its columns are not {','.join(names)}; name another file")
-        return [_parsed(line) for line in reader]
-
-
-def _parsed(line: dict[str, str]) -> Row:
-    kinds = {"int": int, "float": float, "str": str}
-    return Row(**{field.name: kinds[str(field.type)](line[field.name]) for field in fields(Row)})
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.5g}")
-
-
-def _version(package: str) -> str:
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
+        return measurements.read(path)
+    except ValueError as error:
+        raise UserError(str(error)) from None

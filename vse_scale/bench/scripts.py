@@ -1,4 +1,4 @@
-"""Running the scripts of the repository that measure one package alone."""
+"""Run the scripts of the repository that measure one package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run_script(script: str, arguments: Iterable[object]) -> None:
     """Run a script, by its path in the repository, on all cores that this process may use.
 
     Raises:
-        RuntimeError: it failed, with what it said.
+        RuntimeError: it failed; the message has its standard error.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     with heartbeat(script):

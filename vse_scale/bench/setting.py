@@ -1,4 +1,4 @@
-"""What all contenders start from: one vocabulary, one set of weights, the same settings."""
+"""The vocabulary, weights and settings from which all implementations start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vse_scale.training.setup import make_plan
 
 
 def changed(config: Config, **sections: Mapping[str, object]) -> Config:
-    """Return ``config`` with other values in some sections, checked again."""
+    """Return ``config`` with other values in some sections, validated again."""
     raw = config.model_dump(mode="json")
     for name, values in sections.items():
         raw[name].update(values)
@@ -28,7 +28,7 @@ def changed(config: Config, **sections: Mapping[str, object]) -> Config:
 
 
 def tokenizer_of(job: Job) -> Path:
-    """Return the folder of the vocabulary, which is made from the captions where none is given."""
+    """Return the folder of the given vocabulary, or of one made from the captions."""
     text = job.config.model.text
     if given := text.tokenizer or job.config.model.init_from or text.source:
         return Path(given)
@@ -42,11 +42,11 @@ def tokenizer_of(job: Job) -> Path:
 
 
 def ready(job: Job) -> Config:
-    """Return the configuration in the state that most of a training is in, and its first weights.
+    """Return the configuration of most of a training run, with weights to start from.
 
-    Everything trains on the hardest negatives, without a ramp. The weights, with calibrated
-    BatchNorm where they are random, and the vocabulary lie in ``job.scratch`` and are
-    ``model.init_from``, for all contenders alike.
+    All parameters train on the hardest negatives, without a ramp. The weights, with calibrated
+    BatchNorm if they are random, and the vocabulary are in ``job.scratch``, and ``model.init_from``
+    names them for all implementations alike.
 
     Raises:
         ConfigError: the plain-torch peer has no such model.
@@ -75,12 +75,12 @@ def ready(job: Job) -> Config:
 
 
 def open_split(config: Config, split: str) -> ShardDataset:
-    """Open a split of the dataset that is measured on."""
+    """Open a split of the measured dataset."""
     return ShardDataset(config.data.folders[0], split)
 
 
 def recipe_of(config: Config, tokenizer: str | Path, size: int, grid_cells: int = 0) -> Recipe:
-    """Return what the published data path makes batches of: pair by pair, in the plan's order."""
+    """Return the ingredients of the published data path's batches: pair by pair, in plan order."""
     dataset = open_split(config, "train")
     # The published order knows neither windows nor weights, and leaves the rest of an epoch out.
     order = {"mode": "pairs", "captions_per_image": 1, "last_batch": "drop"}

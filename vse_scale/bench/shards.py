@@ -1,6 +1,7 @@
-"""Stage ``shards``: building a dataset against what people use instead.
+"""Stage ``shards``: build a dataset, beside the usual alternatives.
 
-``shards/benchmarks/build_speed.py`` measures, alone too, and says there what it compares.
+The script ``shards/benchmarks/build_speed.py`` measures; it also runs alone, and describes its
+comparison.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from vse_scale.bench.setting import open_split
 
 
 def measure(job: Job) -> Iterator[list[Row]]:
-    """Yield the rows of images stored untouched, and of images made smaller."""
+    """Yield the rows of images stored unchanged, and of images shrunk."""
     dataset = open_split(job.config, "train")
     photos, out = job.scratch / "photos", job.scratch / "shards.csv"
     photos.mkdir(exist_ok=True)
@@ -35,7 +36,7 @@ def measure(job: Job) -> Iterator[list[Row]]:
     rates: dict[str, list[float]] = defaultdict(list)
     with out.open(newline="") as file:
         for turn in csv.DictReader(file):
-            rates[turn["contestant"]].append(float(turn["images_per_second"]))
+            rates[turn["implementation"]].append(float(turn["images_per_second"]))
     for case, peer, names in cases(list(rates)):
         yield [
             row(
@@ -47,7 +48,7 @@ def measure(job: Job) -> Iterator[list[Row]]:
 
 
 def cases(names: list[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield each case with its peer and its contenders: with the same filter where one is used."""
+    """Yield each case with its peer and implementations; the peer uses our resampling filter."""
     whole = [name for name in names if "shrunk" not in name]
     shrunk = [name for name in names if "shrunk" in name]
     yield "stored", next(name for name in whole if "ShardWriter" in name), whole

@@ -1,4 +1,4 @@
-"""The stages, what each needs beside the project itself, and which of them to run."""
+"""The stages of the benchmark, their requirements, and the choice among them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vse_scale.bench.scripts import REPOSITORY
 from vse_scale.errors import ConfigError, UserError
 
 Need = Callable[[], str | None]
-"""Returns one line on what is missing and how to get it, or None."""
+"""Returns one line that names a missing requirement and its remedy, or None."""
 
 
 def opencv() -> str | None:
-    """Look for OpenCV, which a peer decodes with."""
+    """Look for OpenCV, with which a peer decodes."""
     if importlib.util.find_spec("cv2") is None:
         return "needs OpenCV, a peer to measure against; pip install 'vse-scale[bench]'"
     return None
 
 
 def checkout() -> str | None:
-    """Look for the scripts of a checkout that measure kernels and shards alone."""
+    """Look for the scripts that measure kernels and shards, which only a checkout has."""
     if not (REPOSITORY / "kernels" / "benchmarks").is_dir():
         return "runs scripts of the repository, which is not there; run it from a checkout"
     return None
@@ -38,7 +38,7 @@ class Stage:
     needs: tuple[Need, ...] = ()
 
     def missing(self) -> str | None:
-        """Return what keeps it from running here, as one line."""
+        """Return the first missing requirement as one line, or None."""
         return next(filter(None, (need() for need in self.needs)), None)
 
     def measure(self, job: Job) -> Iterator[list[Row]]:
@@ -60,7 +60,7 @@ STAGES: dict[str, Stage] = {
 
 
 def choose(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the stages to run, and one line on each that cannot be: of all, if none are named.
+    """Return the stages to run, and one line on each that cannot run; all if none are named.
 
     Raises:
         ConfigError: there is no such stage.

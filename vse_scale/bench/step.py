@@ -1,8 +1,8 @@
-"""Stage ``step``: one training step on a batch in memory, against the published one in plain torch.
+"""Stage ``step``: one training step on a batch in memory, beside the published one in plain torch.
 
 The batch, the weights and the encoders are the same. The published pooling runs a recurrent network
-over the positions of every sample; what that costs shows a contender that is plain in all but the
-pooling.
+over the positions of every sample; an implementation that is plain except for the pooling shows
+that cost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vse_scale.bench.comparison import Contender, Result, Sample, take_turns
+from vse_scale.bench.comparison import Implementation, Result, Sample, take_turns
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import Recipe
 from vse_scale.bench.plain import PlainTrainer
@@ -31,9 +31,9 @@ from vse_scale.training.trainer import Trainer
 from vse_scale.world.join import join_world
 
 PEER = "plain torch, float32"
-_TOKENS = 20  # of the longest caption, about; captions are a small part of the operations
+_TOKENS = 20  # of a long caption; captions are a small part of the operations
 
-# What the phases of a step's record count as. Gradients are reduced while the backward pass goes.
+# Phases of the table by those of a step's record. Gradients are reduced during the backward pass.
 PARTS = {
     "data": "data",
     "forward": "forward+backward",
@@ -52,13 +52,13 @@ def measure(job: Job) -> Iterator[list[Row]]:
         engine={"micro_batches": 1},
     )
     shared = {"config": config, "cores": job.cores, "steps": 1 if job.small else 3}
-    contenders = [
-        *plain_contenders(job, plain, shared),
-        Contender(our_name(job), ours, shared),
+    implementations = [
+        *plain_implementations(job, plain, shared),
+        Implementation(our_name(job), ours, shared),
     ]
-    results = take_turns(contenders, job.repeats, small=job.small)
+    results = take_turns(implementations, job.repeats, small=job.small)
     yield make_rows(job, "step", case_of(config), results, peer=PEER, unit="pairs/s")
-    if job.device.type == "cuda":  # to be held against its peak, and the product's in "kernels"
+    if job.device.type == "cuda":  # to compare with the device's peak, and stage "kernels"
         each = count_flops(config, tokens=_TOKENS) / 1e12
         computed = {
             name: Result([each * value for value in result.values], -1, {})
@@ -74,15 +74,15 @@ def case_of(config: Config) -> str:
 
 
 def our_name(job: Job) -> str:
-    """Return our contender's name, with what the engine computes in."""
+    """Return our implementation's name, with the dtype of the engine."""
     dtype = autocast_dtype(job.config, job.device)
     return f"vse_scale, {'float32' if dtype is None else 'bfloat16'}"
 
 
-def plain_contenders(job: Job, turns: Any, shared: dict[str, Any]) -> list[Contender]:
+def plain_implementations(job: Job, turns: Any, shared: dict[str, Any]) -> list[Implementation]:
     """Return the plain ones: as published, with our pooling, and on a GPU in bfloat16.
 
-    For a rehearsal the first will do.
+    A rehearsal has only the first.
     """
     kinds: dict[str, dict[str, Any]] = {
         PEER: {},
@@ -91,7 +91,7 @@ def plain_contenders(job: Job, turns: Any, shared: dict[str, Any]) -> list[Conte
     if job.device.type == "cuda":
         kinds["plain torch, bfloat16"] = {"dtype": torch.bfloat16}
     given = {**shared, "device": job.device}
-    found = [Contender(name, turns, {**given, "kind": kind}) for name, kind in kinds.items()]
+    found = [Implementation(name, turns, {**given, "kind": kind}) for name, kind in kinds.items()]
     return found[:1] if job.small else found
 
 
@@ -143,7 +143,7 @@ def in_memory(recipe: Recipe, device: torch.device) -> Batch:
 def plain_run(
     config: Config, cores: int, device: torch.device, kind: dict[str, Any]
 ) -> tuple[PlainTrainer, Recipe]:
-    """Return the plain trainer, of ``kind``, and what the published data path is to feed it."""
+    """Return the plain trainer of ``kind``, and the ingredients of its batches."""
     start = str(config.model.init_from)
     model = VSEModel.from_pretrained(start).to(device)
     recipe = recipe_of(config, start, model.image_spec.size, model.grid_cells)

@@ -1,4 +1,4 @@
-"""Made data, so that a stage can be measured alone: photo-like JPEGs in real shards."""
+"""Synthetic data for a stage without a dataset: photo-like JPEGs in real shards."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def make_dataset(folder: Path, *, images: int, side: int) -> Path:
     """Build ``images`` to train on and an eighth as many to validate on, five captions each.
 
     Args:
-        folder: to write to; the source is left beside the shards.
-        images: of split "train".
-        side: the longer of each image, in pixels; the shorter is three quarters of it.
+        folder: folder to write; the source stays beside the shards.
+        images: number of images in split "train".
+        side: longer side of each image, in pixels; the shorter is three quarters of it.
 
     Returns:
         The dataset's folder.

@@ -1,8 +1,8 @@
-"""What two losses over all ranks send and hold, counted while real ranks compute them.
+"""Count the bytes that two losses send and hold while real ranks compute them.
 
-Bytes are counted twice. ``ring``: what each collective would send if ranks stood in a ring, which
-is the least that it can be, and what NCCL does. ``sockets``: what the kernel says that this
-process's TCP connections sent, which is what gloo did.
+Bytes are counted twice. ``ring`` counts each collective as if the ranks formed a ring, which is the
+minimum, and NCCL's algorithm. ``sockets`` counts the bytes of this process's TCP connections as
+the operating system does, which is what gloo sent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from vse_scale.objective import global_hinge_loss
 
-# Renamed in torch 2.13, which warns of the former name.
+# torch 2.13 renamed it, and warns of the former name.
 _gather_with_gradient = (
     getattr(collectives, "all_gather_single_autograd", None)
     or collectives.all_gather_tensor_autograd
@@ -35,18 +35,18 @@ _BYTES_SENT = 200  # offset of tcpi_bytes_sent in the kernel's struct tcp_info
 _LOGIT_SCALE = 100.0  # CLIP's largest
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of this rank's image rows (n, D), caption rows (b, D), b / n to an image, and image ids (b,)."""
+"""Function of a rank's images (n, D), captions (b, D), b / n of each image, and image ids (b,)."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one loss and its gradient, on one rank.
+    """Cost of one loss and its gradient, on one rank.
 
     Attributes:
         ring: bytes sent, if all collectives were rings.
-        sockets: bytes that left through TCP; 0 where another transport was used.
-        seconds: of the forward and backward pass.
-        peak_bytes: by which torch's memory rose at most; 0 where nobody looked.
+        sockets: bytes sent through TCP; 0 with another transport.
+        seconds: duration of the forward and backward pass.
+        peak_bytes: largest rise of torch's memory; 0 if not measured.
     """
 
     ring: float
@@ -56,18 +56,18 @@ class Cost:
 
 
 def ours(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
-    """The hinge loss with the hardest negatives of all ranks."""
+    """Return the hinge loss with the hardest negatives of all ranks."""
     valid = torch.ones_like(ids, dtype=torch.bool)
     return global_hinge_loss(images, captions, ids=ids, valid=valid).loss
 
 
 def open_clip(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
-    """CLIP's loss as open_clip communicates with ``local_loss`` and ``gather_with_grad``.
+    """Return CLIP's loss, with open_clip's ``local_loss`` and ``gather_with_grad``.
 
     Written after ``ClipLoss`` in src/open_clip/loss.py of github.com/mlfoundations/open_clip
-    (Ilharco et al., 2021): features of both sides are gathered, and gathering sends their gradients
-    back in the backward pass; a rank has the logits of its own rows with all columns. It takes one
-    image row per caption.
+    (Ilharco et al., 2021): features of both sides are gathered, and the backward pass sends their
+    gradients back; a rank computes the logits of its own rows with all columns. It takes one image
+    row per caption.
     """
     images = images.repeat_interleave(len(captions) // len(images), dim=0)
     world = dist.group.WORLD
@@ -94,17 +94,17 @@ def run_rank(
     rounds: int,
     results: Any,
 ) -> None:
-    """Join the ranks, let the losses take turns on one batch, and put a rank's costs on a queue.
+    """Compute the losses of one batch in turns on one rank, and put its costs on a queue.
 
     Args:
-        rank: this one.
-        ranks: how many.
-        rendezvous: a file that does not exist yet.
-        pairs: b, of this rank.
-        captions_per_image: pairs that an image serves.
+        rank: rank of this process.
+        ranks: number of ranks.
+        rendezvous: path of a file that does not exist yet.
+        pairs: b, the pairs of this rank.
+        captions_per_image: pairs that share an image.
         dim: D.
-        rounds: timed ones, after one in which memory is looked at.
-        results: takes (rank, costs by loss, one for each round).
+        rounds: number of timed rounds, after one that measures memory.
+        results: queue of (rank, costs by loss, one for each round).
     """
     on_gpus = torch.cuda.device_count() >= ranks
     device = torch.device("cuda", rank) if on_gpus else torch.device("cpu")
@@ -137,7 +137,7 @@ def run_rank(
 
 
 def _cost(call: Callable[[], None], device: torch.device, *, look: bool) -> Cost:
-    """Run ``call`` and count; a look at memory takes time of its own."""
+    """Run ``call`` and count its cost; measuring memory (``look``) takes time of its own."""
     dist.barrier()
     sent = _sent_through_sockets()
     began = time.perf_counter()
@@ -155,7 +155,7 @@ def _cost(call: Callable[[], None], device: torch.device, *, look: bool) -> Cost
 
 
 def _rise(call: Callable[[], None], device: torch.device) -> int:
-    """Return by how many bytes torch's allocator rose at most during ``call``."""
+    """Return the largest rise of torch's allocated bytes during ``call``."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -167,7 +167,7 @@ def _rise(call: Callable[[], None], device: torch.device) -> int:
 
 
 def cpu_rise(profiler: Any) -> int:
-    """Return by how many bytes torch's CPU allocator rose at most while a `profile` looked."""
+    """Return the largest rise of torch's allocated CPU bytes in a `profile`."""
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -177,12 +177,12 @@ def cpu_rise(profiler: Any) -> int:
 
 
 class _RingBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up what the gathers and reduce-scatters under it would send in a ring.
+    """Sums the bytes that gathers and reduce-scatters within it would send in a ring.
 
-    Both losses consist of these, forward and backward.
+    Both losses communicate by these alone, forward and backward.
 
     Raises:
-        RuntimeError: a loss has called another collective; leaving it out would flatter the loss.
+        RuntimeError: a loss called another collective, which the sum would otherwise omit.
     """
 
     def __init__(self) -> None:
@@ -221,7 +221,7 @@ def _sent_through_sockets() -> int:
                 continue
             with socket.socket(fileno=os.dup(int(entry))) as connection:
                 info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        except OSError:  # closed meanwhile, or no TCP
+        except OSError:  # closed in the meantime, or not TCP
             continue
         if len(info) >= _BYTES_SENT + 8:
             total += struct.unpack_from("Q", info, _BYTES_SENT)[0]

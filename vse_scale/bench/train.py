@@ -1,10 +1,10 @@
-"""Stage ``train``: pairs a second end to end, real shards through loader and trainer.
+"""Stage ``train``: pairs per second end to end, from real shards through loader and trainer.
 
 This project runs as a user runs it: ``vse-scale train`` through the launcher, two ranks or one per
-GPU, anew in every turn; the seconds are those on the clock between the steps that are timed, so all
-that happens between steps counts. It is measured in the published mode, one caption per visit of an
-image, and with five captions per image; both count pairs, in global batches of the same size. The
-peer is the published training in one process of plain torch, its `DataLoader` workers beside it.
+GPU, started anew in every turn. Wall time is taken between the timed steps, so that everything
+between steps counts. It is measured in the published mode, with one caption each time that an image
+is decoded, and with five captions per image; both count pairs, in global batches of the same size.
+The peer is the published training in one process of plain torch, with `DataLoader` workers.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from typing import Any
 
 import torch
 
-from vse_scale.bench.comparison import Contender, Sample, fastest, powers_of_two, take_turns
+from vse_scale.bench.comparison import Implementation, Sample, fastest, powers_of_two, take_turns
 from vse_scale.bench.job import Job
 from vse_scale.bench.peers import opencv_batches
 from vse_scale.bench.rows import Row, make_rows
 from vse_scale.bench.setting import changed, open_split, ready
-from vse_scale.bench.step import PARTS, PEER, case_of, our_name, plain_contenders, plain_run
+from vse_scale.bench.step import PARTS, PEER, case_of, our_name, plain_implementations, plain_run
 from vse_scale.config import Config
 from vse_scale.console import log
 from vse_scale.run.journal import read_journal
 
 CAPTIONS = 5
-_UNTIMED = 3  # steps before those that are timed
+_UNTIMED = 3  # steps before the timed ones
 _NEVER = 10**9
 
 
 def measure(job: Job) -> Iterator[list[Row]]:
-    """Yield the rows of one contest: the peers, and both of our modes.
+    """Yield the rows of one comparison: the peers, and both of our modes.
 
     A rehearsal has one of each.
     """
@@ -45,39 +45,41 @@ def measure(job: Job) -> Iterator[list[Row]]:
     pairs.check_layout(ranks)
     shared: dict[str, Any] = {"config": pairs, "cores": job.cores, "steps": 2 if job.small else 5}
     shared = {**shared, "workers": 1} if job.small else tuned(job, shared)
-    contenders = plain_contenders(job, plain, shared)
+    implementations = plain_implementations(job, plain, shared)
     own = {"scratch": job.scratch, "ranks": ranks, "steps": shared["steps"]}
-    one = Contender(f"{our_name(job)}, one caption per image", ours, {"config": pairs, **own})
-    contenders.append(one)
+    one = Implementation(f"{our_name(job)}, one caption per image", ours, {"config": pairs, **own})
+    implementations.append(one)
     if open_split(job.config, "train").captions_per_sample.min() >= CAPTIONS:
-        # Whole images on every rank: at most as many pairs as the others have.
+        # Whole images on every rank, so the batch may have fewer pairs than the others'.
         unit = ranks * CAPTIONS
         batch = max(unit, pairs.data.global_batch // unit * unit)
         own_data = {"mode": "images", "captions_per_image": CAPTIONS, "global_batch": batch}
         name = f"{our_name(job)}, five captions per image"
         if batch != pairs.data.global_batch:
             name += f", {batch} pairs"
-        contenders.append(Contender(name, ours, {"config": changed(pairs, data=own_data), **own}))
+        implementations.append(
+            Implementation(name, ours, {"config": changed(pairs, data=own_data), **own})
+        )
     if job.small:
-        del contenders[1:-1]
-    results = take_turns(contenders, job.repeats, small=job.small)
+        del implementations[1:-1]
+    results = take_turns(implementations, job.repeats, small=job.small)
     peer = f"{shared['cores']} threads and {shared['workers']} workers"
     case = f"{case_of(pairs)}, {ranks} ranks; the peer has {peer}"
     yield make_rows(job, "train", case, results, peer=PEER, unit="pairs/s")
 
 
 def tuned(job: Job, shared: dict[str, Any]) -> dict[str, Any]:
-    """Return ``shared`` with the threads and workers that suit the peer best.
+    """Return ``shared`` with the fastest numbers of threads and workers for the peer.
 
-    First as many workers as there are cores are given to 1, 2, 4 and so on threads, up to the
-    cores; then as many workers are tried with the fastest number of threads. Threads of OpenMP that
-    have no core to themselves wait for each other most of the time.
+    First 1, 2, 4 and so on threads, up to the cores, are timed with as many workers as cores; then
+    the same numbers of workers with the fastest number of threads. Threads of OpenMP without a core
+    of their own wait for each other most of the time.
     """
     counts = powers_of_two(job.cores)
     found = {**shared, "workers": counts[-1]}
     for key, what in (("cores", "threads"), ("workers", "workers")):
         found[key] = fastest({
-            count: Contender(
+            count: Implementation(
                 f"{count} {what}",
                 plain,
                 {**found, key: count, "device": job.device, "kind": {}},
@@ -89,7 +91,7 @@ def tuned(job: Job, shared: dict[str, Any]) -> dict[str, Any]:
 
 
 def ours(config: Config, scratch: Path, ranks: int, steps: int) -> Iterator[Sample]:
-    """Run the command for a few steps, in a new folder, again and again."""
+    """Run the command for a few steps in every turn, in a new folder."""
     folder = scratch / f"run-{config.data.mode}"
     total = _UNTIMED + steps
     limited = changed(
@@ -100,7 +102,7 @@ def ours(config: Config, scratch: Path, ranks: int, steps: int) -> Iterator[Samp
     )
     path = scratch / f"run-{config.data.mode}.yaml"
     path.write_text(limited.to_yaml())
-    # The launcher shares the cores out over the ranks.
+    # The launcher divides the cores over the ranks, unless this is set.
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     command = [sys.executable, "-m", "vse_scale.cli", "train", "--config", str(path)]
     while True:
@@ -115,7 +117,7 @@ def ours(config: Config, scratch: Path, ranks: int, steps: int) -> Iterator[Samp
 
 
 def timed_steps(folder: Path, total: int, steps: int, pairs: int) -> Sample:
-    """Return the last ``steps`` of a run's ``total``, by the clock times that TensorBoard keeps."""
+    """Return the last ``steps`` of a run's ``total``, by the wall times in TensorBoard's files."""
     ended = clock(folder / "tensorboard")
     phases = dict.fromkeys(PARTS.values(), 0.0)
     for record in read_journal(folder / "metrics.jsonl")[-steps:]:
@@ -125,7 +127,7 @@ def timed_steps(folder: Path, total: int, steps: int, pairs: int) -> Sample:
 
 
 def clock(folder: Path) -> dict[int, float]:
-    """Return the time, in seconds, at which each step's record was written."""
+    """Return the wall time in seconds at which each step's record was written."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     times: dict[int, float] = {}
@@ -144,7 +146,7 @@ def plain(
     device: torch.device,
     kind: dict[str, Any],
 ) -> Iterator[Sample]:
-    """Train in plain torch, with so many threads (``cores``) beside the workers."""
+    """Train in plain torch, with ``cores`` threads beside the workers."""
     trainer, recipe = plain_run(config, cores, device, kind)
     batches = opencv_batches(recipe, workers=workers, device=device)
     while True:

@@ -17,6 +17,8 @@ from vse_scale.console import heartbeat, log
 from vse_scale.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
+    from vse_scale.bench.job import Job
+    from vse_scale.bench.rows import Row
     from vse_scale.config import Config
 
 
@@ -44,7 +46,7 @@ def bench(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Measure this project and its peers on the same work, in turns, in one run.
+    """Measure this project and its peers on the same work, in turns.
 
     Stages: loader, decode, loss, kernels, step, train, eval, shards.
     """
@@ -52,39 +54,48 @@ def bench(
     check_writable("--plot", plot)
     if plot is not None and plot.suffix not in (".svg", ".png"):
         raise OutputError(f"--plot {plot}: ends in neither .svg nor .png; name such a file")
-    from vse_scale.bench import rows, table
+    from vse_scale.bench import table
     from vse_scale.bench.job import Job
-    from vse_scale.bench.stages import STAGES, choose
+    from vse_scale.bench.stages import choose
 
     given = arguments or []
     stages, left_out = choose([argument for argument in given if "=" not in argument])
     for line in left_out:
         log.info("left out: %s", line)
-    # Ends the contenders and removes the scratch folder, as Ctrl-C does.
+    # As Ctrl-C does, this ends the implementations and removes the scratch folder.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    found: list[rows.Row] = []
     with tempfile.TemporaryDirectory(prefix="vse-bench-") as scratch:
         overrides = [argument for argument in given if "=" in argument]
         resolved = _config(config, overrides, data, Path(scratch), small=small)
         job = Job(resolved, 1 if small else repeats, small, best_device(), Path(scratch))
-        for stage in stages:
-            log.info("measuring %s", stage)
-            for case in STAGES[stage].measure(job):
-                found += case
-                if out is not None:
-                    rows.append(out, case)
-                if not as_json:
-                    print(f"{table.text(case)}\n", flush=True)
+        found = _measure(stages, job, out, quiet=as_json)
     if plot is not None:
         table.plot(found, plot)
     if as_json:
         print(json.dumps({"small": small, "rows": [asdict(row) for row in found]}, indent=1))
 
 
+def _measure(stages: list[str], job: Job, out: Path | None, *, quiet: bool) -> list[Row]:
+    """Return the rows of all stages, after each case is printed and appended to ``out``."""
+    from vse_scale.bench import rows, table
+    from vse_scale.bench.stages import STAGES
+
+    found: list[Row] = []
+    for stage in stages:
+        log.info("measuring %s", stage)
+        for case in STAGES[stage].measure(job):
+            found += case
+            if out is not None:
+                rows.append(out, case)
+            if not quiet:
+                print(f"{table.text(case)}\n", flush=True)
+    return found
+
+
 def _config(
     path: Path | None, overrides: list[str], data: Path | None, scratch: Path, *, small: bool
 ) -> Config:
-    """Return what to measure: the given configuration, or a default, on the given or made data."""
+    """Return the configuration to measure, given or default, on given or synthetic data."""
     from vse_scale.bench.defaults import default_config
     from vse_scale.bench.synthetic import make_dataset
     from vse_scale.config import Config

@@ -89,26 +89,7 @@ def decode_pipeline(
             ndim=[1, 0, 1][: len(kinds)],
             no_copy=True,
         )
-        # libjpeg upsamples chroma like this on the CPU; the GPU decoder's default is coarser.
-        decoder = {
-            "device": "mixed" if on_gpu else "cpu",
-            "output_type": types.RGB,
-            "jpeg_fancy_upsampling": True,
-        }
-        if training:
-            geometry = rest[0]
-            sides = fn.cast(fn.peek_image_shape(encoded)[:2], dtype=types.FLOAT)
-            crop = math.max(math.floor(sides * geometry[0]), 1.0)
-            start = math.floor((sides - crop) * geometry[1:3])
-            pixels = fn.decoders.image_slice(
-                encoded,
-                fn.cast(start, dtype=types.INT32),
-                fn.cast(crop, dtype=types.INT32),
-                axes=[0, 1],
-                **decoder,
-            )
-        else:
-            pixels = fn.decoders.image(encoded, **decoder)
+        pixels = _decoded(encoded, rest[0] if training else None, on_gpu=on_gpu)
         if on_gpu:
             pixels = fn.resize(
                 pixels,
@@ -117,7 +98,29 @@ def decode_pipeline(
                 antialias=spec.antialias,
             )
             if training:
-                pixels = fn.flip(pixels, horizontal=fn.cast(geometry[3], dtype=types.INT32))
+                pixels = fn.flip(pixels, horizontal=fn.cast(rest[0][3], dtype=types.INT32))
         pipeline.set_outputs(pixels, image_indices)
     pipeline.build()
     return pipeline
+
+
+def _decoded(encoded: Any, geometry: Any | None, *, on_gpu: bool) -> Any:
+    """Decode the crop of ``geometry``, or without one the whole image; nodes of the graph."""
+    # libjpeg upsamples chroma like this on the CPU; the GPU decoder's default is coarser.
+    decoder = {
+        "device": "mixed" if on_gpu else "cpu",
+        "output_type": types.RGB,
+        "jpeg_fancy_upsampling": True,
+    }
+    if geometry is None:
+        return fn.decoders.image(encoded, **decoder)
+    sides = fn.cast(fn.peek_image_shape(encoded)[:2], dtype=types.FLOAT)
+    crop = math.max(math.floor(sides * geometry[0]), 1.0)
+    start = math.floor((sides - crop) * geometry[1:3])
+    return fn.decoders.image_slice(
+        encoded,
+        fn.cast(start, dtype=types.INT32),
+        fn.cast(crop, dtype=types.INT32),
+        axes=[0, 1],
+        **decoder,
+    )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+from vse_kernels.measurements import processor
 
 _PACKAGES = (
     "vse-scale", "torch", "triton", "deepspeed", "nvidia-dali-cuda130", "transformers", "numpy",
@@ -30,16 +31,6 @@ def describe_system(ranks: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
-
-
-def processor() -> str:
-    """Return the name of the CPU's model."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
 
 
 def _version(package: str) -> str | None:

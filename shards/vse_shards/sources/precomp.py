@@ -126,13 +126,12 @@ class PrecompSource:
                 yield Problem(origin, None, split, "malformed row", f"id is {raw_id!r}")
                 continue
             image_id = int(text) if text.isdecimal() and str(int(text)) == text else text
-            row = None if regions is None else number * (per_image if regions[1] else 1)
             yield from self._row(
                 split,
                 image_id,
                 [decode_line(line) for line in captions[first : first + per_image]],
                 mapping.get(text),
-                RegionsAt(regions[0], row) if regions and row is not None else None,
+                RegionsAt(regions[0], number * regions[1]) if regions else None,
                 origin,
             )
 
@@ -176,8 +175,8 @@ class PrecompSource:
             )
         return repeats
 
-    def _regions(self, split: str, images: int, captions: int) -> tuple[str, bool] | None:
-        """Return the region file and whether it has a row per caption, or None without a file."""
+    def _regions(self, split: str, images: int, captions: int) -> tuple[str, int] | None:
+        """Return the region file and its number of rows per image, or None without a file."""
         path = storage.join(self._folder, f"{split}_ims.npy")
         if not self._use_regions or not storage.is_file(path):
             return None
@@ -193,7 +192,7 @@ class PrecompSource:
                 f"{path}: has {rows:,} rows for {images:,} images and {captions:,} captions; "
                 "it must have one per image or one per caption"
             )
-        return path, rows == captions and captions != images
+        return path, rows // images
 
     def _lines(self, name: str) -> list[bytes]:
         path = storage.join(self._folder, name)
