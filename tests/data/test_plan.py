@@ -198,7 +198,7 @@ def test_the_shards_ahead_are_those_that_are_read_next(planned, ahead):
         assert not set(now) & set(then)
         assert len(then) <= ahead
         later = plan.following(*position)
-        while plan._window and not wraps and later[0] <= position[0] + 1:
+        while plan._windows.size and not wraps and later[0] <= position[0] + 1:
             new = [shard for shard in plan.shards(*later)[0] if shard not in now]
             if new:
                 few = min(ahead, len(new))

@@ -33,7 +33,7 @@ def measure(job: Job) -> Iterator[list[Row]]:
     for size in sizes(job):
         arguments = {
             "folder": folder, "size": size, "threads": job.cores,
-            "images": 8 if job.small else 512,
+            "count": 8 if job.small else 512,
         }  # fmt: skip
         implementations = [
             Implementation(PEER, opencv, arguments),
@@ -67,7 +67,7 @@ def sizes(job: Job) -> list[int]:
     return [own] if job.small else sorted({512, own})
 
 
-def ours(folder: str, size: int, threads: int, images: int, device: str) -> Iterator[Sample]:
+def ours(folder: str, size: int, threads: int, count: int, device: str) -> Iterator[Sample]:
     """Decode with the `Decoder` of training and evaluation."""
     dataset = ShardDataset(folder, "train")
     there = torch.device(device)
@@ -77,15 +77,15 @@ def ours(folder: str, size: int, threads: int, images: int, device: str) -> Iter
         threads=threads, training=False,
     )  # fmt: skip
     with closing(decoder):
-        yield from timed(lambda: len(next(decoder)[0]), images, there)
+        yield from timed(lambda: len(next(decoder)[0]), count, there)
 
 
-def dali(folder: str, size: int, threads: int, images: int, device: str) -> Iterator[Sample]:
+def dali(folder: str, size: int, threads: int, count: int, device: str) -> Iterator[Sample]:
     """Decode with DALI alone."""
     dataset = ShardDataset(folder, "train")
     batches = ([dataset.image_bytes(int(i)) for i in batch] for batch in endless(dataset))
     pipeline = bare_pipeline(batches, size, threads, device)
-    yield from timed(lambda: len(pipeline.run()[0]), images, torch.device(device))
+    yield from timed(lambda: len(pipeline.run()[0]), count, torch.device(device))
 
 
 def bare_pipeline(
@@ -108,7 +108,7 @@ def bare_pipeline(
     return pipeline
 
 
-def opencv(folder: str, size: int, threads: int, images: int) -> Iterator[Sample]:
+def opencv(folder: str, size: int, threads: int, count: int) -> Iterator[Sample]:
     """Decode and resize in as many threads; OpenCV's own are off, because they would compete."""
     single_threaded()
     dataset = ShardDataset(folder, "train")
@@ -127,7 +127,7 @@ def opencv(folder: str, size: int, threads: int, images: int) -> Iterator[Sample
             list(pool.map(one, range(len(chosen))))
             return len(pixels)
 
-        yield from timed(batch, images, torch.device("cpu"))
+        yield from timed(batch, count, torch.device("cpu"))
 
 
 def endless(dataset: ShardDataset) -> Iterator[NDArray[np.int64]]:

@@ -95,11 +95,11 @@ def published(
     while True:
         began = time.perf_counter()
         with torch.no_grad():
-            images = encoded_images(plain, model.image_spec, batches)
-            captions = encoded_captions(plain, tokenizer, dataset, config, device)
+            image_rows = encoded_images(plain, model.image_spec, batches)
+            caption_rows = encoded_captions(plain, tokenizer, dataset, config, device)
         if per_pair:
-            images = images[np.unique(image_of_caption, return_index=True)[1]]
-        for ranks in sorted_ranks(images, captions, image_of_caption):
+            image_rows = image_rows[np.unique(image_of_caption, return_index=True)[1]]
+        for ranks in sorted_ranks(image_rows, caption_rows, image_of_caption):
             [100.0 * (ranks < k).mean() for k in (1, 5, 10)]
         yield Sample(dataset.pairs, time.perf_counter() - began)
 
@@ -137,21 +137,23 @@ def encoded_captions(
 
 
 def sorted_ranks(
-    images: NDArray[np.float32], captions: NDArray[np.float32], image_of_caption: NDArray[np.int64]
+    image_rows: NDArray[np.float32],
+    caption_rows: NDArray[np.float32],
+    image_of_caption: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rank as published, by sorting all candidates of every query.
 
     Args:
-        images: (I, D).
-        captions: (C, D).
+        image_rows: (I, D) embeddings.
+        caption_rows: (C, D) embeddings.
         image_of_caption: (C,) image index of each caption.
 
     Returns:
         Ranks from 0: of the best caption of each image (I,), and of each caption's image (C,).
     """
-    scores = images @ captions.T
-    of_images = np.zeros(len(images), dtype=np.int64)
-    of_captions = np.zeros(len(captions), dtype=np.int64)
+    scores = image_rows @ caption_rows.T
+    of_images = np.zeros(len(image_rows), dtype=np.int64)
+    of_captions = np.zeros(len(caption_rows), dtype=np.int64)
     for image, row in enumerate(scores):
         order = np.argsort(row)[::-1]
         of_images[image] = np.flatnonzero(image_of_caption[order] == image)[0]

@@ -30,7 +30,7 @@ def measure(job: Job) -> Iterator[list[Row]]:
     for size in sizes(job):
         arguments = {
             "config": config, "tokenizer": tokenizer_of(job), "size": size, "threads": job.cores,
-            "images": 8 if job.small else 480,
+            "count": 8 if job.small else 480,
         }  # fmt: skip
         implementations = [
             Implementation(PEER, opencv, arguments),
@@ -48,7 +48,7 @@ def measure(job: Job) -> Iterator[list[Row]]:
 
 
 def ours(
-    config: Config, tokenizer: Path, size: int, threads: int, images: int, device: torch.device
+    config: Config, tokenizer: Path, size: int, threads: int, count: int, device: torch.device
 ) -> Iterator[Sample]:
     """Take batches from the `Loader`, decoded on ``device``."""
     recipe = recipe_of(config, tokenizer, size)
@@ -58,21 +58,21 @@ def ours(
         recipe.dataset, recipe.plan, recipe.tokenizer, spec, data, seed=config.run.seed,
         rank=0, ranks=1, device=device,
     ) as batches:  # fmt: skip
-        yield from timed(lambda: len(next(batches).images), images, device)
+        yield from timed(lambda: len(next(batches).images), count, device)
 
 
 def opencv(
-    config: Config, tokenizer: Path, size: int, threads: int, images: int
+    config: Config, tokenizer: Path, size: int, threads: int, count: int
 ) -> Iterator[Sample]:
     """Take batches from the published data path, with as many workers."""
     cpu = torch.device("cpu")
     batches = opencv_batches(recipe_of(config, tokenizer, size), workers=threads, device=cpu)
-    yield from timed(lambda: len(next(batches).images), images, cpu)
+    yield from timed(lambda: len(next(batches).images), count, cpu)
 
 
 def pillow(
-    config: Config, tokenizer: Path, size: int, threads: int, images: int
+    config: Config, tokenizer: Path, size: int, threads: int, count: int
 ) -> Iterator[Sample]:
     """Take batches from webdataset, with as many workers."""
     batches = webdataset_batches(recipe_of(config, tokenizer, size), workers=threads)
-    yield from timed(lambda: len(next(batches)[0]), images, torch.device("cpu"))
+    yield from timed(lambda: len(next(batches)[0]), count, torch.device("cpu"))

@@ -65,9 +65,9 @@ def ready(job: Job) -> Config:
         model = VSEModel(job.config.model, tokenizer.vocab_size, tokenizer.pad_id)
         if model.untrained_statistics:
             dataset, cpu = open_split(job.config, "train"), torch.device("cpu")
-            images = range(min(len(dataset), 64))
+            first = range(min(len(dataset), 64))
             pixels = image_batches(
-                dataset, images, model.image_spec, batch=16, device=cpu, threads=job.cores
+                dataset, first, model.image_spec, batch=16, device=cpu, threads=job.cores
             )
             calibrate_batchnorm(model.image.backbone, map(model.image_spec.normalise, pixels))
         model.save_pretrained(start, tokenizer=tokenizer)

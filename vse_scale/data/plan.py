@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from vse_scale.data import rng
 from vse_scale.data.shares import Indices, Share, divide, epoch_generator
+from vse_scale.data.windows import Windows
 from vse_scale.errors import ConfigError
 
 __all__ = ["Indices", "Plan", "PlanError", "PlannedBatch"]
@@ -117,17 +118,16 @@ class Plan:
         per_step = global_batch // captions_per_image
         full, rest = divmod(self.units, per_step)
         self.steps_per_epoch = full + (1 if rest and last_batch == "wrap" else 0)
-        self._window = shuffle_window
         if shard_sizes is None:
             shard_sizes = [len(self._captions)]
             if shuffle_window:
                 raise ValueError("shuffle_window needs the number of images of every shard")
         if sum(shard_sizes) != len(self._captions):
             raise ValueError("the shards must hold all images, and no more")
-        self._unit_bounds = self._bounds(shard_sizes)
+        self._windows = Windows(self._bounds(shard_sizes), shuffle_window, seed)
         self._mixed: list[Share] = []
         if weights is not None:
-            self._mix(dataset_sizes or (), weights)
+            self._mix(dataset_sizes or (), weights, shuffle_window)
         self._cached: tuple[int, Indices, Indices] | None = None
 
     @property
@@ -188,45 +188,15 @@ class Plan:
         With ``shuffle_window`` these are all shards of the one or two windows that contain the
         batch; without, they are all shards of the split.
         """
-        count = len(self._unit_bounds) - 1
-        if not self._window:
-            return list(range(count)), []
-        order = self._shard_order(epoch)
-        ends = np.cumsum(np.diff(self._unit_bounds)[order])
-
-        def window(position: int) -> int:
-            """Return the index in ``order`` at which the window of this position begins."""
-            return int(np.searchsorted(ends, position, side="right")) // self._window * self._window
-
         per_step = self.global_batch // self.captions_per_image
         first, last = step * per_step, (step + 1) * per_step - 1
-        begin = window(first)
-        stop = window(min(last, self.units - 1)) + self._window
-        now = order[begin:stop].tolist()
-        if last >= self.units:  # wrapped around, to complete the last batch
-            now += order[: window((last - self.units) % self.units) + self._window].tolist()
-        # The pairs that an epoch drops at its end may be whole windows, which are never read.
-        used = window(min(self.steps_per_epoch * per_step, self.units) - 1) + self._window
-        rest = [*order[stop:used].tolist(), *self._shard_order(epoch + 1).tolist()]
-        then = [shard for shard in dict.fromkeys(rest) if shard not in now]
-        return list(dict.fromkeys(now)), then[:ahead]
+        used = self.steps_per_epoch * per_step
+        return self._windows.read(epoch, first, last, used=used, ahead=ahead)
 
     def shards_within(self, steps: int) -> int:
         """Return an upper bound of the shards that ``steps`` consecutive batches read from."""
-        count = len(self._unit_bounds) - 1
-        if not self._window:
-            return count
-        # The windows in which the steps begin and end, and one more at a turn of the epoch;
-        # between them whole windows, at worst of the smallest shards. A turn may drop less than a
-        # batch, hence one step more.
-        units = (steps + 1) * (self.global_batch // self.captions_per_image)
-        smallest = np.cumsum(np.sort(np.diff(self._unit_bounds)))
-        within = int(np.searchsorted(smallest, units, side="right"))
-        return min(count, 3 * self._window + within)
-
-    def _shard_order(self, epoch: int) -> Indices:
-        """Return the shards in the order of the epoch's windows."""
-        return epoch_generator(self.seed, epoch).permutation(len(self._unit_bounds) - 1)
+        # A turn of the epoch may drop less than a batch, hence one step more.
+        return self._windows.within((steps + 1) * (self.global_batch // self.captions_per_image))
 
     def _bounds(self, sizes: Sequence[int]) -> Indices:
         """Return the first unit of each run of ``sizes`` images, and the number of all units."""
@@ -239,33 +209,19 @@ class Plan:
         Caches the most recent epoch, since a permutation of millions costs more than a step.
         """
         if self._cached is None or self._cached[0] != epoch:
-            generator = epoch_generator(self.seed, epoch)
             if self._mixed:
-                units, passes = self._weighted(generator, epoch)
+                units, passes = self._weighted(epoch)
             else:
-                units = self._windowed(generator) if self._window else self._whole(generator)
+                units = self._windows.units(epoch)
                 passes = np.full_like(units, epoch)
             self._cached = (epoch, units, passes)
         return self._cached[1:]
 
-    def _weighted(self, generator: np.random.Generator, epoch: int) -> tuple[Indices, Indices]:
+    def _weighted(self, epoch: int) -> tuple[Indices, Indices]:
         parts = [share.take(self.seed, epoch) for share in self._mixed]
-        shuffled = generator.permutation(self.units)
+        shuffled = epoch_generator(self.seed, epoch).permutation(self.units)
         units, passes = (np.concatenate(column)[shuffled] for column in zip(*parts, strict=True))
         return units, passes
-
-    def _whole(self, generator: np.random.Generator) -> Indices:
-        return generator.permutation(self.units)
-
-    def _windowed(self, generator: np.random.Generator) -> Indices:
-        bounds = self._unit_bounds
-        shards = generator.permutation(len(bounds) - 1)
-        windows = []
-        for start in range(0, len(shards), self._window):
-            chosen = shards[start : start + self._window]
-            units = np.concatenate([np.arange(bounds[s], bounds[s + 1]) for s in chosen])
-            windows.append(generator.permutation(units))
-        return np.concatenate(windows)
 
     def _choose_captions(self, image_indices: Indices, passes: Indices) -> Indices:
         """Return (N, k) caption indices of each image for this pass."""
@@ -282,12 +238,12 @@ class Plan:
         keys[np.arange(most) >= self._captions[image_indices][:, None]] = np.inf
         return np.argsort(keys, axis=1, kind="stable")
 
-    def _mix(self, sizes: Sequence[int], weights: Sequence[float]) -> None:
+    def _mix(self, sizes: Sequence[int], weights: Sequence[float], window: int) -> None:
         if sum(sizes) != len(self._captions) or len(sizes) != len(weights):
             raise ValueError("weights need the number of images of every dataset")
-        if self._window:
+        if window:
             raise PlanError(
-                f"`shuffle_window` is {self._window}, which knows no weights; set "
+                f"`shuffle_window` is {window}, which knows no weights; set "
                 "`shuffle_window`=0, or leave `weights` out"
             )
         bounds = self._bounds(sizes)
