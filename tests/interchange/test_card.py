@@ -88,3 +88,23 @@ def test_a_source_of_another_maker_is_asked_for(small_model):
         weights["images"]
         == "started from `vit`: not recorded: state it before you pass the model on"
     )
+
+
+def test_a_card_names_the_towers(small_model):
+    shown = dict(rows(model_card(small_model, name="mine"), "Model")[2:])
+    config = small_model.config
+    assert shown["images"].startswith(f"{config.image.backbone}, {config.image.size} px, RGB")
+    assert "layers, 50 token ids" in shown["captions"]
+
+
+def test_parts_of_another_release_are_left_out(small_model):
+    config = {
+        "data": {"path": "d", "split": "train"},
+        "objective": {"kind": "from elsewhere", "margin": 1},
+        "model": {"image": {"backbone": "from elsewhere"}, "text": {"path": "w/bert-large"}},
+    }
+    card = model_card(small_model, name="mine", origin=origin_of_run(config))
+    assert "objective." not in card
+    weights = dict(rows(card, "Weights and their licenses")[2:])
+    assert list(weights) == ["captions"]
+    assert "Apache-2.0" in weights["captions"]

@@ -47,3 +47,9 @@ def test_recorded_settings_name_the_towers(tmp_path, model, images, text):
 
 def test_a_run_without_a_configuration_names_none(tmp_path):
     assert facts(RunRecords.load(tmp_path)) == {}
+
+
+def test_a_part_of_another_release_is_named_as_recorded(tmp_path):
+    run = RunRecords.load(tmp_path)
+    run.config.update({"model": {"image": {"backbone": "mine:Tower", "depth": 3}, "text": {}}})
+    assert facts(run) == {"images by": "mine:Tower", "text by": "BERT"}

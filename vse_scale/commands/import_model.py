@@ -50,9 +50,7 @@ def import_model(
         card = model_card(imported.model, name=out.name, origin=origin)
         (folder / FILE).write_text(card, encoding="utf-8")
     used = len(imported.model.state_dict())
-    image = imported.model.config.image
-    pixels = "" if imported.model.takes_regions else f", {image.size} px"
-    print(f"{out}: {used} tensors, {image.backbone}{pixels}")
+    print(f"{out}: {used} tensors, {imported.model.config.image.describe()}")
     for reason, count in imported.left_out.items():
         print(f"left out: {count} ({reason})")
     if words is None:

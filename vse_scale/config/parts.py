@@ -95,6 +95,17 @@ class Choice:
         settings = self._settings(stored.get(self.key, self.default))
         return settings(**self._own(settings, stored, lenient=True))
 
+    def recorded(self, stored: Mapping[str, Any] | None) -> Any | None:
+        """Return the settings in a run's configuration as it was written down.
+
+        None where this release does not know them: they are another release's, or their package is
+        missing.
+        """
+        try:
+            return self.read(stored or {})
+        except (PartError, TypeError):
+            return None
+
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         """Validate a section as the part's settings, whichever that is."""
         from pydantic_core import core_schema

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from vse_scale.config.model import IMAGE, TEXT
 from vse_scale.model.vse import VSEModel
 from vse_scale.objective.registry import recorded_objective
 from vse_scale.retrieval.metrics import DIRECTIONS, percentages
@@ -18,14 +19,6 @@ from vse_scale.run.records import EvaluationRecord
 
 FILE = "README.md"
 
-# Public weights that towers start from, by a part of their names. For others the card asks the
-# reader, since a guess could be wrong.
-_LICENSES = {
-    "wsl": "CC-BY-NC-4.0 (Facebook's weakly supervised ResNeXt): no commercial use",
-    "bert-base": "Apache-2.0 (Google's BERT)",
-    "bert-large": "Apache-2.0 (Google's BERT)",
-    "detector": "MIT (bottom-up attention; trained on Visual Genome, CC-BY-4.0)",
-}
 _NOT_RECORDED = "Not recorded."
 _UNKNOWN = "not recorded: state it before you pass the model on"
 _RECIPE = (
@@ -63,14 +56,18 @@ def origin_of_run(config: Mapping[str, Any]) -> Origin:
     keys = [f"objective.{key}" for key in (objective.recipe_keys if objective else ())]
     keys += _RECIPE
     whole = _value(config, "model.init_from")
-    sources = {
-        "images": whole or _value(config, "model.image.weights"),
-        "captions": whole or _value(config, "model.text.path"),
+    towers = {
+        "images": IMAGE.recorded(_value(config, "model.image")),
+        "captions": TEXT.recorded(_value(config, "model.text")),
     }
     return Origin(
         data,
         {key: value for key in keys if (value := _value(config, key)) is not None},
-        {side: str(source or "") for side, source in sources.items()},
+        {
+            side: str(whole or settings.source or "")
+            for side, settings in towers.items()
+            if settings is not None
+        },
     )
 
 
@@ -118,29 +115,23 @@ def model_card(
         "## Results",
         _results(results),
         "## Weights and their licenses",
-        _weights(origin.sources, license),
+        _weights(model, origin.sources, license),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _model_rows(model: VSEModel) -> list[tuple[str, str]]:
-    config, spec = model.config, model.image_spec
+    config = model.config
+    images = config.image.describe()
+    if not model.takes_regions:
+        images += f", {model.image_spec.channel_order}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    rows = [
+    return [
         ("parameters", f"{parameters:,}"),
         ("embedding", f"{config.embed_dim} channels, unit length"),
+        ("images", images),
+        ("captions", f"{config.text.describe()}, {model.vocab_size:,} token ids"),
     ]
-    if config.image.backbone == "regions":
-        rows.append(("images", f"regions of {config.image.region_channels} channels"))
-    else:
-        rows.append(
-            (
-                "images",
-                f"{config.image.backbone}, {spec.size} x {spec.size} pixels, {spec.channel_order}",
-            )
-        )
-    rows.append(("captions", f"{model.vocab_size:,} token ids"))
-    return rows
 
 
 def _results(results: EvaluationRecord | None) -> str:
@@ -162,21 +153,24 @@ def _results(results: EvaluationRecord | None) -> str:
     return "\n".join(lines)
 
 
-def _weights(sources: Mapping[str, str], license: str | None) -> str:
+def _weights(model: VSEModel, sources: Mapping[str, str], license: str | None) -> str:
     rows = [] if sources else [("all", _UNKNOWN)]
+    towers = {"images": model.config.image, "captions": model.config.text}
     for side, source in sources.items():
         origin = "trained from scratch"
         if source:
-            origin = f"started from `{PurePath(source).name}`: {_license_of(source)}"
+            origin = f"started from `{PurePath(source).name}`: "
+            origin += _license_of(source, towers[side].licenses)
         rows.append((side, origin))
     if license:
         rows.append(("this model", license))
     return _table(rows)
 
 
-def _license_of(source: str) -> str:
+def _license_of(source: str, known: Mapping[str, str]) -> str:
+    """Return the license of weights; of others the card asks, since a guess could be wrong."""
     lowered = source.lower()
-    return next((text for part, text in _LICENSES.items() if part in lowered), _UNKNOWN)
+    return next((text for part, text in known.items() if part in lowered), _UNKNOWN)
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -1,35 +1,26 @@
-"""Names of the parts of a run.
-
-These are stand-ins until the parts answer for themselves; no other module of the report compares
-a part's name.
-"""
+"""Names of a run's parts, which the parts give themselves."""
 
 from __future__ import annotations
 
-from pathlib import PurePath
-
+from vse_scale.config.model import IMAGE, TEXT
+from vse_scale.config.parts import Choice
 from vse_scale.run.folder import RunRecords
 
 
 def image_tower(run: RunRecords) -> str:
     """Return the image encoder in words; empty where the run holds no configuration."""
-    backbone = run.setting("model.image.backbone")
-    if backbone == "regions":
-        return "region features"
-    if backbone == "huggingface":
-        path, kind = (run.setting(f"model.image.{k}") for k in ("path", "architecture.model_type"))
-        backbone = PurePath(path).name if path else kind
-    size = run.setting("model.image.size")
-    return f"{backbone}, {size} px" if backbone else ""
+    return _described(IMAGE, run, "model.image")
 
 
 def text_tower(run: RunRecords) -> str:
     """Return the text encoder in words; empty where the run holds no configuration."""
-    if run.setting("model.text.encoder") == "bigru":
-        return "BiGRU"
-    path = run.setting("model.text.path")
-    if path:
-        return PurePath(path).name
-    kind = run.setting("model.text.architecture.model_type", "BERT")
-    layers = run.setting("model.text.architecture.num_hidden_layers")
-    return f"{kind} of {layers} layers" if layers else (kind if run.config else "")
+    return _described(TEXT, run, "model.text")
+
+
+def _described(choice: Choice, run: RunRecords, section: str) -> str:
+    if not run.config:
+        return ""
+    stored = run.setting(section, {})
+    settings = choice.recorded(stored)
+    # Of a part that this release does not know, the name is all there is.
+    return str(stored.get(choice.key, "")) if settings is None else str(settings.describe())

@@ -6,7 +6,7 @@ rest. Nobody else compares a tower's name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
@@ -38,6 +38,8 @@ class ImageSettings:
     takes: ClassVar[Takes] = "images"
     # Whether statistics of the whole batch enter each sample, so that it cannot be cut.
     live_statistics: ClassVar[bool] = False
+    # Of public weights that towers start from, by a part of their file's name.
+    licenses: ClassVar[Mapping[str, str]] = {}
 
     backbone: str
     drop_cells: bool = True
@@ -97,6 +99,8 @@ class TextSettings:
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic looks for this very form
+    # Of public weights that towers start from, by a part of their folder's name.
+    licenses: ClassVar[Mapping[str, str]] = {}
 
     encoder: str
     tokenizer: str | None = None

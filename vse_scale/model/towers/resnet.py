@@ -6,9 +6,10 @@ Residual Transformations for Deep Neural Networks", CVPR 2017.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -269,6 +270,11 @@ class ResNetSettings(PixelSettings):
         weights: a state dict with torchvision's names, or the published detector's file; None:
             random.
     """
+
+    licenses: ClassVar[Mapping[str, str]] = {
+        "wsl": "CC-BY-NC-4.0 (Facebook's weakly supervised ResNeXt): no commercial use",
+        "detector": "MIT (bottom-up attention; trained on Visual Genome, CC-BY-4.0)",
+    }
 
     weights: str | None = None
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,11 @@ class TransformerSettings(TextSettings):
         vocab_size: most word pieces of a vocabulary that is made from the captions; ours.
         architecture: keys of its transformers configuration; ``model_type`` is bert by default.
     """
+
+    licenses: ClassVar[Mapping[str, str]] = {
+        "bert-base": "Apache-2.0 (Google's BERT)",
+        "bert-large": "Apache-2.0 (Google's BERT)",
+    }
 
     path: str | None = None
     vocab_size: Annotated[int, Ge(32)] = 8000
