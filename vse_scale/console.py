@@ -1,4 +1,4 @@
-"""What a run says while it goes: a bar on a terminal, a line every few seconds elsewhere."""
+"""Messages to people: the log, progress of long work, and signs of life of silent work."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from tqdm import tqdm
+from vse_shards import progress
 
 log = logging.getLogger("vse_scale")
 
-LINE_SECONDS = 5.0  # without a terminal, a line this often
-HEARTBEAT_SECONDS = 8.0  # nobody should look at a silent screen for ten seconds
+LINE_SECONDS = 5.0  # between two lines of progress without a terminal
+HEARTBEAT_SECONDS = 8.0  # a screen that is silent for ten seconds looks like a hanging process
 
 
 def configure_logging(*, main: bool) -> None:
@@ -28,7 +27,7 @@ def configure_logging(*, main: bool) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Return ``seconds`` as ``m:ss`` or ``h:mm:ss``."""
+    """Return a number of seconds, rounded, as ``m:ss`` or, from an hour on, ``h:mm:ss``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -36,7 +35,11 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def heartbeat(what: str) -> Iterator[None]:
-    """Log ``what`` again and again, with its age, while the block runs silently."""
+    """Log ``what`` every `HEARTBEAT_SECONDS`, with its age, while the block runs.
+
+    This is for work that reports no progress, such as joining the other ranks. A thread logs, so
+    the block must release Python's global lock now and then.
+    """
     done = threading.Event()
     start = time.monotonic()
 
@@ -53,50 +56,32 @@ def heartbeat(what: str) -> Iterator[None]:
         thread.join()
 
 
-class Progress:
-    """Progress over ``total`` units of work, from ``initial`` on; shown only if ``visible``."""
+class Progress(progress.Progress):
+    """The progress of a command that logs: its lines carry the time of day, its bar disappears."""
+
+    _leaves_bar = False
 
     def __init__(
-        self, what: str, total: int, *, initial: int = 0, unit: str = "it", visible: bool = True
+        self, label: str, total: int, *, unit: str, initial: int = 0, visible: bool = True
     ) -> None:
-        self._what, self._total, self._unit = what, total, unit
-        self._done = self._initial = initial
-        self._visible = visible
-        self._start = self._last = time.monotonic()
-        self._bar: tqdm[Any] | None = None
-        if visible and sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=initial, desc=what, unit=unit, leave=False)
+        super().__init__(label, total, unit, LINE_SECONDS, initial=initial, visible=visible)
 
     def advance(self, units: int = 1, details: str = "") -> None:
-        """Count ``units`` more as done, with ``details`` of how it goes."""
-        self._done += units
-        if not self._visible:
-            return
-        if self._bar is not None:
-            self._bar.set_postfix_str(details, refresh=False)
-            self._bar.update(units)
-            return
-        now = time.monotonic()
-        if now - self._last >= LINE_SECONDS:
-            self._last = now
-            rate = (self._done - self._initial) / (now - self._start)
-            left = duration((self._total - self._done) / rate) if rate else "?"
-            parts = [f"{self._what} {self._done}/{self._total} {self._unit}", details]
-            log.info("%s", "  ".join(p for p in [*parts, f"{left} left"] if p))
+        """Report ``units`` more as done, with ``details`` such as the loss."""
+        self.update(self._done + units, details)
 
-    def advance_to(self, done: int) -> None:
-        """Count all up to ``done`` units as done."""
-        self.advance(done - self._done)
+    def _line(self, note: str, rate: float, left: float | None) -> str:
+        done = f"{self._label} {self._done}/{self._total} {self._unit}"
+        remaining = "?" if left is None else duration(left)
+        return "  ".join(part for part in (done, note, f"{remaining} left") if part)
 
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
+    def _show(self, line: str) -> None:
+        log.info("%s", line)
 
 
 @contextmanager
 def progress_of_encoding(*, visible: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield what ``encode_split`` reports to: images first, then captions, each with its total."""
+    """Yield the ``progress`` that ``encode_split`` calls, which shows one `Progress` a kind."""
     current: Progress | None = None
 
     def report(what: str, done: int, total: int) -> None:
@@ -106,7 +91,7 @@ def progress_of_encoding(*, visible: bool = True) -> Iterator[Callable[[str, int
                 current.close()
             current = Progress(f"encoding {what}", total, unit=what, visible=visible)
         elif current is not None:
-            current.advance_to(done)
+            current.update(done)
 
     try:
         yield report

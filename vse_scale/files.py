@@ -1,7 +1,7 @@
 """Files and folders that appear whole under their name, or not at all.
 
-They are written aside, brought to the disk and renamed: a kill or a full disk leaves what stood
-there before. Readers and later starts may remove what ends in `PARTIAL`.
+They are written aside, synced and renamed: after a kill or on a full disk the former file stands.
+Names that end in `PARTIAL` are leftovers of a kill; anybody may remove them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes ``path`` when the block ends well.
 
-    A folder ``path`` is replaced by it; what a killed process had left aside is removed first.
+    It replaces a folder ``path``; leftovers of a killed process are removed first.
     """
     partial = _aside(path)
     shutil.rmtree(partial, ignore_errors=True)

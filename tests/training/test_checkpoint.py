@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from vse_scale.config import Config
 from vse_scale.errors import CheckpointError
-from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
+from vse_scale.training.checkpoint import TENSORS, Checkpoints, DiskUse, RunState
 from vse_scale.world.processes import ALONE
 
 CONFIG = Config.parse({"data": {"path": "shards"}, "run": {"dir": "out"}})
@@ -153,3 +153,19 @@ def test_a_configuration_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     newer = dataclasses.replace(STATE, config=STATE.config | {"optimism": {"rate": 1}})
     with pytest.raises(CheckpointError, match=r"its configuration: unknown key optimism.*release"):
         newer.check(CONFIG, "f" * 64, tmp_path)
+
+
+@pytest.mark.parametrize(("algorithm", "checkpoint"), [("adamw", 68 + 2 * 48), ("sgd", 68)])
+def test_the_disk_of_a_run(algorithm: str, checkpoint: int) -> None:
+    # 12 parameters, 5 numbers in buffers.
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    config = Config.parse(
+        {
+            "data": {"path": "d"},
+            "run": {"dir": "r", "keep_checkpoints": 3},
+            "optim": {"algorithm": algorithm},
+        }
+    )
+    disk = DiskUse.of(model, config)
+    assert (disk.model, disk.checkpoint, disk.checkpoints) == (68, checkpoint, 4)
+    assert disk.total == 4 * checkpoint + 2 * 68

@@ -102,7 +102,7 @@ def test_what_is_frozen_does_not_move_by_a_bit(ours, stage: int) -> None:
 
     for step in run.steps[:EPOCH]:
         assert_same_bits(of_backbone(step["state"]), of_backbone(run.start))
-    # The first thawed step has a loss scaled by 0: the weights decay, as published.
+    # The first unfrozen step has a loss scaled by 0: the weights decay, as published.
     assert run.steps[EPOCH]["state"]["step.backbone.1"] == 1
     assert run.steps[-1]["state"]["step.backbone.1"] == STEPS - EPOCH
     assert run.steps[-1]["state"]["step.heads"] == STEPS

@@ -40,8 +40,8 @@ def test_published_table(
 
 def test_the_backbone_thaws_stage_by_stage() -> None:
     plan = schedule(train={"frozen_backbone_epochs": 1, "backbone_warmup_epochs": 2})
-    thawed = [plan.at(epoch * STEPS).trained_stages for epoch in range(9)]
-    assert thawed == [0, 1, 1, 2, 2, 3, 3, None, None]
+    unfrozen = [plan.at(epoch * STEPS).trained_stages for epoch in range(9)]
+    assert unfrozen == [0, 1, 1, 2, 2, 3, 3, None, None]
 
 
 def test_the_loss_is_ramped_during_epoch_1_alone() -> None:

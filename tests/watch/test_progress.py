@@ -1,4 +1,4 @@
-"""Progress: nobody looks at a silent screen, on a terminal or off it."""
+"""Progress: a screen is never silent for long, on a terminal or off it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_what_is_invisible_is_silent(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lines: list[str]
 ) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    Progress("step", 10, visible=False).advance()
+    Progress("step", 10, unit="steps", visible=False).advance()
     assert not caplog.messages
 
 

@@ -19,13 +19,13 @@ def train(
         int | None, typer.Option(min=1, help="processes; default: one per GPU, or one")
     ] = None,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="how often to start again without a new checkpoint")
+        int, typer.Option(min=0, help="restarts without a new checkpoint before it gives up")
     ] = 3,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the resolved configuration; start nothing")
     ] = False,
 ) -> None:
-    """Train on this machine through DeepSpeed's launcher; started again where it dies.
+    """Train on this machine through DeepSpeed's launcher; restarts after a crash.
 
     The same command goes on from the newest checkpoint.
     """

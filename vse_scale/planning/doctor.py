@@ -19,10 +19,9 @@ from vse_scale.model.blueprint import blueprint
 from vse_scale.planning.findings import Finding
 from vse_scale.planning.machine import examine_machine
 from vse_scale.run.folder import RunFolder
-from vse_scale.training.checkpoint import Checkpoints
+from vse_scale.training.checkpoint import Checkpoints, DiskUse
 from vse_scale.training.setup import open_data
 
-_WEIGHT_AND_MOMENTS_BYTES = 12  # a parameter's share of a checkpoint: three float32
 _SAMPLE_IMAGES = 32
 
 
@@ -127,14 +126,12 @@ def _room(config: Config, folder: Path) -> Finding:
     except UserError as error:
         return Finding("model", "fault", str(error))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    # A new checkpoint is written before the oldest goes, and so is the exported model.
-    files = config.run.keep_checkpoints + 1
-    needed = parameters * (files * _WEIGHT_AND_MOMENTS_BYTES + 2 * 4)
+    disk = DiskUse.of(model, config)
     free = shutil.disk_usage(folder).free
     says = (
-        f"{parameters / 1e6:.1f} million parameters; {files} checkpoints and the model take "
-        f"{needed / 1e9:.2f} GB, {folder} has {free / 1e9:.1f} GB free"
+        f"{parameters / 1e6:.1f} million parameters; {disk.checkpoints} checkpoints and the model "
+        f"take {disk.total / 1e9:.2f} GB, {folder} has {free / 1e9:.1f} GB free"
     )
-    if needed > free:
+    if disk.total > free:
         return Finding("disk", "fault", says, "run.dir=ANOTHER FOLDER, or run.keep_checkpoints=1")
     return Finding("disk", "ok", says)

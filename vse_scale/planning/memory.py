@@ -12,8 +12,9 @@ from vse_scale.data.producer import batches_in_memory
 from vse_scale.planning.activations import Activations, batch_bytes, count_activations
 from vse_scale.planning.traffic import FLOAT, Stage, Workload
 from vse_scale.training.engine import LARGEST_BUCKET
+from vse_scale.training.optim import StagedAdamW
 
-_MOMENTS = 2  # of AdamW
+_MOMENTS = len(StagedAdamW.moments)
 
 
 def state_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:

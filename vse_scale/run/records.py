@@ -1,4 +1,4 @@
-"""What a run records: its training steps, its validations, and its results.
+"""The records of a run: its training steps, its validations, and its results.
 
 Each record is one JSON object. Records of other releases can be read: a key that this release does
 not know is kept, and a number that is not recorded is NaN.
@@ -33,7 +33,7 @@ class StepRecord:
             and "hardest_similarity", that of the anchors with their hardest negatives.
         bytes_sent: bytes that left this rank for the loss.
         seconds: by phase, and "step", all of them together.
-        extra: what other releases record.
+        extra: entries of other releases.
     """
 
     step: int
@@ -96,7 +96,7 @@ class EvaluationRecord:
         similarities: counts of similarities by bin, "positive" and "hardest_negative"; empty if
             not recorded.
         seconds: that the validation took.
-        extra: what other releases record.
+        extra: entries of other releases.
     """
 
     step: int
@@ -132,7 +132,7 @@ class EvaluationRecord:
         return cls(**given, recalls=recalls, extra=rest)
 
     def figures(self) -> dict[str, Any]:
-        """Return what a run's results have of it: neither the histograms nor the time."""
+        """Return the entries that a run's results take over: no histograms, no time."""
         return {
             "step": self.step,
             "epoch": self.epoch,
@@ -144,7 +144,7 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a run came to, ``results.json``; of a run that is not over, what is known of it.
+    """The outcome of a run, ``results.json``; of a run that is not over, its best validation.
 
     Attributes:
         best: the validation with the highest rsum; None if there was none.

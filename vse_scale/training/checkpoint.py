@@ -17,20 +17,23 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vse_scale.config import Config
 from vse_scale.config.resume import changes
 from vse_scale.console import log
 from vse_scale.errors import CheckpointError, ConfigError
 from vse_scale.files import PARTIAL, whole_folder
+from vse_scale.training.optim import moments_of
 from vse_scale.world.processes import World
 
 TENSORS = "state.safetensors"
+_NAME = "step-"
+_FLOAT = 4  # bytes of a number: weights and moments are kept in float32
 
 
 class HasState(Protocol):
-    """What has state to keep: the engine."""
+    """An object whose state a checkpoint keeps: the engine."""
 
     def state(self, *, keep: bool) -> dict[str, Tensor]:
         """Return it on the ranks that ``keep`` it; every rank calls."""
@@ -82,6 +85,35 @@ class RunState:
             )
 
 
+@dataclass(frozen=True)
+class DiskUse:
+    """The disk that a run's weights take, in bytes.
+
+    Attributes:
+        model: an exported model: its weights and buffers.
+        checkpoint: the same with the optimizer's moments.
+        checkpoints: the most that stand at once: those that are kept, and one being written.
+    """
+
+    model: int
+    checkpoint: int
+    checkpoints: int
+
+    @classmethod
+    def of(cls, model: nn.Module, config: Config) -> DiskUse:
+        """Count the disk of a run of ``model``, which may be on the meta device."""
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        buffers = sum(buffer.numel() for buffer in model.buffers())
+        exported = _FLOAT * (parameters + buffers)
+        moments = _FLOAT * len(moments_of(config.optim)) * parameters
+        return cls(exported, exported + moments, config.run.keep_checkpoints + 1)
+
+    @property
+    def total(self) -> int:
+        """All of it: the checkpoints, and the best model, old and new."""
+        return self.checkpoints * self.checkpoint + 2 * self.model
+
+
 class Checkpoints:
     """The checkpoints of one run, in ``folder``; the newest ``keep`` stay."""
 
@@ -115,7 +147,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it cannot be written, as on a full disk; those before it stay.
         """
-        final = self.folder / f"step-{state.step:08d}"
+        final = self.folder / f"{_NAME}{state.step:08d}"
         tensors = engine.state(keep=world.main)
         if world.main:
             try:
@@ -143,7 +175,12 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def _finished(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), reverse=True)
+        return finished_checkpoints(self.folder)
+
+
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in ``folder``, the newest first; damaged ones are among them."""
+    return sorted(folder.glob(f"{_NAME}*"), reverse=True)
 
 
 def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
@@ -157,7 +194,7 @@ def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _damage(folder: Path) -> str | None:
-    """Say what is wrong with a checkpoint folder, or None if it is whole."""
+    """Return the fault of a checkpoint folder, or None if it is whole."""
     try:
         files = json.loads((folder / "files.json").read_text())
         for name, expected in files.items():

@@ -1,4 +1,4 @@
-"""Agreements between the supervisor, the ranks that it starts, and whoever started it.
+"""Agreements between the supervisor, its ranks, and the program that started it.
 
 This module imports nothing: a rank needs it before torch is loaded.
 """

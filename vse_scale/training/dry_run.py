@@ -1,11 +1,10 @@
-"""What a run would be: its resolved configuration, and the disk that it would need."""
+"""The description of a run that is not started: its configuration and the disk it needs."""
 
 from __future__ import annotations
 
 from vse_scale.config import Config
 from vse_scale.model.blueprint import blueprint
-
-_FLOAT = 4  # bytes: weights and moments are kept in float32
+from vse_scale.training.checkpoint import DiskUse
 
 
 def describe_run(config: Config) -> str:
@@ -17,14 +16,11 @@ def describe_run(config: Config) -> str:
         ModelError: such a folder, or an architecture, is wrong.
     """
     model, assumed = blueprint(config)
-    weights = sum(p.numel() for p in (*model.parameters(), *model.buffers())) * _FLOAT
-    moments = 2 if config.optim.algorithm == "adamw" else 0
-    one = weights + moments * sum(p.numel() for p in model.parameters()) * _FLOAT
-    keep = config.run.keep_checkpoints
-    total = (keep + 1) * one + 2 * weights
+    disk = DiskUse.of(model, config)
     lines = [
-        f"checkpoints: {_size(one)} each; with {keep} kept and one being written, and the best "
-        f"model ({_size(weights)}) likewise, {_size(total)}",
+        f"checkpoints: {_size(disk.checkpoint)} each; with {config.run.keep_checkpoints} kept and "
+        f"one being written, and the best model ({_size(disk.model)}) likewise, "
+        f"{_size(disk.total)}",
         *assumed,
     ]
     return config.to_yaml() + "".join(f"# {line}\n" for line in lines)

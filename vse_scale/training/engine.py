@@ -26,8 +26,8 @@ class Engine:
     """A VSEModel under DeepSpeed ZeRO, with its staged optimizer.
 
     DeepSpeed averages gradients over ranks, while the objective gives each rank the exact gradient
-    for its own rows: ``backward`` multiplies by the number of ranks, so that what is clipped and
-    applied is the gradient of the global loss.
+    for its own rows: ``backward`` multiplies by the number of ranks, so that the
+    gradient of the global loss is clipped and applied.
     """
 
     def __init__(self, model: VSEModel, config: Config, world: World) -> None:
@@ -51,8 +51,8 @@ class Engine:
             dist_init_required=False,
         )
         bound_waits(config.engine.timeout_seconds)
-        # Now rather than at the first update: a checkpoint restores into it, and who lacks the
-        # memory learns it at once.
+        # Now rather than at the first update, so that a checkpoint can be restored into it and
+        # running out of memory surfaces here, not at step 1.
         for _, master in self._masters():
             self.optimizer.allocate_state(master)
         if self._stage in (1, 2):
@@ -69,9 +69,9 @@ class Engine:
 
     @contextmanager
     def one_reduction(self) -> Iterator[None]:
-        """Reduce what several ``backward`` calls within the block add up to once, at its end."""
-        # Stage 0 reduces after each call, which comes to the same: the mean over ranks of what is
-        # the mean already is itself.
+        """Reduce the sum of several ``backward`` calls within the block once, at its end."""
+        # Stage 0 reduces after each call. That gives the same: the mean over ranks of a mean over
+        # ranks is itself.
         if self._stage == 0:
             yield
         else:
@@ -127,7 +127,7 @@ class Engine:
             self._whole.cpu()
 
     def state(self, *, keep: bool) -> dict[str, Tensor]:
-        """Return all that training has changed, whole tensors by name, whatever the layout.
+        """Return weights, buffers and optimizer state, whole tensors by name, under any layout.
 
         Every rank calls; those that ``keep`` get the tensors, float32 on the CPU: ``model.NAME``
         for weights and buffers, ``exp_avg.NAME`` and so on for the optimizer's, and ``step.GROUP``.
@@ -151,7 +151,7 @@ class Engine:
         return kept
 
     def restore(self, tensors: SharedTensors) -> None:
-        """Take over the optimizer's part of what ``state`` returned, from any layout.
+        """Restore the optimizer's part of `state`, from any layout.
 
         The weights are the model's, and were there before the engine was built.
         """
@@ -174,7 +174,7 @@ class Engine:
                 self.optimizer.state[master]["step"].copy_(steps[group])
 
     def _masters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield what the optimizer updates, each with the name of its parameter group."""
+        """Yield the tensors that the optimizer updates, each with its parameter group's name."""
         names = [group["name"] for group in self.optimizer.param_groups]
         if self._stage == 0:
             for group in self.optimizer.param_groups:
@@ -209,7 +209,7 @@ class Engine:
 
 
 def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
-    """Return what products are computed in, or None for float32 throughout."""
+    """Return the dtype of autocast products, or None for float32 throughout."""
     wanted = config.engine.precision
     if wanted == "auto":
         wanted = "bfloat16" if device.type == "cuda" else "float32"

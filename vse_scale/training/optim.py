@@ -1,4 +1,4 @@
-"""Optimizers whose parameter groups can be frozen and thawed under every ZeRO stage.
+"""Optimizers whose parameter groups can be frozen and unfrozen under every ZeRO stage.
 
 Parameters that do not require gradients when DeepSpeed builds its engine never train later, and
 toggling ``requires_grad`` lets Adam's step count and weight decay go on. So a frozen group stays in
@@ -57,6 +57,14 @@ class StagedSGD(_SkipsFrozenGroups, torch.optim.SGD):
     """Plain gradient descent with groups that can be frozen."""
 
 
+_KINDS: dict[str, type[StagedAdamW] | type[StagedSGD]] = {"adamw": StagedAdamW, "sgd": StagedSGD}
+
+
+def moments_of(config: OptimConfig) -> tuple[str, ...]:
+    """Return the names of the optimizer state that has a parameter's shape."""
+    return _KINDS[config.algorithm].moments
+
+
 def build_optimizer(
     groups: dict[str, list[Parameter]], config: OptimConfig, device: torch.device
 ) -> StagedAdamW | StagedSGD:
@@ -80,12 +88,12 @@ def build_optimizer(
 
 
 def apply_plan(optimizer: torch.optim.Optimizer, plan: StepPlan) -> None:
-    """Set the learning rate and freezing of each of a model's groups to what ``plan`` says.
+    """Set the learning rate and freezing of each of a model's groups as ``plan`` has them.
 
     Groups are named as in ``VSEModel.parameter_groups``.
     """
     for group in optimizer.param_groups:
-        part, _, place = group["name"].partition(".")
+        part, _, stage = group["name"].partition(".")
         group["lr"] = plan.learning_rates[part]
         trained = plan.trained_stages
-        group["frozen"] = part == "backbone" and trained is not None and int(place) > trained
+        group["frozen"] = part == "backbone" and trained is not None and int(stage) > trained

@@ -1,4 +1,4 @@
-"""What a step trains, at which rate, on which loss: a pure function of the configuration.
+"""The schedule: trained parts, learning rates and loss of a step, from the configuration alone.
 
 The published schedule (Chen et al., CVPR 2021, and its code): in epoch 0 the backbone is frozen and
 every violating negative counts; from epoch 1 everything trains on the hardest negative; during
@@ -67,8 +67,8 @@ class Schedule:
         )
 
     def _trained_stages(self, epoch: int) -> int | None:
-        thawing = epoch - self._train.frozen_backbone_epochs
-        if thawing < 0:
+        unfrozen_epochs = epoch - self._train.frozen_backbone_epochs
+        if unfrozen_epochs < 0:
             return 0
         each = self._train.backbone_warmup_epochs
-        return thawing // each + 1 if thawing < 3 * each else None
+        return unfrozen_epochs // each + 1 if unfrozen_epochs < 3 * each else None

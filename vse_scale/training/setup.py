@@ -1,4 +1,4 @@
-"""What stands before the first step: the checks, the plan, the vocabulary, BatchNorm."""
+"""Preparations for the first step: the checks, the plan, the vocabulary, BatchNorm."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def check_run(config: Config, ranks: int) -> None:
 
 
 def open_data(config: Config, ranks: int) -> tuple[Dataset, ShardDataset | None, Plan]:
-    """Open what is trained on and what is validated on, and lay out the order of training.
+    """Open the splits to train on and to validate on, and plan the order of training.
 
     Raises:
-        DatasetError: a split is missing, damaged, or lacks what the model takes.
+        DatasetError: a split is missing, damaged, or lacks the inputs of the model.
         ConfigError: the dataset does not fit together with the batch or with the staging cache, or
             its region features are of another size.
     """

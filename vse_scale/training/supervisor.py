@@ -1,4 +1,4 @@
-"""Start a run through DeepSpeed's launcher, and start it again when it dies.
+"""Start a run through DeepSpeed's launcher, and restart it after a crash.
 
 A process group does not survive the death of one of its ranks, so recovery is a new group on a new
 port that goes on from the newest checkpoint. A dead rank ends the others within `GRACE_SECONDS`; a
@@ -24,8 +24,9 @@ from vse_scale.config import Config
 from vse_scale.console import log
 from vse_scale.errors import TrainingError, UserError
 from vse_scale.run.folder import RunFolder
+from vse_scale.training.checkpoint import finished_checkpoints
 from vse_scale.training.contract import EXIT_STOPPED, GRACE_SECONDS, RESTARTS
-from vse_scale.world.join import free_port
+from vse_scale.world.join import cores_per_rank, free_port
 
 _POLL_SECONDS = 0.2
 _RANK = "vse_scale.training"  # the module that is a rank
@@ -85,8 +86,7 @@ class Supervisor:
         ]
         log.info("starting %d rank%s", self._ranks, "s"[: self._ranks - 1])
         environment = dict(os.environ)
-        cores = len(os.sched_getaffinity(0))
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self._ranks)))
+        environment.setdefault("OMP_NUM_THREADS", str(cores_per_rank(self._ranks)))
         environment[RESTARTS] = str(self._starts)
         self._starts += 1
         self._launcher = subprocess.Popen(
@@ -134,5 +134,5 @@ class Supervisor:
             with suppress(psutil.NoSuchProcess):
                 rank.send_signal(signal.SIGTERM)
 
-    def _newest_checkpoint(self) -> str | None:
-        return max((p.name for p in self._folder.checkpoints_folder.glob("step-*")), default=None)
+    def _newest_checkpoint(self) -> Path | None:
+        return next(iter(finished_checkpoints(self._folder.checkpoints_folder)), None)

@@ -1,4 +1,4 @@
-"""Where a step's time goes, by phase, on either kind of device."""
+"""Seconds of a step by phase, on a CPU or a GPU."""
 
 from __future__ import annotations
 

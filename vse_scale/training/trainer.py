@@ -48,7 +48,7 @@ def train(config: Config) -> int:
 
     Raises:
         UserError: the configuration, the dataset, a model or a checkpoint does not fit, or the disk
-            is full; what was checkpointed stays, and the same call goes on from there.
+            is full; the checkpoints stay, and the same call goes on from the newest.
     """
     world = join_world(config.engine.timeout_seconds)
     try:
@@ -103,7 +103,7 @@ class Trainer:
             log.info("resumed from %s", origin)
 
     def _newest_checkpoint(self) -> tuple[Path, RunState] | None:
-        """Let one rank read and verify, so that all go on from the same checkpoint or none."""
+        """Read and verify on the main rank, so that all go on from the same checkpoint or none."""
         found: tuple[Path, RunState] | CheckpointError | None = None
         if self.world.main:
             try:
@@ -163,7 +163,7 @@ class Trainer:
     def train_step(self, batch: Batch, step: int, plan: StepPlan, timer: PhaseTimer) -> StepRecord:
         """Train on one batch; return the step's record for ``metrics.jsonl``."""
         timer.start(waited=batch.wait_seconds)
-        # Dropout depends on these alone, so a resumed run draws what it would have drawn.
+        # Dropout depends on these alone, so a resumed run drops the same units.
         torch.manual_seed(_mix(self.config.run.seed, step, self.world.rank))
         self.engine.model.trained_stages = plan.trained_stages
         if self.config.engine.micro_batches == 1:
@@ -220,7 +220,7 @@ class Trainer:
         )
 
     def _due(self, steps: int | None, epochs: int) -> bool:
-        """Whether what is done every so many steps, or else epochs, is done after this one."""
+        """Return whether an action due every ``steps``, or else ``epochs``, is due now."""
         return self.state.step % (steps or epochs * self.plan.steps_per_epoch) == 0
 
     def _patience_is_spent(self) -> bool:
@@ -252,7 +252,7 @@ class Trainer:
             log.info("%s%s", summary(record), best_so_far)
 
     def _export(self) -> None:
-        """Write the current weights to ``model/``, replacing what was there at once."""
+        """Write the current weights to the model's folder, in place of the former ones."""
         with self.engine.whole_model() as model:
             if self.world.main:
                 with whole_folder(self.folder.model_folder) as partial:
@@ -272,7 +272,7 @@ class Trainer:
         log.info("checkpoint %s", path)
 
     def _finish(self) -> None:
-        """Export what was not validated, and write ``results.json``."""
+        """Export a model that was not validated, and write the results."""
         if self.validation is None:
             self._export()
         if not self.world.main:

@@ -1,4 +1,4 @@
-"""A validation within training, and what is kept of it for the report."""
+"""A validation within training, and its record for the report."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from vse_scale.console import heartbeat
 from vse_scale.world.processes import ALONE, Processes, World
 
 __all__ = [
-    "ALONE", "Processes", "World", "bound_waits", "free_port", "join_world", "joined",
-    "leave_world", "local_device",
+    "ALONE", "Processes", "World", "bound_waits", "cores_per_rank", "free_port", "join_world",
+    "joined", "leave_world", "local_device",
 ]  # fmt: skip
 
 _EVALUATION_TIMEOUT = timedelta(hours=2)  # one process may still encode when the others are done
@@ -99,6 +99,11 @@ def bound_waits(timeout_seconds: float) -> None:
         distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
 
 
+def cores_per_rank(ranks: int) -> int:
+    """Return the share of this machine's cores of each of ``ranks``, at least one."""
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
+
+
 def free_port() -> int:
     """Return a port of this machine that nothing listens on."""
     with socket.socket() as probe:
@@ -115,4 +120,4 @@ def _share_cores() -> None:
     """Give each rank of this machine its share of the cores, unless the user said how many."""
     if "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        torch.set_num_threads(cores_per_rank(ranks_here))

@@ -1,4 +1,4 @@
-"""A process among those that work together: its rank, its share, and what it tells the others."""
+"""A process among those that work together: its rank, its share, and its messages."""
 
 from __future__ import annotations
 

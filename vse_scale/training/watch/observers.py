@@ -70,7 +70,7 @@ class Observers:
     def __init__(self, config: Config, world: World, *, next_step: int, total_steps: int) -> None:
         """Start to follow a run that goes on at ``next_step``, of ``total_steps`` in all."""
         self._following: dict[str, Observer] = {
-            # It serves what differs between the ranks, so that it needs their world.
+            # Its metrics differ between the ranks, so it runs on all and needs their world.
             "prometheus": Prometheus(config, world, total_steps=total_steps)
         }
         if world.main:

@@ -1,7 +1,8 @@
 """Metrics of a run for Prometheus: one HTTP endpoint per rank.
 
-Every rank serves what differs between ranks, the times above all; the main rank also serves what is
-the same on all of them. ``docs/operations.md`` lists every metric, and a test holds it to that.
+Every rank serves the metrics that differ between ranks, the times above all; the main rank also
+serves those that are the same on all ranks. ``docs/operations.md`` lists every metric; a test
+compares the two.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Write the rest and close the file."""
         self._writer.close()
 
     def _write(self, step: int, scalars: dict[str, float]) -> None:
