@@ -24,6 +24,7 @@ from vse_scale.config import Config
 from vse_scale.data.decode import image_batches
 from vse_scale.data.loader import Batch, Loader
 from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.spec import InputSpec
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.objective import hinge_loss
@@ -38,10 +39,10 @@ def config(job: Job) -> Config:
 
 
 def our_batches(config: Config, recipe: Recipe, count: int) -> list[Batch]:
+    spec = InputSpec(ImageSpec.preset("imagenet", recipe.size))
     with Loader(
-        recipe.dataset, recipe.plan, recipe.tokenizer, ImageSpec.preset("imagenet", recipe.size),
-        config.data, seed=config.run.seed, rank=0, ranks=1, device=CPU,
-        grid_cells=recipe.grid_cells,
+        recipe.dataset, recipe.plan, recipe.tokenizer, spec, config.data,
+        seed=config.run.seed, rank=0, ranks=1, device=CPU, grid_cells=recipe.grid_cells,
     ) as batches:  # fmt: skip
         return list(itertools.islice(batches, count))
 

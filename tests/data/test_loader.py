@@ -26,6 +26,7 @@ from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import ConfigError, DatasetError
 from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.spec import InputSpec
 from vse_scale.inputs.tokens import CaptionTokenizer
 
 from .conftest import build_dataset, photo, reference
@@ -65,7 +66,7 @@ def make(dataset, tokenizer, *, rank=0, ranks=1, start=(0, 0), seed=SEED, **opti
         dataset,
         plan,
         tokenizer,
-        SPEC,
+        InputSpec(SPEC, max_tokens=config.max_caption_tokens),
         config,
         seed=seed,
         rank=rank,
@@ -396,6 +397,7 @@ from vse_scale.config import DataConfig
 from vse_scale.data import staging
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.spec import InputSpec
 from vse_scale.data.loader import Loader
 from vse_scale.data.plan import Plan
 from vse_scale.data.producer import batches_apart
@@ -403,7 +405,7 @@ from vse_scale.data.shards import ShardDataset
 dataset = ShardDataset({str(dataset.folder)!r}, "train")
 loader = Loader(
     dataset, Plan(dataset.captions_per_sample, seed=0, global_batch=8),
-    CaptionTokenizer.load({str(tmp_path)!r}), ImageSpec.preset("imagenet", 32),
+    CaptionTokenizer.load({str(tmp_path)!r}), InputSpec(ImageSpec.preset("imagenet", 32)),
     DataConfig(path=".", prefetch=1), seed=0, rank=0, ranks=1, device=torch.device("cpu"),
 )
 print(next(loader).images.shape)

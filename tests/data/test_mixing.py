@@ -14,6 +14,7 @@ from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import CheckpointError, ConfigError, DatasetError
 from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.spec import InputSpec
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.training.checkpoint import RunState
 
@@ -195,7 +196,7 @@ class TestDatasets:
             dataset,
             plan,
             CaptionTokenizer.train(texts, 200),
-            ImageSpec.preset("imagenet", 32),
+            InputSpec(ImageSpec.preset("imagenet", 32)),
             config,
             seed=3,
             rank=rank,

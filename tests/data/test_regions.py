@@ -11,6 +11,7 @@ from vse_scale.data.rng import Stream, uniform
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import ConfigError, DatasetError
+from vse_scale.inputs.spec import InputSpec, RegionSpec
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.retrieval.encode import encode_split
@@ -72,7 +73,7 @@ def take(dataset, folders, tokenizer, count, rank=0, ranks=1, start=(0, 0), **op
         dataset,
         plan,
         tokenizer,
-        None,
+        InputSpec(regions=RegionSpec(8, MOST)),
         config,
         seed=4,
         rank=rank,

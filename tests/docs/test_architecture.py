@@ -28,7 +28,7 @@ def test_the_shapes_of_a_batch_are_those_of_the_page(scenes: Path) -> None:
     tokenizer = CaptionTokenizer.train(captions, config.model.text.vocab_size)
     model = VSEModel(config.model, tokenizer.vocab_size, tokenizer.pad_id).train()
     loader = Loader(
-        dataset, plan, tokenizer, model.image_spec, config.data,
+        dataset, plan, tokenizer, model.input_spec, config.data,
         seed=0, rank=1, ranks=2, device=torch.device("cpu"), grid_cells=model.grid_cells,
     )  # fmt: skip
     with loader, torch.no_grad():

@@ -111,6 +111,19 @@ def test_padding_changes_nothing_to_other_encoders(kind):
     assert rates <= {0.0}
 
 
+@pytest.mark.parametrize(("kind", "positions"), [("roberta", 28), ("gpt2", 30), ("t5", None)])
+def test_all_positions_can_be_used(kind, positions):
+    given = {"model_type": kind, **OTHERS[kind]}
+    if kind == "gpt2":
+        given |= {"n_positions": 30}
+    tower = made(architecture=given).eval()
+    assert tower.positions == positions
+    tokens = positions or 600
+    with torch.no_grad():
+        pooled = tower(torch.full((1, tokens), 7), torch.tensor([tokens]))
+    assert pooled.isfinite().all()
+
+
 def test_a_saved_encoder_decoder_gives_its_encoder(tmp_path):
     from transformers import T5Config, T5Model
 

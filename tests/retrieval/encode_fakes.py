@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.spec import InputSpec
+
 
 @dataclass
 class FakeCaption:
@@ -52,8 +55,11 @@ class FakeTokenizer:
         ids = np.broadcast_to(np.arange(lengths.max()), (len(texts), lengths.max()))
         return ids * (ids < lengths[:, None]), lengths
 
+    def report_cut(self, full, total, max_tokens):
+        pass
 
-class FakeSpec:
+
+class FakeSpec(ImageSpec):
     def normalise(self, pixels):
         return pixels.permute(0, 3, 1, 2).float() / 255
 
@@ -68,8 +74,7 @@ def read_images(dataset, indices, spec, *, batch, device, threads):
 
 
 class FakeModel(torch.nn.Module):
-    image_spec = FakeSpec()
-    takes_regions = False
+    input_spec = InputSpec(FakeSpec.preset("imagenet", 8))
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_every_row_is_its_own_embedding_in_the_order_of_the_dataset():
     with torch.no_grad():
         for row in range(21):
             (pixels,) = read_images(dataset, [row], None, batch=1, device="cpu", threads=1)
-            expected = model.encode_images(model.image_spec.normalise(pixels))
+            expected = model.encode_images(model.input_spec.pixels.normalise(pixels))
             torch.testing.assert_close(found.images[row], expected[0], rtol=1e-5, atol=1e-6)
         for row, text in enumerate(texts):
             expected = model.encode_captions(*map(torch.from_numpy, tokenizer.encode([text])))
@@ -75,7 +76,8 @@ def test_model_keeps_its_mode(training):
 
 def test_long_captions_are_cut():
     model = make_model()
-    encode_fake(model=model, max_caption_tokens=5)
+    model.input_spec = replace(model.input_spec, max_tokens=5)
+    encode_fake(model=model)
     assert max(max(batch) for batch in model.caption_batches) == 5
 
 

@@ -41,7 +41,7 @@ def plain_run(few_steps: Path, run, first: int, count: int):
     trainer = PlainTrainer(model, RATE, EPOCH)
     trainer.load(run.steps[first - 1]["state"] if first else run.start)
     loader = Loader(
-        dataset, make_plan(config, dataset), tokenizer, model.image_spec, config.data,
+        dataset, make_plan(config, dataset), tokenizer, model.input_spec, config.data,
         seed=config.run.seed, rank=0, ranks=1, device=torch.device("cpu"),
         start=divmod(first, EPOCH), grid_cells=model.grid_cells,
     )  # fmt: skip

@@ -74,7 +74,7 @@ def train_plainly(config: Config, dataset: ShardDataset, tokenizer: CaptionToken
     plan = make_plan(config, dataset)
     trainer = PlainTrainer(model, RATE, plan.steps_per_epoch, DROP, WARMUP)
     loader = Loader(
-        dataset, plan, tokenizer, model.image_spec, config.data, seed=config.run.seed,
+        dataset, plan, tokenizer, model.input_spec, config.data, seed=config.run.seed,
         rank=0, ranks=1, device=torch.device("cpu"), grid_cells=model.grid_cells,
     )  # fmt: skip
     seconds = []

@@ -68,9 +68,8 @@ def ours(config: Config, split: str, cores: int, device: torch.device) -> Iterat
     while True:
         began = time.perf_counter()
         found = encode_split(
-            model, tokenizer, dataset, batch=config.eval.batch, device=device, threads=cores,
-            max_caption_tokens=config.data.max_caption_tokens,
-        ).to(device)  # fmt: skip
+            model, tokenizer, dataset, batch=config.eval.batch, device=device, threads=cores
+        ).to(device)
         recall_at_k(found.images, found.captions, found.caption_to_image)
         yield Sample(dataset.pairs, time.perf_counter() - began)
 

@@ -20,6 +20,7 @@ from vse_scale.bench.setting import changed, recipe_of, tokenizer_of
 from vse_scale.config import Config
 from vse_scale.data.loader import Loader
 from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.spec import InputSpec
 
 PEER = "OpenCV in DataLoader workers"
 
@@ -52,7 +53,7 @@ def ours(
 ) -> Iterator[Sample]:
     """Take batches from the `Loader`, decoded on ``device``."""
     recipe = recipe_of(config, tokenizer, size)
-    spec = ImageSpec.preset("imagenet", size)
+    spec = InputSpec(ImageSpec.preset("imagenet", size), max_tokens=config.data.max_caption_tokens)
     data = config.data.model_copy(update={"threads": threads})
     with Loader(
         recipe.dataset, recipe.plan, recipe.tokenizer, spec, data, seed=config.run.seed,

@@ -62,7 +62,8 @@ def ready(job: Job) -> Config:
     if not start.is_dir():
         tokenizer = CaptionTokenizer.load(tokenizer_of(job))
         torch.manual_seed(job.config.run.seed)
-        model = VSEModel(job.config.model, tokenizer.vocab_size, tokenizer.pad_id)
+        limit = job.config.data.max_caption_tokens
+        model = VSEModel(job.config.model, tokenizer.vocab_size, tokenizer.pad_id, limit)
         if model.untrained_statistics:
             dataset, cpu = open_split(job.config, "train"), torch.device("cpu")
             first = range(min(len(dataset), 64))

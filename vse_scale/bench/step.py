@@ -23,6 +23,7 @@ from vse_scale.bench.setting import changed, ready, recipe_of
 from vse_scale.config import Config
 from vse_scale.data.loader import Batch, Loader
 from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.spec import InputSpec
 from vse_scale.model.vse import VSEModel
 from vse_scale.planning.flops import count_flops
 from vse_scale.training.engine import autocast_dtype
@@ -132,10 +133,12 @@ def plain(
 
 def in_memory(recipe: Recipe, device: torch.device) -> Batch:
     """Return the first batch of a plan."""
+    spec = InputSpec(
+        ImageSpec.preset("imagenet", recipe.size), max_tokens=recipe.config.max_caption_tokens
+    )
     with Loader(
-        recipe.dataset, recipe.plan, recipe.tokenizer, ImageSpec.preset("imagenet", recipe.size),
-        recipe.config, seed=recipe.seed, rank=0, ranks=1, device=device,
-        grid_cells=recipe.grid_cells,
+        recipe.dataset, recipe.plan, recipe.tokenizer, spec, recipe.config,
+        seed=recipe.seed, rank=0, ranks=1, device=device, grid_cells=recipe.grid_cells,
     ) as batches:  # fmt: skip
         return replace(next(batches), wait_seconds=0.0)
 

@@ -25,6 +25,7 @@ from vse_scale.bounds import MAY_CHANGE, Count, Fraction, Positive
 from vse_scale.config.model import ModelConfig, model_keys
 from vse_scale.config.recipe import apply_override, read_recipe
 from vse_scale.errors import ConfigError
+from vse_scale.inputs.spec import MAX_TOKENS
 
 
 class Section(BaseModel):
@@ -54,7 +55,7 @@ class DataConfig(Section):
     crop_scale: tuple[Fraction, Fraction] = (0.6, 1.0)  # one ratio for both sides
     flip: Fraction = 0.5
     word_drop: Fraction = 0.2  # share of words masked, replaced or removed
-    max_caption_tokens: Annotated[int, Field(ge=3)] = 128  # longer captions are cut; ours
+    max_caption_tokens: Annotated[int, Field(ge=3)] = MAX_TOKENS  # longer captions are cut
     threads: Annotated[Count, MAY_CHANGE] = (
         2  # that decode, per rank; on a CPU as many again stretch the images
     )

@@ -25,7 +25,7 @@ from vse_scale.data.producer import Producer
 from vse_scale.data.regions import Regions, region_reader
 from vse_scale.data.rng import Stream, uniform
 from vse_scale.data.shards import ShardDataset
-from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.spec import InputSpec
 from vse_scale.inputs.tokens import CaptionTokenizer
 
 __all__ = ["Batch", "Loader", "image_batches"]
@@ -100,7 +100,7 @@ class Loader:
         dataset: Dataset,
         plan: Plan,
         tokenizer: CaptionTokenizer,
-        spec: ImageSpec | None,
+        spec: InputSpec,
         config: DataConfig,
         *,
         seed: int,
@@ -116,7 +116,7 @@ class Loader:
             dataset: the split that ``plan`` was made for.
             plan: order of the pairs.
             tokenizer: tokenizer of the captions.
-            spec: pixels of the model; None reads region features.
+            spec: the model's inputs: pixels or region features, and most tokens of a caption.
             config: augmentation, threads and prefetching.
             seed: seed of the augmentation.
             rank: rank of this process.
@@ -134,18 +134,25 @@ class Loader:
         position = plan.following(epoch, step - 1) if step else start
         first = plan.part(*position, rank, ranks)  # raises here rather than in the thread
         assembler = _Assembler(
-            dataset, plan, tokenizer, config, seed=seed, device=device, grid_cells=grid_cells
+            dataset,
+            plan,
+            tokenizer,
+            config,
+            max_tokens=spec.max_tokens,
+            seed=seed,
+            device=device,
+            grid_cells=grid_cells,
         )
         requests = assembler.requests(position, rank, ranks)
         source: _Source
-        if spec is None:
+        if spec.pixels is None:
             source = region_reader(dataset, requests, device)
         else:
             source = Decoder(
                 dataset,
                 requests,
                 batch=len(first.pairs) // plan.captions_per_image,
-                spec=spec,
+                spec=spec.pixels,
                 device=device,
                 threads=config.threads,
                 training=True,
@@ -202,6 +209,7 @@ class _Assembler:
         tokenizer: CaptionTokenizer,
         config: DataConfig,
         *,
+        max_tokens: int,
         seed: int,
         device: torch.device,
         grid_cells: int,
@@ -210,6 +218,7 @@ class _Assembler:
         self._plan = plan
         self._tokenizer = tokenizer
         self._config = config
+        self._max_tokens = max_tokens
         self._seed = seed
         self._device = device
         self._grid_cells = grid_cells
@@ -253,7 +262,7 @@ class _Assembler:
             planned.texts,
             functools.partial(uniform, self._seed, passes, pairs, Stream.WORDS),
             self._config.word_drop,
-            self._config.max_caption_tokens,
+            self._max_tokens,
         )
         count = 1 + self._grid_cells
         cells = uniform(self._seed, passes[::k], pairs[::k], Stream.CELLS, count)

@@ -1,17 +1,19 @@
-"""Pixels: what a model expects of them. Training, evaluation and serving share this."""
+"""The pixels that a model expects, the same in training, evaluation and serving."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+from vse_scale.inputs.fields import check_fields, from_fields, is_count, is_number
 
-from vse_scale.errors import ModelError
+if TYPE_CHECKING:
+    import torch
 
 Channels = tuple[float, float, float]
+
+_WHAT = "image specification"  # in messages
 
 # ImageNet: statistics of torchvision's models. Detector: Caffe's, as bottom-up attention and
 # Detectron use them (BGR, 0 to 255).
@@ -33,16 +35,19 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """The pixels that a model was trained on; it travels with the checkpoint.
+    """The pixels that a model was trained on; saved with the model.
 
     Attributes:
-        size: both sides in pixels; images are stretched to it.
+        size: both sides in pixels; images are resized to it, their proportions not kept.
         channel_order: of the normalised image; decoded pixels are always RGB.
         scale: factor of the 0 to 255 values, applied before ``mean`` and ``std``.
         mean: per channel, in ``channel_order``.
         std: per channel, in ``channel_order``.
-        interpolation: of the stretch.
+        interpolation: of the resize.
         antialias: whether shrinking averages; the published pipeline, made with OpenCV, does not.
+
+    Raises:
+        ModelError: a value is of the wrong kind; the message names field, value and remedy.
     """
 
     size: int
@@ -52,6 +57,18 @@ class ImageSpec:
     std: Channels
     interpolation: Literal["bilinear"] = "bilinear"
     antialias: bool = False
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("size", is_count(self.size), "a number of pixels, at least 1"),
+            ("channel_order", self.channel_order in ("RGB", "BGR"), "RGB or BGR"),
+            ("scale", is_number(self.scale), "a number"),
+            ("mean", _are_channels(self.mean), "three numbers"),
+            ("std", _are_channels(self.std) and 0 not in self.std, "three numbers, none 0"),
+            ("interpolation", self.interpolation == "bilinear", "bilinear"),
+            ("antialias", isinstance(self.antialias, bool), "true or false"),
+        )
+        check_fields(self, _WHAT, checks)
 
     @classmethod
     def preset(
@@ -78,51 +95,22 @@ class ImageSpec:
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> ImageSpec:
-        """Read what ``to_dict`` wrote.
-
-        Checked by hand, since a model folder opens without pydantic.
+    def from_dict(cls, raw: Any) -> ImageSpec:
+        """Read what `to_dict` wrote.
 
         Raises:
             ModelError: a field is unknown, missing or of the wrong kind.
         """
-        if not isinstance(raw, dict):
-            raise ModelError(f"image specification: is {raw!r}, not fields by name")
-        required = {field.name for field in fields(cls)} - {"interpolation", "antialias"}
-        for name in sorted(required - raw.keys()):
-            raise ModelError(f"image specification: {name} is missing")
-        for name, value in raw.items():
-            if name not in _KINDS:
-                raise ModelError(f"image specification: {name} is {value!r}: no such field")
-            kind, fits = _KINDS[name]
-            if not fits(value):
-                raise ModelError(f"image specification: {name} is {value!r}: give {kind}")
-        return cls(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        return from_fields(cls, raw, _WHAT)
 
 
 def _are_channels(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
-
-
-_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "size": (
-        "a number of pixels, at least 1",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-    ),
-    "channel_order": ("RGB or BGR", lambda value: value in ("RGB", "BGR")),
-    "scale": ("a number", _is_number),
-    "mean": ("three numbers", _are_channels),
-    "std": ("three numbers, none 0", lambda value: _are_channels(value) and 0 not in value),
-    "interpolation": ("bilinear", lambda value: value == "bilinear"),
-    "antialias": ("true or false", lambda value: isinstance(value, bool)),
-}
+    return isinstance(value, tuple) and len(value) == 3 and all(map(is_number, value))
 
 
 @functools.lru_cache(maxsize=16)
 def _statistics(spec: ImageSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Copy mean and std to the device once: a copy per step would wait for the device."""
+    import torch  # here, so that a configuration can be checked without it
+
     return torch.tensor(spec.mean, device=device), torch.tensor(spec.std, device=device)

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, models
 
+from vse_scale.console import log
 from vse_scale.errors import ModelError
+from vse_scale.inputs.spec import MAX_TOKENS
 from vse_scale.inputs.vocabulary import (
     SPECIAL,
     read_pieces,
@@ -88,6 +90,7 @@ class CaptionTokenizer:
         if not vocabulary:
             raise ModelError(f"{origin}: knows no tokens")
         self._tokenizer = tokenizer
+        self._told_of_cuts = False
         self.vocab_size = max(vocabulary.values()) + 1
         pads = [vocabulary[name] for name in _PADS if name in vocabulary]
         masks = [vocabulary[name] for name in _MASKS if name in vocabulary]
@@ -189,7 +192,7 @@ class CaptionTokenizer:
         texts: Sequence[str],
         draws: Draws | None = None,
         word_drop: float = 0.0,
-        max_tokens: int = 128,
+        max_tokens: int = MAX_TOKENS,
     ) -> tuple[Ids, Ids]:
         """Turn captions into ids.
 
@@ -228,6 +231,27 @@ class CaptionTokenizer:
             given = draws(2 * pieces.shape[1])
             pieces, present = self._drop_words(pieces, present, starts, given, word_drop)
         return self._place(pieces, present)
+
+    def report_cut(self, full: Sequence[str], total: int, max_tokens: int) -> None:
+        """Log, once in the life of this tokenizer, which share of captions was cut.
+
+        Args:
+            full: captions that `encode` returned at full length, cut or not.
+            total: number of captions that were encoded.
+            max_tokens: as given to `encode`.
+        """
+        if not full or self._told_of_cuts:
+            return
+        encodings = self._tokenizer.encode_batch_fast(list(full), add_special_tokens=False)
+        room = max_tokens - len(self._before) - len(self._after)
+        cut = sum(len(encoding.ids) > room for encoding in encodings)
+        if cut:
+            self._told_of_cuts = True
+            log.info(
+                "%d of %d captions (%.1f%%) have more than %d tokens and are cut there; the limit "
+                "is the model's (data.max_caption_tokens when it is trained)",
+                cut, total, 100 * cut / total, max_tokens,
+            )  # fmt: skip
 
     def _drop_words(
         self,

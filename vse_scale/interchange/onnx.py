@@ -20,7 +20,6 @@ from vse_scale.model.vse import VSEModel
 IMAGE_FILE, TEXT_FILE = "image_encoder.onnx", "text_encoder.onnx"
 _OPSET = 18
 _TOLERANCE = 1e-4  # of an embedding's components, which are at most 1
-_MOST_TOKENS = 512  # of a caption, where the text encoder has no limit of its own
 
 
 def export_onnx(model: VSEModel, folder: Path) -> list[Path]:
@@ -72,7 +71,7 @@ def _graphs(model: VSEModel) -> list[_Graph]:
         side = model.image_spec.size
         images = {"pixels": torch.randn((3, 3, side, side), generator=generator)}
         image_varies = ({0: batch},)
-    longest = _positions(model.text)
+    longest = model.input_spec.max_tokens
     count = min(9, longest)
     captions = {
         "token_ids": torch.randint(0, model.vocab_size, (3, count), generator=generator),
@@ -84,11 +83,6 @@ def _graphs(model: VSEModel) -> list[_Graph]:
         _Graph(IMAGE_FILE, _Images(model), images, image_varies, model.image, model.grid_cells),
         _Graph(TEXT_FILE, _Captions(model), captions, text_varies, model.text, longest),
     ]
-
-
-def _positions(text: nn.Module) -> int:
-    config = getattr(text.encoder, "config", None)
-    return min(int(getattr(config, "max_position_embeddings", _MOST_TOKENS)), _MOST_TOKENS)
 
 
 def _write(graph: _Graph, path: Path) -> Path:

@@ -27,7 +27,8 @@ def blueprint(config: Config) -> tuple[VSEModel, list[str]]:
     image, of_image = config.model.image.weightless()
     bare = replace(config.model, init_from=None, text=text, image=image)
     with torch.device("meta"):
-        return VSEModel(bare, _vocab_size(config), 0), [*of_text, *of_image]
+        model = VSEModel(bare, _vocab_size(config), 0, config.data.max_caption_tokens)
+    return model, [*of_text, *of_image]
 
 
 def _vocab_size(config: Config) -> int:

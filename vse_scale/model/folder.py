@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 
 from vse_scale.config.model import ModelConfig
+from vse_scale.console import log
 from vse_scale.errors import ModelError, UserError
 from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.spec import MAX_TOKENS, InputSpec
 from vse_scale.model.weights import load_exactly, read_state_dict
 
 if TYPE_CHECKING:
@@ -37,7 +39,9 @@ def save(model: VSEModel, folder: Path, tokenizer: CaptionTokenizer | None = Non
         "format": _FORMAT,
         "version": _VERSION,
         "model": config.to_dict(),
+        # Earlier releases refuse a folder without it.
         "image_spec": model.image_spec.to_dict(),
+        "input_spec": model.input_spec.to_dict(),
         "vocab_size": model.vocab_size,
         "pad_id": model.pad_id,
     }
@@ -61,14 +65,11 @@ def load(kind: type[VSEModel], folder: Path) -> VSEModel:
             raise ModelError(f"{path}: {key!r} is missing")
     try:
         config = ModelConfig.read(described["model"])
-        model = kind(config, int(described["vocab_size"]), int(described["pad_id"]))
-        model.image_spec = ImageSpec.from_dict(described["image_spec"])
-        size = getattr(config.image, "size", model.image_spec.size)  # regions have none
-        if model.image_spec.size != size:
-            raise ModelError(
-                f"image_spec.size is {model.image_spec.size} and model.image.size {size}; they "
-                "must be equal"
-            )
+        vocab_size, pad_id = int(described["vocab_size"]), int(described["pad_id"])
+        stored = InputSpec.from_dict(described["input_spec"]) if "input_spec" in described else None
+        model = kind(config, vocab_size, pad_id, stored.max_tokens if stored else MAX_TOKENS)
+        pixels = ImageSpec.from_dict(described["image_spec"])
+        _take_inputs(model, folder, pixels, stored)
     except UserError as error:
         raise ModelError(f"{path}: {error}") from error
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
@@ -76,6 +77,34 @@ def load(kind: type[VSEModel], folder: Path) -> VSEModel:
         raise ModelError(f"{path}: does not describe a model ({reason})") from error
     load_weights(model, folder)
     return model.eval()
+
+
+def _take_inputs(
+    model: VSEModel, folder: Path, pixels: ImageSpec, stored: InputSpec | None
+) -> None:
+    """Give ``model`` the pixels of its folder, and check them and ``stored`` against its settings.
+
+    Raises:
+        ModelError: they contradict each other.
+    """
+    size = getattr(model.config.image, "size", pixels.size)  # regions have none
+    if pixels.size != size:
+        raise ModelError(
+            f"image_spec.size is {pixels.size} and model.image.size {size}; they must be equal"
+        )
+    if model.input_spec.pixels is not None:
+        model.input_spec = replace(model.input_spec, pixels=pixels)
+    if stored is None:
+        log.info(
+            "%s: of an earlier release, which did not store how long captions may be; %d tokens "
+            "are assumed. `vse-scale export` writes a folder that says so",
+            folder, model.input_spec.max_tokens,
+        )  # fmt: skip
+    elif stored != model.input_spec:
+        raise ModelError(
+            f"input_spec is {stored}, and its model and image_spec say {model.input_spec}; they "
+            "must be equal"
+        )
 
 
 def load_weights(model: VSEModel, folder: Path) -> None:

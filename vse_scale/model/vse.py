@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from vse_scale.config.parts import IMAGE_TOWERS, TEXT_TOWERS
+from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.spec import MAX_TOKENS, InputSpec
 from vse_scale.model import folder as model_folder
 from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
 
@@ -25,10 +27,11 @@ class VSEModel(nn.Module):
         config: the model section of a run's configuration.
         vocab_size: number of token ids.
         pad_id: the token id that fills a batch.
+        max_tokens: of a caption; the text encoder may have fewer positions.
 
     Attributes:
         config: as given.
-        image_spec: the pixels that `encode_images` expects.
+        input_spec: everything that the model expects of its inputs.
         grid_cells: cells of an image of ``image_spec.size``, or most regions of one.
         trained_stages: how many of the image backbone's last stages compute gradients; None: all of
             it does.
@@ -37,11 +40,12 @@ class VSEModel(nn.Module):
         ModelError: weights that the configuration names are missing, damaged or do not fit.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, pad_id: int) -> None:
+    def __init__(
+        self, config: ModelConfig, vocab_size: int, pad_id: int, max_tokens: int = MAX_TOKENS
+    ) -> None:
         super().__init__()
         self.config = config
         self.vocab_size, self.pad_id = vocab_size, pad_id
-        self.image_spec = config.image.image_spec()
         # Towers are parts: `vse_scale.model.towers.base` has their protocols.
         self.image: Any = IMAGE_TOWERS.find(config.image.backbone)(
             config.image, config.embed_dim, config.pool
@@ -55,6 +59,10 @@ class VSEModel(nn.Module):
             pad_id=pad_id,
             dropout=config.dropout,
         )
+        regions = config.image.region_spec()
+        pixels = config.image.image_spec() if regions is None else None
+        limit = min(max_tokens, self.text.positions or max_tokens)
+        self.input_spec = InputSpec(pixels, regions, limit)
         self.trained_stages: int | None = None
         if config.init_from is not None:
             model_folder.load_weights(self, Path(config.init_from))
@@ -119,6 +127,12 @@ class VSEModel(nn.Module):
     def encode_captions(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Embed ``token_ids`` (P, L) of ``lengths`` (P,) as (P, D)."""
         return unit_length(self.text(token_ids, lengths))
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """The pixels that `encode_images` expects; without pixels, those that the settings say."""
+        pixels: ImageSpec = self.input_spec.pixels or self.config.image.image_spec()
+        return pixels
 
     @property
     def takes_regions(self) -> bool:

@@ -98,6 +98,7 @@ def forward_and_backward(
 ) -> None:
     """Run ``model`` forward and backward on ``pairs`` pairs, under a mode without values."""
     images = pairs // config.data.captions_per_image
+    tokens = min(tokens, model.input_spec.max_tokens)  # the loader cuts longer captions
     lengths = torch.full((pairs,), tokens)
     draws = torch.empty(images, 1 + model.grid_cells)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):

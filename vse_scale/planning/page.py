@@ -74,7 +74,7 @@ class Plan:
                 f"the constants belong to a model of {constants.parameters} parameters, and "
                 f"this one has {work.parameters}; measure this one with --measure FILE"
             )
-        tokens = min(constants.tokens if constants else _TOKENS, config.data.max_caption_tokens)
+        tokens = constants.tokens if constants else _TOKENS
         estimates: dict[int, dict[Stage, Estimate]] = {}
         for count in ranks:
             batches = Batches.of(config, work, count, tokens=tokens, cuda=cuda, bfloat16=bfloat16)

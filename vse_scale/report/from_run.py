@@ -92,7 +92,8 @@ class ModelFindings:
         """The pooling weights for a full image, and for captions of usual lengths."""
         rows = range(len(self._dataset))
         texts = [caption.text for row in rows for caption in self._dataset.record(row).captions]
-        lengths = self._tokenizer.encode(texts, max_tokens=self._max_tokens)[1]
+        limit = self._model.input_spec.max_tokens
+        lengths = self._tokenizer.encode(texts, max_tokens=limit)[1]
         return pooling_curves(self._model, lengths.tolist())
 
     @cached_property
@@ -120,13 +121,8 @@ class ModelFindings:
             batch=int(self._run.setting("eval.batch", 64)),
             device=self._device,
             threads=self._threads,
-            max_caption_tokens=self._max_tokens,
             progress=self._progress,
         )
-
-    @property
-    def _max_tokens(self) -> int:
-        return int(self._run.setting("data.max_caption_tokens", 128))
 
 
 def report_run(

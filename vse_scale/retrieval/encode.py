@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,34 +16,17 @@ from vse_scale.data.regions import region_batches
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import DatasetError
 from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.embedding import (
+    Encoder,
+    by_length,
+    evaluating,
+    pixel_batches,
+    text_batches,
+)
 from vse_scale.world.processes import CPU, World
 
 Progress = Callable[[str, int, int], None]
 """Called with "images" or "captions", how many this rank has encoded, and out of how many."""
-
-
-class Encoder(Protocol):
-    """What is asked of a model here; `VSEModel` has it."""
-
-    image_spec: Any
-    training: bool
-
-    @property
-    def takes_regions(self) -> bool:
-        """Whether images are region features rather than pixels."""
-        ...
-
-    def encode_images(self, images: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Embed normalised pixels (B, 3, S, S), or regions (B, K, C) of ``lengths``, as (B, D)."""
-        ...
-
-    def encode_captions(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Embed token ids (B, L) of ``lengths`` (B,) as (B, D)."""
-        ...
-
-    def train(self, mode: bool = True) -> Any:
-        """Enter training (True) or evaluation (False)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +92,6 @@ def encode_split(
     batch: int,
     device: torch.device | str,
     threads: int,
-    max_caption_tokens: int = 128,
     rank: int = 0,
     ranks: int = 1,
     progress: Progress | None = None,
@@ -128,7 +109,6 @@ def encode_split(
         batch: images, and captions, encoded at once.
         device: where the model is.
         threads: decoding threads.
-        max_caption_tokens: longer captions are cut.
         rank: this process's rank.
         ranks: how many processes take part.
         progress: called before the first and after every batch.
@@ -141,53 +121,41 @@ def encode_split(
     _check_group(rank, ranks)
     device = torch.device(device)
     report = progress or (lambda *_: None)
-    dataset.check_holds("regions" if model.takes_regions else "images")
+    spec = model.input_spec.pixels
+    dataset.check_holds("images" if spec else "regions")
     records = [dataset.record(index) for index in range(len(dataset))]
     texts = [caption.text for record in records for caption in record.captions]
     owners = [row for row, record in enumerate(records) for _ in record.captions]
     if not texts:
         raise DatasetError(f"split {dataset.split!r} has no captions; choose one that has")
-    # Captions of like length make batches with little padding. The order must be known without
-    # tokenising all of them on every rank, hence characters rather than tokens.
-    by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-
+    order = by_length(texts)
     image_share = share_of(len(records), batch, rank, ranks)
     caption_share = share_of(len(texts), batch, rank, ranks)
 
     def encoded_images() -> Iterator[Tensor]:
         rows = image_share.rows(batch)
-        if model.takes_regions:
+        if spec is None:
             for regions in region_batches(dataset, rows, batch=batch, device=device):
                 yield model.encode_images(regions.features, regions.lengths)
             return
-        for pixels in image_batches(
-            dataset, rows, model.image_spec, batch=batch, device=device, threads=threads
-        ):
-            yield model.encode_images(model.image_spec.normalise(pixels))
+        yield from pixel_batches(
+            model,
+            image_batches(dataset, rows, spec, batch=batch, device=device, threads=threads),
+        )
 
     def encoded_captions() -> Iterator[Tensor]:
         rows = caption_share.rows(batch)
-        for start in range(0, len(rows), batch):
-            chosen = [texts[by_length[row]] for row in rows[start : start + batch]]
-            token_ids, lengths = tokenizer.encode(chosen, max_tokens=max_caption_tokens)
-            yield model.encode_captions(
-                torch.from_numpy(token_ids).to(device), torch.from_numpy(lengths).to(device)
-            )
+        chosen = [texts[order[row]] for row in rows]
+        yield from text_batches(model, tokenizer, chosen, batch=batch, device=device)
 
-    was_training = model.training
-    model.train(False)
-    try:
-        with torch.no_grad():
-            images = _collect(encoded_images(), image_share, partial(report, "images"))
-            captions = _collect(encoded_captions(), caption_share, partial(report, "captions"))
-    finally:
-        model.train(was_training)
-
+    with evaluating(model):
+        images = _collect(encoded_images(), image_share, partial(report, "images"))
+        captions = _collect(encoded_captions(), caption_share, partial(report, "captions"))
     if ranks > 1:
         _exchange(images, [share_of(len(records), batch, r, ranks) for r in range(ranks)], device)
         _exchange(captions, [share_of(len(texts), batch, r, ranks) for r in range(ranks)], device)
     in_order = torch.empty_like(captions)
-    in_order[torch.tensor(by_length, dtype=torch.int64)] = captions
+    in_order[torch.tensor(order, dtype=torch.int64)] = captions
     return Embeddings(
         images=images,
         captions=in_order,

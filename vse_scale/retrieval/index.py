@@ -127,7 +127,7 @@ def embed_query(encoder: Encoder, text: str) -> Tensor:
     """
     if not text.strip():
         raise ConfigError("the query is empty; describe what to look for")
-    limit = encoder.longest_text()
+    limit = encoder.model.input_spec.max_tokens
     assert encoder.tokenizer is not None
     length = int(encoder.tokenizer.encode([text], max_tokens=len(text) + 2)[1][0])
     if length > limit:
@@ -135,7 +135,7 @@ def embed_query(encoder: Encoder, text: str) -> Tensor:
             f"the query has {len(text.split()):,} words, {length:,} tokens, and the model takes "
             f"{limit}; shorten it"
         )
-    return encoder.texts([text], max_tokens=limit)
+    return encoder.texts([text])
 
 
 def embed_picture(encoder: Encoder, file: Path) -> Tensor:

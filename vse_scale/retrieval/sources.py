@@ -18,12 +18,11 @@ from vse_scale.data.regions import region_batches
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import DatasetError, ModelError
 from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.embedding import embed_pixels, embed_texts
 from vse_scale.model.vse import VSEModel
 from vse_scale.retrieval.encode import Embeddings, Progress, encode_split
 from vse_scale.world.processes import Processes
 from vse_shards.images import IMAGE_SUFFIXES, ImageOptions, Rejected, check_image
-
-_MOST_TOKENS = 512  # where the text encoder has no limit of its own
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ class Encoder:
         device: of the model.
         batch: items encoded at once.
         threads: decoding threads.
-        max_tokens: longer texts are cut.
     """
 
     model: VSEModel
@@ -75,44 +73,25 @@ class Encoder:
     device: torch.device
     batch: int
     threads: int
-    max_tokens: int = 128
 
-    def texts(self, texts: Sequence[str], max_tokens: int | None = None) -> Tensor:
+    def texts(self, texts: Sequence[str]) -> Tensor:
         """Embed ``texts`` as (n, D) float32 on the CPU, like lengths together."""
         tokenizer = self._own_tokenizer()
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        rows: list[Tensor] = []
-        for start in range(0, len(texts), self.batch):
-            chosen = [texts[index] for index in order[start : start + self.batch]]
-            ids, lengths = tokenizer.encode(chosen, max_tokens=max_tokens or self.max_tokens)
-            with torch.no_grad():
-                embedded = self.model.encode_captions(
-                    torch.from_numpy(ids).to(self.device),
-                    torch.from_numpy(lengths).to(self.device),
-                )
-            rows.append(embedded.float().cpu())
-        embedded = torch.cat(rows)
-        in_order = torch.empty_like(embedded)
-        in_order[torch.tensor(order)] = embedded
-        return in_order
+        return embed_texts(self.model, tokenizer, texts, batch=self.batch, device=self.device)
 
     def images(self, pictures: Any, rows: Iterable[int]) -> Tensor:
         """Embed ``rows`` of what has encoded images, as (n, D) float32 on the CPU."""
-        if self.model.takes_regions:
+        spec = self.model.input_spec.pixels
+        if spec is None:
             raise ModelError(
                 "a region model takes a detector's features; give --data, a dataset that has them, "
                 "or a query in words"
             )
-        spec = self.model.image_spec
-        with torch.no_grad():
-            parts = [
-                self.model.encode_images(spec.normalise(pixels)).float().cpu()
-                for pixels in image_batches(
-                    pictures, list(rows), spec,
-                    batch=self.batch, device=self.device, threads=self.threads,
-                )
-            ]  # fmt: skip
-        return torch.cat(parts)
+        decoded = image_batches(
+            pictures, list(rows), spec,
+            batch=self.batch, device=self.device, threads=self.threads,
+        )  # fmt: skip
+        return embed_pixels(self.model, decoded)
 
     def regions(self, dataset: ShardDataset, rows: Iterable[int]) -> Tensor:
         """Embed the region features of ``rows``, as (n, D) float32 on the CPU."""
@@ -145,11 +124,6 @@ class Encoder:
         if self.tokenizer is None:
             raise ModelError("the model has no tokenizer; import it again with --tokenizer DIR")
         return self.tokenizer
-
-    def longest_text(self) -> int:
-        """Return how many tokens the text encoder takes."""
-        config = getattr(self.model.text.encoder, "config", None)
-        return int(getattr(config, "max_position_embeddings", _MOST_TOKENS))
 
 
 class DatasetImages:

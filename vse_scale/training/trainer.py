@@ -82,7 +82,12 @@ class Trainer:
         self.checkpoints = Checkpoints(self.folder.checkpoints_folder, config.run.keep_checkpoints)
 
         torch.manual_seed(config.run.seed)
-        model = VSEModel(config.model, self.tokenizer.vocab_size, self.tokenizer.pad_id)
+        model = VSEModel(
+            config.model,
+            self.tokenizer.vocab_size,
+            self.tokenizer.pad_id,
+            config.data.max_caption_tokens,
+        )
         model.to(world.device)
         resolved = config.model_dump(mode="json")
         self.state = RunState(step=0, fingerprint=self.dataset.fingerprint, config=resolved)
@@ -319,7 +324,7 @@ class Trainer:
             self.dataset,
             self.plan,
             self.tokenizer,
-            None if self.engine.model.takes_regions else self.engine.model.image_spec,
+            self.engine.model.input_spec,
             self.config.data,
             seed=self.config.run.seed,
             rank=self.world.rank,

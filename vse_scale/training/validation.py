@@ -49,7 +49,6 @@ def validate(
             batch=config.eval.batch,
             device=world.device,
             threads=config.data.threads,
-            max_caption_tokens=config.data.max_caption_tokens,
             rank=world.rank,
             ranks=world.ranks,
             progress=report,

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from vse_scale.bounds import Ge
 from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.inputs.spec import RegionSpec
 
 if TYPE_CHECKING:
     from vse_scale.inputs.tokens import CaptionTokenizer
@@ -56,6 +57,10 @@ class ImageSettings:
     def image_spec(self) -> ImageSpec:
         """Return the pixels that the tower expects; without pixels, those of ImageNet."""
         return ImageSpec.preset("imagenet", _UNREAD_SIZE)
+
+    def region_spec(self) -> RegionSpec | None:
+        """Return the region features that the tower expects; None where it takes pixels."""
+        return None
 
     def weightless(self) -> tuple[Self, list[str]]:
         """Return settings without files of weights, and assumptions made, one line each.

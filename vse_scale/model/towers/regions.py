@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from vse_scale.bounds import Count
+from vse_scale.inputs.spec import RegionSpec
 from vse_scale.model.pooling import make_pool
 from vse_scale.model.towers.base import ImageSettings, Takes
 from vse_scale.model.towers.grid import compact
@@ -38,6 +39,10 @@ class RegionSettings(ImageSettings):
     def describe(self) -> str:
         """Return the tower's name for people."""
         return "region features"
+
+    def region_spec(self) -> RegionSpec:
+        """Return the region features that the tower expects."""
+        return RegionSpec(self.region_channels, self.max_regions)
 
 
 class RegionTower(nn.Module):
