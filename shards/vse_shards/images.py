@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from vse_shards.jpeg import JpegHeader, is_jpeg, read_header
+from vse_shards.rgb import Rejected as Rejected
+from vse_shards.rgb import to_rgb
 
 MIN_SIDE = 8  # pixels; a crop of 0.6 of the side must not be empty
 MAX_PIXELS = 100_000_000  # 300 MB decoded
@@ -35,19 +37,6 @@ IMAGE_SUFFIXES = frozenset(
 _PNG = b"\x89PNG\r\n\x1a\n"
 _FLIPS = {2, 4, 5, 7}  # Exif orientations that are flipped
 _QUARTER_TURNS = {5: 1, 6: 3, 7: 3, 8: 1, 3: 2, 4: 2}  # counter-clockwise, after the flip
-
-
-class Rejected(Exception):
-    """Raised for an image or a row that must not enter a dataset.
-
-    Attributes:
-        reason: category, such as ``truncated``.
-        detail: exact finding.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -244,7 +233,7 @@ def _decode_other(data: bytes) -> NDArray[np.uint8]:
                 raise Rejected("animated", f"{frames} frames; captions are for one picture")
             _check_size(*image.size)
             image.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+            return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
         except Rejected:
             raise
         except Exception as error:  # many types, as above
@@ -267,20 +256,6 @@ def _check_png(data: bytes) -> None:
             return
         position = end + 4
     raise Rejected("truncated", f"PNG ends after {len(data)} bytes without its last chunk")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip, not scale
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise Rejected("not an image", f"grey values {values.min()} to {values.max()}")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise Rejected("not an image", "floating-point pixels have no settled range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def _shrink(

@@ -147,6 +147,17 @@ class CaptionTokenizer:
             raise ModelError(f"{path}: is no tokenizer ({error})") from error
 
     @classmethod
+    def find(cls, folder: str | Path) -> CaptionTokenizer | None:
+        """Open the tokenizer in ``folder``; None where there is none.
+
+        Raises:
+            ModelError: its files are damaged.
+        """
+        names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+        there = any((Path(folder) / name).is_file() for name in names)
+        return cls.load(folder) if there else None
+
+    @classmethod
     def _load_folder(cls, folder: Path) -> CaptionTokenizer:
         from transformers import AutoTokenizer
 

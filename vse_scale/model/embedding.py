@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from vse_scale.errors import ModelError
+from vse_scale.inputs.pictures import resized_batches
 from vse_scale.inputs.spec import InputSpec
 
 if TYPE_CHECKING:
+    from vse_scale.inputs.pictures import Picture
     from vse_scale.inputs.tokens import CaptionTokenizer
 
 
@@ -80,7 +84,7 @@ def text_batches(
 
 def embed_texts(
     model: Encoder,
-    tokenizer: CaptionTokenizer,
+    tokenizer: CaptionTokenizer | None,
     texts: Sequence[str],
     *,
     batch: int,
@@ -89,8 +93,18 @@ def embed_texts(
     """Embed ``texts`` in evaluation mode, those of like length together.
 
     Returns:
-        (n, D) float32 on the CPU, unit rows in the order of ``texts``; n is at least 1.
+        (n, D) float32 on the CPU, unit rows in the order of ``texts``.
+
+    Raises:
+        ModelError: there is no tokenizer.
+        ValueError: ``texts`` is one string, or empty.
     """
+    if tokenizer is None:
+        raise ModelError(
+            "the model has no tokenizer; import it again with --tokenizer DIR, or save it with "
+            "save_pretrained(folder, tokenizer)"
+        )
+    _check_several("texts", texts)
     order = by_length(texts)
     in_order = [texts[index] for index in order]
     with evaluating(model):
@@ -99,6 +113,41 @@ def embed_texts(
     result = torch.empty_like(embedded)
     result[torch.tensor(order)] = embedded
     return result
+
+
+def embed_pictures(
+    model: Encoder, pictures: Sequence[Picture], *, batch: int, device: torch.device | str
+) -> Tensor:
+    """Read and embed pictures in evaluation mode.
+
+    Args:
+        model: one that takes pixels.
+        pictures: files, images of Pillow's or arrays, as `read_picture` takes them.
+        batch: pictures encoded at once.
+        device: of the model.
+
+    Returns:
+        (n, D) float32 on the CPU, unit rows.
+
+    Raises:
+        ModelError: the model takes region features.
+        DatasetError: a picture cannot be read.
+        ValueError: ``pictures`` is one path, or empty.
+    """
+    spec = model.input_spec.pixels
+    if spec is None:
+        raise ModelError(
+            "a region model takes a detector's features; give --data, a dataset that has them, or "
+            "a query in words (in Python, give the features to encode_images)"
+        )
+    _check_several("images", pictures)
+    decoded = resized_batches(pictures, spec, batch)
+    return embed_pixels(model, (pixels.to(device) for pixels in decoded))
+
+
+def _check_several(what: str, given: Sequence[Any]) -> None:
+    if isinstance(given, str | bytes | Path) or not len(given):
+        raise ValueError(f"{what} is {given!r}; give a list of at least one")
 
 
 def pixel_batches(model: Encoder, batches: Iterable[Tensor]) -> Iterator[Tensor]:

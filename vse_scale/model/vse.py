@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +15,13 @@ from vse_scale.config.parts import IMAGE_TOWERS, TEXT_TOWERS
 from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.inputs.spec import MAX_TOKENS, InputSpec
 from vse_scale.model import folder as model_folder
+from vse_scale.model.embedding import embed_pictures, embed_texts
 from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
+from vse_scale.run.folder import model_folder as model_folder_of
 
 if TYPE_CHECKING:
     from vse_scale.config import ModelConfig
+    from vse_scale.inputs.pictures import Picture
     from vse_scale.inputs.tokens import CaptionTokenizer
 
 
@@ -64,17 +69,34 @@ class VSEModel(nn.Module):
         limit = min(max_tokens, self.text.positions or max_tokens)
         self.input_spec = InputSpec(pixels, regions, limit)
         self.trained_stages: int | None = None
+        self._folder: Path | None = None
         if config.init_from is not None:
             model_folder.load_weights(self, Path(config.init_from))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VSEModel:
-        """Open a folder that `save_pretrained` wrote, in evaluation mode, on the CPU.
+        """Open a folder that `save_pretrained` wrote, or a run's, in evaluation mode, on the CPU.
+
+        The tokenizer is opened when it is first used.
 
         Raises:
             ModelError: the folder is missing or damaged, or holds something else.
         """
-        return model_folder.load(cls, Path(folder))
+        found = model_folder_of(Path(folder))
+        model = model_folder.load(cls, found)
+        model._folder = found
+        return model
+
+    @functools.cached_property
+    def tokenizer(self) -> CaptionTokenizer | None:
+        """The tokenizer in the folder that the model was opened from; None where there is none.
+
+        Raises:
+            ModelError: its files are damaged.
+        """
+        from vse_scale.inputs.tokens import CaptionTokenizer
+
+        return None if self._folder is None else CaptionTokenizer.find(self._folder)
 
     def save_pretrained(
         self, folder: str | Path, tokenizer: CaptionTokenizer | None = None
@@ -127,6 +149,64 @@ class VSEModel(nn.Module):
     def encode_captions(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Embed ``token_ids`` (P, L) of ``lengths`` (P,) as (P, D)."""
         return unit_length(self.text(token_ids, lengths))
+
+    @overload
+    def embed(self, images: Sequence[Picture], *, batch: int = 64) -> Tensor: ...
+    @overload
+    def embed(self, *, texts: Sequence[str], batch: int = 64) -> Tensor: ...
+    @overload
+    def embed(
+        self, images: Sequence[Picture], texts: Sequence[str], *, batch: int = 64
+    ) -> tuple[Tensor, Tensor]: ...
+    def embed(
+        self,
+        images: Sequence[Picture] | None = None,
+        texts: Sequence[str] | None = None,
+        *,
+        batch: int = 64,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Embed pictures, texts or both, in evaluation mode, on the model's device.
+
+        >>> rows = model.embed(images=["dog.jpg", "cups.png"])
+        >>> rows.shape
+        torch.Size([2, 1024])
+
+        Args:
+            images: n paths, images of Pillow's, or arrays (H, W, 3) uint8 RGB, in any mixture.
+            texts: m texts; those longer than ``input_spec.max_tokens`` are cut.
+            batch: pictures, or texts, encoded at once.
+
+        Returns:
+            (n, D) or (m, D) float32 on the CPU, unit rows; where both are given, the pair of them.
+
+        Raises:
+            ModelError: the model has no tokenizer, or takes region features rather than pictures.
+            DatasetError: a picture cannot be read.
+            ValueError: neither is given, or no list of at least one.
+        """
+        if images is None and texts is None:
+            raise ValueError("give images, texts, or both")
+        device = next(self.parameters()).device
+        rows: list[Tensor] = []
+        if images is not None:
+            rows.append(embed_pictures(self, images, batch=batch, device=device))
+        if texts is not None:
+            rows.append(embed_texts(self, self.tokenizer, texts, batch=batch, device=device))
+        return rows[0] if len(rows) == 1 else (rows[0], rows[1])
+
+    def similarity(
+        self, images: Sequence[Picture], texts: Sequence[str], *, batch: int = 64
+    ) -> Tensor:
+        """Return the scores (n, m) of n pictures and m texts: cosines, float32 on the CPU.
+
+        >>> scores = model.similarity(["dog.jpg"], ["a dog in the snow", "two cups"])
+        >>> scores.argmax(1)  # the text that fits each picture best
+        tensor([0])
+
+        Args, errors: as `embed`.
+        """
+        image_rows, text_rows = self.embed(images, texts, batch=batch)
+        return image_rows @ text_rows.T
 
     @property
     def image_spec(self) -> ImageSpec:

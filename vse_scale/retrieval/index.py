@@ -15,7 +15,7 @@ from vse_scale.retrieval.embed import INDEX
 from vse_scale.retrieval.ranks import nearest
 from vse_scale.retrieval.saved import read_lines
 from vse_scale.retrieval.similarities import as_rows, open_array
-from vse_scale.retrieval.sources import Encoder, Pictures
+from vse_scale.retrieval.sources import Encoder, read_checked
 from vse_shards.images import Rejected
 
 SideName = Literal["images", "captions"]
@@ -144,11 +144,10 @@ def embed_picture(encoder: Encoder, file: Path) -> Tensor:
     Raises:
         ConfigError: it cannot be read, or is no whole image.
     """
-    pictures = Pictures()
     try:
-        pictures.add(file)
+        picture = read_checked(file)
     except OSError as error:
         raise ConfigError(f"--image {file}: cannot be read ({error.strerror})") from error
     except Rejected as error:
         raise ConfigError(f"--image {file}: is no whole image ({error})") from error
-    return encoder.images(pictures, [0])
+    return encoder.pictures([picture])

@@ -18,7 +18,7 @@ from vse_scale.data.regions import region_batches
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import DatasetError, ModelError
 from vse_scale.inputs.tokens import CaptionTokenizer
-from vse_scale.model.embedding import embed_pixels, embed_texts
+from vse_scale.model.embedding import embed_pictures, embed_pixels, embed_texts
 from vse_scale.model.vse import VSEModel
 from vse_scale.retrieval.encode import Embeddings, Progress, encode_split
 from vse_scale.world.processes import Processes
@@ -79,16 +79,14 @@ class Encoder:
         tokenizer = self._own_tokenizer()
         return embed_texts(self.model, tokenizer, texts, batch=self.batch, device=self.device)
 
-    def images(self, pictures: Any, rows: Iterable[int]) -> Tensor:
-        """Embed ``rows`` of what has encoded images, as (n, D) float32 on the CPU."""
-        spec = self.model.input_spec.pixels
-        if spec is None:
-            raise ModelError(
-                "a region model takes a detector's features; give --data, a dataset that has them, "
-                "or a query in words"
-            )
+    def pictures(self, pictures: Sequence[bytes]) -> Tensor:
+        """Embed image files, given their bytes, as (n, D) float32 on the CPU."""
+        return embed_pictures(self.model, pictures, batch=self.batch, device=self.device)
+
+    def images(self, dataset: ShardDataset, rows: Iterable[int]) -> Tensor:
+        """Embed the images ``rows`` of a dataset as (n, D) float32 on the CPU."""
         decoded = image_batches(
-            pictures, list(rows), spec,
+            dataset, list(rows), self.model.image_spec,
             batch=self.batch, device=self.device, threads=self.threads,
         )  # fmt: skip
         return embed_pixels(self.model, decoded)
@@ -185,8 +183,8 @@ class DatasetCaptions:
 class FolderImages:
     """The image files below a folder, in the order of their paths.
 
-    They become pixels as a dataset's do: checked and converted as by a build, then decoded by the
-    same graph. A file that is no whole image is set aside.
+    They are checked as by a build, and become pixels as `VSEModel.embed` makes them. A file that is
+    no whole image is set aside.
     """
 
     def __init__(self, encoder: Encoder, folder: Path) -> None:
@@ -216,10 +214,10 @@ class FolderImages:
 
     def embed(self, start: int, stop: int) -> Part:
         """Embed files [start, stop)."""
-        pictures, lines, set_aside = Pictures(), list[dict[str, Any]](), list[dict[str, Any]]()
+        pictures, lines, set_aside = list[bytes](), list[dict[str, Any]](), list[dict[str, Any]]()
         for name in self._files[start:stop]:
             try:
-                pictures.add(self._folder / name)
+                pictures.append(read_checked(self._folder / name))
             except (Rejected, OSError) as error:
                 set_aside.append({"id": name, "reason": " ".join(str(error).split())})
             else:
@@ -227,7 +225,7 @@ class FolderImages:
         if not lines:
             width = self._encoder.model.config.embed_dim
             return Part(np.empty((0, width), np.float32), lines, set_aside)
-        embedded = self._encoder.images(pictures, range(len(lines)))
+        embedded = self._encoder.pictures(pictures)
         return Part(embedded.numpy(), lines, set_aside)
 
 
@@ -267,29 +265,13 @@ class TextLines:
         return Part(embedded.numpy(), lines, set_aside)
 
 
-class Pictures:
-    """Checked images in memory, as the decoder takes a dataset's."""
+def read_checked(file: Path) -> bytes:
+    """Return the bytes of an image file that passes the checks of a build.
 
-    def __init__(self) -> None:
-        self.folder = Path("memory")
-        self._images: list[NDArray[np.uint8]] = []
-        self._names: list[str] = []
-
-    def add(self, file: Path) -> None:
-        """Read and check an image file.
-
-        Raises:
-            Rejected: it is no whole image.
-            OSError: it cannot be read.
-        """
-        checked = check_image(file.read_bytes(), ImageOptions())
-        self._images.append(np.frombuffer(checked.data, dtype=np.uint8))
-        self._names.append(str(file))
-
-    def image_bytes(self, image: int) -> NDArray[np.uint8]:
-        """Return the encoded image."""
-        return self._images[image]
-
-    def name(self, image: int) -> str:
-        """Return the file's path."""
-        return self._names[image]
+    Raises:
+        Rejected: it is no whole image.
+        OSError: it cannot be read.
+    """
+    data = file.read_bytes()
+    check_image(data, ImageOptions())
+    return data
