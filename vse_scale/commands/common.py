@@ -1,8 +1,7 @@
-"""What several commands share: where a model is, where it runs, what may be written."""
+"""Parts of several commands: their common options, devices, models and outputs."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,11 +24,9 @@ Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="decoding threads")
 
 def best_device() -> torch.device:
     """Return this process's GPU where there is one, else the CPU."""
-    import torch
+    from vse_scale.world.join import local_device
 
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    return local_device()
 
 
 def check_writable(option: str, path: Path | None) -> None:

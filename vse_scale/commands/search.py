@@ -12,7 +12,10 @@ from vse_scale.commands.common import check_writable, open_encoder
 from vse_scale.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vse_scale.retrieval.index import SideName
+    from vse_scale.retrieval.sources import Encoder
 
 
 def search(
@@ -33,32 +36,26 @@ def search(
         Path | None, typer.Option("--json", metavar="FILE", help="write the answers as JSON")
     ] = None,
 ) -> None:
-    """Find what is nearest to texts, or to a picture, exactly."""
+    """Find the images or captions nearest to texts, or to a picture, by an exact search."""
     if not queries and image is None:
         raise ConfigError("nothing to look for; give a text, or --image FILE")
     if side not in (None, "images", "captions"):
         raise ConfigError(f"--in is {side!r}; give images or captions")
     check_writable("--html", html)
     check_writable("--json", output)
-    import torch
-
-    from vse_scale.retrieval.index import Index, embed_picture, embed_query
+    from vse_scale.retrieval.index import Index
     from vse_scale.retrieval.page import write_page
 
     opened = Index(index)
     encoder = open_encoder(model or opened.model, batch=64, threads=1)
-    vectors = [embed_query(encoder, text) for text in queries or []]
-    asked: list[tuple[str, bytes | None]] = [(text, None) for text in queries or []]
-    if image is not None:
-        vectors.append(embed_picture(encoder, image))
-        asked.append((image.name, image.read_bytes()))
+    vectors, asked = _queries(encoder, queries or [], image)
     wanted: SideName | None = side  # type: ignore[assignment]
-    chosen, answers = opened.search(torch.cat(vectors).to(encoder.device), top, wanted)
+    chosen, answers = opened.search(vectors.to(encoder.device), top, wanted)
     found = [(*query, hits) for query, hits in zip(asked, answers, strict=True)]
     for words, _, hits in found:
         print(words)
-        for place, hit in enumerate(hits, 1):
-            print(f"{place:>4}  {hit.score:6.3f}  {hit.id}{'  ' if hit.text else ''}{hit.text}")
+        for rank, hit in enumerate(hits, 1):
+            print(f"{rank:>4}  {hit.score:6.3f}  {hit.id}{'  ' if hit.text else ''}{hit.text}")
     if html is not None:
         write_page(html, opened, chosen, found)
         print(f"page: {html}")
@@ -68,3 +65,19 @@ def search(
             for words, _, hits in found
         ]
         output.write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _queries(
+    encoder: Encoder, texts: list[str], image: Path | None
+) -> tuple[Tensor, list[tuple[str, bytes | None]]]:
+    """Embed the queries as (Q, D); return with them the words, or name and bytes, of each."""
+    import torch
+
+    from vse_scale.retrieval.index import embed_picture, embed_query
+
+    vectors = [embed_query(encoder, text) for text in texts]
+    asked: list[tuple[str, bytes | None]] = [(text, None) for text in texts]
+    if image is not None:
+        vectors.append(embed_picture(encoder, image))
+        asked.append((image.name, image.read_bytes()))
+    return torch.cat(vectors), asked

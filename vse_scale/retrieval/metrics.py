@@ -1,7 +1,7 @@
 """The metrics of retrieval and its two directions, one table each.
 
-Whoever prints, records, draws or exports figures walks these tables, so a new metric is one row of
-`METRICS` and nothing else.
+All code that prints, records, draws or exports figures walks these tables, so a new metric is one
+row of `METRICS` and nothing else.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ DIRECTIONS: dict[str, Direction] = {
 
 
 def percentages() -> list[Metric]:
-    """Return the metrics in percent, which papers and charts show side by side."""
+    """Return the metrics in percent, which papers and charts compare."""
     return [metric for metric in METRICS.values() if metric.unit == "percent"]
 
 

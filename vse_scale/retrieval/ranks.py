@@ -84,10 +84,10 @@ def query_ranks(
 ) -> QueryRanks:
     """Return every query's rank; arguments and errors are those of `recall_at_k`."""
     images, captions = matching_rows(image_embeddings, caption_embeddings)
-    owners = _owners(caption_to_image, len(captions), len(images))
+    image_index = _checked_index(caption_to_image, len(captions), len(images))
 
     of_images, of_captions = paired_ranks(
-        images, captions, owners.to(images.device), processes.share, processes.across
+        images, captions, image_index.to(images.device), processes.share, processes.across
     )
     image_queries = of_images.nonzero().squeeze(1)
     return QueryRanks(
@@ -196,17 +196,17 @@ def _check_finite(rows: Tensor, first: int = 0) -> None:
         )
 
 
-def _owners(caption_to_image: Indices, captions: int, images: int) -> Tensor:
-    owners = torch.as_tensor(caption_to_image).cpu()
-    if owners.shape != (captions,) or owners.is_floating_point():
+def _checked_index(caption_to_image: Indices, captions: int, images: int) -> Tensor:
+    image_index = torch.as_tensor(caption_to_image).cpu()
+    if image_index.shape != (captions,) or image_index.is_floating_point():
         raise ValueError(
-            f"caption_to_image is {owners.dtype} of shape {tuple(owners.shape)}; "
+            f"caption_to_image is {image_index.dtype} of shape {tuple(image_index.shape)}; "
             f"give one image index for each of {captions} captions"
         )
-    owners = owners.to(torch.int64)
-    if int(owners.min()) < 0 or int(owners.max()) >= images:
+    image_index = image_index.to(torch.int64)
+    if int(image_index.min()) < 0 or int(image_index.max()) >= images:
         raise ValueError(
-            f"caption_to_image spans {int(owners.min())} to {int(owners.max())}, "
+            f"caption_to_image spans {int(image_index.min())} to {int(image_index.max())}, "
             f"but there are {images} images"
         )
-    return owners
+    return image_index

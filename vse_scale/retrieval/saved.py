@@ -1,4 +1,4 @@
-"""Embeddings that ``vse-scale embed`` saved, of one model or an ensemble of several."""
+"""Embeddings saved by ``vse-scale embed``, of one model or an ensemble of several."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vse_scale.retrieval.similarities import as_rows, open_array
 
 
 def open_embeddings(folder: Path) -> Embeddings:
-    """Map the embeddings of a split in ``folder``: images, captions and whose they are.
+    """Map the embeddings of a split in ``folder``: images, captions and the image of each caption.
 
     Raises:
         DatasetError: the folder is missing, damaged, or holds no split of a dataset.
@@ -36,13 +36,15 @@ def open_embeddings(folder: Path) -> Embeddings:
             )
     images, captions = rows["images"], rows["captions"]
     try:
-        owners = torch.tensor([int(line["image"]) for line in captions[1]], dtype=torch.int64)
+        image_index = torch.tensor([int(line["image"]) for line in captions[1]], dtype=torch.int64)
     except KeyError as error:
-        raise DatasetError(f"{folder}: captions.jsonl does not say whose they are") from error
+        raise DatasetError(
+            f"{folder}: captions.jsonl names no image of a caption; embed again"
+        ) from error
     return Embeddings(
         images=as_rows(images[0]),
         captions=as_rows(captions[0]),
-        caption_to_image=owners,
+        caption_to_image=image_index,
         image_ids=tuple(line["id"] for line in images[1]),
         caption_ids=tuple(line["id"] for line in captions[1]),
     )
@@ -51,7 +53,7 @@ def open_embeddings(folder: Path) -> Embeddings:
 def ensemble(members: Sequence[tuple[Path, float]]) -> Embeddings:
     """Return embeddings whose inner products are the weighted sum of the members'.
 
-    A sum of inner products is the inner product of what is put side by side, so an ensemble is
+    A sum of inner products is the inner product of the concatenated vectors, so an ensemble is
     ranked like a model, by any protocol and in tiles.
 
     Args:
@@ -63,16 +65,15 @@ def ensemble(members: Sequence[tuple[Path, float]]) -> Embeddings:
     opened = [(path, weight, open_embeddings(path)) for path, weight in members]
     first_path, _, first = opened[0]
     for path, _, other in opened[1:]:
-        for what in ("image_ids", "caption_ids"):
-            ours, theirs = getattr(first, what), getattr(other, what)
+        for field in ("image_ids", "caption_ids"):
+            ours, theirs = getattr(first, field), getattr(other, field)
             if ours != theirs:
-                place = next(
-                    (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-                    min(len(ours), len(theirs)),
-                )
+                pairs = enumerate(zip(ours, theirs, strict=False))
+                shorter = min(len(ours), len(theirs))
+                differing = next((row for row, (a, b) in pairs if a != b), shorter)
                 raise DatasetError(
-                    f"{path}: its {what.replace('_', ' ')} are not those of {first_path}, from "
-                    f"number {place} on; embed the same split with both models"
+                    f"{path}: its {field.replace('_', ' ')} are not those of {first_path}, from "
+                    f"number {differing} on; embed the same split with both models"
                 )
     if len(opened) == 1:
         return first

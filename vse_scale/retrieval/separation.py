@@ -1,4 +1,4 @@
-"""How far apart right pairs and the hardest wrong ones lie."""
+"""Similarities of right pairs and of the hardest wrong ones."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ def caption_similarities(
     embeddings: Embeddings,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return each caption's similarity with its image and with the hardest other, (C,) both."""
-    images, owners = embeddings.images, embeddings.caption_to_image.to(embeddings.images.device)
+    images, image_index = (
+        embeddings.images,
+        embeddings.caption_to_image.to(embeddings.images.device),
+    )
     own: list[Tensor] = []
     hardest: list[Tensor] = []
-    for start in range(0, len(owners), _TILE):
-        mine = owners[start : start + _TILE, None]
+    for start in range(0, len(image_index), _TILE):
+        mine = image_index[start : start + _TILE, None]
         scores = embeddings.captions[start : start + _TILE] @ images.T
         own.append(scores.gather(1, mine).squeeze(1).cpu())
         scores.scatter_(1, mine, -torch.inf)

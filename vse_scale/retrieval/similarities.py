@@ -1,4 +1,4 @@
-"""Similarity matrices that were saved, of one model or an ensemble of several."""
+"""Saved similarity matrices, of one model or an ensemble of several."""
 
 from __future__ import annotations
 
@@ -36,32 +36,34 @@ class Similarities:
     image_ids: tuple[int | str, ...]
     caption_ids: tuple[int | str, ...]
 
-    def recalls(self, images: Tensor, captions: Tensor, owners: Tensor) -> Recalls:
+    def recalls(self, images: Tensor, captions: Tensor, image_index: Tensor) -> Recalls:
         """Rank some of the images and captions.
 
         Args:
             images: (i,) rows of the images that take part.
             captions: (c,) columns of the captions that take part.
-            owners: (c,) the place in ``images`` of each caption's image.
+            image_index: (c,) the index in ``images`` of each caption's image.
 
         Raises:
             ModelError: a similarity is not finite.
         """
-        own = self._own(images, captions, owners)
+        own = self._own(images, captions, image_index)
         best = torch.full((len(images),), -torch.inf, dtype=torch.float64)
-        best.scatter_reduce_(0, owners, own, "amax")
+        best.scatter_reduce_(0, image_index, own, "amax")
         above_image = torch.zeros(len(images), dtype=torch.int64)
         above_caption = torch.zeros(len(captions), dtype=torch.int64)
         rows = max(_TILE_ELEMENTS // max(len(captions), 1), 1)
         for start in range(0, len(images), rows):
             scores = self._scores(images[start : start + rows], captions)
             if not scores.isfinite().all():
-                raise ModelError("a similarity is not finite; save them from a model that works")
-            mine = ((owners >= start) & (owners < start + rows)).nonzero().squeeze(1)
-            scores[owners[mine] - start, mine] = -torch.inf
+                raise ModelError(
+                    "a similarity is not finite; save them from a model that has not diverged"
+                )
+            mine = ((image_index >= start) & (image_index < start + rows)).nonzero().squeeze(1)
+            scores[image_index[mine] - start, mine] = -torch.inf
             above_image[start : start + rows] = (scores >= best[start : start + rows, None]).sum(1)
             above_caption += (scores >= own).sum(0)
-        queries = torch.bincount(owners).nonzero().squeeze(1)
+        queries = torch.bincount(image_index).nonzero().squeeze(1)
         return Recalls(
             DirectionRecalls.from_ranks(above_image[queries] + 1),
             DirectionRecalls.from_ranks(above_caption + 1),
@@ -77,8 +79,8 @@ class Similarities:
             total += weight * (part if whole else part[:, columns]).astype(np.float64)
         return torch.from_numpy(total)
 
-    def _own(self, images: Tensor, captions: Tensor, owners: Tensor) -> Tensor:
-        rows, columns = images[owners].numpy(), captions.numpy()
+    def _own(self, images: Tensor, captions: Tensor, image_index: Tensor) -> Tensor:
+        rows, columns = images[image_index].numpy(), captions.numpy()
         total = np.zeros(len(captions))
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
             total += weight * matrix[rows, columns].astype(np.float64)
@@ -133,6 +135,6 @@ def open_array(path: Path) -> NDArray[np.floating]:
 def as_rows(array: NDArray[np.floating]) -> Tensor:
     """Return a mapped array as a tensor over the same memory, to be read only."""
     with warnings.catch_warnings():
-        # Nobody here writes to it, which is what the warning is about.
+        # The warning is about writing to it; the library only reads.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

@@ -1,4 +1,4 @@
-"""How similarities agree with people's ratings: the correlation tasks of Crisscrossed Captions.
+"""Agreement of similarities with people's ratings: the correlation tasks of Crisscrossed Captions.
 
 Parekh et al., EACL 2021, section 4: ratings are dense, so many of them share an item. Each estimate
 therefore takes half of the queries, and one rated partner of each, and is Spearman's correlation
@@ -101,8 +101,8 @@ def spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> float
     """Return Pearson's correlation of the ranks of (n,) values; equal values share a mean rank."""
     ranks = []
     for values in (first, second):
-        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
         mean_rank = np.cumsum(counts) - (counts - 1) / 2
-        ranks.append(mean_rank[places] - mean_rank[places].mean())
+        ranks.append(mean_rank[inverse] - mean_rank[inverse].mean())
     scale = np.sqrt(np.square(ranks[0]).sum() * np.square(ranks[1]).sum())
     return float((ranks[0] * ranks[1]).sum() / scale) if scale > 0 else 0.0
