@@ -11,9 +11,12 @@ import torch
 from prometheus_client import CollectorRegistry
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vse_scale.config import Config
 from vse_scale.retrieval.encode import Embeddings
 from vse_scale.retrieval.metrics import DIRECTIONS, METRICS, DirectionRecalls, Metric, Recalls
 from vse_scale.retrieval.protocols.folds import evaluate
+from vse_scale.run.folder import RunFolder
+from vse_scale.run.records import EvaluationRecord
 from vse_scale.training.watch.prometheus import RunMetrics
 from vse_scale.training.watch.tensorboard import TensorBoard
 
@@ -97,16 +100,17 @@ def test_an_added_row_is_watched(
 ) -> None:
     monkeypatch.setitem(METRICS, metric.name, metric)
     way = DirectionRecalls.from_ranks(torch.tensor([2, 4, 40, 50]))
-    record = {"step": 7, "seconds": 1.0, **Recalls(way, way).to_dict()}
+    record = EvaluationRecord.from_json({"step": 7, "seconds": 1.0, **Recalls(way, way).to_dict()})
     expected = {"r20": 0.5, "mrr": (1 / 2 + 1 / 4 + 1 / 40 + 1 / 50) / 4}[metric.name]
 
     registry = CollectorRegistry()
     RunMetrics(registry, total_steps=9, restarts=0).evaluation(record)
     assert registry.get_sample_value(sample, labels) == pytest.approx(expected)
-    board = TensorBoard(tmp_path, next_step=0)
+    folder = RunFolder(tmp_path)
+    board = TensorBoard(Config.model_construct(), folder, next_step=0, total_steps=9)
     board.evaluation(record)
     board.close()
-    events = EventAccumulator(str(tmp_path))
+    events = EventAccumulator(str(folder.tensorboard_folder))
     events.Reload()
     (event,) = events.Scalars(f"recall/i2t_{metric.name}")
     assert event.value == pytest.approx(100 * expected)

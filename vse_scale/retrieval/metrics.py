@@ -80,7 +80,7 @@ class Direction:
 
 
 def _recall(ranks: Ranks, k: int) -> float:
-    return 100.0 * np.count_nonzero(ranks <= k) / len(ranks)
+    return float(100.0 * np.count_nonzero(ranks <= k) / len(ranks))
 
 
 def _median(ranks: Ranks) -> float:
