@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from string import Template
-
-from vse_scale.files import write_text
 
 
 def document(
@@ -31,8 +28,3 @@ def document(
         body=Template((folder / template).read_text("utf-8")).substitute(parts),
         script=script,
     )
-
-
-def write_document(out: Path, html: str) -> None:
-    """Write ``html`` to ``out``, whole or not at all."""
-    write_text(out, html)

@@ -112,6 +112,7 @@ def _write(graph: _Graph, path: Path) -> Path:
 
 def _rows(graph: _Graph, rows: int) -> dict[str, Tensor]:
     """Return the last ``rows`` of the example, shortened to what the longest of them needs."""
+    # Other sizes than those exported, which must not have become constants of the graph.
     chosen = {name: value[-rows:] for name, value in graph.inputs.items()}
     if "lengths" in chosen:
         width = max(int(chosen["lengths"].max()), 2)

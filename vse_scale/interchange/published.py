@@ -119,24 +119,29 @@ def _options(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, An
     }
 
 
-def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Return the tensors, named ``image.*`` and ``text.*``, and the options beside them."""
+def _load(path: Path) -> Any:
+    """Return the content of a file."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give a published model_best.pth")
     try:
         # Allowed by name, and nothing more: unpickling any other class could run anything.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"holds a {found[1]}" if found else "is no checkpoint"
+        content = f"holds a {found[1]}" if found else "is no checkpoint"
         raise ModelError(
-            f"{path}: {what}, and only tensors, plain values and argparse.Namespace are read; "
+            f"{path}: {content}, and only tensors, plain values and argparse.Namespace are read; "
             "give a file that the published code saved"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{path}: cannot be read as a checkpoint ({reason})") from error
+
+
+def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Return the tensors, named ``image.*`` and ``text.*``, and the options beside them."""
+    loaded = _load(path)
     parts = loaded.get("model") if isinstance(loaded, Mapping) else None
     if not isinstance(parts, list | tuple) or len(parts) != 2:
         raise ModelError(

@@ -16,6 +16,7 @@ def example_cards(examples: Iterable[Example]) -> str:
 def _card(example: Example) -> str:
     hit = "first" if example.rank == 1 else "later"
     rank = f'<span class="rank {hit}">rank {example.rank:,}</span>'
+    # The kind of the query decides the layout: a picture is answered by lines of words.
     body = _pictures_of(example, rank)
     if example.query.picture is not None:
         body = _captions_of(example, rank)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vse_scale.html.document import write_document
+from vse_scale.files import write_text
 from vse_scale.report import frame, headline
 from vse_scale.report.data import Column
 from vse_scale.report.panel import Comparable, discover
@@ -24,7 +24,7 @@ def compare_runs(first: Path, second: Path, out: Path) -> Path:
     names = [run.name for run in runs]
     if names[0] == names[1]:  # folders of one name are told apart by their paths
         names = [str(path) for path in paths]
-    write_document(out, render(list(map(Column, runs, names, SIDE_STYLES))))
+    write_text(out, render(list(map(Column, runs, names, SIDE_STYLES))))
     return out
 
 

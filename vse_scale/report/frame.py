@@ -15,6 +15,7 @@ Shown = tuple[Section, Panel, str]
 
 def page(title: str, headline: str, shown: Sequence[Shown]) -> str:
     """Return a whole page of panels, in the order of their sections and then their own."""
+    # A comparison puts some sections elsewhere, so the order of discovery is not enough.
     placed = sorted(shown, key=lambda part: (part[0].order, part[1].order))
     sections = "\n".join(
         f'<section id="{section.id}"><h2>{escape(section.title)}</h2>{_body(list(parts))}</section>'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vse_scale.html.document import write_document
+from vse_scale.files import write_text
 from vse_scale.report import frame, headline
 from vse_scale.report.data import Findings, KnownFindings, PoolingCurve, ReportData
 from vse_scale.report.examples import Example, Failures
@@ -46,7 +46,7 @@ def build_report(
 def write_report(out: Path | None, run: RunRecords, found: Findings) -> Path:
     """Write the report of ``run`` to ``out``, by default report.html in its folder."""
     out = out or run.folder.report_file
-    write_document(out, render(ReportData(run, found)))
+    write_text(out, render(ReportData(run, found)))
     return out
 
 

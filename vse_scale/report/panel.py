@@ -67,6 +67,7 @@ class Comparable(Protocol):
 
 def discover() -> list[Panel]:
     """Return the ``PANEL`` of every module in the package `panels`, in the order of the page."""
+    # Sorted by name first, so that panels of one order keep their places from run to run.
     names = sorted(module.name for module in pkgutil.iter_modules(panels.__path__))
     found: list[Panel] = [import_module(f"{panels.__name__}.{name}").PANEL for name in names]
     return sorted(found, key=lambda panel: (panel.section.order, panel.order))

@@ -74,6 +74,7 @@ def figure(value: float | None, form: str) -> str:
 
 def step_axis(runs: Sequence[RunRecords]) -> Axis:
     """Return the axis of training steps; charts of one page share it, so that steps line up."""
+    # Steps and validations both: a run may have recorded either alone.
     steps = [record.step for run in runs for record in run.steps]
     steps += [record.step for run in runs for record in run.evaluations]
     return linear_axis("step", 0, max(steps, default=1) or 1)

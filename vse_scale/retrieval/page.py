@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from vse_scale.html.document import document, write_document
+from vse_scale.files import write_text
+from vse_scale.html.document import document
 from vse_scale.html.thumbnail import thumbnail
 from vse_scale.retrieval.index import Hit, Index, SideName
 
@@ -34,7 +35,7 @@ def write_page(
         index=escape(index.folder.name),
         sections=sections,
     )
-    write_document(out, html)
+    write_text(out, html)
 
 
 def _query(words: str, picture: bytes | None) -> str:

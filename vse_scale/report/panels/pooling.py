@@ -88,6 +88,7 @@ def _over_time(run: RunRecords, side: str, title: str, _: str) -> str:
         return ""
     indices = sorted({0, len(recorded) // 2, len(recorded) - 1})
     rows = []
+    # The newest is the darkest.
     for tone, index in zip(range(len(indices) - 1, -1, -1), indices, strict=True):
         epoch, weights = recorded[index]
         rows.append((weights[side], f"{side} tone-{tone}", f"epoch {epoch + 1}"))

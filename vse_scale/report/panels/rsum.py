@@ -64,6 +64,7 @@ def _points(run: RunRecords) -> tuple[list[int], list[float]]:
 
 
 def _axis(values: Sequence[float]) -> Axis:
+    # Room below and above, so that a flat curve does not lie on the frame.
     margin = max((max(values) - min(values)) * 0.08, 2.0)
     return linear_axis(
         f"sum of {figures.RSUM_TERMS} recalls, at most {figures.HIGHEST_RSUM:.0f}",
