@@ -51,7 +51,9 @@ def belongings(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
 
 
 @pytest.fixture
-def workplace(belongings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(
+    belongings: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A folder of one's own with all that, in place of the repository's folder."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "data").mkdir()
@@ -61,6 +63,10 @@ def workplace(belongings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ):  # fmt: skip
         (tmp_path / name).symlink_to(belongings / name)
     (tmp_path / "launch").symlink_to(ROOT / "launch")
+    # What `make demo` leaves: a run, and the scenes that it drew.
+    (tmp_path / "runs" / "demo").symlink_to(belongings / "runs" / "other")
+    (tmp_path / "data" / "demo").mkdir()
+    (tmp_path / "data" / "demo" / "source").symlink_to(scenes.parent / "source")
     for name in ("a", "b"):  # two models' embeddings: there once runs/coco is
         (tmp_path / "runs" / name).symlink_to("coco")
     monkeypatch.chdir(tmp_path)

@@ -16,30 +16,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from vse_scale.inputs.pictures import resize
 from vse_scale.inputs.pixels import ImageSpec
-
-
-def resize(image: torch.Tensor, out: torch.Tensor, *, antialias: bool, flipped: bool) -> None:
-    """Resize the whole image into ``out``, bilinear, as the DALI graph does on a GPU.
-
-    Args:
-        image: (H, W, 3) uint8, at least a pixel.
-        out: (S, S, 3) uint8.
-        antialias: whether shrinking averages.
-        flipped: whether left and right are exchanged.
-    """
-    kernel = torch.ops.aten.upsample_bilinear2d
-    if antialias:
-        kernel = torch.ops.aten._upsample_bilinear2d_aa
-    if flipped:
-        image = image.flip(1)
-    # The operators rather than `interpolate`, which cannot write into a row of the batch.
-    kernel.out(_channels_first(image), out.shape[:2], False, out=_channels_first(out))
-
-
-def _channels_first(image: torch.Tensor) -> torch.Tensor:
-    """View (H, W, 3) as (1, 3, H, W) with the channels-last strides that the fast kernel wants."""
-    return image.unsqueeze(0).permute(0, 3, 1, 2)
 
 
 class Resizer:
