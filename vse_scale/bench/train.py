@@ -28,7 +28,7 @@ from vse_scale.bench.setting import changed, open_split, ready
 from vse_scale.bench.step import PARTS, PEER, case_of, our_name, plain_implementations, plain_run
 from vse_scale.config import Config
 from vse_scale.console import log
-from vse_scale.run.journal import read_journal
+from vse_scale.run.folder import RunFolder
 
 CAPTIONS = 5
 _UNTIMED = 3  # steps before the timed ones
@@ -118,11 +118,12 @@ def ours(config: Config, scratch: Path, ranks: int, steps: int) -> Iterator[Samp
 
 def timed_steps(folder: Path, total: int, steps: int, pairs: int) -> Sample:
     """Return the last ``steps`` of a run's ``total``, by the wall times in TensorBoard's files."""
-    ended = clock(folder / "tensorboard")
+    run = RunFolder(folder)
+    ended = clock(run.tensorboard_folder)
     phases = dict.fromkeys(PARTS.values(), 0.0)
-    for record in read_journal(folder / "metrics.jsonl")[-steps:]:
+    for record in run.steps()[-steps:]:
         for phase, part in PARTS.items():
-            phases[part] += record["seconds"].get(phase, 0.0)
+            phases[part] += record.seconds.get(phase, 0.0)
     return Sample(steps * pairs, ended[total - 1] - ended[total - 1 - steps], phases)
 
 

@@ -92,11 +92,6 @@ class RunFolder:
         """Read the log of validations; OutputError if a line is damaged."""
         return read_records(self.evaluations_file, EvaluationRecord.from_json)
 
-    @staticmethod
-    def load(path: Path) -> RunRecords:
-        """Read all records of ``path``, as `RunRecords.load` does."""
-        return RunRecords.load(path)
-
 
 @dataclass(frozen=True)
 class RunRecords:
