@@ -94,6 +94,5 @@ def model_keys() -> list[str]:
     """Return the dotted keys of the section, those of every built-in tower included."""
     keys = [one.name for one in fields(ModelConfig)]
     for section, choice in (("image", IMAGE), ("text", TEXT)):
-        for name in choice.registry.names():
-            keys += [f"{section}.{one.name}" for one in fields(choice.registry.find(name).Settings)]
-    return list(dict.fromkeys(keys))
+        keys += [f"{section}.{key}" for key in choice.setting_names()]
+    return keys

@@ -60,6 +60,10 @@ POOLINGS: Registry[Any] = Registry(
     },
 )
 
+OBJECTIVES: Registry[Any] = Registry(
+    "objective", "vse_scale.objectives", {"hinge": "vse_scale.objective.hinge:Hinge"}
+)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -81,6 +85,11 @@ class Choice:
     def make_default(self) -> Any:
         """Return the settings of the default part."""
         return self.registry.find(self.default).Settings(**{self.key: self.default})
+
+    def setting_names(self) -> list[str]:
+        """Return the keys of all built-in parts' settings."""
+        parts = (self.registry.find(name).Settings for name in self.registry.names())
+        return list(dict.fromkeys(field.name for settings in parts for field in fields(settings)))
 
     def read(self, stored: Mapping[str, Any]) -> Any:
         """Return the settings that a file of ours holds, without checking the values' bounds.
@@ -162,6 +171,9 @@ class Choice:
                         f"out, or set {self.key}={other}",
                     )
         return own | foreign  # what no part knows is refused by name
+
+
+OBJECTIVE = Choice(OBJECTIVES, "kind", "hinge")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pydantic import (
 
 from vse_scale.bounds import MAY_CHANGE, Count, Fraction, Positive
 from vse_scale.config.model import ModelConfig, model_keys
+from vse_scale.config.parts import OBJECTIVE, Choice
 from vse_scale.config.recipe import apply_override, read_recipe
 from vse_scale.errors import ConfigError
 from vse_scale.inputs.spec import MAX_TOKENS
@@ -73,17 +74,6 @@ class DataConfig(Section):
     def folders(self) -> tuple[str, ...]:
         """The dataset folders, one or several, or the URL of one."""
         return (self.path,) if isinstance(self.path, str) else self.path
-
-
-class ObjectiveConfig(Section):
-    """Hinge loss with margin, first over all violations, then over the hardest negative."""
-
-    margin: Positive = 0.2
-    reduction: Literal["sum", "mean"] = "sum"
-    mode: Literal["hardest", "all"] = "hardest"
-    warmup_epochs: int = Field(default=1, ge=0)  # epochs with all violations before `mode`
-    # Published: in the epoch after the warm-up the loss is scaled by i / n at step i of n.
-    ramp: bool = True
 
 
 class OptimConfig(Section):
@@ -169,7 +159,7 @@ class Config(Section):
     data: DataConfig
     run: RunConfig
     model: ModelConfig = ModelConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: Annotated[Any, OBJECTIVE] = Field(default_factory=OBJECTIVE.make_default)
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     eval: Annotated[EvalConfig, MAY_CHANGE] = EvalConfig()
@@ -316,7 +306,10 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]
     for name, field in section.model_fields.items():
         kind = field.annotation
         keys.append(prefix + name)
-        if kind is ModelConfig:
+        choice = next((one for one in field.metadata if isinstance(one, Choice)), None)
+        if choice is not None:
+            keys += [f"{prefix}{name}.{key}" for key in choice.setting_names()]
+        elif kind is ModelConfig:
             keys += [f"{prefix}{name}.{key}" for key in model_keys()]
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
             keys += known_keys(kind, f"{prefix}{name}.")

@@ -34,6 +34,8 @@ _LABELS = {"all": "all violating negatives (warm-up)", "hardest": "hardest negat
 class HingeSettings:
     """Hinge loss with margin, first over all violations, then over the hardest negative."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic looks for this very form
+
     kind: str = "hinge"
     margin: Annotated[float, Gt(0.0)] = 0.2
     reduction: Reduction = "sum"

@@ -6,18 +6,14 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from vse_scale.config.parts import OBJECTIVE, OBJECTIVES
 from vse_scale.errors import ConfigError, UserError
-from vse_shards.parts import Registry
 
 if TYPE_CHECKING:
     # A configuration looks objectives up, and need not import torch for that.
     from vse_scale.objective.base import Objective
 
-DEFAULT = "hinge"  # of a configuration that names no kind
-
-OBJECTIVES: Registry[Objective] = Registry(
-    "objective", "vse_scale.objectives", {"hinge": "vse_scale.objective.hinge:Hinge"}
-)
+DEFAULT = OBJECTIVE.default
 
 
 def make_objective(kind: str = DEFAULT, **settings: Any) -> Objective:
@@ -29,7 +25,7 @@ def make_objective(kind: str = DEFAULT, **settings: Any) -> Objective:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    made = OBJECTIVES.find(kind)
+    made: type[Objective] = OBJECTIVES.find(kind)
     known = [field.name for field in fields(made.Settings)]
     for key in settings:
         if key not in known:
@@ -46,7 +42,8 @@ def make_objective(kind: str = DEFAULT, **settings: Any) -> Objective:
 
 def objective_of(settings: Any) -> Objective:
     """Return the objective of checked settings, the section ``objective:`` of a configuration."""
-    return OBJECTIVES.find(getattr(settings, "kind", DEFAULT))(settings)
+    objective: Objective = OBJECTIVES.find(settings.kind)(settings)
+    return objective
 
 
 def recorded_objective(section: object) -> Objective | None:
