@@ -50,7 +50,7 @@ def test_wrong_input_is_one_line(
     assert "nowhere" in said("decode", "--data", "nowhere")
     assert "unknown key data.thread" in said("decode", "--data", photos, "data.thread=1")
     assert "is regions" in said("decode", "--data", photos, "model.image.backbone=regions")
-    assert "which the plain-torch peer has not; set gpo" in said(
+    assert "which the plain-torch peer lacks; set gpo" in said(
         "step", "--small", "--data", photos, "model.pool=mean"
     )
     assert "not divisible by 2 ranks; set 20 or 22" in said(

@@ -24,6 +24,7 @@ from vse_scale.bench.plain import PlainModel
 from vse_scale.bench.rows import Row, make_rows
 from vse_scale.bench.setting import open_split, ready
 from vse_scale.config import Config
+from vse_scale.data.mixing import caption_texts
 from vse_scale.data.shards import ShardDataset
 from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.inputs.tokens import CaptionTokenizer
@@ -123,8 +124,7 @@ def encoded_captions(
     device: torch.device,
 ) -> NDArray[np.float32]:
     """Return an embedding for every caption, in the order of the dataset."""
-    records = map(dataset.record, range(len(dataset)))
-    texts = [caption.text for record in records for caption in record.captions]
+    texts = list(caption_texts(dataset))
     rows, batch = [], config.eval.batch
     for start in range(0, len(texts), batch):
         ids, lengths = tokenizer.encode(

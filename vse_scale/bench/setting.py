@@ -11,6 +11,7 @@ from vse_scale.bench.job import Job
 from vse_scale.bench.peers import Recipe
 from vse_scale.config import Config
 from vse_scale.data.decode import image_batches
+from vse_scale.data.mixing import caption_texts
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import ConfigError
 from vse_scale.inputs.tokens import CaptionTokenizer
@@ -34,10 +35,7 @@ def tokenizer_of(job: Job) -> Path:
         return Path(given)
     made = job.scratch / "tokenizer"
     if not made.is_dir():
-        dataset = open_split(job.config, "train")
-        records = (dataset.record(image) for image in range(len(dataset)))
-        captions = (caption.text for record in records for caption in record.captions)
-        text.make_tokenizer(captions).save(made)
+        text.make_tokenizer(caption_texts(open_split(job.config, "train"))).save(made)
     return made
 
 
@@ -100,4 +98,4 @@ def _check_peer(config: Config) -> None:
         ("model.text.encoder", model.text.encoder, "huggingface"),
     ):
         if value != known:
-            raise ConfigError(f"{key} is {value}, which the plain-torch peer has not; set {known}")
+            raise ConfigError(f"{key} is {value}, which the plain-torch peer lacks; set {known}")

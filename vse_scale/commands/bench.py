@@ -110,8 +110,10 @@ def _config(
         config = Config.load(path, [*overrides, *own])
     else:
         config = default_config(overrides + own, gpu=best_device().type == "cuda", small=small)
-    if config.model.image.backbone == "regions":
+    image = config.model.image
+    if image.takes != "images":
         raise ConfigError(
-            "model.image.backbone is regions; the benchmark is of pixels, choose another backbone"
+            f"model.image.backbone is {image.backbone}; the benchmark is of pixels, choose another "
+            "backbone"
         )
     return config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from vse_scale.errors import DatasetError
 from vse_shards.manifest import Manifest
 from vse_shards.storage import is_url
 
-__all__ = ["Dataset", "MixedDataset", "folder_with", "open_datasets"]
+__all__ = ["Dataset", "MixedDataset", "caption_texts", "folder_with", "open_datasets"]
 
 
 class MixedDataset:
@@ -121,6 +121,12 @@ def open_datasets(
         )
     parts = [ShardDataset(folder, split, staging) for folder in folders]
     return parts[0] if len(parts) == 1 else MixedDataset(parts)
+
+
+def caption_texts(dataset: Dataset) -> Iterator[str]:
+    """Yield the texts of all captions, image by image."""
+    for image in range(len(dataset)):
+        yield from (caption.text for caption in dataset.record(image).captions)
 
 
 def folder_with(split: str, folders: Sequence[str | Path]) -> str | Path | None:

@@ -11,7 +11,13 @@ import numpy as np
 from vse_scale.config import Config
 from vse_scale.console import heartbeat
 from vse_scale.data.loader import image_batches
-from vse_scale.data.mixing import Dataset, MixedDataset, folder_with, open_datasets
+from vse_scale.data.mixing import (
+    Dataset,
+    MixedDataset,
+    caption_texts,
+    folder_with,
+    open_datasets,
+)
 from vse_scale.data.plan import Plan, PlanError
 from vse_scale.data.producer import batches_apart
 from vse_scale.data.shards import ShardDataset
@@ -191,10 +197,8 @@ def prepare_tokenizer(
     if given := text.tokenizer or config.model.init_from or text.source:
         return CaptionTokenizer.load(Path(given))
     if world.main and not folder.exists():
-        records = (dataset.record(image) for image in range(len(dataset)))
-        captions = (caption.text for record in records for caption in record.captions)
         with heartbeat("making a vocabulary from the training captions"):
-            made = text.make_tokenizer(captions)
+            made = text.make_tokenizer(caption_texts(dataset))
         with whole_folder(folder) as partial:
             made.save(partial)
     own_files = {f.name: f.read_bytes() for f in folder.iterdir()} if world.main else {}
