@@ -22,11 +22,11 @@ from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.retrieval.embed import embed
 from vse_scale.retrieval.encode import encode_split
+from vse_scale.retrieval.encoder import Encoder
 from vse_scale.retrieval.saved import ensemble, open_embeddings
 from vse_scale.retrieval.sources import (
     DatasetCaptions,
     DatasetImages,
-    Encoder,
     FolderImages,
     Part,
     TextLines,

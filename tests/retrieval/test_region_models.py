@@ -12,10 +12,11 @@ from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.retrieval.embed import embed
 from vse_scale.retrieval.encode import encode_split
+from vse_scale.retrieval.encoder import Encoder
 from vse_scale.retrieval.index import Index, embed_picture, embed_query
 from vse_scale.retrieval.page import write_page
 from vse_scale.retrieval.saved import open_embeddings
-from vse_scale.retrieval.sources import DatasetCaptions, DatasetImages, Encoder
+from vse_scale.retrieval.sources import DatasetCaptions, DatasetImages
 from vse_scale.world.processes import ALONE
 from vse_shards.build import BuildOptions, build
 from vse_shards.sources.precomp import PrecompSource

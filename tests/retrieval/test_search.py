@@ -13,11 +13,12 @@ from vse_scale.errors import ConfigError, DatasetError
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.retrieval.embed import embed
+from vse_scale.retrieval.encoder import Encoder
 from vse_scale.retrieval.index import Index, embed_picture, embed_query
 from vse_scale.retrieval.page import write_page
 from vse_scale.retrieval.ranks import query_ranks
 from vse_scale.retrieval.saved import open_embeddings
-from vse_scale.retrieval.sources import DatasetCaptions, DatasetImages, Encoder, TextLines
+from vse_scale.retrieval.sources import DatasetCaptions, DatasetImages, TextLines
 from vse_scale.world.processes import ALONE
 
 

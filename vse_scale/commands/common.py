@@ -16,7 +16,7 @@ from vse_scale.run.folder import model_folder
 if TYPE_CHECKING:
     import torch
 
-    from vse_scale.retrieval.sources import Encoder
+    from vse_scale.retrieval.encoder import Encoder
 
 Batch: TypeAlias = Annotated[int, typer.Option(min=1, help="items encoded at once")]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="decoding threads")]
@@ -57,7 +57,7 @@ def open_encoder(model: Path, batch: int, threads: int) -> Encoder:
     """Open a model, given its folder or a run's, with what it needs to embed."""
     from vse_scale.inputs.tokens import CaptionTokenizer
     from vse_scale.model.vse import VSEModel
-    from vse_scale.retrieval.sources import Encoder
+    from vse_scale.retrieval.encoder import Encoder
 
     folder = model_folder(model)
     device = best_device()

@@ -14,7 +14,8 @@ from vse_scale.errors import ConfigError
 from vse_scale.run.folder import model_folder
 
 if TYPE_CHECKING:
-    from vse_scale.retrieval.sources import Encoder, Side
+    from vse_scale.retrieval.encoder import Encoder
+    from vse_scale.retrieval.sources import Side
 
 
 def embed(

@@ -23,9 +23,9 @@ from vse_scale.errors import ConfigError
 if TYPE_CHECKING:
     from vse_scale.data.shards import ShardDataset
     from vse_scale.retrieval.encode import Embeddings
+    from vse_scale.retrieval.encoder import Encoder
     from vse_scale.retrieval.gallery import Gallery
     from vse_scale.retrieval.protocols.base import RankingProtocol, Result
-    from vse_scale.retrieval.sources import Encoder
     from vse_scale.world.processes import Processes
 
 

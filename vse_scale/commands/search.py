@@ -14,8 +14,8 @@ from vse_scale.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vse_scale.retrieval.encoder import Encoder
     from vse_scale.retrieval.index import SideName
-    from vse_scale.retrieval.sources import Encoder
 
 
 def search(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from vse_scale.errors import DatasetError, OutputError
 from vse_scale.files import whole_file, write_json, write_text
+from vse_scale.retrieval.encode import Progress
 from vse_scale.retrieval.saved import read_lines
 from vse_scale.retrieval.sources import Part, Side
 from vse_scale.world.processes import Processes
@@ -25,8 +26,6 @@ from vse_scale.world.processes import Processes
 INDEX = "index.json"
 _PARTS = ".parts"
 _BATCHES_PER_PART = 16
-
-Progress = Callable[[str, int, int], None]
 
 
 def embed(

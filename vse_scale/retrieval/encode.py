@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -121,48 +121,65 @@ def encode_split(
     _check_group(rank, ranks)
     device = torch.device(device)
     report = progress or (lambda *_: None)
-    spec = model.input_spec.pixels
-    dataset.check_holds("images" if spec else "regions")
+    dataset.check_holds("images" if model.input_spec.pixels else "regions")
     records = [dataset.record(index) for index in range(len(dataset))]
     texts = [caption.text for record in records for caption in record.captions]
-    owners = [row for row, record in enumerate(records) for _ in record.captions]
+    image_index = [row for row, record in enumerate(records) for _ in record.captions]
     if not texts:
         raise DatasetError(f"split {dataset.split!r} has no captions; choose one that has")
     order = by_length(texts)
-    image_share = share_of(len(records), batch, rank, ranks)
-    caption_share = share_of(len(texts), batch, rank, ranks)
-
-    def encoded_images() -> Iterator[Tensor]:
-        rows = image_share.rows(batch)
-        if spec is None:
-            for regions in region_batches(dataset, rows, batch=batch, device=device):
-                yield model.encode_images(regions.features, regions.lengths)
-            return
-        yield from pixel_batches(
-            model,
-            image_batches(dataset, rows, spec, batch=batch, device=device, threads=threads),
-        )
-
-    def encoded_captions() -> Iterator[Tensor]:
-        rows = caption_share.rows(batch)
-        chosen = [texts[order[row]] for row in rows]
-        yield from text_batches(model, tokenizer, chosen, batch=batch, device=device)
-
+    image_shares = [share_of(len(records), batch, r, ranks) for r in range(ranks)]
+    caption_shares = [share_of(len(texts), batch, r, ranks) for r in range(ranks)]
     with evaluating(model):
-        images = _collect(encoded_images(), image_share, partial(report, "images"))
-        captions = _collect(encoded_captions(), caption_share, partial(report, "captions"))
+        rows = image_shares[rank].rows(batch)
+        encoded = image_embeddings(
+            model, dataset, rows, batch=batch, device=device, threads=threads
+        )
+        images = _collect(encoded, image_shares[rank], partial(report, "images"))
+        chosen = [texts[order[row]] for row in caption_shares[rank].rows(batch)]
+        encoded = text_batches(model, tokenizer, chosen, batch=batch, device=device)
+        captions = _collect(encoded, caption_shares[rank], partial(report, "captions"))
     if ranks > 1:
-        _exchange(images, [share_of(len(records), batch, r, ranks) for r in range(ranks)], device)
-        _exchange(captions, [share_of(len(texts), batch, r, ranks) for r in range(ranks)], device)
+        _exchange(images, image_shares, device)
+        _exchange(captions, caption_shares, device)
     in_order = torch.empty_like(captions)
     in_order[torch.tensor(order, dtype=torch.int64)] = captions
     return Embeddings(
         images=images,
         captions=in_order,
-        caption_to_image=torch.tensor(owners, dtype=torch.int64),
+        caption_to_image=torch.tensor(image_index, dtype=torch.int64),
         image_ids=tuple(record.image_id for record in records),
         caption_ids=tuple(caption.id for record in records for caption in record.captions),
     )
+
+
+def image_embeddings(
+    model: Encoder,
+    dataset: ShardDataset,
+    rows: Iterable[int],
+    *,
+    batch: int,
+    device: torch.device,
+    threads: int,
+) -> Iterator[Tensor]:
+    """Yield the embeddings (b, D) of images, of pixels or of regions as the model takes them.
+
+    Args:
+        model: in evaluation mode, on ``device``.
+        dataset: holds the images.
+        rows: their indices.
+        batch: images encoded at once.
+        device: of the embeddings.
+        threads: decoding threads.
+    """
+    wanted = np.fromiter(rows, dtype=np.int64)
+    spec = model.input_spec.pixels
+    if spec is None:
+        for regions in region_batches(dataset, wanted, batch=batch, device=device):
+            yield model.encode_images(regions.features, regions.lengths)
+    else:
+        decoded = image_batches(dataset, wanted, spec, batch=batch, device=device, threads=threads)
+        yield from pixel_batches(model, decoded)
 
 
 def _check_group(rank: int, ranks: int) -> None:

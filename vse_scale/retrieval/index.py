@@ -12,10 +12,11 @@ from torch import Tensor
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import ConfigError, DatasetError, UserError
 from vse_scale.retrieval.embed import INDEX
+from vse_scale.retrieval.encoder import Encoder
 from vse_scale.retrieval.ranks import nearest
 from vse_scale.retrieval.saved import read_lines
 from vse_scale.retrieval.similarities import as_rows, open_array
-from vse_scale.retrieval.sources import Encoder, read_checked
+from vse_scale.retrieval.sources import read_checked
 from vse_shards.images import Rejected
 
 SideName = Literal["images", "captions"]

@@ -1,27 +1,19 @@
-"""What can be embedded: a split of a dataset, a folder of images, a file of texts."""
+"""Items to embed: a split of a dataset, a folder of images, a file of texts."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from vse_scale.data.loader import image_batches
-from vse_scale.data.regions import region_batches
 from vse_scale.data.shards import ShardDataset
-from vse_scale.errors import DatasetError, ModelError
-from vse_scale.inputs.tokens import CaptionTokenizer
-from vse_scale.model.embedding import embed_pictures, embed_pixels, embed_texts
-from vse_scale.model.vse import VSEModel
-from vse_scale.retrieval.encode import Embeddings, Progress, encode_split
-from vse_scale.world.processes import Processes
+from vse_scale.errors import DatasetError
+from vse_scale.retrieval.encoder import Encoder
 from vse_shards.images import IMAGE_SUFFIXES, ImageOptions, Rejected, check_image
 
 
@@ -56,82 +48,12 @@ class Side(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """A model with what it needs to embed.
-
-    Attributes:
-        model: in evaluation mode, on ``device``.
-        tokenizer: its own.
-        device: of the model.
-        batch: items encoded at once.
-        threads: decoding threads.
-    """
-
-    model: VSEModel
-    tokenizer: CaptionTokenizer | None
-    device: torch.device
-    batch: int
-    threads: int
-
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed ``texts`` as (n, D) float32 on the CPU, like lengths together."""
-        tokenizer = self._own_tokenizer()
-        return embed_texts(self.model, tokenizer, texts, batch=self.batch, device=self.device)
-
-    def pictures(self, pictures: Sequence[bytes]) -> Tensor:
-        """Embed image files, given their bytes, as (n, D) float32 on the CPU."""
-        return embed_pictures(self.model, pictures, batch=self.batch, device=self.device)
-
-    def images(self, dataset: ShardDataset, rows: Iterable[int]) -> Tensor:
-        """Embed the images ``rows`` of a dataset as (n, D) float32 on the CPU."""
-        decoded = image_batches(
-            dataset, list(rows), self.model.image_spec,
-            batch=self.batch, device=self.device, threads=self.threads,
-        )  # fmt: skip
-        return embed_pixels(self.model, decoded)
-
-    def regions(self, dataset: ShardDataset, rows: Iterable[int]) -> Tensor:
-        """Embed the region features of ``rows``, as (n, D) float32 on the CPU."""
-        with torch.no_grad():
-            parts = [
-                self.model.encode_images(found.features, found.lengths).float().cpu()
-                for found in region_batches(
-                    dataset, list(rows), batch=self.batch, device=self.device
-                )
-            ]
-        return torch.cat(parts)
-
-    def split(
-        self, dataset: ShardDataset, processes: Processes, progress: Progress | None = None
-    ) -> Embeddings:
-        """Embed all images and captions of ``dataset``; see `encode_split`."""
-        return encode_split(
-            self.model,
-            self._own_tokenizer(),
-            dataset,
-            batch=self.batch,
-            device=self.device,
-            threads=self.threads,
-            rank=processes.rank,
-            ranks=processes.ranks,
-            progress=progress,
-        )
-
-    def _own_tokenizer(self) -> CaptionTokenizer:
-        if self.tokenizer is None:
-            raise ModelError("the model has no tokenizer; import it again with --tokenizer DIR")
-        return self.tokenizer
-
-
 class DatasetImages:
     """The images of a split, as pixels or as region features: what the model takes."""
 
     def __init__(self, encoder: Encoder, dataset: ShardDataset) -> None:
-        regions = encoder.model.takes_regions
-        dataset.check_holds("regions" if regions else "images")
-        self._dataset = dataset
-        self._embed = encoder.regions if regions else encoder.images
+        dataset.check_holds("regions" if encoder.model.takes_regions else "images")
+        self._encoder, self._dataset = encoder, dataset
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -144,7 +66,7 @@ class DatasetImages:
     def embed(self, start: int, stop: int) -> Part:
         """Embed images [start, stop)."""
         rows = range(start, stop)
-        embedded = self._embed(self._dataset, rows)
+        embedded = self._encoder.images(self._dataset, rows)
         lines = [{"id": self._dataset.record(row).image_id} for row in rows]
         return Part(embedded.numpy(), lines, [])
 
