@@ -1,4 +1,4 @@
-"""Both encoders as ONNX graphs, compared with the model when they are written."""
+"""Both encoders as ONNX graphs, which are run and compared with the model when they are written."""
 
 from __future__ import annotations
 
@@ -45,7 +45,16 @@ def export_onnx(model: VSEModel, folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Graph:
-    """An encoder to export: its inputs as examples, which of their sides vary, and its pooling."""
+    """An encoder to export.
+
+    Attributes:
+        file: the name of its file.
+        encoder: maps the inputs to embeddings.
+        inputs: examples of three rows, by name.
+        varying: of each input the dimensions of any size.
+        tower: the tower with the pooling to replace.
+        longest: most vectors that the tower pools.
+    """
 
     file: str
     encoder: nn.Module
@@ -58,31 +67,37 @@ class _Graph:
 def _graphs(model: VSEModel) -> list[_Graph]:
     generator = torch.Generator().manual_seed(0)
     batch = torch.export.Dim("batch", min=1)
-    image = model.config.image
-    if image.backbone == "regions":
-        count = min(7, model.grid_cells)
-        images = {
-            "regions": torch.randn((3, count, image.region_channels), generator=generator),
+    return [_image_graph(model, batch, generator), _text_graph(model, batch, generator)]
+
+
+def _image_graph(model: VSEModel, batch: Any, generator: torch.Generator) -> _Graph:
+    spec = model.input_spec
+    varying: tuple[dict[int, Any], ...]
+    if spec.pixels is not None:
+        side = spec.pixels.size
+        inputs = {"pixels": torch.randn((3, 3, side, side), generator=generator)}
+        varying, longest = ({0: batch},), model.grid_cells
+    else:
+        assert spec.regions is not None  # a specification has one of the two
+        longest = spec.regions.most
+        count = min(7, longest)
+        inputs = {
+            "regions": torch.randn((3, count, spec.regions.channels), generator=generator),
             "lengths": torch.tensor([count, 1, 2]).clamp(max=count),
         }
-        regions = torch.export.Dim("regions", min=2, max=model.grid_cells)
-        image_varies: tuple[dict[int, Any], ...] = ({0: batch, 1: regions}, {0: batch})
-    else:
-        side = model.image_spec.size
-        images = {"pixels": torch.randn((3, 3, side, side), generator=generator)}
-        image_varies = ({0: batch},)
+        varying = ({0: batch, 1: torch.export.Dim("regions", min=2, max=longest)}, {0: batch})
+    return _Graph(IMAGE_FILE, _Images(model), inputs, varying, model.image, longest)
+
+
+def _text_graph(model: VSEModel, batch: Any, generator: torch.Generator) -> _Graph:
     longest = model.input_spec.max_tokens
     count = min(9, longest)
-    captions = {
+    inputs = {
         "token_ids": torch.randint(0, model.vocab_size, (3, count), generator=generator),
         "lengths": torch.tensor([count, 2, 3]).clamp(max=count),
     }
-    tokens = torch.export.Dim("tokens", min=2, max=longest)
-    text_varies = ({0: batch, 1: tokens}, {0: batch})
-    return [
-        _Graph(IMAGE_FILE, _Images(model), images, image_varies, model.image, model.grid_cells),
-        _Graph(TEXT_FILE, _Captions(model), captions, text_varies, model.text, longest),
-    ]
+    varying = ({0: batch, 1: torch.export.Dim("tokens", min=2, max=longest)}, {0: batch})
+    return _Graph(TEXT_FILE, _Captions(model), inputs, varying, model.text, longest)
 
 
 def _write(graph: _Graph, path: Path) -> Path:
@@ -181,7 +196,7 @@ def _require(*names: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress to itself; its errors are raised."""
+    """Silence the exporter's progress; its errors are raised."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
