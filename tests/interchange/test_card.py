@@ -94,7 +94,8 @@ def test_a_card_names_the_towers(small_model):
     shown = dict(rows(model_card(small_model, name="mine"), "Model")[2:])
     config = small_model.config
     assert shown["images"].startswith(f"{config.image.backbone}, {config.image.size} px, RGB")
-    assert "layers, 50 token ids" in shown["captions"]
+    most = small_model.input_spec.max_tokens
+    assert shown["captions"].endswith(f"layers, 50 token ids, at most {most} each")
 
 
 def test_parts_of_another_release_are_left_out(small_model):

@@ -121,16 +121,18 @@ def model_card(
 
 
 def _model_rows(model: VSEModel) -> list[tuple[str, str]]:
-    config = model.config
-    images = config.image.describe()
-    if not model.takes_regions:
-        images += f", {model.image_spec.channel_order}"
+    config, spec = model.config, model.input_spec
+    images, captions = config.image.describe(), config.text.describe()
+    if spec.pixels is not None:
+        images += f", {spec.pixels.channel_order}"
+    if spec.regions is not None:
+        images += f" of {spec.regions.channels} channels, at most {spec.regions.most}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return [
         ("parameters", f"{parameters:,}"),
         ("embedding", f"{config.embed_dim} channels, unit length"),
         ("images", images),
-        ("captions", f"{config.text.describe()}, {model.vocab_size:,} token ids"),
+        ("captions", f"{captions}, {model.vocab_size:,} token ids, at most {spec.max_tokens} each"),
     ]
 
 
