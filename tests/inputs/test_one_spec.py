@@ -76,7 +76,7 @@ def test_training_and_commands_cut_captions_alike(name, long_captions, small_run
             key: record[key] for key in ("i2t", "t2i", "rsum")
         }
 
-    findings = ModelFindings(RunFolder.load(run), run / "model", device="cpu", threads=1)
+    findings = ModelFindings(RunFolder.load(run), "val", device="cpu", threads=1)
     assert findings.similarities == record["similarities"]
     assert max(len(curve.weights) for curve in findings.pooling if curve.side == "text") == limit
     command("report", "--run", run)
