@@ -108,6 +108,7 @@ def ours(config: Config, scratch: Path, ranks: int, steps: int) -> Iterator[Samp
     while True:
         shutil.rmtree(folder, ignore_errors=True)
         done = subprocess.run(
+            # Without restarts, since one would count as training time.
             [*command, "--ranks", str(ranks), "--max-restarts", "0"],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
