@@ -16,7 +16,7 @@ from vse_scale.cli import app
 from vse_scale.data.shards import ShardDataset
 from vse_scale.model.vse import VSEModel
 from vse_scale.report.from_run import ModelFindings
-from vse_scale.run.folder import RunFolder
+from vse_scale.run.folder import RunRecords
 from vse_shards.build import BuildOptions, build
 from vse_shards.demo import make_demo
 from vse_shards.sources.jsonl import JsonlSource
@@ -76,7 +76,7 @@ def test_training_and_commands_cut_captions_alike(name, long_captions, small_run
             key: record[key] for key in ("i2t", "t2i", "rsum")
         }
 
-    findings = ModelFindings(RunFolder.load(run), "val", device="cpu", threads=1)
+    findings = ModelFindings(RunRecords.load(run), "val", device="cpu", threads=1)
     assert findings.similarities == record["similarities"]
     assert max(len(curve.weights) for curve in findings.pooling if curve.side == "text") == limit
     command("report", "--run", run)
