@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from vse_scale.config import ModelConfig
 from vse_scale.errors import ModelError
 from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.inputs.spec import InputSpec, RegionSpec
@@ -57,9 +58,8 @@ def test_a_wrong_one_is_refused(name):
 def test_the_text_encoder_bounds_the_tokens(small_config):
     assert VSEModel(small_config, 50, 0).input_spec.max_tokens == 20
     assert VSEModel(small_config, 50, 0, max_tokens=9).input_spec.max_tokens == 9
-    words = small_config.model_copy(
-        update={"text": small_config.text.model_copy(update={"encoder": "bigru"})}
-    )
+    text = {"encoder": "bigru", "word_channels": 12}
+    words = ModelConfig.read({**small_config.to_dict(), "text": text})
     assert VSEModel(words, 50, 0, max_tokens=500).input_spec.max_tokens == 500
 
 

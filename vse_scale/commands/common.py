@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from vse_scale.errors import ModelError, OutputError
+from vse_scale.errors import OutputError
 from vse_scale.files import whole_folder
-from vse_scale.run.folder import model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -55,15 +54,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def open_encoder(model: Path, batch: int, threads: int) -> Encoder:
     """Open a model, given its folder or a run's, with what it needs to embed."""
-    from vse_scale.inputs.tokens import CaptionTokenizer
     from vse_scale.model.vse import VSEModel
     from vse_scale.retrieval.encoder import Encoder
 
-    folder = model_folder(model)
     device = best_device()
-    opened = VSEModel.from_pretrained(folder).to(device)
-    try:
-        tokenizer = CaptionTokenizer.load(folder)
-    except ModelError:
-        tokenizer = None
-    return Encoder(opened, tokenizer, device, batch, threads)
+    opened = VSEModel.from_pretrained(model).to(device)
+    # None where there is none; a damaged one is an error that names its file.
+    return Encoder(opened, opened.tokenizer, device, batch, threads)

@@ -148,13 +148,13 @@ class CaptionTokenizer:
 
     @classmethod
     def find(cls, folder: str | Path) -> CaptionTokenizer | None:
-        """Open the tokenizer in ``folder``; None where there is none.
+        """Open the tokenizer that `save` wrote to ``folder``; None where there is none.
 
         Raises:
             ModelError: its files are damaged.
         """
-        names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
-        there = any((Path(folder) / name).is_file() for name in names)
+        # The files that `save` writes; its tokenizer_config.json alone makes no tokenizer.
+        there = any((Path(folder) / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
         return cls.load(folder) if there else None
 
     @classmethod
