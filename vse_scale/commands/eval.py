@@ -19,6 +19,7 @@ from vse_scale.commands.common import (
 from vse_scale.commands.protocols import open_protocols
 from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
+from vse_scale.retrieval.protocols.registry import PROTOCOLS
 
 if TYPE_CHECKING:
     from vse_scale.data.shards import ShardDataset
@@ -29,13 +30,15 @@ if TYPE_CHECKING:
     from vse_scale.world.processes import Processes
 
 
+# Long and branched: Typer reads the options from the signature, and each way to say what is ranked
+# is one of them.
 def evaluate(
     model: Annotated[Path | None, typer.Option(help="a model folder, or a run's folder")] = None,
     data: Annotated[str | None, typer.Option(help="a dataset folder, or its URL")] = None,
     split: Annotated[str, typer.Option(help="the split to rank")] = "test",
     protocol: Annotated[
         str,
-        typer.Option(help="plain, coco-1k, coco-5k, flickr30k, cxc, or your own as module:Class"),
+        typer.Option(help=f"{', '.join(PROTOCOLS.names())}, or your own as module:Class"),
     ] = "plain",
     embeddings: Annotated[
         list[str] | None,

@@ -27,7 +27,7 @@ def search(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="answers to a query")] = 10,
     model: Annotated[
-        Path | None, typer.Option(help="where the model is now, if it was moved")
+        Path | None, typer.Option(help="present folder of the model, if it was moved")
     ] = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="write a page with the pictures")

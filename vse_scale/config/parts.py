@@ -137,6 +137,9 @@ class Choice:
             raise _at(self.key, name, str(error)) from error
         lenient = bool(info.context and info.context.get("stored"))
         own = self._own(settings, raw, lenient=lenient)
+        for key in own.keys() - _defaults(settings).keys():
+            # A class from outside may not forbid them itself.
+            raise _at(key, own[key], "", kind="unexpected_keyword_argument")
         return TypeAdapter(settings).validate_python(own)
 
     def _settings(self, name: Any) -> Any:
@@ -168,7 +171,7 @@ class Choice:
                         key,
                         value,
                         f"is a setting of {self.key}={other}, and {self.key} is {chosen}; take it "
-                        f"out, or set {self.key}={other}",
+                        f"out (null does, over a base), or set {self.key}={other}",
                     )
         return own | foreign  # what no part knows is refused by name
 
@@ -205,12 +208,15 @@ def _defaults(settings: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _at(key: str, value: Any, message: str) -> Exception:
-    """Return pydantic's error that ``key`` is wrong, which keeps the path that leads to it."""
+def _at(key: str, value: Any, message: str, kind: str = "") -> Exception:
+    """Return pydantic's error that ``key`` is wrong, which keeps the path that leads to it.
+
+    It is of pydantic's own ``kind``, or else says ``message``.
+    """
     from pydantic_core import PydanticCustomError, ValidationError
 
     # The message is a template to pydantic, and holds braces of the user's.
-    error = PydanticCustomError("part", "{message}", {"message": message})
+    error: Any = kind or PydanticCustomError("part", "{message}", {"message": message})
     return ValidationError.from_exception_data(
         "part", [{"type": error, "loc": (key,), "input": value}]
     )

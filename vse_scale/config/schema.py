@@ -36,7 +36,7 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """What is trained on, in which order, and how it is varied."""
+    """The training data, its order and its augmentation."""
 
     # A folder that `vse-shards build` wrote, or its URL, such as s3://bucket/folder; or several
     # folders to be mixed: each once an epoch, or with weights, by which the pairs of an epoch (in
@@ -91,7 +91,7 @@ class OptimConfig(Section):
 
 
 class TrainConfig(Section):
-    """How long, and what is frozen at first."""
+    """The length of training, and the parts that are frozen at first."""
 
     epochs: Annotated[Count, MAY_CHANGE] = 25
     max_steps: Annotated[Count | None, MAY_CHANGE] = None  # stop earlier than `epochs`
@@ -143,7 +143,7 @@ class TelemetryConfig(Section):
 
 
 class RunConfig(Section):
-    """Where a run keeps its files, and its seed."""
+    """The folder of a run, its seed and its checkpoints."""
 
     dir: Annotated[str, MAY_CHANGE]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

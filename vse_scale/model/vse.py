@@ -217,7 +217,7 @@ class VSEModel(nn.Module):
     @property
     def takes_regions(self) -> bool:
         """Whether images are region features rather than pixels."""
-        return bool(self.config.image.takes == "regions")
+        return bool(self.config.image.takes != "images")
 
     @property
     def untrained_statistics(self) -> bool:

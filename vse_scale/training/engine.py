@@ -81,8 +81,8 @@ class Engine:
     def step(self, plan: StepPlan) -> float:
         """Apply ``plan``'s rates and freezing, and update; return the gradient's norm.
 
-        The norm is that of the whole gradient before clipping, equal on all ranks. Where it is not
-        finite nothing is updated on any rank.
+        The norm is that of the whole gradient before clipping, equal on all ranks. If it is not
+        finite, nothing is updated on any rank.
         """
         apply_plan(self.optimizer, plan)
         if self._stage == 0:

@@ -73,7 +73,7 @@ def build_optimizer(
     Args:
         groups: Parameters per group name. Empty groups are left out.
         config: Algorithm, learning rate and weight decay.
-        device: Where the parameters live; AdamW is fused on CUDA.
+        device: Device of the parameters; AdamW is fused on CUDA.
     """
     listed: list[dict[str, Any]] = [
         {"params": parameters, "name": name, "frozen": False}

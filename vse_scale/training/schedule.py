@@ -23,7 +23,7 @@ class StepPlan:
         objective: Phase of the objective, such as "hardest".
         loss_scale: Factor on the loss before its gradient; what is logged is unscaled.
         learning_rates: Learning rate of the "heads", the "text" encoder and the "backbone".
-        trained_stages: How many of the backbone's last stages train; the others do not move: no
+        trained_stages: Number of the backbone's last stages that train; the others do not move: no
             update, no decay, no step count. None: all of them.
     """
 

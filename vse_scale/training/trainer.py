@@ -127,7 +127,7 @@ class Trainer:
         timer = PhaseTimer(self.world.device)
         progress = Progress("step", total, initial=first, unit="steps", visible=self.world.main)
         self._open_journals(first)
-        skipped = 0
+        self._skipped = 0
         observers = Observers(self.config, self.world, next_step=first, total_steps=total)
         with (
             closing(observers) as self.observers,
@@ -138,12 +138,7 @@ class Trainer:
             for step in range(first, first if self._patience_is_spent() else total):
                 plan = self.schedule.at(step)
                 record = self.train_step(next(batches), step, plan, timer)
-                skipped = 0 if record.applied else skipped + 1
-                if skipped > self.config.train.max_skipped_steps:
-                    raise TrainingError(
-                        f"step {step}: loss or gradient was not finite {skipped} times in a row; "
-                        "lower optim.lr, or look at the data of these steps"
-                    )
+                self._check_applied(record)
                 self.state = replace(self.state, step=step + 1)
                 self.observers.step(record)
                 if self.world.main:
@@ -223,6 +218,15 @@ class Trainer:
         return self.objective.compute(
             images, captions, ids=batch.image_ids, valid=batch.valid, phase=plan.objective
         )
+
+    def _check_applied(self, record: StepRecord) -> None:
+        """Raise TrainingError where one step too many in a row left the weights as they were."""
+        self._skipped = 0 if record.applied else self._skipped + 1
+        if self._skipped > self.config.train.max_skipped_steps:
+            raise TrainingError(
+                f"step {record.step}: loss or gradient was not finite {self._skipped} times in a "
+                "row; lower optim.lr, or look at the data of these steps"
+            )
 
     def _due(self, steps: int | None, epochs: int) -> bool:
         """Return whether an action due every ``steps``, or else ``epochs``, is due now."""

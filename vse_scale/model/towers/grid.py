@@ -21,8 +21,8 @@ def kept_cells(draws: Tensor) -> Tensor:
     """Decide which cells of each grid size augmentation keeps: bool (N, K), at least one a row.
 
     Args:
-        draws: (N, 1 + K) uniform in [0, 1): u of the image, then one per cell. Where u > 0.2 a
-            cell is dropped with probability 0.2 u.
+        draws: (N, 1 + K) uniform in [0, 1): u of the image, then one per cell. A cell is
+            dropped with probability 0.2 u if u > 0.2, and never else.
     """
     image, cells = draws[:, :1], draws[:, 1:]
     keep = (image <= _KEEP_ALL) | (cells >= _DROP_SHARE * image)

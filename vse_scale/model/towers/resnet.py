@@ -40,7 +40,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What tells one residual network from another.
+    """The features that differ between residual networks.
 
     Attributes:
         stages: in order.

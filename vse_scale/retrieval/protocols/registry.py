@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from vse_scale.retrieval.protocols.base import RankingProtocol
+from typing import TYPE_CHECKING
+
 from vse_shards.parts import Registry
+
+if TYPE_CHECKING:
+    # The command's help lists the names, and should not wait for torch.
+    from vse_scale.retrieval.protocols.base import RankingProtocol
 
 _HERE = "vse_scale.retrieval.protocols"
 
-PROTOCOLS = Registry[RankingProtocol](
+PROTOCOLS: Registry[RankingProtocol] = Registry(
     "protocol",
     "vse_scale.protocols",
     {
@@ -20,7 +25,7 @@ PROTOCOLS = Registry[RankingProtocol](
 )
 """Of which one is chosen."""
 
-BESIDE = Registry[RankingProtocol](
+BESIDE: Registry[RankingProtocol] = Registry(
     "protocol", "vse_scale.protocols_beside", {"eccv": f"{_HERE}.eccv:Eccv"}
 )
 """Ranked in addition to the chosen one, each where the option of its name is given."""

@@ -81,7 +81,7 @@ class RankMetrics:
     """The metrics that every rank measures by itself.
 
     Args:
-        registry: Where the metrics are collected from.
+        registry: Registry that the metrics are collected from.
         device: Of this rank; a GPU's memory is watched.
         pairs_per_step: Pairs of a global batch that this rank trains on.
     """
@@ -131,9 +131,9 @@ class RunMetrics:
     """The metrics that are the same on every rank, served by the main one.
 
     Args:
-        registry: Where the metrics are collected from.
+        registry: Registry that the metrics are collected from.
         total_steps: Steps of the whole schedule.
-        restarts: How often the run was started again, as its supervisor counts.
+        restarts: Number of restarts of the run, as its supervisor counts them.
     """
 
     def __init__(self, registry: CollectorRegistry, *, total_steps: int, restarts: int) -> None:
