@@ -96,6 +96,15 @@ def test_a_folder_of_before_opens_and_says_so_once(edited, small_model, caplog):
     assert "vse-scale export" in line
 
 
+def test_a_folder_of_before_is_opened_as_its_run_was_trained(edited, tmp_path):
+    folder = edited(lambda described: described.pop("input_spec"))
+    run = tmp_path / "run"
+    run.mkdir()
+    folder.rename(run / "model")
+    (run / "config.yaml").write_text("data: {max_caption_tokens: 11}\n")
+    assert VSEModel.from_pretrained(run / "model").input_spec.max_tokens == 11
+
+
 @pytest.mark.parametrize("change", [{"max_tokens": 21}, {"regions": {"channels": 8, "most": 3}}])
 def test_a_folder_that_contradicts_itself_is_refused(edited, change):
     folder = edited(lambda described: described["input_spec"].update(change))

@@ -101,15 +101,20 @@ class CaptionTokenizer:
         self._frame_counts = isinstance(tokenizer.model, models.WordLevel)
         splitter = tokenizer.pre_tokenizer
         self._has_words = splitter is not None and len(splitter.pre_tokenize_str("a b")) > 1
-        # Whether a token starts a word, where the token tells. Punctuation is split off before
-        # WordPiece, so only a continuation can start with ##.
-        self._starts: Mask | None = None
-        if pieces or self._frame_counts or not self._has_words:
-            self._starts = np.ones(self.vocab_size, dtype=np.bool_)
-        if pieces and self._starts is not None:
+        self._starts = self._word_starting_tokens(vocabulary)
+
+    def _word_starting_tokens(self, vocabulary: dict[str, int]) -> Mask | None:
+        """Return which tokens (vocab_size,) start a word; None if a token does not tell."""
+        model = self._tokenizer.model
+        pieces = isinstance(model, models.WordPiece)
+        if not pieces and not self._frame_counts and self._has_words:
+            return None
+        starts = np.ones(self.vocab_size, dtype=np.bool_)
+        if pieces:
+            # Punctuation is split off before WordPiece, so only a continuation can start with ##.
             for piece, number in vocabulary.items():
-                continues = piece.startswith(tokenizer.model.continuing_subword_prefix)
-                self._starts[number] = not continues
+                starts[number] = not piece.startswith(model.continuing_subword_prefix)
+        return starts
 
     @classmethod
     def load(cls, path: str | Path) -> CaptionTokenizer:

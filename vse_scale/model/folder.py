@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from safetensors.torch import save_file
 
 from vse_scale.config.model import ModelConfig
@@ -15,6 +16,7 @@ from vse_scale.errors import ModelError, UserError
 from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.inputs.spec import MAX_TOKENS, InputSpec
 from vse_scale.model.weights import load_exactly, read_state_dict
+from vse_scale.run.folder import run_folder
 
 if TYPE_CHECKING:
     from vse_scale.inputs.tokens import CaptionTokenizer
@@ -67,7 +69,8 @@ def load(kind: type[VSEModel], folder: Path) -> VSEModel:
         config = ModelConfig.read(described["model"])
         vocab_size, pad_id = int(described["vocab_size"]), int(described["pad_id"])
         stored = InputSpec.from_dict(described["input_spec"]) if "input_spec" in described else None
-        model = kind(config, vocab_size, pad_id, stored.max_tokens if stored else MAX_TOKENS)
+        limit = stored.max_tokens if stored else _trained_limit(folder)
+        model = kind(config, vocab_size, pad_id, limit)
         pixels = ImageSpec.from_dict(described["image_spec"])
         _take_inputs(model, folder, pixels, stored)
     except UserError as error:
@@ -105,6 +108,21 @@ def _take_inputs(
             f"input_spec is {stored}, and its model and image_spec say {model.input_spec}; they "
             "must be equal"
         )
+
+
+def _trained_limit(folder: Path) -> int:
+    """Return the most tokens of a caption that the run of an older model folder was trained with.
+
+    The run's configuration tells, while the folder lies in it; elsewhere the default is assumed.
+    """
+    run = run_folder(folder)
+    if run is None:
+        return MAX_TOKENS
+    try:
+        found = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+        return int(found["data"]["max_caption_tokens"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return MAX_TOKENS
 
 
 def load_weights(model: VSEModel, folder: Path) -> None:
