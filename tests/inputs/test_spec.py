@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -99,8 +100,7 @@ def test_a_folder_of_before_opens_and_says_so_once(edited, small_model, caplog):
 def test_a_folder_of_before_is_opened_as_its_run_was_trained(edited, tmp_path):
     folder = edited(lambda described: described.pop("input_spec"))
     run = tmp_path / "run"
-    run.mkdir()
-    folder.rename(run / "model")
+    shutil.copytree(folder, run / "model")
     (run / "config.yaml").write_text("data: {max_caption_tokens: 11}\n")
     assert VSEModel.from_pretrained(run / "model").input_spec.max_tokens == 11
 
