@@ -73,6 +73,6 @@ def test_a_terminal_gets_a_bar_and_a_summary(write_rows, tmp_path, tools):
     )
     assert "  train: 30 images, 60 captions in 4 shards" in said
     assert re.search(
-        r"built .*/out: 30 images \(30 stored untouched\), 60 captions, .* images/s", said
+        r"built .*/out: 30 images \(30 stored unchanged\), 60 captions, .* images/s", said
     )
     assert "1 not an image rejected: " in said
