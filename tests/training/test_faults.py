@@ -115,6 +115,7 @@ def check_kills(whole: tuple[Path, Path], folder: Path, rounds: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # ten starts; a shared machine takes twice as long for each
 def test_six_kills_leave_no_trace(whole: tuple[Path, Path], tmp_path: Path) -> None:
     check_kills(whole, tmp_path, 6)
 
