@@ -73,6 +73,10 @@ def test_it_is_configured_saved_and_opened(package: Path, name: str, tmp_path: P
             {"encoder": "sack", "path": "p"},
             r"model\.text\.path is 'p': is a setting of encoder=",
         ),
+        (
+            {"encoder": "sack", "architecture": {"hidden_size": 8}},
+            r"config: model\.text\.architecture is a setting of encoder=",
+        ),
         ({"encoder": "suck"}, "text encoder 'suck' is not known; did you mean 'sack'"),
         ({"encoder": "sack_tower:BagTower"}, r"cannot be imported: No module named 'sack_tower'"),
         ({"encoder": "sack_towers:Nothing"}, r"cannot be imported: AttributeError"),

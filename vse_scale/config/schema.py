@@ -293,7 +293,7 @@ def _explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     # Whole sections are not repeated; a rule over several of its keys names them itself.
     if not dotted or isinstance(first["input"], dict):
-        return message
+        return f"{dotted} {message}" if first["type"] == "part" else message
     return f"{dotted} is {first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
