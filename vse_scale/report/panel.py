@@ -7,6 +7,7 @@ in every report, and in every comparison if it has a ``compare`` method.
 from __future__ import annotations
 
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -29,7 +30,7 @@ class Section:
 LEARNING = Section("curves", "Learning", 20)
 
 
-class Panel:
+class Panel(ABC):
     """A part of a section.
 
     Attributes:
@@ -48,12 +49,12 @@ class Panel:
     style: ClassVar[str] = ""
     script: ClassVar[str] = ""
 
+    @abstractmethod
     def render(self, data: ReportData) -> str:
         """Return the panel of one run as HTML, or a sentence that names what the run lacks.
 
         Empty where another panel of the section has named it already.
         """
-        raise NotImplementedError
 
 
 @runtime_checkable
