@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from vse_scale.errors import DatasetError
 from vse_scale.inputs.pixels import ImageSpec
-from vse_shards.rgb import Rejected, to_rgb
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     Picture: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
 
@@ -42,6 +42,11 @@ def read_picture(picture: Picture) -> NDArray[np.uint8]:
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
             raise ValueError(f"the array is {picture.shape} {picture.dtype}; give (H, W, 3) uint8")
         return picture
+    # Here, so that a model opens, and encodes tensors, where there is no Pillow.
+    from PIL import Image, ImageOps
+
+    from vse_shards.rgb import Rejected, to_rgb
+
     if isinstance(picture, Image.Image):
         return np.array(to_rgb(ImageOps.exif_transpose(picture)))
     name = "the image" if isinstance(picture, bytes) else str(picture)
