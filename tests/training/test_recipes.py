@@ -253,7 +253,7 @@ def test_every_recipe_trains_three_steps_on_two_ranks(workplace: Path, names: li
     few = ["data.global_batch=8", "train.calibration_images=8"]
     # Regions have no size; DINOv2's patches are of 14 pixels.
     regions = [name for name in names if "region" in name or "vsepp" in name]
-    size = dict.fromkeys(regions, []) | {"modern": ["model.image.size=56"]}
+    size = {key: [] for key in regions} | {"modern": ["model.image.size=56"]}
     jobs = {
         name: {
             "recipe": str(RECIPES / f"{name}.yaml"),

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
+from vse_shards.progress import say
 from vse_shards.sources.base import Location, Problem, Row, is_id, load_json, usable_captions
+from vse_shards.sources.finding import ImageFinder
 
 _FILE = re.compile(r"captions_(([A-Za-z]+)\w*)\.json")
 
@@ -75,7 +77,7 @@ class CocoSource:
             else:
                 detail = f"caption {caption_id} is for image {image_id}, which is not listed"
                 yield Problem(name, image_id, split, "caption for no image", detail)
-        image_folder = self._image_folder(folder, next(iter(images.values()), ""))
+        finder = ImageFinder(self._image_folder(folder, next(iter(images.values()), "")), say)
         for image_id, file_name in images.items():
             origin = f"{name} image {image_id}"
             if not is_id(image_id):
@@ -86,12 +88,13 @@ class CocoSource:
             )
             yield from problems
             if captions:
-                location = Location(storage.join(image_folder, file_name))
-                yield Row(split, image_id, captions, location, origin, file_name)
+                path, shown = finder.locate(file_name)
+                yield Row(split, image_id, captions, Location(path), origin, shown)
 
     def _image_folder(self, folder: str, first_image: str) -> str:
-        """Return the folder that contains the first image."""
+        """Return the folder that contains the first image, else that to look for images in."""
         folders = [p for base in self._images for p in (storage.join(base, folder), base)]
-        return next(
-            (p for p in folders if storage.is_file(storage.join(p, first_image))), folders[0]
-        )
+        whole = self._images[0]
+        if storage.base_name(whole) == "annotations" and len(self._images) > 1:
+            whole = self._images[1]  # COCO's own layout, with the images' folders beside it
+        return next((p for p in folders if storage.is_file(storage.join(p, first_image))), whole)

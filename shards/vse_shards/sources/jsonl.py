@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
+from vse_shards.progress import say
 from vse_shards.sources.base import Location, Problem, Row, is_id, usable_captions
+from vse_shards.sources.finding import ImageFinder
 
 
 class JsonlSource:
@@ -36,6 +38,7 @@ class JsonlSource:
         self._path = storage.require_input(path)
         self._images = storage.require_input(images, folder=True) if images else None
         self._columns = columns or {}
+        self._finder: ImageFinder | None = None
         self.name = storage.base_name(self._path)
 
     def rows(self) -> Iterator[Row | Problem]:
@@ -44,6 +47,7 @@ class JsonlSource:
         Raises:
             SourceError: the file cannot be read.
         """
+        self._finder = None
         try:
             with storage.open_binary(self._path) as file:
                 for number, line in enumerate(file, start=1):
@@ -87,8 +91,8 @@ class JsonlSource:
         )
         yield from problems
         if captions:
-            location = Location(storage.join(self._folder(image), image))
-            yield Row(split, image_id, captions, location, origin, image)
+            path, name = self._locate(image)
+            yield Row(split, image_id, captions, Location(path), origin, name)
 
     def _get(self, entry: dict[str, Any], *names: str) -> Any:
         """Return the value of the first name that is present."""
@@ -96,16 +100,18 @@ class JsonlSource:
             return entry.get(self._columns[names[0]])
         return next((entry[name] for name in names if entry.get(name) is not None), None)
 
+    def _locate(self, image: str) -> tuple[str, str]:
+        """Return path and name of an image, in the folder that the first image decides."""
+        if self._finder is None:
+            self._finder = ImageFinder(self._images or self._folder(image), say)
+        return self._finder.locate(image)
+
     def _folder(self, first_image: str) -> str:
-        """Return the folder of the images, chosen once by the first image."""
-        if self._images is None:
-            beside = storage.parent(self._path)
-            within = storage.join(beside, "images")
-            found = not storage.is_file(storage.join(beside, first_image)) and storage.is_folder(
-                within
-            )
-            self._images = within if found else beside
-        return self._images
+        beside = storage.parent(self._path)
+        within = storage.join(beside, "images")
+        if not storage.is_file(storage.join(beside, first_image)) and storage.is_folder(within):
+            return within
+        return beside
 
 
 def _is_path(text: str) -> bool:

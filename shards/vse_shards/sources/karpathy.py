@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
+from vse_shards.progress import say
 from vse_shards.sources.base import Location, Problem, Row, is_id, load_json, usable_captions
+from vse_shards.sources.finding import ImageFinder
 
 
 class KarpathySource:
@@ -19,8 +21,8 @@ class KarpathySource:
 
     Args:
         path: path of the JSON file.
-        images: folder of the images, with or without COCO's folders ``train2014`` and ``val2014``;
-            the default is ``images`` beside the file.
+        images: folder of the images, with or without COCO's folders ``train2014`` and ``val2014``,
+            or with those of 2017; the default is ``images`` beside the file.
 
     Raises:
         SourceError: there is no such file or folder.
@@ -47,10 +49,11 @@ class KarpathySource:
         entries = content.get("images") if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise SourceError(f"{self._path}: has no list 'images'; is it a dataset_*.json?")
+        finder = ImageFinder(self._images, say)
         for number, entry in enumerate(entries):
-            yield from self._row(entry, f"{self.name} image {number}")
+            yield from self._row(entry, f"{self.name} image {number}", finder)
 
-    def _row(self, entry: Any, origin: str) -> Iterator[Row | Problem]:
+    def _row(self, entry: Any, origin: str, finder: ImageFinder) -> Iterator[Row | Problem]:
         try:
             image_id = entry["cocoid"] if "cocoid" in entry else entry["imgid"]
             split, file_name = entry["split"], entry["filename"]
@@ -66,15 +69,5 @@ class KarpathySource:
         captions, problems = usable_captions(texts, None, origin=origin, key=image_id, split=split)
         yield from problems
         if captions:
-            name = storage.join(folder, file_name)
-            location = Location(self._find(name, file_name))
-            yield Row(split, image_id, captions, location, origin, name)
-
-    def _find(self, name: str, file_name: str) -> str:
-        """Return the path of an image, with its folder or, if the images lie flat, without it."""
-        path = storage.join(self._images, name)
-        if name != file_name and not storage.is_file(path):
-            flat = storage.join(self._images, file_name)
-            if storage.is_file(flat):
-                return flat
-        return path
+            path, name = finder.locate(storage.join(folder, file_name))
+            yield Row(split, image_id, captions, Location(path), origin, name)

@@ -10,7 +10,9 @@ from typing import Any, ClassVar, TypeGuard
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
+from vse_shards.progress import say
 from vse_shards.sources.base import Location, Problem, Row, is_id, is_unicode, usable_captions
+from vse_shards.sources.finding import ImageFinder
 
 # Common names of each column, the standard name first.
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -50,6 +52,7 @@ class TableSource:
         self._images = (
             storage.require_input(images, folder=True) if images else storage.parent(self._path)
         )
+        self._finder = ImageFinder(self._images, say)
         self._named = dict(columns or {})
         for name in self._named:
             if name not in _ALIASES:
@@ -106,8 +109,8 @@ class TableSource:
         # Other rows may have captions of the same image.
         yield from (p for p in problems if several or p.reason != "no caption")
         if captions:
-            location = Location(storage.join(self._images, image))
-            yield Row(split, image_id, captions, location, origin, image, partial=not several)
+            path, name = self._finder.locate(image)
+            yield Row(split, image_id, captions, Location(path), origin, name, partial=not several)
 
 
 class CsvSource(TableSource):

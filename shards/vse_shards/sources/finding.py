@@ -1,0 +1,184 @@
+"""Images under other names than a source gives: from another machine, system or release.
+
+A row's name is tried as it is written. Only where no such file exists are the files of the folder
+listed, once, and looked up by less and less of the name. A file is never taken for two names, and
+never one of several: a wrong picture is worse than a missing one.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from array import array
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cached_property
+
+from vse_shards import storage
+from vse_shards.errors import SourceError
+
+# COCO numbers its images across splits and releases: COCO_val2014_000000391895.jpg of 2014 is
+# 000000391895.jpg in train2017.
+_COCO = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.jpg", re.IGNORECASE)
+_COCO_YEAR = re.compile(r"(?:^|/|COCO_)(?:train|val|test)20(?:14|15|17)[/_]", re.IGNORECASE)
+_SHOWN = 80  # characters of a name in a message
+
+
+class ImageFinder:
+    """Paths of the images in a folder by the names that the rows of a source give.
+
+    One finder serves one reading of a source: it remembers which names it has seen.
+
+    Args:
+        folder: folder or URL that names are relative to.
+        say: receives a line for each kind of look-up that was needed, with an example.
+    """
+
+    def __init__(self, folder: str, say: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._say = say
+        self._kinds: set[str] = set()
+        self._written = array("q")  # hashes of the paths that exist as written: 8 bytes a row
+        self._own: set[int] | None = None  # the same, once a name had to be looked up
+        self._names: dict[str, str] = {}  # the row's name by the file that was looked up for it
+
+    def find(self, name: str) -> str:
+        """Return the path of an image; one that does not exist if the image is missing.
+
+        Args:
+            name: path as the row has it, relative to the folder or absolute, or a URL.
+
+        Raises:
+            SourceError: another row's image was found under this name's file.
+            OSError: the folder is remote and cannot be listed.
+        """
+        return self.locate(name)[0]
+
+    def locate(self, name: str) -> tuple[str, str]:
+        """Return the path of an image, and its name for messages.
+
+        The name is the row's own, except for a missing image that several files could be: then it
+        names these as well.
+        """
+        path = storage.join(self._folder, name)
+        if storage.is_url(name):
+            return path, name
+        if storage.is_file(path):
+            if path in self._names:
+                raise SourceError(_twice(self._names[path], name, path))
+            (self._written.append if self._own is None else self._own.add)(hash(path))
+            return path, name
+        kind, found = self._look_up(name)
+        paths = [storage.join(self._folder, one) for one in found]
+        if len(paths) > 1:
+            return path, f"{name} ({' or '.join(map(_shown, sorted(found)[:2]))}?)"
+        if not paths or not self._free(paths[0], name):
+            return path, name
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            self._say(f"images are found {kind}: {_shown(name)} is {_shown(found[0])}")
+        return paths[0], name
+
+    def _free(self, path: str, name: str) -> bool:
+        """Return whether no other name has this file; take it for this name."""
+        if self._names.setdefault(path, name) != name:
+            return False
+        if self._own is None:
+            self._own, self._written = set(self._written), array("q")
+        # The file must not be a row's own image: that row's picture is not the missing one.
+        if hash(path) in self._own:
+            del self._names[path]
+            return False
+        return True
+
+    def _look_up(self, name: str) -> tuple[str, list[str]]:
+        """Return the first kind of look-up that finds files, and these, relative to the folder."""
+        slashed = name.replace("\\", "/")
+        parts = [part for part in slashed.split("/") if part not in ("", ".")]
+        if not parts:
+            return "", []
+        same = self._listing.get(_key(parts[-1]), [])
+        whole = [one for one in same if _key(one) == _key("/".join(parts))]
+        for kind, plain in _SPELLINGS:
+            found = [one for one in whole if plain(one) == plain("/".join(parts))]
+            if found:
+                return kind, found
+        if found := self._nearest(parts, same):
+            return "by the end of their paths", found
+        return "by COCO's id", self._by_coco_id(slashed, parts[-1])
+
+    def _nearest(self, parts: list[str], files: list[str]) -> list[str]:
+        """Return the files whose paths share most with the end of a name, given in parts."""
+        name = [_key(part) for part in parts]
+        # Where the row's own folder exists, an image that is not in it is missing: one of the same
+        # name in another folder is another picture.
+        least = next(
+            n for n in range(len(name), 0, -1) if n == 1 or "/".join(name[-n:-1]) in self._folders
+        )
+        if parts[:-1] and storage.is_folder(storage.join(self._folder, "/".join(parts[:-1]))):
+            least = len(parts)
+        shared = {}
+        for file in files:
+            path = _key(file).split("/")
+            same = _shared(name, path)
+            if same >= least or same == len(path):  # or flat in the folder
+                shared[file] = same
+        return [file for file, same in shared.items() if same == max(shared.values())]
+
+    def _by_coco_id(self, name: str, base: str) -> list[str]:
+        number = _COCO.fullmatch(base)
+        found = self._coco.get(number[1], []) if number else []
+        return [one for one in found if _COCO_YEAR.search(name) or _COCO_YEAR.search(one)]
+
+    @cached_property
+    def _listing(self) -> dict[str, list[str]]:
+        """The files of the folder by their base names, in one spelling."""
+        listing = defaultdict(list)
+        for one in storage.walk(self._folder):
+            listing[_key(one.rpartition("/")[2])].append(one)
+        return listing
+
+    @cached_property
+    def _folders(self) -> set[str]:
+        """The ends of the paths of all folders that hold files: ``a/b`` gives ``b`` and ``a/b``."""
+        paths = {_key(one).rpartition("/")[0] for files in self._listing.values() for one in files}
+        parts = [path.split("/") for path in paths]
+        return {"/".join(one[start:]) for one in parts for start in range(len(one))}
+
+    @cached_property
+    def _coco(self) -> dict[str, list[str]]:
+        numbered = defaultdict(list)
+        for base, files in self._listing.items():
+            if number := _COCO.fullmatch(base):
+                numbered[number[1]] += files
+        return numbered
+
+
+def _key(text: str) -> str:
+    """Return what is equal for names that differ in case or in Unicode's form alone."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+# From the least change of a name to the most.
+_SPELLINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("with / in place of \\", str),
+    ("in another Unicode form", lambda text: unicodedata.normalize("NFC", text)),
+    ("in another case", _key),
+)
+
+
+def _shared(name: list[str], file: list[str]) -> int:
+    """Return how many parts two paths share from their ends."""
+    pairs = list(zip(reversed(name), reversed(file), strict=False))
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
+
+
+def _twice(first: str, second: str, path: str) -> str:
+    return (
+        f"{_shown(path)}: is the image of {_shown(second)}, and the only file with the name of "
+        f"{_shown(first)}, which does not exist; correct that name, or --images"
+    )
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _SHOWN else "..." + text[-(_SHOWN - 3) :]
