@@ -248,7 +248,7 @@ class TestErrors:
             ),
             (
                 {"backbone": "tiny", "path": "p"},
-                r"model\.image\.path is 'p': .* take it out .* or set backbone=huggingface",
+                r"model\.image\.path is 'p': .* take .* or set model\.image\.backbone=huggingface",
             ),
         ],
     )

@@ -34,8 +34,7 @@ def export_model(
 
     source = model_folder(model)
     opened = VSEModel.from_pretrained(source)
-    has_words = (source / "tokenizer.json").is_file() or (source / "vocab.txt").is_file()
-    words = CaptionTokenizer.load(source) if has_words else None
+    words = CaptionTokenizer.find(source)
     trained_in = run_folder(model)
     with new_folder(out) as folder:
         opened.save_pretrained(folder, tokenizer=words)

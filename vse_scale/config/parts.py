@@ -171,7 +171,7 @@ class Choice:
                         key,
                         value,
                         f"is a setting of {self.key}={other}, and {self.key} is {chosen}; take it "
-                        f"out (null does, over a base), or set {self.key}={other}",
+                        f"out (null does, over a base), or set {SECTION}.{self.key}={other}",
                     )
         return own | foreign  # what no part knows is refused by name
 
@@ -197,6 +197,10 @@ class Named:
         except PartError as error:
             raise ValueError(str(error)) from error
         return name
+
+
+# In a part's message: the section's dotted name, which the part does not know.
+SECTION = "<section>"
 
 
 def _defaults(settings: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pydantic import (
 
 from vse_scale.bounds import MAY_CHANGE, Count, Fraction, Positive
 from vse_scale.config.model import ModelConfig, model_keys
-from vse_scale.config.parts import OBJECTIVE, Choice
+from vse_scale.config.parts import OBJECTIVE, SECTION, Choice
 from vse_scale.config.recipe import apply_override, read_recipe
 from vse_scale.errors import ConfigError
 from vse_scale.inputs.spec import MAX_TOKENS
@@ -58,7 +58,7 @@ class DataConfig(Section):
     word_drop: Fraction = 0.2  # share of words masked, replaced or removed
     max_caption_tokens: Annotated[int, Field(ge=3)] = MAX_TOKENS  # longer captions are cut
     threads: Annotated[Count, MAY_CHANGE] = (
-        2  # that decode, per rank; on a CPU as many again stretch the images
+        2  # that decode, per rank; on a CPU as many again resize the images
     )
     prefetch: Annotated[Count, MAY_CHANGE] = 3  # batches decoded ahead
     # Shards of a remote dataset are staged on each node. With shuffle_window=0 a step reads from
@@ -291,6 +291,7 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{dotted} is missing; set it in the file or as {dotted}=VALUE"
     message = first["msg"].removeprefix("Value error, ")
+    message = message.replace(SECTION, dotted.rpartition(".")[0])
     # Whole sections are not repeated; a rule over several of its keys names them itself.
     if not dotted or isinstance(first["input"], dict):
         return f"{dotted} {message}" if first["type"] == "part" else message

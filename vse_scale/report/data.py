@@ -15,6 +15,7 @@ class PoolingCurve:
     """The weights that GPO learned for one length, the largest value of a channel first."""
 
     side: str  # "image" or "text"
+    unit: str  # of the pooled vectors: "cells", "regions" or "tokens"
     weights: tuple[float, ...]
 
 

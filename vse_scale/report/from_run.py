@@ -14,6 +14,7 @@ from torch import Tensor
 from vse_scale.data.mixing import folder_with
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
+from vse_scale.inputs.spec import InputSpec
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.report.data import Findings, KnownFindings, PoolingCurve
@@ -36,6 +37,7 @@ class Pooled(Protocol):
     """A model that pools with weights of its own, such as `VSEModel`."""
 
     grid_cells: int
+    input_spec: InputSpec
 
     def pooling_weights(self, side: Literal["image", "text"], length: int) -> Tensor | None:
         """Return the weights (length,) of one side."""
@@ -156,11 +158,12 @@ def pooling_curves(model: Pooled, caption_lengths: Sequence[int]) -> list[Poolin
     These are the 10th, 50th and 90th percentile of ``caption_lengths``, in tokens.
     """
     quantiles = np.percentile(caption_lengths, [10, 50, 90], method="nearest")
-    asked: list[tuple[Literal["image", "text"], int]] = [("image", model.grid_cells)]
-    asked += [("text", length) for length in sorted({int(length) for length in quantiles})]
+    unit = "cells" if model.input_spec.pixels else "regions"
+    asked: list[tuple[Literal["image", "text"], str, int]] = [("image", unit, model.grid_cells)]
+    asked += [("text", "tokens", length) for length in sorted({int(n) for n in quantiles})]
     with torch.no_grad():
         return [
-            PoolingCurve(side, tuple(weights.tolist()))
-            for side, length in asked
+            PoolingCurve(side, unit, tuple(weights.tolist()))
+            for side, unit, length in asked
             if (weights := model.pooling_weights(side, length)) is not None
         ]

@@ -12,8 +12,7 @@ from vse_scale.report.panel import Panel, Section
 from vse_scale.report.pieces import MOST_DOTS, absent, chart_grid, note
 from vse_scale.run.folder import RunRecords
 
-# Side, title, unit of its positions.
-_SIDES = (("image", "Images", "cells"), ("text", "Captions", "tokens"))
+_TITLES = {"image": "Images", "text": "Captions"}
 
 
 class Pooling(Panel):
@@ -23,8 +22,8 @@ class Pooling(Panel):
 
     def render(self, data: ReportData) -> str:
         """Return the learned weights, and how they changed."""
-        charts = [_learned(data.found.pooling, *side) for side in _SIDES]
-        charts += [_over_time(data.run, *side) for side in _SIDES]
+        charts = [_learned(data.found.pooling, *side) for side in _TITLES.items()]
+        charts += [_over_time(data.run, *side) for side in _TITLES.items()]
         if not any(charts):
             return absent("No model was at hand to read the pooling weights from.")
         explained = (
@@ -36,7 +35,7 @@ class Pooling(Panel):
     def compare(self, columns: Sequence[Column]) -> str:
         """Return the weights at the last validation of the runs, a chart a side."""
         charts = []
-        for side, title, _ in _SIDES:
+        for side, title in _TITLES.items():
             rows = [
                 (recorded[-1][1][side], column.style, column.name)
                 for column in columns
@@ -49,11 +48,11 @@ class Pooling(Panel):
         return chart_grid("".join(charts))
 
 
-def _learned(curves: Sequence[PoolingCurve], side: str, title: str, unit: str) -> str:
+def _learned(curves: Sequence[PoolingCurve], side: str, title: str) -> str:
     own = sorted((c for c in curves if c.side == side), key=lambda curve: len(curve.weights))
     if not own:
         return ""
-    longest = len(own[-1].weights)
+    longest, unit = len(own[-1].weights), own[-1].unit
     top = max(max(curve.weights) for curve in own)
     bottom = min(0.0, min(min(curve.weights) for curve in own))
     lines = [
@@ -81,7 +80,7 @@ def _learned(curves: Sequence[PoolingCurve], side: str, title: str, unit: str) -
     )
 
 
-def _over_time(run: RunRecords, side: str, title: str, _: str) -> str:
+def _over_time(run: RunRecords, side: str, title: str) -> str:
     """Return the weights of the first, a middle and the last validation."""
     recorded = _recorded(run)
     if len(recorded) < 2:
