@@ -8,7 +8,7 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +17,7 @@ from vse_shards.duplicates import Digests, Occurrence, find_duplicates
 from vse_shards.errors import OutputError, SourceError
 from vse_shards.images import ImageOptions
 from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord, Split
+from vse_shards.notes import Notes
 from vse_shards.output import OutputFolder
 from vse_shards.pool import Task, run_tasks
 from vse_shards.progress import Progress, say
@@ -70,7 +71,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Summary:
-    """Result of a build: the manifest, and counts of everything stored and rejected."""
+    """Result of a build: the manifest, counts of everything stored and rejected, the notes."""
 
     manifest: Manifest
     images: int
@@ -80,6 +81,7 @@ class Summary:
     rejects: dict[str, int]
     duplicates: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def build(source: Source, out: str, options: BuildOptions) -> Summary:
@@ -114,7 +116,8 @@ def build(source: Source, out: str, options: BuildOptions) -> Summary:
                 }
                 _claim(folder, recorded, options.overwrite)
                 tasks = list(_plan(store, folder, store_path, options))
-                return _seal(folder, store, tasks, recorded, options)
+                summary = _seal(folder, store, tasks, recorded, options)
+                return replace(summary, notes=tuple(notes_of(source)))
         except sqlite3.Error as error:
             raise OutputError(
                 f"{store_path}: cannot be written: {error}; make room, then run the same command "
@@ -127,7 +130,15 @@ def _read(source: Source, store: RowStore, options: BuildOptions) -> None:
     say(f"reading {source.name}")
     with Progress("reading", None, "rows") as progress:
         other_splits = store.fill(_counted(source, progress), options.splits)
+    for line in notes_of(source):
+        say(line)
     _check_rows(source, store, other_splits, options)
+
+
+def notes_of(source: Source) -> list[str]:
+    """Return what a source that was read has to say; one of another package may have no notes."""
+    notes: Notes | None = getattr(source, "notes", None)
+    return notes.lines(source.name) if notes is not None else []
 
 
 def _counted(source: Source, progress: Progress) -> Iterator[Row | Problem]:

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
+from vse_shards.notes import Notes
 
 MAX_CAPTION_WORDS = 1000
-SPLIT_NAMES = {"train", "restval", "val", "valid", "validation", "dev", "test", "testall"}
 
 
 Id = TypeVar("Id", bound=str | int | None, covariant=True)
@@ -107,11 +107,13 @@ class Source(Protocol):
         options: keyword arguments of the constructor beside the path, out of the fields of
             `SourceRequest`; the command refuses an option that is not among them.
         name: name of the input, for messages.
+        notes: lines for the owner of the input, filled while ``rows`` runs.
     """
 
     kind: ClassVar[str]
     options: ClassVar[frozenset[str]]
     name: str
+    notes: Notes
 
     def __init__(self, path: str, **options: Any) -> None:
         """Open the input, which is a path or URL.

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
-from vse_shards.progress import say
+from vse_shards.notes import Notes
 from vse_shards.sources.base import Location, Problem, Row, is_id, load_json, usable_captions
 from vse_shards.sources.finding import ImageFinder
+from vse_shards.sources.splits import DEFAULT_SPLIT, find_split
 
 _FILE = re.compile(r"captions_(([A-Za-z]+)\w*)\.json")
 
@@ -38,11 +39,15 @@ class CocoSource:
             names = [name for name in storage.walk(folder) if _FILE.fullmatch(name)]
             if not names:
                 raise SourceError(f"{folder}: has no captions_*.json")
-            self._paths = [storage.join(folder, name) for name in names]
+            self._files = [(storage.join(folder, name), name) for name in names]
+            self._above = storage.base_name(folder)
         else:
-            self._paths = [storage.require_input(path)]
-            folder = storage.parent(self._paths[0])
-        self.name = storage.base_name(self._paths[0] if len(self._paths) == 1 else folder)
+            path = storage.require_input(path)
+            folder = storage.parent(path)
+            self._files = [(path, storage.base_name(path))]
+            self._above = ""
+        self.name = storage.base_name(self._files[0][0] if len(self._files) == 1 else folder)
+        self.notes = Notes()
         if images is not None:
             self._images = [storage.require_input(images, folder=True)]
         else:
@@ -55,13 +60,17 @@ class CocoSource:
         Raises:
             SourceError: a file is not one of COCO's.
         """
-        for path in self._paths:
-            yield from self._file(path)
+        for path, name in self._files:
+            yield from self._file(path, name)
 
-    def _file(self, path: str) -> Iterator[Row | Problem]:
+    def _file(self, path: str, relative: str) -> Iterator[Row | Problem]:
         name = storage.base_name(path)
         found = _FILE.fullmatch(name)
-        folder, split = (found[1], found[2]) if found else ("", "train")
+        folder, named = (found[1], found[2]) if found else ("", None)
+        split, why = find_split(relative, self._above) or (
+            (named, f'"{named}" in its name') if named else (DEFAULT_SPLIT, None)
+        )
+        self.notes.split(split, relative, why)
         content = load_json(path)
         try:
             images = {image["id"]: str(image["file_name"]) for image in content["images"]}
@@ -77,7 +86,9 @@ class CocoSource:
             else:
                 detail = f"caption {caption_id} is for image {image_id}, which is not listed"
                 yield Problem(name, image_id, split, "caption for no image", detail)
-        finder = ImageFinder(self._image_folder(folder, next(iter(images.values()), "")), say)
+        finder = ImageFinder(
+            self._image_folder(folder, next(iter(images.values()), "")), self.notes.say
+        )
         for image_id, file_name in images.items():
             origin = f"{name} image {image_id}"
             if not is_id(image_id):

@@ -9,8 +9,8 @@ from typing import ClassVar
 from vse_shards import storage
 from vse_shards.errors import SourceError
 from vse_shards.images import IMAGE_SUFFIXES
+from vse_shards.notes import Notes
 from vse_shards.sources.base import (
-    SPLIT_NAMES,
     Location,
     Problem,
     Row,
@@ -18,13 +18,14 @@ from vse_shards.sources.base import (
     is_unicode,
     usable_captions,
 )
+from vse_shards.sources.splits import DEFAULT_SPLIT, find_split
 
 
 class FolderSource:
     """Images at any depth, each with a text file.
 
-    A top folder named ``train``, ``val``, ``dev``, ``test`` and so on is that split; all other
-    images are ``train``. The image id is the path.
+    The split is the one that `find_split` finds in the path, else ``train``. The image id is the
+    path.
 
     Args:
         path: path of the folder.
@@ -39,6 +40,7 @@ class FolderSource:
     def __init__(self, path: str) -> None:
         self._path = storage.require_input(path, folder=True)
         self.name = storage.base_name(self._path)
+        self.notes = Notes()
 
     def rows(self) -> Iterator[Row | Problem]:
         """Yield a row per image, sorted by path.
@@ -57,8 +59,8 @@ class FolderSource:
             if suffix.lower() not in IMAGE_SUFFIXES:
                 continue
             described.add(stem)
-            split = name.split("/")[0]
-            split = split if "/" in name and split in SPLIT_NAMES else "train"
+            split, why = find_split(name, self.name, image=True) or (DEFAULT_SPLIT, None)
+            self.notes.split(split, name, why)
             if not is_unicode(name):
                 shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
                 yield Problem(shown, None, split, "malformed row", "its name is not UTF-8")

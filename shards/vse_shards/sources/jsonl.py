@@ -8,16 +8,18 @@ from typing import Any, ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
-from vse_shards.progress import say
+from vse_shards.notes import Notes
 from vse_shards.sources.base import Location, Problem, Row, is_id, usable_captions
 from vse_shards.sources.finding import ImageFinder
+from vse_shards.sources.splits import FileSplit
 
 
 class JsonlSource:
     """Rows of ``{"image": path, "captions": [...]}``.
 
     Captions are strings, or objects with ``id`` and ``text``. Optional: ``split`` (default
-    ``train``), ``image_id`` (or ``imgid``; default the path), ``caption_ids`` (or ``sentids``).
+    that of the file's name, else ``train``), ``image_id`` (or ``imgid``; default the path),
+    ``caption_ids`` (or ``sentids``).
 
     Args:
         path: path of the file.
@@ -40,6 +42,8 @@ class JsonlSource:
         self._columns = columns or {}
         self._finder: ImageFinder | None = None
         self.name = storage.base_name(self._path)
+        self.notes = Notes()
+        self._split = FileSplit(self.name, self.notes)
 
     def rows(self) -> Iterator[Row | Problem]:
         """Yield a row per line, or a problem for an unusable line.
@@ -76,8 +80,7 @@ class JsonlSource:
             return
         image_id = self._get(entry, "image_id", "imgid")
         image_id = image if image_id is None else image_id
-        split = self._get(entry, "split")
-        split = "train" if split is None else split
+        split = self._split.of(self._get(entry, "split"))
         if not is_id(image_id) or not isinstance(split, str):
             detail = f"image_id is {image_id!r}, split is {split!r}"
             yield Problem(origin, image, None, "malformed row", detail)
@@ -103,7 +106,7 @@ class JsonlSource:
     def _locate(self, image: str) -> tuple[str, str]:
         """Return path and name of an image, in the folder that the first image decides."""
         if self._finder is None:
-            self._finder = ImageFinder(self._images or self._folder(image), say)
+            self._finder = ImageFinder(self._images or self._folder(image), self.notes.say)
         return self._finder.locate(image)
 
     def _folder(self, first_image: str) -> str:

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
-from vse_shards.progress import say
+from vse_shards.notes import Notes
 from vse_shards.sources.base import Location, Problem, Row, is_id, load_json, usable_captions
 from vse_shards.sources.finding import ImageFinder
+from vse_shards.sources.splits import FileSplit
 
 
 class KarpathySource:
@@ -34,6 +35,8 @@ class KarpathySource:
     def __init__(self, path: str, images: str | None = None) -> None:
         self._path = storage.require_input(path)
         self.name = storage.base_name(self._path)
+        self.notes = Notes()
+        self._split = FileSplit(self.name, self.notes)
         beside = storage.join(storage.parent(self._path), "images")
         if images is None and not storage.is_folder(beside):
             raise SourceError(f"{self._path}: has no folder 'images' beside it; give --images")
@@ -49,14 +52,15 @@ class KarpathySource:
         entries = content.get("images") if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise SourceError(f"{self._path}: has no list 'images'; is it a dataset_*.json?")
-        finder = ImageFinder(self._images, say)
+        finder = ImageFinder(self._images, self.notes.say)
         for number, entry in enumerate(entries):
             yield from self._row(entry, f"{self.name} image {number}", finder)
 
     def _row(self, entry: Any, origin: str, finder: ImageFinder) -> Iterator[Row | Problem]:
         try:
             image_id = entry["cocoid"] if "cocoid" in entry else entry["imgid"]
-            split, file_name = entry["split"], entry["filename"]
+            file_name = entry["filename"]
+            split = self._split.of(entry.get("split"))
             texts = [{"id": s.get("sentid"), "text": s["raw"]} for s in entry["sentences"]]
         except (KeyError, TypeError, AttributeError) as error:
             yield Problem(origin, None, None, "malformed row", f"no key {error}")

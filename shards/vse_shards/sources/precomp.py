@@ -9,6 +9,7 @@ import numpy as np
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
+from vse_shards.notes import Notes
 from vse_shards.sources.base import (
     Location,
     Problem,
@@ -61,6 +62,7 @@ class PrecompSource:
         elif storage.base_name(self._folder) == "precomp":
             self._above = storage.parent(self._folder)
         self.name = storage.base_name(self._above)
+        self.notes = Notes()
         self._splits = self._find_splits(wanted)
         self._use_regions = use_regions
         self._images = self._find_images(images) if use_images else None
@@ -108,6 +110,7 @@ class PrecompSource:
 
     def _split(self, split: str, mapping: dict[str, str]) -> Iterator[Row | Problem]:
         ids = [line.strip() for line in self._lines(f"{split}_ids.txt")]
+        self.notes.split(split, f"{split}_ids.txt", f'"{split}" in its name')
         captions = self._lines(f"{split}_caps.txt")
         per_image = self._captions_per_image(split, ids, len(captions))
         images = len(captions) // per_image

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, TypeGuard
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
-from vse_shards.progress import say
+from vse_shards.notes import Notes
 from vse_shards.sources.base import Location, Problem, Row, is_id, is_unicode, usable_captions
 from vse_shards.sources.finding import ImageFinder
+from vse_shards.sources.splits import FileSplit
 
 # Common names of each column, the standard name first.
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -49,10 +50,12 @@ class TableSource:
     ) -> None:
         self._path = storage.require_input(path)
         self.name = storage.base_name(self._path)
+        self.notes = Notes()
+        self._split = FileSplit(self.name, self.notes)
         self._images = (
             storage.require_input(images, folder=True) if images else storage.parent(self._path)
         )
-        self._finder = ImageFinder(self._images, say)
+        self._finder = ImageFinder(self._images, self.notes.say)
         self._named = dict(columns or {})
         for name in self._named:
             if name not in _ALIASES:
@@ -91,7 +94,7 @@ class TableSource:
 
     def _row(self, cells: Mapping[str, Any], origin: str) -> Iterator[Row | Problem]:
         """Convert cells, by standard name, to a row; missing and empty cells are None or ``""``."""
-        image, split = cells.get("image"), cells.get("split") or "train"
+        image, split = cells.get("image"), self._split.of(cells.get("split"))
         image_id: Any = image if cells.get("image_id") in (None, "") else cells["image_id"]
         if not _is_path(image):
             shown = type(image).__name__ if isinstance(image, (bytes, dict)) else repr(image)

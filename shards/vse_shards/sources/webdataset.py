@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from typing import Any, ClassVar
 from vse_shards import storage
 from vse_shards.errors import SourceError
 from vse_shards.images import IMAGE_SUFFIXES
+from vse_shards.notes import Notes
 from vse_shards.sources.base import (
-    SPLIT_NAMES,
     Location,
     Problem,
     Row,
@@ -23,9 +22,9 @@ from vse_shards.sources.base import (
     is_unicode,
     usable_captions,
 )
+from vse_shards.sources.splits import DEFAULT_SPLIT, find_split
 from vse_shards.sources.table import import_parquet
 
-_SHARD = re.compile(r"(.+?)-\d+\.tar")
 _MAX_TEXT = 16 << 20  # bytes of a caption or description
 
 
@@ -42,8 +41,8 @@ class WebDatasetSource:
 
     Captions are those under ``captions`` in the ``.json``, else the ``.txt`` as one caption, else
     ``caption`` or ``text`` in the ``.json``, else the ``caption`` of img2dataset's ``.parquet``
-    beside the tar. ``image_id`` in the ``.json`` is the id, else tar and key. A tar named
-    ``val-000000.tar``, or in a folder ``val``, is split ``val``; any other is ``train``.
+    beside the tar. ``image_id`` in the ``.json`` is the id, else tar and key. The split is the one
+    that `find_split` finds in the tar's path, else ``train``.
 
     Args:
         path: path of a tar, or of a folder with tars at any depth.
@@ -58,15 +57,16 @@ class WebDatasetSource:
     def __init__(self, path: str) -> None:
         if storage.is_folder(path):
             folder = storage.require_input(path, folder=True)
-            self.name = storage.base_name(folder)
+            self.name = self._above = storage.base_name(folder)
             names = [name for name in storage.walk(folder) if name.endswith(".tar")]
             if not names:
                 raise SourceError(f"{folder}: has no .tar in it (compressed ones are not read)")
             self._tars = [(storage.join(folder, name), name) for name in names]
         else:
             path = storage.require_input(path)
-            self.name = storage.base_name(path)
+            self.name, self._above = storage.base_name(path), ""
             self._tars = [(path, self.name)]
+        self.notes = Notes()
 
     def rows(self) -> Iterator[Row | Problem]:
         """Yield a row per key, tar by tar in sorted order.
@@ -83,8 +83,10 @@ class WebDatasetSource:
                 yield Problem(name, None, None, "unreadable", f"after {len(groups)} keys: {error}")
             _check_statistics(path, sum(group.image is not None for group in groups.values()))
             table = _Table(path)
+            split, why = find_split(name, self._above) or (DEFAULT_SPLIT, None)
+            self.notes.split(split, name, why)
             for key, group in groups.items():
-                yield from _row(path, name, key, group, table)
+                yield from _row(path, name, split, key, group, table)
 
 
 class _Table:
@@ -145,8 +147,9 @@ def _check_statistics(tar: str, images: int) -> None:
         )
 
 
-def _row(tar: str, name: str, key: str, group: _Group, table: _Table) -> Iterator[Row | Problem]:
-    split = _split(name)
+def _row(
+    tar: str, name: str, split: str, key: str, group: _Group, table: _Table
+) -> Iterator[Row | Problem]:
     origin = f"{name}: {key}"
     if not is_unicode(origin):
         shown = origin.encode(errors="surrogateescape").decode(errors="backslashreplace")
@@ -187,11 +190,3 @@ def _captions(group: _Group, description: dict[str, Any], table: _Table, key: st
             return [description[name]]
     caption = table.caption(key)
     return [] if caption is None else [caption]
-
-
-def _split(name: str) -> str:
-    top, _, base = name.partition("/")
-    if base and top in SPLIT_NAMES:
-        return top
-    found = _SHARD.fullmatch(storage.base_name(name))
-    return found[1] if found and found[1] in SPLIT_NAMES else "train"

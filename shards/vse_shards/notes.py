@@ -1,0 +1,73 @@
+"""Lines about a source that its owner must know: splits that were found, and what was assumed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+MAX_NAME = 80  # characters of a name, cell or hash in any message
+_UNPRINTABLE = re.compile(r"[^ -~\u00a0-\u2027\u2030-\ud7ff\uf900-\U0003ffff]")
+
+
+@dataclass
+class _Found:
+    """Files of one split: their number, and why the first is of it."""
+
+    files: int
+    first: str
+    why: str | None
+
+
+class Notes:
+    """Notes of one reading of a source, each said once, in the order in which they came up."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, None] = {}
+        self._splits: dict[str, _Found] = {}
+
+    def say(self, line: str) -> None:
+        """Add a line, unless it was said before."""
+        self._said.setdefault(line)
+
+    def split(self, split: str, file: str, why: str | None) -> None:
+        """Count a file as one of a split; call it once a file.
+
+        Args:
+            split: name of the split.
+            file: the file, relative to the input.
+            why: reason, such as ``"val" in its name``; None if nothing names a split, and
+                ``split`` is the default.
+        """
+        found = self._splits.setdefault(split, _Found(0, file, why))
+        found.files += 1
+        if found.why is None and why is not None:
+            found.first, found.why = file, why
+
+    def lines(self, name: str) -> list[str]:
+        """Return a line per split, then what else was said.
+
+        Args:
+            name: name of the input, for the line that says that no split was recognised.
+        """
+        if self._splits and all(found.why is None for found in self._splits.values()):
+            splits = [
+                f"no split is named in {shown(name)}: all rows are {', '.join(self._splits)}; "
+                f"rename it with --split NAME={next(iter(self._splits))}, or name the split in a "
+                "file, a folder or a column"
+            ]
+        else:
+            splits = [
+                f"split {shown(split)}: {found.files:,} file{'s' * (found.files != 1)}, the first "
+                f"{shown(found.first)} ({found.why or 'no split is named in it'})"
+                for split, found in self._splits.items()
+            ]
+        return splits + list(self._said)
+
+
+def shown(text: str) -> str:
+    """Return a text as messages show it: printable, and at most ``MAX_NAME`` characters."""
+    text = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    if len(text) <= MAX_NAME:
+        return text
+    half = (MAX_NAME - 3) // 2
+    return f"{text[:half]}...{text[-half:]}"
