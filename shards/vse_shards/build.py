@@ -46,6 +46,7 @@ class BuildOptions:
         splits: new name of each selected split of the source; None selects all, under their names.
         workers: number of processes.
         allow_missing: reject rows whose image does not exist, instead of refusing to build.
+        allow_outside: read images outside the folder of the images, if a row names them.
         allow_leaks: build even if an image is in two splits.
         overwrite: replace a dataset that was built from other rows or with other options.
     """
@@ -57,6 +58,7 @@ class BuildOptions:
     workers: int = 1
     allow_missing: bool = False
     allow_leaks: bool = False
+    allow_outside: bool = False
     overwrite: bool = False
 
     def recorded(self) -> dict[str, Any]:
@@ -129,9 +131,13 @@ def _read(source: Source, store: RowStore, options: BuildOptions) -> None:
     """Read the source into the store, and refuse a source that yields no dataset."""
     say(f"reading {source.name}")
     with Progress("reading", None, "rows") as progress:
-        other_splits = store.fill(_counted(source, progress), options.splits)
+        other_splits = store.fill(
+            _counted(source, progress), options.splits, allow_outside=options.allow_outside
+        )
     for line in notes_of(source):
         say(line)
+    if store.outside.count:
+        say(store.outside.line(source.name))
     _check_rows(source, store, other_splits, options)
 
 

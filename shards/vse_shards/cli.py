@@ -108,6 +108,10 @@ def build_command(
     allow_leaks: Annotated[
         bool, typer.Option("--allow-leaks", help="Accept images that are in two splits.")
     ] = False,
+    allow_outside: Annotated[
+        bool,
+        typer.Option("--allow-outside", help="Read images outside --images, if a row names them."),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a dataset of another build.")
     ] = False,
@@ -137,6 +141,7 @@ def build_command(
         workers=workers or default_workers(),
         allow_missing=allow_missing,
         allow_leaks=allow_leaks,
+        allow_outside=allow_outside,
         overwrite=overwrite,
     )
     reports.show_summary(build(open_source(source, request), out, options), out, as_json=json)

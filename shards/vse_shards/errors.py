@@ -25,3 +25,15 @@ class DatasetError(UserError):
 
 class OutputError(UserError):
     """An output folder that cannot be written, or that contains other files."""
+
+
+class StorageError(UserError):
+    """A storage that fails for a while: nothing is lost, and the same command may succeed later."""
+
+    exit_code = 75  # EX_TEMPFAIL: schedulers and the supervisor of a run start the command again
+
+
+class AccessError(StorageError):
+    """A storage that denies access, which is not taken for a missing file."""
+
+    exit_code = UserError.exit_code

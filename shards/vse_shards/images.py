@@ -226,7 +226,7 @@ def _decode_other(data: bytes) -> NDArray[np.uint8]:
         except Image.DecompressionBombError as error:
             raise Rejected("too large", str(error)) from None
         except Exception:  # Pillow's parsers raise many types on damaged headers
-            raise Rejected("not an image", f"starts with {data[:16]!r}") from None
+            raise Rejected("not an image", f"{len(data):,} bytes of no known format") from None
         try:
             if getattr(image, "is_animated", False):
                 frames = getattr(image, "n_frames", 2)

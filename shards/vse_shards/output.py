@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from fsspec.core import url_to_fs
-
 from vse_shards import storage
 from vse_shards.errors import OutputError
+from vse_shards.remote import attempt, open_filesystem
 
 _TEMPORARY = ".vse-tmp"
 
@@ -43,9 +42,8 @@ class OutputFolder:
         with contextlib.ExitStack() as stack:
             with _explained(self.path):
                 if self.remote:
-                    with storage.remote_access(self.path):
-                        filesystem, inner = url_to_fs(self.path)
-                        filesystem.makedirs(inner, exist_ok=True)
+                    filesystem, inner = open_filesystem(self.path)
+                    attempt(self.path, lambda: filesystem.makedirs(inner, exist_ok=True))
                 else:
                     os.makedirs(self.path, exist_ok=True)
                     handle = os.open(self.path, os.O_RDONLY)
@@ -107,43 +105,56 @@ class OutputFolder:
     def names(self) -> list[str]:
         """Return the names of all finished files."""
         if self.remote:
-            with _explained(self.path), storage.remote_access(self.path):
-                filesystem, inner = url_to_fs(self.path)
-                found = filesystem.ls(inner, detail=False)
-            return sorted(storage.base_name(name) for name in found)
+            with _explained(self.path):
+                filesystem, inner = open_filesystem(self.path)
+                try:
+                    found = attempt(self.path, lambda: filesystem.ls(inner, detail=False))
+                except FileNotFoundError:  # object storage has no empty folders
+                    return []
+            # Some storages keep a folder as an empty object of its own name.
+            return sorted({storage.base_name(n) for n in found if n.strip("/") != inner.strip("/")})
         return sorted(name for name in os.listdir(self.path) if not name.endswith(_TEMPORARY))
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a file, or None if it does not exist."""
-        try:
+        """Return the content of a file, or None if it does not exist.
+
+        Raises:
+            OutputError: it exists, and cannot be read.
+        """
+        with _readable(f"{self.path}/{name}"):
             return storage.read_bytes(f"{self.path}/{name}")
-        except OSError:
-            return None
+        return None
 
     def sha256(self, name: str) -> str | None:
-        """Return the digest of a file, or None if it does not exist."""
-        try:
-            with storage.open_binary(f"{self.path}/{name}") as file:
-                return storage.sha256_of(file)
-        except OSError:
-            return None
+        """Return the digest of a file, or None if it does not exist.
+
+        Raises:
+            OutputError: as for `read`.
+        """
+        with (
+            _readable(f"{self.path}/{name}"),
+            storage.open_binary(f"{self.path}/{name}") as file,
+        ):
+            return storage.sha256_of(file)
+        return None
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
         if self.remote:
-            with _explained(f"{self.path}/{name}"), storage.remote_access(f"{self.path}/{name}"):
-                filesystem, inner = url_to_fs(f"{self.path}/{name}")
-                if filesystem.exists(inner):
-                    filesystem.rm_file(inner)
+            path = f"{self.path}/{name}"
+            with _explained(path), contextlib.suppress(FileNotFoundError):
+                filesystem, inner = open_filesystem(path)
+                attempt(path, lambda: filesystem.info(inner))
+                attempt(path, lambda: filesystem.rm_file(inner))
             return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.path, name))
 
     def _publish(self, temporary: str, name: str) -> None:
         if self.remote:
-            with storage.remote_access(f"{self.path}/{name}"):
-                filesystem, inner = url_to_fs(f"{self.path}/{name}")
-                filesystem.put_file(temporary, inner)
+            path = f"{self.path}/{name}"
+            filesystem, inner = open_filesystem(path)
+            attempt(path, lambda: filesystem.put_file(temporary, inner))
             return
         os.replace(temporary, os.path.join(self.path, name))
         # A rename is durable only once its folder is synced.
@@ -165,6 +176,20 @@ def _lock(handle: int, path: str) -> None:
                 f"{path}: another build is running in this folder; wait for it, or choose another"
             ) from None
         # Some network file systems cannot lock folders; the build then goes on without a lock.
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """End the block where there is no file; what cannot be read is not taken for that."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise OutputError(
+            f"{path}: is there, and cannot be read: {error.strerror or error}; mend it or remove "
+            "it, or choose another folder"
+        ) from error
 
 
 @contextmanager

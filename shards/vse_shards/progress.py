@@ -8,6 +8,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from vse_shards.masking import masked
+
 
 class Progress:
     """Reports units done, rate and remaining time.
@@ -106,4 +108,4 @@ class Progress:
 
 def say(text: str) -> None:
     """Print one line to stderr; stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
+    print(masked(text), file=sys.stderr, flush=True)

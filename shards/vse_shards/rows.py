@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vse_shards import storage
+from vse_shards import reach, storage
+from vse_shards.masking import masked
 from vse_shards.sources import Caption, Location, Problem, RegionsAt, Row
 
 MAX_FILE_BYTES = 1 << 29  # a file of more than 512 MB is not a photo
@@ -26,6 +28,35 @@ class Missing:
 
     count: int
     first: list[str]
+
+
+class Outside:
+    """Counts the rows whose image is outside the folder of the images."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[str] = []
+        self._parent: str | None = None  # of all images, while every row names an absolute path
+
+    def add(self, name: str, path: str) -> None:
+        """Count a row that names ``name``, which is at ``path``."""
+        folder = os.path.dirname(os.path.abspath(path)) if os.path.isabs(name) else ""
+        if self.count == 0:
+            self._parent = folder
+        elif self._parent:
+            self._parent = folder and os.path.commonpath([self._parent, folder])
+        self.count += 1
+        if len(self._first) < 3:
+            self._first.append(reach.shown(name))
+
+    def line(self, source: str) -> str:
+        """Return a line for people about the rows of ``source``."""
+        known = self._parent not in (None, "", "/")
+        return (
+            f"{source}: {self.count:,} rows name files outside the folder of the images: "
+            f"{', '.join(self._first)}{' ...' if self.count > 3 else ''}; they are rejected; "
+            f"read them with {f'--images {self._parent}, or ' if known else ''}--allow-outside"
+        )
 
 
 @dataclass(frozen=True)
@@ -45,6 +76,7 @@ class RowStore:
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.outside = Outside()
         if read_only:
             self._db = sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)
             return
@@ -71,12 +103,19 @@ class RowStore:
     ) -> None:
         self._db.close()
 
-    def fill(self, rows: Iterable[Row | Problem], splits: dict[str, str] | None) -> dict[str, int]:
+    def fill(
+        self,
+        rows: Iterable[Row | Problem],
+        splits: dict[str, str] | None,
+        *,
+        allow_outside: bool = False,
+    ) -> dict[str, int]:
         """Store all rows and problems of a source.
 
         Args:
             rows: rows and problems of the source.
             splits: new name of each selected split of the source; None selects all.
+            allow_outside: accept rows whose image is outside the folder of the images.
 
         Returns:
             The number of rows of each split that is not selected.
@@ -90,6 +129,8 @@ class RowStore:
                 row = replace(row, split=splits[row.split])
             if isinstance(row, Problem):
                 self._refuse(row)
+            elif row.image is not None and reach.is_outside(row.image.path):
+                self._add_outside(row, row.image, allow_outside)
             else:
                 self._add(row)
         self._db.commit()
@@ -139,6 +180,23 @@ class RowStore:
             digest.update(line.encode())
         return digest.hexdigest()
 
+    def _add_outside(self, row: Row, image: Location, allowed: bool) -> None:
+        """Store a row whose image is outside the folder of the images, or refuse it."""
+        path = reach.unmarked(image.path)
+        if allowed and not reach.is_chained(path):
+            try:
+                return self._add(replace(row, image=replace(image, path=path)))
+            except OSError as error:  # such as of a protocol that is not installed
+                return self._refuse_row(row, "unreadable", error.strerror or type(error).__name__)
+        if reach.is_web(path):
+            detail = "a web address; these are not downloaded, but img2dataset does it"
+        elif reach.is_chained(path):
+            detail = "a URL of several protocols; these are never opened"
+        else:
+            detail = "outside the folder of the images"
+            self.outside.add(row.name, path)
+        return self._refuse_row(row, "outside", f"{reach.shown(row.name)} is {detail}")
+
     def _add(self, row: Row) -> None:
         image_id = json.dumps(row.image_id)
         if row.partial and self._join(row, image_id):
@@ -178,7 +236,8 @@ class RowStore:
         return True
 
     def _refuse_row(self, row: Row, reason: str, detail: str) -> None:
-        self._refuse(Problem(row.origin, row.image_id, row.split, reason, detail))
+        key = masked(row.image_id) if isinstance(row.image_id, str) else row.image_id
+        self._refuse(Problem(row.origin, key, row.split, reason, detail))
 
     def _refuse(self, problem: Problem) -> None:
         self._db.execute("INSERT INTO problems (line) VALUES (?)", (problem.to_line(),))

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vse_shards import storage
-from vse_shards.errors import SourceError
+from vse_shards.errors import SourceError, StorageError
 from vse_shards.images import CheckedImage, ImageOptions, Rejected, check_image
 from vse_shards.manifest import ShardRecord, run_length_code
+from vse_shards.masking import masked
 from vse_shards.output import OutputFolder
 from vse_shards.sources import Location, Problem, RegionsAt, Row
 from vse_shards.writer import ShardWriter
@@ -233,11 +234,17 @@ def _description(row: Row, image: CheckedImage | None) -> bytes:
 
 
 def _read(location: Location) -> bytes:
+    path = location.path
     try:
-        return storage.read_bytes(location.path, location.offset, location.size)
-    except (OSError, ValueError) as error:
+        return storage.read_bytes(path, location.offset, location.size)
+    except (FileNotFoundError, PermissionError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise Rejected("unreadable", reason) from None
+    except OSError as error:
+        raise StorageError(
+            f"{masked(path)}: cannot be read: {error.strerror or error}; this says nothing about "
+            "the image: mend the disk or its mount, and run the same command again"
+        ) from error
 
 
 def read_regions(at: RegionsAt) -> bytes:

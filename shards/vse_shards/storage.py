@@ -4,41 +4,22 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import posixpath
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import fsspec
-from fsspec.core import url_to_fs
-
+from vse_shards import reach
 from vse_shards.errors import SourceError
+from vse_shards.masking import masked
+from vse_shards.remote import attempt, open_filesystem
+from vse_shards.remote import is_url as is_url
 
-
-def is_url(path: str) -> bool:
-    """Return whether a path is a URL for fsspec, such as ``s3://bucket/images``."""
-    return "://" in path
-
-
-@contextmanager
-def remote_access(path: str) -> Iterator[None]:
-    """Convert any exception of fsspec to an OSError: each backend raises its own types.
-
-    Raises:
-        OSError: with the path, and the backend's message on one line.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        said = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        number = (isinstance(error, OSError) and error.errno) or errno.EIO
-        raise OSError(number, " ".join(said.split()), path) from error
+_BUFFER = 8 << 20  # bytes of one request of a file that is read in order
 
 
 def lives_in_memory(path: str) -> bool:
@@ -47,14 +28,23 @@ def lives_in_memory(path: str) -> bool:
 
 
 def join(folder: str, name: str) -> str:
-    """Return the path of ``name`` in ``folder``; an absolute name or URL is returned unchanged."""
-    if is_url(name) or os.path.isabs(name):
-        return name
-    return posixpath.join(folder, name)
+    """Return the path of ``name`` in ``folder``, as `reach.inside` does.
+
+    A file that a row names is found by `locate`, which also follows its links.
+    """
+    return reach.inside(folder, name)
+
+
+def locate(folder: str, name: str) -> str:
+    """Return the path of a file that a row names, as `reach.locate` does."""
+    return reach.locate(folder, name)
 
 
 def parent(path: str) -> str:
     """Return the folder of a path or URL."""
+    if is_url(path):
+        protocol, _, rest = path.partition("://")
+        return f"{protocol}://{posixpath.dirname(rest)}"
     return posixpath.dirname(path)
 
 
@@ -79,19 +69,23 @@ def is_folder(path: str) -> bool:
 
 def _remote_kind(path: str) -> str | None:
     # Not fsspec's isfile: it answers every error, denied access too, with False.
-    with remote_access(path):
-        filesystem, inner = url_to_fs(path)
-        try:
-            return str(filesystem.info(inner)["type"])
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+    filesystem, inner = open_filesystem(path)
+    try:
+        return str(attempt(path, lambda: filesystem.info(inner))["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def file_size(path: str) -> int:
     """Return the size of a regular file in bytes, or -1 if there is none.
 
     A remote folder is listed once, until `forget_listings`.
+
+    Raises:
+        StorageError: the storage does not answer, or denies access.
     """
+    if reach.is_web(path):
+        return _web_size(path)  # a web server lists no sizes, and often nothing
     if is_url(path):
         return _remote_sizes(parent(path)).get(base_name(path), -1)
     try:
@@ -102,16 +96,29 @@ def file_size(path: str) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
+def _web_size(url: str) -> int:
+    filesystem, inner = open_filesystem(url)
+    try:
+        size = attempt(url, lambda: filesystem.info(inner)).get("size")
+    except FileNotFoundError:
+        return -1
+    return len(read_bytes(url)) if size is None else int(size)
+
+
 def open_binary(path: str) -> BinaryIO:
     """Open a file for reading.
 
     Raises:
         OSError: the file cannot be read.
+        StorageError: the storage does not answer, or denies access; also while the file is read.
     """
     if not is_url(path):
         return open(path, "rb")
-    with remote_access(path):
-        return cast(BinaryIO, fsspec.open(path, "rb").open())
+    filesystem, inner = open_filesystem(path)
+    size = attempt(path, lambda: filesystem.info(inner)).get("size")
+    if size is None:
+        return io.BytesIO(read_bytes(path))
+    return cast(BinaryIO, io.BufferedReader(_RemoteFile(path, int(size)), _BUFFER))
 
 
 def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
@@ -119,15 +126,52 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
 
     Raises:
         OSError: the file cannot be read.
+        StorageError: the storage does not answer, or denies access, or sends fewer bytes.
     """
-    if is_url(path):
-        with remote_access(path):
-            filesystem, inner = url_to_fs(path)
-            end = None if size is None else offset + size
-            return cast(bytes, filesystem.cat_file(inner, start=offset or None, end=end))
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return file.read() if size is None else file.read(size)
+    if not is_url(path):
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read() if size is None else file.read(size)
+    filesystem, inner = open_filesystem(path)
+    end = None if size is None else offset + size
+
+    def read() -> bytes:
+        data: bytes = filesystem.cat_file(inner, start=offset or None, end=end)
+        if size is not None and len(data) > size:
+            data = data[offset:end]  # of a server that sends the whole file whatever is asked
+        if size is not None and len(data) != size:
+            raise OSError(errno.EIO, f"{len(data):,} of {size:,} bytes arrived")
+        return data
+
+    return attempt(path, read) if size != 0 else b""
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file as ranges of bytes, each a request of its own that may be tried again."""
+
+    def __init__(self, path: str, size: int) -> None:
+        self._path, self._size, self._position = path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(buffer), self._size - self._position))
+        if wanted:
+            buffer[:wanted] = read_bytes(self._path, self._position, wanted)
+            self._position += wanted
+        return wanted
 
 
 def sha256_of(file: BinaryIO) -> str:
@@ -144,9 +188,8 @@ def walk(folder: str) -> Iterator[str]:
     Links to folders are followed, each folder once.
     """
     if is_url(folder):
-        with remote_access(folder):
-            filesystem, inner = url_to_fs(folder)
-            found = filesystem.find(inner)
+        filesystem, inner = open_filesystem(folder)
+        found = attempt(folder, lambda: filesystem.find(inner))
         start = len(inner.rstrip("/")) + 1
         yield from sorted(path[start:] for path in found)
         return
@@ -177,22 +220,25 @@ def require_input(path: str, *, folder: bool = False) -> str:
         there = is_folder(path) if folder else is_file(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SourceError(f"{path}: cannot be opened: {reason}") from error
+        raise SourceError(f"{masked(path)}: cannot be opened: {reason}") from error
     if not there:
         other = is_file(path) if folder else is_folder(path)
         what = f"is not a {kind}" if other else f"no such {kind}"
-        raise SourceError(f"{path}: {what}; check the path")
+        raise SourceError(f"{masked(path)}: {what}; check the path")
     return path
 
 
 def forget_listings() -> None:
-    """Drop the cached listings of remote folders."""
+    """Drop the cached listings of remote folders, and the links of local ones."""
     _remote_sizes.cache_clear()
+    reach.forget_folders()
 
 
 @lru_cache(maxsize=64)
 def _remote_sizes(folder: str) -> dict[str, int]:
-    with remote_access(folder):
-        filesystem, inner = url_to_fs(folder)
-        entries: list[Any] = filesystem.ls(inner, detail=True) if filesystem.exists(inner) else []
+    filesystem, inner = open_filesystem(folder)
+    try:
+        entries: list[Any] = attempt(folder, lambda: filesystem.ls(inner, detail=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
     return {base_name(e["name"]): e["size"] or 0 for e in entries if e["type"] != "directory"}

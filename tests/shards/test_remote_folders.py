@@ -8,7 +8,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from vse_shards.build import BuildOptions, build
 from vse_shards.cli import main
-from vse_shards.errors import OutputError, SourceError
+from vse_shards.errors import AccessError, OutputError, SourceError
 from vse_shards.sources.registry import SourceRequest, open_source
 
 
@@ -160,13 +160,13 @@ def test_whatever_a_storage_raises_is_one_line(
         assert len([line for line in said if "error:" in line]) == 1
 
 
-def test_images_that_a_storage_refuses_are_set_aside(write_rows, tmp_path, guarded, tools):
+def test_a_storage_that_refuses_an_image_stops_the_build(write_rows, tmp_path, guarded, tools):
+    """It was a reject, and the dataset was sealed without the image."""
     good = tools.encoded(tools.picture(1))
     guarded.pipe("/images/good.jpg", good)
     guarded.pipe("/images/late.jpg", good)
     rows = [{"image": name, "captions": ["words"]} for name in ("good.jpg", "late.jpg")]
     source = open_source("jsonl", SourceRequest(str(write_rows(rows, {})), "guarded://images"))
-    summary = build(source, str(tmp_path / "out"), BuildOptions())
-
-    assert (summary.images, summary.rejects) == (1, {"unreadable": 1})
-    assert "Unable to locate credentials" in (tmp_path / "out/rejects.jsonl").read_text()
+    with pytest.raises(AccessError, match=r"guarded://images/late\.jpg: .* locate credentials;"):
+        build(source, str(tmp_path / "out"), BuildOptions())
+    assert not (tmp_path / "out/manifest.json").exists()

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import cached_property
 
-from vse_shards import storage
+from vse_shards import reach, storage
 from vse_shards.errors import SourceError
 
 # COCO numbers its images across splits and releases: COCO_val2014_000000391895.jpg of 2014 is
@@ -60,16 +60,16 @@ class ImageFinder:
         The name is the row's own, except for a missing image that several files could be: then it
         names these as well.
         """
-        path = storage.join(self._folder, name)
-        if storage.is_url(name):
+        path = storage.locate(self._folder, name)
+        if storage.is_url(name) or reach.is_outside(path):
             return path, name
-        if storage.is_file(path):
+        if storage.file_size(path) >= 0:
             if path in self._names:
                 raise SourceError(_twice(self._names[path], name, path))
             (self._written.append if self._own is None else self._own.add)(hash(path))
             return path, name
         kind, found = self._look_up(name)
-        paths = [storage.join(self._folder, one) for one in found]
+        paths = [storage.locate(self._folder, one) for one in found]
         if len(paths) > 1:
             return path, f"{name} ({' or '.join(map(_shown, sorted(found)[:2]))}?)"
         if not paths or not self._free(paths[0], name):

@@ -84,4 +84,4 @@ class FolderSource:
         captions, problems = usable_captions(lines, None, origin=name, key=name, split=split)
         yield from problems
         if captions:
-            yield Row(split, name, captions, Location(storage.join(self._path, name)), name, name)
+            yield Row(split, name, captions, Location(storage.locate(self._path, name)), name, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -73,5 +74,5 @@ class KarpathySource:
         captions, problems = usable_captions(texts, None, origin=origin, key=image_id, split=split)
         yield from problems
         if captions:
-            path, name = finder.locate(storage.join(folder, file_name))
+            path, name = finder.locate(posixpath.join(folder, file_name))
             yield Row(split, image_id, captions, Location(path), origin, name)

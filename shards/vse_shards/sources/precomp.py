@@ -154,7 +154,7 @@ class PrecompSource:
             yield Problem(origin, image_id, split, "missing image", detail)
         elif captions:
             location = (
-                file_name and self._images and Location(storage.join(self._images, file_name))
+                file_name and self._images and Location(storage.locate(self._images, file_name))
             )
             name = file_name or str(image_id)
             yield Row(split, image_id, captions, location or None, origin, name, regions)

@@ -1,0 +1,133 @@
+"""Requests to any URL that fsspec opens: they end, are tried again, and say why they failed."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.core import split_protocol, url_to_fs
+
+from vse_shards.errors import AccessError, StorageError
+from vse_shards.masking import masked
+from vse_shards.progress import say
+
+RETRY_SECONDS = 60.0  # from the first request to the last
+DENIED_SECONDS = 2.0  # the same where the storage denies access, which seldom passes
+QUIET_SECONDS = 10.0  # without a line
+TIMEOUT_SECONDS = 10.0  # without a byte from the server
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0  # seconds between two requests
+
+# botocore's errors of a set-up that no second request mends; it need not be installed here.
+_SETUP_ERRORS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ParamValidationError",
+    "ProfileNotFound",
+}
+T = TypeVar("T")
+
+
+def is_url(path: str) -> bool:
+    """Return whether a path is a URL for fsspec, such as ``s3://bucket/images``."""
+    return "://" in path
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system of a URL, and the path in it.
+
+    Raises:
+        OSError: the protocol is unknown, or its package is not installed.
+    """
+    # Chained protocols run what the URL says: one of them renders templates of the file it reads.
+    if "::" in url:
+        raise OSError(errno.EINVAL, "chained protocols are not opened", masked(url))
+    try:
+        filesystem, inner = url_to_fs(url, **_options(split_protocol(url)[0]))
+    except Exception as error:
+        raise OSError(errno.EINVAL, _reason(error), masked(url)) from error
+    if hasattr(filesystem, "retries"):
+        filesystem.retries = 1  # `attempt` tries again, and says so
+    return filesystem, inner
+
+
+def attempt(url: str, action: Callable[[], T]) -> T:
+    """Return the result of a request, tried again with growing pauses while it fails.
+
+    Args:
+        url: URL of the request, for messages.
+        action: the request; it may be made several times.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, IsADirectoryError: as the storage says.
+        AccessError: the storage denies access.
+        StorageError: it failed for `RETRY_SECONDS`.
+    """
+    started = time.monotonic()
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return action()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, StorageError):
+            raise
+        except Exception as error:  # each backend raises its own types
+            denied = _is_denied(error)
+            waited = time.monotonic() - started
+            limit = DENIED_SECONDS if denied else RETRY_SECONDS
+            if _SETUP_ERRORS & {kind.__name__ for kind in type(error).__mro__}:
+                limit = 0
+            if waited + pause > limit:
+                raise _failure(url, error, denied or not limit) from error
+            if waited + pause > QUIET_SECONDS:
+                say(
+                    f"{url}: {_reason(error)}; trying again for up to "
+                    f"{max(limit - waited, 1):.0f} s more"
+                )
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _failure(url: str, error: Exception, denied: bool) -> StorageError:
+    reason = f"{masked(url)}: the storage fails: {_reason(error)}"
+    if not denied:
+        return StorageError(
+            f"{reason}; tried for {RETRY_SECONDS:.0f} s; this may pass: run the same command again"
+        )
+    return AccessError(
+        f"{reason}; correct the credentials or the permission, and run the same command again "
+        "(without the permission to list, some storages say the same of a file that is not there)"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    said = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    text = masked(" ".join(str(said).split()))
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _is_denied(error: Exception) -> bool:
+    return isinstance(error, PermissionError) or getattr(error, "status", 0) in (401, 403)
+
+
+def _options(protocol: str | None) -> dict[str, Any]:
+    """Return options of a file system: every request ends, and no listing outlives a call."""
+    if protocol in ("s3", "s3a"):
+        options: dict[str, Any] = {
+            "config_kwargs": {
+                "connect_timeout": TIMEOUT_SECONDS,
+                "read_timeout": TIMEOUT_SECONDS,
+                "retries": {"total_max_attempts": 1},
+            },
+            "use_listings_cache": False,
+        }
+    elif protocol in ("http", "https"):
+        from aiohttp import ClientTimeout  # http of fsspec needs it
+
+        timeout = ClientTimeout(total=None, sock_connect=TIMEOUT_SECONDS, sock_read=TIMEOUT_SECONDS)
+        options = {"client_kwargs": {"timeout": timeout}, "use_listings_cache": False}
+    else:
+        return {}
+    chosen = fsspec.config.conf.get(protocol, {})  # what the user set for fsspec is kept
+    return {name: value for name, value in options.items() if name not in chosen}
