@@ -2,88 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from vse_shards import storage
-from vse_shards.duplicates import Digests, Occurrence, find_duplicates
-from vse_shards.errors import OutputError, SourceError
-from vse_shards.images import ImageOptions
-from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord, Split
+from vse_shards.carve import carve
+from vse_shards.checks import check_rows
+from vse_shards.claim import claim, refuse_foreign
+from vse_shards.errors import OutputError
 from vse_shards.notes import Notes
+from vse_shards.options import BuildOptions, Summary
 from vse_shards.output import OutputFolder
-from vse_shards.pool import Task, run_tasks
+from vse_shards.pool import Task
 from vse_shards.progress import Progress, say
 from vse_shards.rows import RowStore
-from vse_shards.shard import Outcome, ShardPlan, record_name
+from vse_shards.seal import seal
+from vse_shards.shard import ShardPlan
 from vse_shards.shuffle import shuffle
 from vse_shards.sources import Problem, Row, Source
 
-PLAN_NAME = ".build.json"  # options and source of an unfinished build
-DUPLICATES_NAME = "duplicates.jsonl"
-_SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-_OURS = re.compile(
-    r"[A-Za-z0-9_][A-Za-z0-9_-]*-\d{6}\.(tar|idx|json)|manifest\.json|rejects\.jsonl|"
-    r"duplicates\.jsonl|\.build\.json"
-)
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """Options of a build.
-
-    Attributes:
-        image: conversion of images.
-        shard_samples: rows per shard; rejected rows leave it smaller.
-        seed: seed of the shuffle.
-        splits: new name of each selected split of the source; None selects all, under their names.
-        workers: number of processes.
-        allow_missing: reject rows whose image does not exist, instead of refusing to build.
-        allow_outside: read images outside the folder of the images, if a row names them.
-        allow_leaks: build even if an image is in two splits.
-        overwrite: replace a dataset that was built from other rows or with other options.
-    """
-
-    image: ImageOptions = field(default_factory=ImageOptions)
-    shard_samples: int = 1000
-    seed: int = 0
-    splits: dict[str, str] | None = None
-    workers: int = 1
-    allow_missing: bool = False
-    allow_leaks: bool = False
-    allow_outside: bool = False
-    overwrite: bool = False
-
-    def recorded(self) -> dict[str, Any]:
-        """Return the options that determine the files, as the manifest lists them."""
-        return {
-            **asdict(self.image),
-            "shard_samples": self.shard_samples,
-            "seed": self.seed,
-            "splits": self.splits,
-        }
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Result of a build: the manifest, counts of everything stored and rejected, the notes."""
-
-    manifest: Manifest
-    images: int
-    pairs: int
-    bytes: int
-    untouched: int
-    rejects: dict[str, int]
-    duplicates: int
-    seconds: float
-    notes: tuple[str, ...] = ()
+__all__ = ["BuildOptions", "Summary", "build"]
 
 
 def build(source: Source, out: str, options: BuildOptions) -> Summary:
@@ -98,47 +41,79 @@ def build(source: Source, out: str, options: BuildOptions) -> Summary:
         options: options of the build.
 
     Raises:
-        SourceError: the source is empty or unusable as a whole.
+        SourceError: the source is empty or unusable as a whole, or too many rows were rejected.
         OutputError: the folder cannot be written, or contains other files.
+        OSError: a storage does not answer.
     """
     folder = OutputFolder(out)
+    with opened_store(folder) as (store, store_path):
+        refuse_foreign(folder)
+        notes = read_source(source, store, options)
+        recorded = {"build": options.recorded(), "source": recorded_source(source, store)}
+        claim(folder, recorded, options.overwrite)
+        tasks = list(plan(store, folder, store_path, options))
+        summary = seal(folder, source.name, store, tasks, recorded, options)
+    return replace(summary, notes=notes)
+
+
+@contextmanager
+def opened_store(folder: OutputFolder) -> Iterator[tuple[RowStore, Path]]:
+    """Lock an output folder and yield a row store in it, with the path of its file.
+
+    Raises:
+        OutputError: the folder or the store cannot be written.
+    """
     storage.forget_listings()  # remote folders may have changed since this process's last build
-    with folder.opened(), folder.scratch("rows") as store_path:
-        _refuse_foreign(folder)
+    with folder.opened(), folder.scratch("rows") as path:
         try:
-            with RowStore(store_path) as store:
-                _read(source, store, options)
-                recorded = {
-                    "build": options.recorded(),
-                    "source": {
-                        "kind": source.kind,
-                        "rows": store.splits(),
-                        "rows_sha256": store.digest(),
-                    },
-                }
-                _claim(folder, recorded, options.overwrite)
-                tasks = list(_plan(store, folder, store_path, options))
-                summary = _seal(folder, store, tasks, recorded, options)
-                return replace(summary, notes=tuple(notes_of(source)))
+            with RowStore(path) as store:
+                yield store, path
         except sqlite3.Error as error:
             raise OutputError(
-                f"{store_path}: cannot be written: {error}; make room, then run the same command "
+                f"{path}: cannot be written: {error}; make room, then run the same command "
                 "again: finished shards are kept"
             ) from error
 
 
-def _read(source: Source, store: RowStore, options: BuildOptions) -> None:
-    """Read the source into the store, and refuse a source that yields no dataset."""
+def read_source(
+    source: Source, store: RowStore, options: BuildOptions, *, adding: bool = False
+) -> tuple[str, ...]:
+    """Read the source into the store, say what its owner must know, and return these lines.
+
+    Args:
+        source: source to read.
+        store: empty store.
+        options: options of the build.
+        adding: the rows add to a dataset, so that a split to carve out may get none of them.
+
+    Raises:
+        SourceError: the source yields no dataset.
+    """
     say(f"reading {source.name}")
     with Progress("reading", None, "rows") as progress:
+        rows = islice(_counted(source, progress), options.limit)
         other_splits = store.fill(
-            _counted(source, progress), options.splits, allow_outside=options.allow_outside
+            rows,
+            options.splits,
+            allow_outside=options.allow_outside,
+            prefix_ids=options.prefix_ids,
         )
-    for line in notes_of(source):
-        say(line)
+    said = notes_of(source)
     if store.outside.count:
-        say(store.outside.line(source.name))
-    _check_rows(source, store, other_splits, options)
+        said.append(store.outside.line(source.name))
+    for line in said:
+        say(line)
+    check_rows(source, store, other_splits, options)
+    more = [carve(store, options.carvings, source.name, adding=adding)] if options.carvings else []
+    more += store.repeats().lines()
+    for line in more:
+        say(line)
+    return (*said, *more)
+
+
+def recorded_source(source: Source, store: RowStore) -> dict[str, Any]:
+    """Return what the manifest lists about a source that was read."""
+    return {"kind": source.kind, "rows": store.splits(), "rows_sha256": store.digest()}
 
 
 def notes_of(source: Source) -> list[str]:
@@ -153,225 +128,33 @@ def _counted(source: Source, progress: Progress) -> Iterator[Row | Problem]:
         progress.update(number)
 
 
-def _check_rows(
-    source: Source, store: RowStore, other_splits: dict[str, int], options: BuildOptions
-) -> None:
-    splits = store.splits()
-    if not options.allow_missing:
-        _check_missing(source, store, sum(splits.values()))
-    if not splits:
-        raise _no_rows(source, store, other_splits)
-    _check_names(source, splits, other_splits, options)
-    leaks, first_leaks = store.in_several_splits()
-    if leaks and not options.allow_leaks:
-        raise SourceError(
-            f"{source.name}: {leaks:,} images are in more than one split: "
-            f"{', '.join(first_leaks)}{' ...' if leaks > 3 else ''}; correct the source, or pass "
-            "--allow-leaks"
-        )
-
-
-def _check_missing(source: Source, store: RowStore, images: int) -> None:
-    missing = store.missing()
-    if missing.count:
-        raise SourceError(
-            f"{source.name}: {missing.count:,} of {missing.count + images:,} images are missing: "
-            f"{', '.join(missing.first)}{' ...' if missing.count > 3 else ''}; correct --images, "
-            "or reject them with --allow-missing"
-        )
-
-
-def _no_rows(source: Source, store: RowStore, other_splits: dict[str, int]) -> SourceError:
-    problem = next(iter(store.problems()), None)
-    if problem is not None:
-        first = json.loads(problem)
-        return SourceError(
-            f"{source.name}: none of its rows can be used; the first: {first['source']}: "
-            f"{first['reason']}: {first['detail']}"
-        )
-    other = ", ".join(other_splits)
-    return SourceError(
-        f"{source.name}: has no rows of the requested splits; it has {other}"
-        if other
-        else f"{source.name}: is empty; there is nothing to build"
-    )
-
-
-def _check_names(
-    source: Source, splits: dict[str, int], other_splits: dict[str, int], options: BuildOptions
-) -> None:
-    for name in splits:
-        if not _SPLIT_NAME.fullmatch(name):
-            raise SourceError(
-                f"{source.name}: split {name!r} cannot be part of a file name; rename it with "
-                "--split NAME=SPLIT"
-            )
-    if options.splits is not None:
-        absent = sorted(set(options.splits.values()) - set(splits))
-        if absent:
-            raise SourceError(
-                f"{source.name}: has no rows for split {absent[0]!r}; it has other rows of "
-                f"{', '.join(other_splits) or 'no other split'}"
-            )
-
-
-def _refuse_foreign(folder: OutputFolder) -> None:
-    """Refuse a folder that contains files of anything but a dataset.
-
-    Raises:
-        OutputError: it contains such a file.
-    """
-    foreign = [name for name in folder.names() if not _OURS.fullmatch(name)]
-    if foreign:
-        raise OutputError(
-            f"{folder.path}: contains other files ({foreign[0]}); choose an empty or new folder"
-        )
-
-
-def _claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> None:
-    """Claim the folder for this build, unless it contains another dataset.
-
-    Raises:
-        OutputError: the folder's dataset was built from other rows, or with other options.
-    """
-    earlier = folder.read(FILE_NAME) or folder.read(PLAN_NAME)
-    difference = _difference(earlier, recorded)
-    if difference and not overwrite:
-        raise OutputError(
-            f"{folder.path}: contains a dataset of another build ({difference}); choose another "
-            "folder, or replace it with --overwrite"
-        )
-    if overwrite:
-        for name in folder.names():
-            folder.remove(name)
-    # Before any shard: an interrupted build must not resume with other options.
-    if overwrite or folder.read(FILE_NAME) is None:
-        folder.write(PLAN_NAME, json.dumps(recorded, sort_keys=True).encode())
-
-
-def _difference(earlier: bytes | None, recorded: dict[str, Any]) -> str:
-    """Return the first difference from an earlier build in the folder, "" if there is none."""
-    if earlier is None:
-        return ""
-    try:
-        content = json.loads(earlier)
-        for section, values in recorded.items():
-            for key, value in values.items():
-                if content[section].get(key) != value:
-                    return f"{section} {key} was {content[section].get(key)}, now {value}"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "its manifest cannot be read"
-    return ""
-
-
-def _plan(
-    store: RowStore, folder: OutputFolder, store_path: Path, options: BuildOptions
+def plan(
+    store: RowStore,
+    folder: OutputFolder,
+    store_path: Path,
+    options: BuildOptions,
+    after: dict[str, tuple[int, int]] | None = None,
 ) -> Iterator[Task]:
-    """Shuffle every split and cut it into shards."""
+    """Shuffle every split and cut it into shards.
+
+    Args:
+        store: rows of the dataset.
+        folder: folder to write.
+        store_path: file of the rows.
+        options: options of the build.
+        after: number of the next shard, and key of its first sample, of splits that have some.
+    """
     for split in sorted(store.splits()):
         # Each split has its own shuffle, so that adding one leaves the shards of others unchanged.
         numbers = store.numbers(split)
         order = numbers[shuffle(len(numbers), options.seed, split)]
+        first_shard, first_key = (after or {}).get(split, (0, 0))
         for index, start in enumerate(range(0, len(order), options.shard_samples)):
             yield Task(
                 split=split,
-                plan=ShardPlan(f"{split}-{index:06d}", first_key=start),
+                plan=ShardPlan(f"{split}-{first_shard + index:06d}", first_key=first_key + start),
                 numbers=order[start : start + options.shard_samples],
                 out=folder.path,
                 store=store_path,
                 options=options.image,
             )
-
-
-def _seal(
-    folder: OutputFolder,
-    store: RowStore,
-    tasks: list[Task],
-    recorded: dict[str, Any],
-    options: BuildOptions,
-) -> Summary:
-    """Write all shards, find duplicates, and write rejects and manifest."""
-    rows = sum(len(task.numbers) for task in tasks)
-    # Worker processes would each see a memory:// folder of their own.
-    workers = 1 if storage.lives_in_memory(folder.path) else options.workers
-    say(f"building {rows:,} images in {len(tasks)} shards with {workers} workers")
-    with Progress("building", rows, "images") as progress:
-        run_tasks(tasks, workers, progress)
-    digests = Digests()
-    shards: dict[str, list[ShardRecord]] = {}
-    untouched = 0
-    with folder.writing(REJECTS_NAME) as file:
-        rejects = _Rejects(file)
-        rejects.add(store.problems())
-        for task in tasks:  # in order: the manifest must not depend on which worker was faster
-            outcome = Outcome.loads(folder.read(record_name(task.plan.stem)) or b"")
-            rejects.add(outcome.problems)
-            untouched += outcome.untouched
-            if outcome.shard is not None:
-                shards.setdefault(task.split, []).append(outcome.shard)
-                digests.add(task.split, task.plan.stem, outcome.digests)
-    if not shards:
-        raise SourceError(
-            f"{folder.path}: all {rows:,} images were rejected ({rejects.text()}); "
-            f"{REJECTS_NAME} says why"
-        )
-    duplicates = _report_duplicates(folder, digests, options.allow_leaks)
-    manifest = Manifest(
-        splits={name: Split(tuple(records)) for name, records in shards.items()},
-        rejects=rejects.reasons.total(),
-        rejects_sha256=rejects.digest.hexdigest(),
-        build=recorded["build"],
-        source=recorded["source"],
-    )
-    # Last: a folder without a manifest is not a dataset.
-    folder.write(FILE_NAME, manifest.dumps().encode())
-    folder.remove(PLAN_NAME)
-    return Summary(
-        manifest=manifest,
-        images=sum(split.images for split in manifest.splits.values()),
-        pairs=sum(split.pairs for split in manifest.splits.values()),
-        bytes=sum(record.bytes for records in shards.values() for record in records),
-        untouched=untouched,
-        rejects=dict(rejects.reasons),
-        duplicates=duplicates,
-        seconds=progress.seconds,
-    )
-
-
-def _report_duplicates(folder: OutputFolder, digests: Digests, allow_leaks: bool) -> int:
-    """List the sets of equal images beside the shards; refuse a set that spans two splits."""
-    found = find_duplicates(folder, digests)
-    folder.remove(DUPLICATES_NAME)
-    if found:
-        text = "".join(json.dumps([asdict(place) for place in same]) + "\n" for same in found)
-        folder.write(DUPLICATES_NAME, text.encode())
-    leaks = [same for same in found if len({place.split for place in same}) > 1]
-    if leaks and not allow_leaks:
-        raise SourceError(
-            f"{len(leaks):,} images are in more than one split, pixel for pixel: "
-            f"{'; '.join(map(_equation, leaks[:3]))}; {folder.path}/{DUPLICATES_NAME} lists them; "
-            "take them out of the source, or pass --allow-leaks"
-        )
-    return len(found)
-
-
-def _equation(same: list[Occurrence]) -> str:
-    return " = ".join(f"{place.image_id} ({place.split})" for place in same[:3])
-
-
-class _Rejects:
-    """Writes the lines of ``rejects.jsonl`` and counts their reasons."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.reasons: Counter[str] = Counter()
-
-    def add(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self._file.write(line.encode())
-            self.digest.update(line.encode())
-            self.reasons[json.loads(line)["reason"]] += 1
-
-    def text(self) -> str:
-        return ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())

@@ -10,12 +10,15 @@ import typer
 
 from vse_shards import reports
 from vse_shards.build import BuildOptions, build
+from vse_shards.carve import Carving
+from vse_shards.checks import refuse_nested
 from vse_shards.demo import make_demo
 from vse_shards.errors import SourceError, UserError
 from vse_shards.images import ImageOptions
 from vse_shards.pool import default_workers
 from vse_shards.preview import write_preview
 from vse_shards.sources.registry import SOURCES, SourceRequest, open_source
+from vse_shards.threshold import RejectLimit
 from vse_shards.verify import verify as verify_folder
 
 app = typer.Typer(
@@ -94,14 +97,30 @@ def build_command(
     split: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=SPLIT[,SPLIT]",
-            help="Build split NAME from these splits of the source, and no others. Repeatable.",
+            metavar="NAME=SPLIT[,SPLIT]|NAME=P%",
+            help="Build split NAME from these splits of the source, and no others; or carve it out "
+            "of train, P percent of the images. Repeatable.",
         ),
     ] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=COLUMN", help="Column or key that holds NAME. Repeatable."),
     ] = None,
+    prefix_ids: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-ids", help="Put file and folder before each id, where ids of two sets clash."
+        ),
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read the first N rows only.")] = None,
+    max_rejects: Annotated[
+        str,
+        typer.Option(
+            metavar="N|P%",
+            help="Rows that may be rejected before the build ends; default: 1%, or 10 if more.",
+            show_default=False,
+        ),
+    ] = "",
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Reject rows whose image is missing.")
     ] = False,
@@ -124,7 +143,7 @@ def build_command(
     json: Json = False,
 ) -> None:
     """Check images and captions, and pack them into shards. The same command resumes."""
-    splits = _splits(split or [])
+    splits, carvings = _splits(split or [])
     request = SourceRequest(
         input=input,
         images=images,
@@ -138,13 +157,19 @@ def build_command(
         shard_samples=shard_samples,
         seed=seed,
         splits=splits,
+        carvings=carvings,
+        prefix_ids=prefix_ids,
+        limit=limit,
         workers=workers or default_workers(),
+        max_rejects=RejectLimit.parse(max_rejects) if max_rejects else RejectLimit(),
         allow_missing=allow_missing,
         allow_leaks=allow_leaks,
         allow_outside=allow_outside,
         overwrite=overwrite,
     )
-    reports.show_summary(build(open_source(source, request), out, options), out, as_json=json)
+    rows = open_source(source, request)
+    refuse_nested(input, out)
+    reports.show_summary(build(rows, out, options), out, as_json=json)
 
 
 @app.command()
@@ -199,16 +224,23 @@ def _assignment(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _splits(texts: list[str]) -> dict[str, str] | None:
-    """Return the new name of each selected split of the source."""
-    if not texts:
-        return None
+def _splits(texts: list[str]) -> tuple[dict[str, str] | None, tuple[Carving, ...]]:
+    """Return the new name of each selected split of the source, and the splits to carve out."""
     names: dict[str, str] = {}
+    carvings: dict[str, Carving] = {}
     for text in texts:
         name, value = _assignment(text)
+        carving = Carving.parse(name, value)
+        if carving is not None:
+            carvings[name] = carving
+            continue
         for wanted in value.split(","):
             if names.setdefault(wanted, name) != name:
                 raise SourceError(
                     f"--split maps {wanted!r} to both {names[wanted]!r} and {name!r}; choose one"
                 )
-    return names
+    if sum(carving.percent for carving in carvings.values()) >= 100:
+        raise SourceError(
+            f"--split: {', '.join(carvings)} together take all of train; give smaller percentages"
+        )
+    return names or None, tuple(carvings.values())

@@ -71,3 +71,8 @@ def shown(text: str) -> str:
         return text
     half = (MAX_NAME - 3) // 2
     return f"{text[:half]}...{text[-half:]}"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number with its thing, in the plural unless it is one."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

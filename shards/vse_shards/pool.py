@@ -57,8 +57,8 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> None:
-    """Write all shards that are not finished.
+def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> int:
+    """Write all shards that are not finished, and return their number.
 
     Raises:
         OutputError: a file cannot be written, or a worker died.
@@ -66,20 +66,19 @@ def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> None:
     # A fork would copy locks that threads of fsspec may hold.
     context = multiprocessing.get_context("spawn")
     counters = context.Array("q", 3)
-    if workers == 1:
+    if workers == 1 or not tasks:
         _start(counters, in_worker=False)
-        for task in tasks:
-            _run(task, progress)
-        return
+        return sum([_run(task, progress) for task in tasks])
     workers = min(workers, len(tasks))
+    written = 0
     with ProcessPoolExecutor(workers, context, _start, (counters,)) as pool:
-        waiting: set[Future[None]] = {pool.submit(_run, task) for task in tasks}
+        waiting: set[Future[bool]] = {pool.submit(_run, task) for task in tasks}
         try:
             while waiting:  # wakes up twice a second to show progress within long shards
                 ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 _show(counters, progress)
                 for future in ended:
-                    future.result()
+                    written += future.result()
         except BrokenProcessPool as error:
             raise OutputError(
                 "a worker process died, most likely out of memory; use fewer --workers and "
@@ -89,6 +88,7 @@ def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> None:
             counters[_STOP] = 1  # workers stop at their next image, not at the end of a shard
             pool.shutdown(wait=True, cancel_futures=True)
     _show(counters, progress)
+    return written
 
 
 def _start(counters: SynchronizedArray[int], in_worker: bool = True) -> None:
@@ -108,7 +108,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run(task: Task, progress: Progress | None = None) -> None:
+def _run(task: Task, progress: Progress | None = None) -> bool:
+    """Write a shard unless it is finished, and return whether it was written."""
     out = OutputFolder(task.out)
     with RowStore(task.store, read_only=True) as store:
         rows = store.fetch(task.numbers)
@@ -127,10 +128,11 @@ def _run(task: Task, progress: Progress | None = None) -> None:
     outcome = finished(out, task.plan, fingerprint)
     if outcome is None:
         make_shard(out, task.plan, [stored.row for stored in rows], fingerprint, task.options, done)
-        return
+        return True
     with _counters.get_lock():
         _counters[_DONE] += len(rows)
         _counters[_REJECTED] += len(outcome.problems)
+    return False
 
 
 def _show(counters: SynchronizedArray[int], progress: Progress) -> None:

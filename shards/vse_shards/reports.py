@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vse_shards.build import Summary
 from vse_shards.errors import DatasetError
 from vse_shards.info import describe
+from vse_shards.notes import counted
+from vse_shards.options import Summary
 from vse_shards.progress import say
 
 
@@ -27,16 +28,19 @@ def show_summary(summary: Summary, out: str, *, as_json: bool) -> None:
         return
     for name, split in splits.items():
         say(
-            f"  {name}: {split['images']:,} images, {split['pairs']:,} captions in "
-            f"{split['shards']} shards"
+            f"  {name}: {counted(split['images'], 'image')}, {counted(split['pairs'], 'caption')} "
+            f"in {counted(split['shards'], 'shard')}"
         )
-    say(
-        f"built {out}: {summary.images:,} images ({summary.untouched:,} stored unchanged), "
-        f"{summary.pairs:,} captions, {_bytes(summary.bytes)} in {summary.seconds:.1f} s, "
-        f"{summary.images / max(summary.seconds, 1e-9):,.0f} images/s"
-    )
+    size = f"{counted(summary.images, 'image')} ({summary.untouched:,} stored unchanged), "
+    size += f"{counted(summary.pairs, 'caption')}, {_bytes(summary.bytes)}"
+    if summary.built or summary.changed:
+        rate = summary.images / max(summary.seconds, 1e-9)
+        say(f"built {out}: {size} in {summary.seconds:.1f} s, {rate:,.0f} images/s")
+    else:
+        say(f"nothing to do: {out} is complete: {size}")
     if summary.duplicates:
-        say(f"{summary.duplicates:,} images occur more than once: {out}/duplicates.jsonl")
+        again = "images occur" if summary.duplicates > 1 else "image occurs"
+        say(f"{summary.duplicates:,} {again} more than once: {out}/duplicates.jsonl")
     if summary.rejects:
         say(f"{_reasons(summary.rejects)} rejected: {out}/rejects.jsonl")
 
@@ -55,7 +59,9 @@ def show_verdict(problems: list[str], folder: Path, *, as_json: bool) -> None:
     else:
         say(f"{folder}: complete; every byte is as the manifest says")
     if problems:
-        raise DatasetError(f"{folder}: {len(problems):,} problems; build the dataset again")
+        raise DatasetError(
+            f"{folder}: {counted(len(problems), 'problem')}; build the dataset again"
+        )
 
 
 def show_info(folder: Path, *, as_json: bool) -> None:
@@ -67,8 +73,9 @@ def show_info(folder: Path, *, as_json: bool) -> None:
     print(f"{folder}: fingerprint {content['fingerprint'][:16]}")
     for name, split in content["splits"].items():
         print(
-            f"{name}: {split['images']:,} images, {split['captions']:,} captions, "
-            f"{split['shards']} shards, {_bytes(split['bytes'])}"
+            f"{name}: {counted(split['images'], 'image')}, "
+            f"{counted(split['captions'], 'caption')}, {counted(split['shards'], 'shard')}, "
+            f"{_bytes(split['bytes'])}"
         )
         for label, key in (
             ("words a caption", "caption_words"),
@@ -93,7 +100,7 @@ def show_preview(content: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(content))
     else:
-        say(f"{len(content['samples'])} samples in {content['out']}")
+        say(f"{counted(len(content['samples']), 'sample')} in {content['out']}")
 
 
 def _reasons(reasons: dict[str, Any]) -> str:

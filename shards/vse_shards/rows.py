@@ -8,6 +8,8 @@ import os
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,10 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vse_shards import reach, storage
+from vse_shards.caption_table import CaptionTable, text_number
+from vse_shards.identity import (
+    Repeats,
+    caption_clash,
+    clash,
+    leaked,
+    named_alike,
+    prefixed,
+    same_picture,
+)
 from vse_shards.masking import masked
+from vse_shards.notes import shown
 from vse_shards.sources import Caption, Location, Problem, RegionsAt, Row
 
 MAX_FILE_BYTES = 1 << 29  # a file of more than 512 MB is not a photo
+REPEATED = "duplicate caption"  # reason of a row that says again what another has said
 
 
 @dataclass(frozen=True)
@@ -67,13 +81,32 @@ class StoredRow:
     identity: str
 
 
+@dataclass(frozen=True)
+class Picture:
+    """Place of a stored row's picture: its bytes are ``size`` bytes of ``path`` from ``offset``."""
+
+    number: int
+    image_id: str
+    path: str
+    offset: int
+    size: int
+
+
 class RowStore:
     """Rows in a SQLite file, numbered in the order of the source.
+
+    An id is one picture: rows of one id and split join their captions if they show the same
+    picture, and end the build if they do not.
+
+    Attributes:
+        read: number of rows and problems that were read.
 
     Args:
         path: path of the file.
         read_only: open a file that another process has filled.
     """
+
+    read = 0
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.outside = Outside()
@@ -89,6 +122,12 @@ class RowStore:
             "CREATE TABLE rows (number INTEGER PRIMARY KEY, split TEXT, image_id TEXT,"
             " image TEXT, regions TEXT, body TEXT, UNIQUE (image_id, split))"
         )
+        # Captions of further rows of an image: joined once, at the end, so that many stay cheap.
+        self._db.execute(
+            "CREATE TABLE more (number INTEGER PRIMARY KEY, row INTEGER, origin TEXT,"
+            " partial INTEGER, captions TEXT)"
+        )
+        self._captions = CaptionTable(self._db)
         self._db.execute("CREATE TABLE missing (number INTEGER PRIMARY KEY, name TEXT UNIQUE)")
         self._db.execute("CREATE TABLE problems (number INTEGER PRIMARY KEY, line TEXT)")
 
@@ -109,6 +148,7 @@ class RowStore:
         splits: dict[str, str] | None,
         *,
         allow_outside: bool = False,
+        prefix_ids: bool = False,
     ) -> dict[str, int]:
         """Store all rows and problems of a source.
 
@@ -116,9 +156,14 @@ class RowStore:
             rows: rows and problems of the source.
             splits: new name of each selected split of the source; None selects all.
             allow_outside: accept rows whose image is outside the folder of the images.
+            prefix_ids: put the source's file and folder before each id.
 
         Returns:
             The number of rows of each split that is not selected.
+
+        Raises:
+            SourceError: one id has two pictures, or two captions have one id.
+            OSError: a picture cannot be read, to compare it with another of the same id.
         """
         others: dict[str, int] = {}
         for row in rows:
@@ -127,12 +172,20 @@ class RowStore:
                     others[row.split] = others.get(row.split, 0) + 1
                     continue
                 row = replace(row, split=splits[row.split])
+            self.read += 1
             if isinstance(row, Problem):
                 self._refuse(row)
-            elif row.image is not None and reach.is_outside(row.image.path):
+                continue
+            if prefix_ids:
+                row = prefixed(row)
+            if row.image is not None and reach.is_outside(row.image.path):
                 self._add_outside(row, row.image, allow_outside)
             else:
                 self._add(row)
+        self._join_all()
+        twice = self._captions.id_that_stands_twice()
+        if twice is not None:
+            raise caption_clash(twice[0], *(stored.row for stored in self.fetch(twice[1:])))
         self._db.commit()
         return others
 
@@ -146,12 +199,31 @@ class RowStore:
         """Return the number of images of each split."""
         return dict(self._db.execute("SELECT split, COUNT(*) FROM rows GROUP BY split"))
 
-    def in_several_splits(self) -> tuple[int, list[str]]:
-        """Return the number of ids in more than one split, and the first three of them."""
+    def leaks(self) -> str:
+        """Return a line about the ids that are in more than one split, "" if none is.
+
+        Raises:
+            OSError: a picture cannot be read.
+        """
         query = "FROM (SELECT image_id FROM rows GROUP BY image_id HAVING COUNT(*) > 1)"
         (count,) = self._db.execute(f"SELECT COUNT(*) {query}").fetchone()
-        first = self._db.execute(f"SELECT image_id {query} LIMIT 3").fetchall()
-        return count, [str(json.loads(image_id)) for (image_id,) in first]
+        if not count:
+            return ""
+        ids = [key for (key,) in self._db.execute(f"SELECT image_id {query} LIMIT 3")]
+        numbers = self._db.execute(
+            "SELECT number FROM rows WHERE image_id = ? ORDER BY number", (ids[0],)
+        )
+        first, second, *_ = (stored.row for stored in self.fetch(n for (n,) in numbers.fetchall()))
+        return leaked(count, [str(json.loads(key)) for key in ids], first, second)
+
+    def repeats(self) -> Repeats:
+        """Count the captions that are equal to another, within an image and between images."""
+        kept, shared, most, images, row = self._captions.count_repeats()
+        if not shared:
+            return Repeats(kept, 0, "", 0)
+        (stored,) = self.fetch([row])
+        text = next(c.text for c in stored.row.captions if text_number(c.text) == most)
+        return Repeats(kept, shared, text, images)
 
     def numbers(self, split: str) -> NDArray[np.int64]:
         """Return the numbers of a split's rows in the source's order, (rows,) int64."""
@@ -164,6 +236,44 @@ class RowStore:
         return [
             _from_columns(*self._db.execute(query, (int(number),)).fetchone()) for number in numbers
         ]
+
+    def all_numbers(self) -> list[int]:
+        """Return the numbers of all rows in the source's order."""
+        return [number for (number,) in self._db.execute("SELECT number FROM rows ORDER BY 1")]
+
+    def drop(self, number: int, problem: Problem | None) -> None:
+        """Remove a row, for a reason if it is a loss."""
+        self._db.execute("DELETE FROM rows WHERE number = ?", (number,))
+        if problem is not None:
+            self._refuse(problem)
+        self._db.commit()
+
+    def pictures(self, split: str) -> Iterable[tuple[Picture, bool]]:
+        """Yield the pictures of a split, and whether another is of the same size in bytes.
+
+        A row without a picture has size 0 and is never said to have a twin.
+        """
+        size = "COALESCE(json_extract(body, '$.image[1]'), 0)"
+        query = (
+            f"SELECT number, image_id, COALESCE(image, ''),"
+            f" COALESCE(json_extract(body, '$.image[0]'), 0), {size},"
+            f" {size} > 0 AND COUNT(*) OVER (PARTITION BY {size}) > 1"
+            " FROM rows WHERE split = ? ORDER BY number"
+        )
+        for *picture, twin in self._db.execute(query, (split,)):
+            yield Picture(*picture), bool(twin)
+
+    def move(self, numbers: Iterable[int], split: str) -> None:
+        """Put rows into another split."""
+        for number in numbers:
+            (text,) = self._db.execute(
+                "SELECT body FROM rows WHERE number = ?", (number,)
+            ).fetchone()
+            body = _dump({**json.loads(text), "split": split})
+            self._db.execute(
+                "UPDATE rows SET split = ?, body = ? WHERE number = ?", (split, body, number)
+            )
+        self._db.commit()
 
     def problems(self) -> Iterable[str]:
         """Yield the lines of all problems of the source."""
@@ -199,7 +309,8 @@ class RowStore:
 
     def _add(self, row: Row) -> None:
         image_id = json.dumps(row.image_id)
-        if row.partial and self._join(row, image_id):
+        # Before the file is looked at: most rows of a table join, and name the same file again.
+        if row.partial and self._join(row, image_id, read=False):
             return
         size = None
         if row.image is not None and row.image.size is None:
@@ -217,23 +328,67 @@ class RowStore:
             "INSERT OR IGNORE INTO rows (split, image_id, image, regions, body)"
             " VALUES (?, ?, ?, ?, ?)",
             (row.split, image_id, *_to_columns(row, size)),
-        ).rowcount
-        if not added:
-            self._refuse_row(row, "duplicate image_id", f"an earlier row has {image_id}")
+        )
+        if added.rowcount:
+            self._captions.add(int(added.lastrowid or 0), row.captions)
+        elif not self._join(row, image_id, read=True):
+            raise clash(self._earlier(row, image_id)[1], row)
         return None
 
-    def _join(self, row: Row, image_id: str) -> bool:
-        """Add a row's captions to an earlier row of the same image."""
+    def _earlier(self, row: Row, image_id: str) -> tuple[int, Row]:
+        """Return number and content of the earlier row of the same id and split."""
+        (number,) = self._db.execute(
+            "SELECT number FROM rows WHERE image_id = ? AND split = ?", (image_id, row.split)
+        ).fetchone()
+        return number, self.fetch([number])[0].row
+
+    def _join(self, row: Row, image_id: str, *, read: bool) -> bool:
+        """Add a row's captions to the earlier row of its id, if that shows the same picture.
+
+        Args:
+            row: the further row.
+            image_id: its id, as the table has it.
+            read: compare the bytes of pictures in two places; else they count as different.
+        """
         found = self._db.execute(
-            "SELECT number, body FROM rows WHERE image_id = ? AND split = ?", (image_id, row.split)
+            "SELECT number, image, regions, body FROM rows WHERE image_id = ? AND split = ?",
+            (image_id, row.split),
         ).fetchone()
         if found is None:
             return False
-        number, text = found
-        body = json.loads(text)
-        body["captions"] += [[caption.id, caption.text] for caption in row.captions]
-        self._db.execute("UPDATE rows SET body = ? WHERE number = ?", (_dump(body), number))
+        number, image, regions, body = found
+        earlier = _from_columns(body, image, regions).row
+        if not named_alike(earlier, row) and not (read and same_picture(earlier, row)):
+            return False
+        captions = [[caption.id, caption.text] for caption in row.captions]
+        self._db.execute(
+            "INSERT INTO more (row, origin, partial, captions) VALUES (?, ?, ?, ?)",
+            (number, row.origin, row.partial, _dump(captions)),
+        )
         return True
+
+    def _join_all(self) -> None:
+        """Add the captions of further rows to the first row of their image."""
+        query = "SELECT row, origin, partial, captions FROM more ORDER BY row, number"
+        for number, group in groupby(self._db.execute(query), key=itemgetter(0)):
+            (text,) = self._db.execute(
+                "SELECT body FROM rows WHERE number = ?", (number,)
+            ).fetchone()
+            body = json.loads(text)
+            known = {(text, None) for _, text in body["captions"]}
+            known |= {(text, caption_id) for caption_id, text in body["captions"]}
+            added = []
+            for _, origin, partial, captions in group:
+                for caption_id, text in json.loads(captions):
+                    # A row of one caption without an id may be another person's: it is kept.
+                    if (text, caption_id) in known and not (partial and caption_id is None):
+                        self._refuse(_repeated(origin, body, text))
+                        continue
+                    known |= {(text, caption_id), (text, None)}
+                    added.append([caption_id, text])
+            body["captions"] += added
+            self._db.execute("UPDATE rows SET body = ? WHERE number = ?", (_dump(body), number))
+            self._captions.add(number, [Caption(*caption) for caption in added])
 
     def _refuse_row(self, row: Row, reason: str, detail: str) -> None:
         key = masked(row.image_id) if isinstance(row.image_id, str) else row.image_id
@@ -241,6 +396,11 @@ class RowStore:
 
     def _refuse(self, problem: Problem) -> None:
         self._db.execute("INSERT INTO problems (line) VALUES (?)", (problem.to_line(),))
+
+
+def _repeated(origin: str, body: dict[str, Any], text: str) -> Problem:
+    detail = f"{body['origin']} has {shown(text)!r} of this image too"
+    return Problem(origin, body["image_id"], body["split"], REPEATED, detail)
 
 
 def _to_columns(row: Row, size: int | None) -> tuple[str | None, str | None, str]:

@@ -9,13 +9,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vse_shards import storage
-from vse_shards.errors import SourceError, StorageError
+from vse_shards.errors import DatasetError, SourceError, StorageError
 from vse_shards.images import CheckedImage, ImageOptions, Rejected, check_image
 from vse_shards.manifest import ShardRecord, run_length_code
 from vse_shards.masking import masked
@@ -85,6 +86,21 @@ def record_name(stem: str) -> str:
     return f"{stem}.json"
 
 
+def read_outcome(folder: Path | str, stem: str) -> Outcome:
+    """Read the record of a finished shard.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    path = f"{folder}/{record_name(stem)}"
+    try:
+        return Outcome.loads(storage.read_bytes(path))
+    except (OSError, KeyError, TypeError, ValueError):
+        raise DatasetError(
+            f"{path}: is no record of a shard; copy the file again, or build the dataset again"
+        ) from None
+
+
 def shard_fingerprint(plan: ShardPlan, identities: Iterable[str], options: ImageOptions) -> str:
     """Return the digest of everything that determines a shard's bytes, except image contents.
 
@@ -138,6 +154,7 @@ def make_shard(
 
     Raises:
         OutputError: a file cannot be written.
+        SourceError: a storage does not answer; no sample of the shard is lost then.
     """
     out.remove(record_name(plan.stem))  # first: a kill below must not leave a record of other bytes
     problems: list[str] = []
@@ -196,7 +213,7 @@ def _samples(
     """Yield the samples of usable rows; append the others to ``problems``."""
     for number, row in enumerate(rows):
         try:
-            image = None if row.image is None else check_image(_read(row.image), options)
+            image = None if row.image is None else check_image(read_image(row.image), options)
             regions = None if row.regions is None else read_regions(row.regions)
         except Rejected as refusal:
             problems.append(
@@ -233,7 +250,13 @@ def _description(row: Row, image: CheckedImage | None) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode()
 
 
-def _read(location: Location) -> bytes:
+def read_image(location: Location) -> bytes:
+    """Read the bytes of a row's picture.
+
+    Raises:
+        Rejected: the file is not there, or may not be read.
+        StorageError: its storage does not answer, which says nothing about the file.
+    """
     path = location.path
     try:
         return storage.read_bytes(path, location.offset, location.size)

@@ -48,10 +48,17 @@ def source_positions(manifest: Manifest, split: str, keys: Sequence[str]) -> NDA
     Raises:
         DatasetError: the manifest lacks the split, or the keys belong to another.
     """
-    count = manifest.source.get("rows", {}).get(split)
-    if count is None:
+    parts = [manifest.source, *manifest.source.get("appended", [])]
+    counts = [part.get("rows", {}).get(split, 0) for part in parts]
+    if not sum(counts):
         raise DatasetError(f"the manifest has no number of source rows for split {split!r}")
     offsets = np.array([int(key) for key in keys], np.int64)
-    if len(offsets) and not 0 <= offsets.min() <= offsets.max() < count:
-        raise DatasetError(f"key {offsets.max()} is beyond the {count} rows of {split!r}")
-    return shuffle(count, int(manifest.build["seed"]), split)[offsets]
+    if len(offsets) and not 0 <= offsets.min() <= offsets.max() < sum(counts):
+        raise DatasetError(f"key {offsets.max()} is beyond the {sum(counts)} rows of {split!r}")
+    # Rows that were appended come after all others, in a shuffle of their own.
+    seed = int(manifest.build["seed"])
+    starts = np.cumsum([0, *counts])
+    orders = [
+        start + shuffle(count, seed, split) for start, count in zip(starts, counts, strict=False)
+    ]
+    return np.concatenate(orders)[offsets]

@@ -25,6 +25,7 @@ from vse_shards.errors import OutputError, SourceError
 from vse_shards.images import ImageOptions, Rejected, check_image
 from vse_shards.manifest import Manifest
 from vse_shards.sources.registry import SourceRequest, open_source
+from vse_shards.threshold import RejectLimit
 from vse_shards.verify import verify
 
 
@@ -153,7 +154,12 @@ def test_all_bad_images_at_once_leave_the_good_one(write_rows, tmp_path):
     files["good.jpg"] = GOOD
     rows = [{"image": name, "captions": ["words"]} for name in files]
     path = write_rows(rows, files)
-    options = BuildOptions(ImageOptions(max_side=256), shard_samples=10, workers=2)
+    options = BuildOptions(
+        ImageOptions(max_side=256),
+        shard_samples=10,
+        workers=2,
+        max_rejects=RejectLimit.parse("100%"),
+    )
     summary = build(open_source("jsonl", SourceRequest(str(path))), str(tmp_path / "o"), options)
 
     assert summary.images == 1
@@ -303,9 +309,9 @@ ROWS: dict[str, tuple[bytes, list[str]]] = {
     "id is a list": (b'{"image": "a.jpg", "image_id": [1], "captions": ["w"]}', ["malformed row"]),
     "id is true": (b'{"image": "a.jpg", "image_id": true, "captions": ["w"]}', ["malformed row"]),
     "split is a number": (b'{"image": "a.jpg", "split": 1, "captions": ["w"]}', ["malformed row"]),
-    "duplicate key": (
-        b'{"image": "a.jpg", "image_id": "good.jpg", "captions": ["w"]}',
-        ["duplicate image_id"],
+    "said before": (
+        b'{"image": "a.jpg", "image_id": "good.jpg", "captions": ["words"]}',
+        ["duplicate caption"],
     ),
 }
 

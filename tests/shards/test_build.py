@@ -242,7 +242,7 @@ def test_a_shard_that_would_be_empty_is_omitted_without_renumbering(write_rows, 
 def test_nothing_but_rejects_is_an_error(write_rows, tmp_path):
     source = JsonlSource(str(write_rows([{"image": "a.jpg", "captions": "x"}], {"a.jpg": b"no"})))
 
-    with pytest.raises(SourceError, match=r"all 1 images were rejected \(1 not an image\)"):
+    with pytest.raises(SourceError, match=r"the only image was rejected \(1 not an image\)"):
         build(source, str(tmp_path / "out"), SMALL)
 
 
@@ -267,7 +267,7 @@ def test_an_image_in_two_splits_is_an_error_unless_allowed(write_rows, tmp_path,
         {"image": "c.jpg", "split": "train", "captions": ["three"]},
     ]
     source = JsonlSource(str(write_rows(rows, files)))
-    with pytest.raises(SourceError, match=r"1 images are in .* pixel for pixel: .*a\.jpg \(tr"):
+    with pytest.raises(SourceError, match=r"1 image is in .* pixel for pixel: .*a\.jpg \(tr"):
         build(source, str(tmp_path / "out"), SMALL)
     assert not (tmp_path / "out/manifest.json").exists()
 

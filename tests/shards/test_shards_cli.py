@@ -56,7 +56,7 @@ def test_verify_of_a_damaged_tar_names_it_and_leaves_with_2(small_source, tmp_pa
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")
     result = command("verify", out)
 
-    assert refused(result, "1 problems")
+    assert refused(result, "1 problem;")
     assert "train-000000.tar: has sha256" in result.stderr
 
 

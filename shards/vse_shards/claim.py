@@ -1,0 +1,92 @@
+"""Claim of an output folder by a build, and removal of what a build before it left."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any
+
+from vse_shards.errors import OutputError
+from vse_shards.manifest import FILE_NAME
+from vse_shards.notes import shown
+from vse_shards.output import OutputFolder
+from vse_shards.progress import say
+
+PLAN_NAME = ".build.json"  # options and source of an unfinished build
+_SHARD_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*-\d{6}\.(tar|idx|json)")
+_OURS = re.compile(
+    rf"{_SHARD_FILE.pattern}|manifest\.json|rejects\.jsonl|duplicates\.jsonl|\.build\.json"
+)
+
+
+def refuse_foreign(folder: OutputFolder) -> None:
+    """Refuse a folder that contains files of anything but a dataset.
+
+    Raises:
+        OutputError: it contains such a file.
+    """
+    foreign = [name for name in folder.names() if not _OURS.fullmatch(name)]
+    if foreign:
+        raise OutputError(
+            f"{folder.path}: contains other files ({shown(foreign[0])}); choose an empty or new "
+            "folder"
+        )
+
+
+def claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> None:
+    """Claim the folder for this build, unless it contains another dataset.
+
+    A plan without a manifest is no dataset: the build that wrote it failed or was stopped. Its
+    shards are kept where they fit.
+
+    Raises:
+        OutputError: the folder's dataset was built from other rows, or with other options.
+    """
+    sealed = folder.read(FILE_NAME)
+    difference = _difference(sealed, recorded)
+    if difference and not overwrite:
+        raise OutputError(
+            f"{folder.path}: contains a dataset of another build ({difference}); add new rows to "
+            "it with vse-shards append, choose another folder, or replace it with --overwrite"
+        )
+    if overwrite:
+        for name in folder.names():
+            folder.remove(name)
+    elif sealed is None:
+        unfinished = _difference(folder.read(PLAN_NAME), recorded)
+        if unfinished:
+            say(f"replacing an unfinished build ({unfinished}); shards that fit are kept")
+    # Before any shard: an interrupted build must not resume with other options.
+    if overwrite or sealed is None:
+        folder.write(PLAN_NAME, json.dumps(recorded, sort_keys=True).encode())
+
+
+def remove_strays(folder: OutputFolder, kept: Collection[str]) -> None:
+    """Remove the shards of earlier plans, with their indices and records.
+
+    Args:
+        folder: folder of the dataset.
+        kept: names of its files.
+    """
+    for name in folder.names():
+        if _SHARD_FILE.fullmatch(name) and name not in kept:
+            folder.remove(name)
+
+
+def _difference(earlier: bytes | None, recorded: dict[str, Any]) -> str:
+    """Return the first difference from an earlier build in the folder, "" if there is none."""
+    if earlier is None:
+        return ""
+    try:
+        content = json.loads(earlier)
+        for section, values in recorded.items():
+            for key in {**values, **content[section]}:
+                was, now = content[section].get(key), values.get(key)
+                if was != now and key == "rows_sha256":
+                    return "rows of the source differ"
+                if was != now:
+                    return f"{section} {key} was {shown(str(was))}, now {shown(str(now))}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "its manifest cannot be read"
+    return ""

@@ -1,0 +1,203 @@
+"""The end of a build: shards, duplicates, rejects, and the manifest that makes them a dataset."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vse_shards import storage
+from vse_shards.claim import PLAN_NAME, remove_strays
+from vse_shards.duplicates import Digests, Occurrence, find_duplicates
+from vse_shards.errors import SourceError
+from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord, Split
+from vse_shards.notes import counted, shown
+from vse_shards.options import BuildOptions, Summary
+from vse_shards.output import OutputFolder
+from vse_shards.pool import Task, run_tasks
+from vse_shards.progress import Progress, say
+from vse_shards.rows import RowStore
+from vse_shards.shard import Outcome, read_outcome, record_name
+from vse_shards.threshold import Rejects
+
+DUPLICATES_NAME = "duplicates.jsonl"
+
+
+@dataclass
+class Contents:
+    """Shards of a dataset in the making.
+
+    Attributes:
+        shards: shards of each split, in order.
+        digests: digests of all images.
+        untouched: number of images stored byte for byte.
+        files: names of all their files.
+    """
+
+    shards: dict[str, list[ShardRecord]] = field(default_factory=dict)
+    digests: Digests = field(default_factory=Digests)
+    untouched: int = 0
+    files: set[str] = field(default_factory=set)
+
+    def has(self, tasks: list[Task]) -> bool:
+        """Return whether any of these shards has a sample."""
+        return any(f"{task.plan.stem}.tar" in self.files for task in tasks)
+
+    def add(self, split: str, stem: str, outcome: Outcome) -> None:
+        """Add the outcome of one shard."""
+        self.files.add(record_name(stem))
+        self.untouched += outcome.untouched
+        if outcome.shard is not None:
+            self.shards.setdefault(split, []).append(outcome.shard)
+            self.digests.add(split, stem, outcome.digests)
+            self.files |= {outcome.shard.name, outcome.shard.index_name}
+
+
+def seal(
+    folder: OutputFolder,
+    name: str,
+    store: RowStore,
+    tasks: list[Task],
+    recorded: dict[str, Any],
+    options: BuildOptions,
+    earlier: Manifest | None = None,
+) -> Summary:
+    """Write all shards, find duplicates, and write rejects and manifest.
+
+    Args:
+        folder: folder of the dataset.
+        name: name of the source.
+        store: rows of the source.
+        tasks: shards to write.
+        recorded: sections ``build`` and ``source`` of the manifest.
+        options: options of the build.
+        earlier: the dataset that is added to; its shards come first in their splits.
+
+    Raises:
+        SourceError: nothing can be used, too many rows were rejected, or images leak.
+        OutputError: a file cannot be written.
+    """
+    rows = sum(len(task.numbers) for task in tasks)
+    # Worker processes would each see a memory:// folder of their own.
+    workers = 1 if storage.lives_in_memory(folder.path) else options.workers
+    say(
+        f"building {counted(rows, 'image')} in {counted(len(tasks), 'shard')} with "
+        f"{counted(workers, 'worker')}"
+    )
+    with Progress("building", rows, "images") as progress:
+        built = run_tasks(tasks, workers, progress)
+    contents = _earlier_contents(folder, earlier)
+    old_rejects = _old_rejects(folder, earlier)
+    rejects = _collect(folder, store, tasks, contents, old_rejects)
+    try:
+        rejects.check(name, options.max_rejects, store.read, options.accepted())
+        duplicates = report_duplicates(folder, contents.digests, options.allow_leaks)
+    except SourceError:
+        if earlier is not None:  # whose manifest knows its own rejects alone
+            folder.write(REJECTS_NAME, "".join(old_rejects).encode())
+        raise
+    if earlier is not None and rejects.lines == earlier.rejects and not contents.has(tasks):
+        recorded = {"build": earlier.build, "source": earlier.source}  # nothing was added
+    manifest = Manifest(
+        splits={name: Split(tuple(records)) for name, records in contents.shards.items()},
+        rejects=rejects.lines,
+        rejects_sha256=rejects.digest.hexdigest(),
+        build=recorded["build"],
+        source=recorded["source"],
+    )
+    changed = folder.read(FILE_NAME) != manifest.dumps().encode()
+    finish(folder, contents, manifest)
+    return Summary(
+        manifest=manifest,
+        images=sum(split.images for split in manifest.splits.values()),
+        pairs=sum(split.pairs for split in manifest.splits.values()),
+        bytes=sum(record.bytes for records in contents.shards.values() for record in records),
+        untouched=contents.untouched,
+        rejects=dict(rejects.reasons),
+        duplicates=duplicates,
+        seconds=progress.seconds,
+        built=built,
+        changed=changed,
+    )
+
+
+def _collect(
+    folder: OutputFolder,
+    store: RowStore,
+    tasks: list[Task],
+    contents: Contents,
+    old_rejects: list[str],
+) -> Rejects:
+    """Add the outcomes of all shards to the contents, and write the rejects.
+
+    Raises:
+        SourceError: all images were rejected.
+    """
+    rows = sum(len(task.numbers) for task in tasks)
+    known = set(old_rejects)  # of rows that were read again
+    with folder.writing(REJECTS_NAME) as file:
+        rejects = Rejects(file)
+        rejects.keep(old_rejects)
+        rejects.add(line for line in store.problems() if line not in known)
+        for task in tasks:  # in order: the manifest must not depend on which worker was faster
+            outcome = read_outcome(folder.path, task.plan.stem)
+            rejects.add(line for line in outcome.problems if line not in known)
+            contents.add(task.split, task.plan.stem, outcome)
+    if not contents.shards:
+        raise SourceError(
+            f"{folder.path}: {f'all {rows:,} images were' if rows > 1 else 'the only image was'} "
+            f"rejected ({rejects.text()}); "
+            f"{REJECTS_NAME} says why"
+        )
+    return rejects
+
+
+def finish(folder: OutputFolder, contents: Contents, manifest: Manifest) -> None:
+    """Remove what is not of the dataset, and write its manifest."""
+    remove_strays(folder, contents.files)
+    # Last: a folder without a manifest is not a dataset.
+    folder.write(FILE_NAME, manifest.dumps().encode())
+    folder.remove(PLAN_NAME)
+
+
+def report_duplicates(folder: OutputFolder, digests: Digests, allow_leaks: bool) -> int:
+    """List the sets of equal images beside the shards; refuse a set that spans two splits.
+
+    Raises:
+        SourceError: a set spans two splits.
+    """
+    found = find_duplicates(folder, digests)
+    folder.remove(DUPLICATES_NAME)
+    if found:
+        text = "".join(json.dumps([asdict(place) for place in same]) + "\n" for same in found)
+        folder.write(DUPLICATES_NAME, text.encode())
+    leaks = [same for same in found if len({place.split for place in same}) > 1]
+    if leaks and not allow_leaks:
+        raise SourceError(
+            f"{len(leaks):,} image{'s are' if len(leaks) > 1 else ' is'} in more than one split, "
+            f"pixel for pixel: {'; '.join(map(_equation, leaks[:3]))}; "
+            f"{folder.path}/{DUPLICATES_NAME} lists them; "
+            "take them out of the source, or pass --allow-leaks"
+        )
+    return len(found)
+
+
+def _equation(same: list[Occurrence]) -> str:
+    return " = ".join(f"{shown(str(place.image_id))} ({place.split})" for place in same[:3])
+
+
+def _earlier_contents(folder: OutputFolder, earlier: Manifest | None) -> Contents:
+    contents = Contents()
+    for split, content in earlier.splits.items() if earlier is not None else ():
+        for shard in content.shards:
+            stem = shard.name.removesuffix(".tar")
+            contents.add(split, stem, read_outcome(folder.path, stem))
+    return contents
+
+
+def _old_rejects(folder: OutputFolder, earlier: Manifest | None) -> list[str]:
+    """Return the rejects of the dataset that is added to; a killed append may have left more."""
+    if earlier is None:
+        return []
+    lines = (folder.read(REJECTS_NAME) or b"").decode().splitlines(keepends=True)
+    return lines[: earlier.rejects]

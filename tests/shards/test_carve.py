@@ -1,0 +1,107 @@
+"""Splits carved out of train by image id."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vse_shards.build import BuildOptions, build
+from vse_shards.carve import Carving, carve
+from vse_shards.errors import SourceError
+from vse_shards.manifest import Manifest
+from vse_shards.rows import RowStore
+from vse_shards.sources import Caption, Location, Row
+
+
+def filled(store, folder, count, *, copies=()):
+    """Rows of ids 0 to count - 1; those in ``copies`` have the bytes of id 0."""
+    rows = []
+    for n in range(count):
+        path = folder / f"{n}.jpg"
+        path.write_bytes(f"{0 if n in copies else n:06d}".encode() * 2000)
+        captions = tuple(Caption(None, f"{k} of {n}") for k in range(2))
+        rows.append(Row("train", n, captions, Location(str(path)), f"line {n}", path.name))
+    store.fill(rows, None)
+
+
+def sides(store):
+    return {s.row.image_id: s.row.split for s in store.fetch(store.all_numbers())}
+
+
+def test_shares_are_as_asked_and_stay_when_images_are_added(tmp_path):
+    carvings = [Carving("val", 5.0), Carving("test", 10.0)]
+    found = []
+    for count in (1500, 2000):
+        with RowStore(tmp_path / "rows") as store:
+            filled(store, tmp_path, count)
+            line = carve(store, carvings, "t")
+            found.append(sides(store))
+            assert store.splits() == {
+                name: list(found[-1].values()).count(name) for name in ("test", "train", "val")
+            }
+    before, after = found
+    assert before.items() <= after.items()
+    share = {name: list(after.values()).count(name) / 2000 for name in ("val", "test")}
+    assert abs(share["val"] - 0.05) < 0.015
+    assert abs(share["test"] - 0.10) < 0.02
+    assert f"{round(share['val'] * 2000)} to val (5%)" in line
+
+
+def test_another_share_later_leaves_the_first_alone(tmp_path):
+    found = []
+    for carvings in ([Carving("val", 5.0)], [Carving("val", 5.0), Carving("test", 5.0)]):
+        with RowStore(tmp_path / "rows") as store:
+            filled(store, tmp_path, 400)
+            carve(store, carvings, "t")
+            found.append({n for n, split in sides(store).items() if split == "val"})
+    assert found[0] == found[1] != set()
+
+
+def test_pictures_of_equal_bytes_stay_on_one_side(tmp_path):
+    copies = set(range(1, 200, 2))
+    with RowStore(tmp_path / "rows") as store:
+        filled(store, tmp_path, 200, copies=copies)
+        carve(store, [Carving("val", 30.0)], "t")
+        found = sides(store)
+    assert len({found[n] for n in copies | {0}}) == 1
+    assert {found[n] for n in range(2, 200, 2)} == {"train", "val"}
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [(["val=0%"], "over 0% and under 100%"), (["train=5%"], "becomes another split"),
+     (["val=60%", "test=40%"], "take all of train"), (["a/b=5%"], "such as --split val=5%"),
+     (["val=0.001%"], "larger percentage"), (["val=5%", "dev=train"], "no split 'train' to carve")],
+)  # fmt: skip
+def test_a_share_that_cannot_be_is_refused(small_source, tmp_path, command, splits, message):
+    flags = [flag for split in splits for flag in ("--split", split)]
+    arguments = ["build", "--source", "jsonl", "--input", small_source(6), "--out", tmp_path / "o"]
+    flags += [] if "dev=train" in splits else ["--split", "train=train"]
+    result = command(*arguments, *flags)
+    assert result.returncode == 2
+    assert message in result.stderr.splitlines()[-1]
+
+
+def test_a_carved_dataset_is_built_and_resumed(small_source, tmp_path, command, tools):
+    path = small_source(60)
+    arguments = ["build", "--source", "jsonl", "--input", path, "--out", tmp_path / "o"]
+    arguments += ["--split", "train=train,val", "--split", "val=20%", "--workers", "1"]
+    first = command(*arguments, "--json")
+    assert first.returncode == 0, first.stderr
+    manifest = Manifest.load(tmp_path / "o")
+    assert json.loads(first.stdout)["images"] == 60
+    assert manifest.splits["val"].images > 0
+    assert manifest.build["carve"] == [["val", 20.0]]
+    before = tools.digests(tmp_path / "o")
+    again = command(*arguments)
+    assert "nothing to do" in again.stderr
+    assert tools.digests(tmp_path / "o") == before
+
+
+def test_a_split_of_that_name_is_not_added_to(small_source, tmp_path):
+    from vse_shards.sources.jsonl import JsonlSource
+
+    options = BuildOptions(carvings=(Carving("val", 10.0),))
+    with pytest.raises(SourceError, match="a split 'val' of its own, of 4 images; omit --split"):
+        build(JsonlSource(str(small_source(20))), str(tmp_path / "o"), options)
