@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from vse_shards import storage
 from vse_shards.build import opened_store, plan, read_source, recorded_source
 from vse_shards.carve import Carving
+from vse_shards.claim import PLAN_NAME
 from vse_shards.contents import Contents, Stored
 from vse_shards.errors import OutputError, SourceError
 from vse_shards.identity import prefix_of
@@ -69,6 +71,7 @@ def append(source: Source, out: str, options: BuildOptions) -> Summary:
             "source": {**manifest.source, "appended": appended},
         }
         after = {name: _after(folder, manifest, name) for name in manifest.splits}
+        folder.write(PLAN_NAME, json.dumps(recorded, sort_keys=True).encode())
         tasks = list(plan(store, folder, store_path, options, after))
         summary = seal(folder, source.name, store, tasks, recorded, options, manifest)
     return replace(summary, notes=(*notes, line))

@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from vse_shards import reports
+from vse_shards.append import append, options_of
 from vse_shards.build import BuildOptions, build
 from vse_shards.carve import Carving
 from vse_shards.checks import refuse_nested
 from vse_shards.demo import make_demo
 from vse_shards.errors import SourceError, UserError
 from vse_shards.images import ImageOptions
+from vse_shards.merge import merge
 from vse_shards.pool import default_workers
 from vse_shards.preview import write_preview
 from vse_shards.sources.registry import SOURCES, SourceRequest, open_source
@@ -34,6 +36,58 @@ app = typer.Typer(
 Folder = Annotated[Path, typer.Argument(help="Folder of a dataset.", metavar="DIR")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")]
+SourceName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"Layout of the input: {', '.join(SOURCES.names())}; or module:Class.",
+    ),
+]
+Input = Annotated[str, typer.Option(help="File, folder or URL to read.")]
+Images = Annotated[str | None, typer.Option(help="Folder of the images.")]
+Splits = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=SPLIT[,SPLIT]|NAME=P%",
+        help="Build split NAME from these splits of the source, and no others; or carve it out "
+        "of train, P percent of the images. Repeatable.",
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=COLUMN", help="Column or key that holds NAME. Repeatable."),
+]
+PrefixIds = Annotated[
+    bool,
+    typer.Option(
+        "--prefix-ids", help="Put file and folder before each id, where ids of two sets clash."
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Read the first N rows only.")]
+MaxRejects = Annotated[
+    str,
+    typer.Option(
+        metavar="N|P%",
+        help="Rows that may be rejected before the build ends; default: 1%, or 10 if more.",
+        show_default=False,
+    ),
+]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Reject rows whose image is missing.")
+]
+AllowLeaks = Annotated[
+    bool, typer.Option("--allow-leaks", help="Accept images that are in two splits.")
+]
+AllowOutside = Annotated[
+    bool,
+    typer.Option("--allow-outside", help="Read images outside --images, if a row names them."),
+]
+NoImages = Annotated[
+    bool, typer.Option("--no-images", help="Store region features only, where there are both.")
+]
+NoRegions = Annotated[
+    bool, typer.Option("--no-regions", help="Store images only, where there are both.")
+]
 
 
 def _print_version(requested: bool) -> None:
@@ -69,16 +123,10 @@ def demo(
 # Long, because Typer reads the options from the signature.
 @app.command("build")
 def build_command(
-    source: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help=f"Layout of the input: {', '.join(SOURCES.names())}; or module:Class.",
-        ),
-    ],
-    input: Annotated[str, typer.Option(help="File, folder or URL to read.")],
+    source: SourceName,
+    input: Input,
     out: Annotated[str, typer.Option(help="Folder or URL to write, created if missing.")],
-    images: Annotated[str | None, typer.Option(help="Folder of the images.")] = None,
+    images: Images = None,
     max_side: Annotated[
         int | None, typer.Option(min=8, help="Shrink images whose longest side exceeds N pixels.")
     ] = None,
@@ -94,52 +142,19 @@ def build_command(
     ] = 1000,
     workers: Workers = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
-    split: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=SPLIT[,SPLIT]|NAME=P%",
-            help="Build split NAME from these splits of the source, and no others; or carve it out "
-            "of train, P percent of the images. Repeatable.",
-        ),
-    ] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=COLUMN", help="Column or key that holds NAME. Repeatable."),
-    ] = None,
-    prefix_ids: Annotated[
-        bool,
-        typer.Option(
-            "--prefix-ids", help="Put file and folder before each id, where ids of two sets clash."
-        ),
-    ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read the first N rows only.")] = None,
-    max_rejects: Annotated[
-        str,
-        typer.Option(
-            metavar="N|P%",
-            help="Rows that may be rejected before the build ends; default: 1%, or 10 if more.",
-            show_default=False,
-        ),
-    ] = "",
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Reject rows whose image is missing.")
-    ] = False,
-    allow_leaks: Annotated[
-        bool, typer.Option("--allow-leaks", help="Accept images that are in two splits.")
-    ] = False,
-    allow_outside: Annotated[
-        bool,
-        typer.Option("--allow-outside", help="Read images outside --images, if a row names them."),
-    ] = False,
+    split: Splits = None,
+    column: Columns = None,
+    prefix_ids: PrefixIds = False,
+    limit: Limit = None,
+    max_rejects: MaxRejects = "",
+    allow_missing: AllowMissing = False,
+    allow_leaks: AllowLeaks = False,
+    allow_outside: AllowOutside = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a dataset of another build.")
     ] = False,
-    no_images: Annotated[
-        bool, typer.Option("--no-images", help="Store region features only, where there are both.")
-    ] = False,
-    no_regions: Annotated[
-        bool, typer.Option("--no-regions", help="Store images only, where there are both.")
-    ] = False,
+    no_images: NoImages = False,
+    no_regions: NoRegions = False,
     json: Json = False,
 ) -> None:
     """Check images and captions, and pack them into shards. The same command resumes."""
@@ -170,6 +185,72 @@ def build_command(
     rows = open_source(source, request)
     refuse_nested(input, out)
     reports.show_summary(build(rows, out, options), out, as_json=json)
+
+
+# Long, because Typer reads the options from the signature.
+@app.command("append")
+def append_command(
+    folder: Folder,
+    source: SourceName,
+    input: Input,
+    images: Images = None,
+    workers: Workers = None,
+    split: Splits = None,
+    column: Columns = None,
+    prefix_ids: PrefixIds = False,
+    limit: Limit = None,
+    max_rejects: MaxRejects = "",
+    allow_missing: AllowMissing = False,
+    allow_leaks: AllowLeaks = False,
+    allow_outside: AllowOutside = False,
+    no_images: NoImages = False,
+    no_regions: NoRegions = False,
+    json: Json = False,
+) -> None:
+    """Add the rows of a source that a dataset lacks. Its shards stay; the same command resumes."""
+    splits, carvings = _splits(split or [])
+    if carvings:
+        raise SourceError(
+            "--split NAME=P% applies to build; append keeps the percentages of the dataset"
+        )
+    given = BuildOptions(
+        splits=splits,
+        prefix_ids=prefix_ids,
+        limit=limit,
+        workers=workers or default_workers(),
+        max_rejects=RejectLimit.parse(max_rejects) if max_rejects else RejectLimit(),
+        allow_missing=allow_missing,
+        allow_leaks=allow_leaks,
+        allow_outside=allow_outside,
+    )
+    options = options_of(str(folder), given)
+    request = SourceRequest(
+        input=input,
+        images=images,
+        columns=dict(map(_assignment, column or [])),
+        wanted=options.splits,
+        use_images=not no_images,
+        use_regions=not no_regions,
+    )
+    rows = open_source(source, request)
+    refuse_nested(input, str(folder))
+    summary = append(rows, str(folder), options)
+    reports.show_summary(summary, str(folder), as_json=json)
+
+
+@app.command("merge")
+def merge_command(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of datasets.", metavar="DIR...")],
+    out: Annotated[Path, typer.Option(help="Folder to write, created if missing.")],
+    prefix_ids: Annotated[
+        bool, typer.Option("--prefix-ids", help="Put the name of its dataset before each id.")
+    ] = False,
+    allow_leaks: AllowLeaks = False,
+    json: Json = False,
+) -> None:
+    """Join datasets into one: shards are linked or copied. The same command resumes."""
+    summary = merge(folders, out, prefix_ids=prefix_ids, allow_leaks=allow_leaks)
+    reports.show_summary(summary, str(out), as_json=json)
 
 
 @app.command()

@@ -27,6 +27,7 @@ class Stored:
         split: its split.
         stem: its shard, without suffix.
         row: its place in the shard.
+        key: its key in the shard.
         description: its JSON member.
         digest: digest of its image, "" if it has none.
         places: offset and size in bytes of each member, by extension.
@@ -36,6 +37,7 @@ class Stored:
     split: str
     stem: str
     row: int
+    key: str
     description: dict[str, Any]
     digest: str
     places: dict[str, tuple[int, int]]
@@ -68,7 +70,8 @@ class Contents:
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute(
             "CREATE TABLE samples (number INTEGER PRIMARY KEY, image_id TEXT, folder TEXT,"
-            " split TEXT, stem TEXT, row INTEGER, description TEXT, digest TEXT, places TEXT)"
+            " split TEXT, stem TEXT, row INTEGER, key TEXT, description TEXT, digest TEXT,"
+            " places TEXT)"
         )
         self._captions = CaptionTable(self._db)
 
@@ -86,14 +89,15 @@ class Contents:
         with Progress("reading ids", total, "images") as progress:
             for done, stored in enumerate(samples(folder, manifest), start=1):
                 added = self._db.execute(
-                    "INSERT INTO samples (image_id, folder, split, stem, row, description,"
-                    " digest, places) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO samples (image_id, folder, split, stem, row, key, description,"
+                    " digest, places) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         json.dumps(stored.description["image_id"]),
                         str(folder),
                         stored.split,
                         stored.stem,
                         stored.row,
+                        stored.key,
                         json.dumps(stored.description),
                         stored.digest,
                         json.dumps(stored.places),
@@ -136,7 +140,7 @@ class Contents:
         return next(self._select("WHERE number = ?", number))
 
     def _select(self, condition: str, value: object) -> Iterator[Stored]:
-        query = "SELECT folder, split, stem, row, description, digest, places FROM samples"
+        query = "SELECT folder, split, stem, row, key, description, digest, places FROM samples"
         for folder, *place, text, digest, places in self._db.execute(
             f"{query} {condition}", (value,)
         ):
@@ -158,4 +162,6 @@ def samples(folder: Path, manifest: Manifest) -> Iterator[Stored]:
                 for row in range(len(index)):
                     description = read_description(file, folder / shard.name, index, row)
                     places = {one: index.place(row, one) for one in index.extensions}
-                    yield Stored(folder, split, stem, row, description, digests[row], places)
+                    yield Stored(
+                        folder, split, stem, row, index.keys[row], description, digests[row], places
+                    )

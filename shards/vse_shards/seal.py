@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vse_shards import storage
@@ -24,7 +24,7 @@ DUPLICATES_NAME = "duplicates.jsonl"
 
 
 @dataclass
-class Contents:
+class Gathered:
     """Shards of a dataset in the making.
 
     Attributes:
@@ -42,6 +42,20 @@ class Contents:
     def has(self, tasks: list[Task]) -> bool:
         """Return whether any of these shards has a sample."""
         return any(f"{task.plan.stem}.tar" in self.files for task in tasks)
+
+    def summary(self, manifest: Manifest) -> Summary:
+        """Return what can be told from the shards alone."""
+        splits = manifest.splits.values()
+        return Summary(
+            manifest=manifest,
+            images=sum(split.images for split in splits),
+            pairs=sum(split.pairs for split in splits),
+            bytes=sum(shard.bytes for split in splits for shard in split.shards),
+            untouched=self.untouched,
+            rejects={},
+            duplicates=0,
+            seconds=0.0,
+        )
 
     def add(self, split: str, stem: str, outcome: Outcome) -> None:
         """Add the outcome of one shard."""
@@ -86,33 +100,28 @@ def seal(
     )
     with Progress("building", rows, "images") as progress:
         built = run_tasks(tasks, workers, progress)
-    contents = _earlier_contents(folder, earlier)
+    gathered = _earlier_shards(folder, earlier)
     old_rejects = _old_rejects(folder, earlier)
-    rejects = _collect(folder, store, tasks, contents, old_rejects)
+    rejects = _collect(folder, store, tasks, gathered, old_rejects)
     try:
         rejects.check(name, options.max_rejects, store.read, options.accepted())
-        duplicates = report_duplicates(folder, contents.digests, options.allow_leaks)
+        duplicates = report_duplicates(folder, gathered.digests, options.allow_leaks)
     except SourceError:
         if earlier is not None:  # whose manifest knows its own rejects alone
             folder.write(REJECTS_NAME, "".join(old_rejects).encode())
         raise
-    if earlier is not None and rejects.lines == earlier.rejects and not contents.has(tasks):
+    if earlier is not None and rejects.lines == earlier.rejects and not gathered.has(tasks):
         recorded = {"build": earlier.build, "source": earlier.source}  # nothing was added
     manifest = Manifest(
-        splits={name: Split(tuple(records)) for name, records in contents.shards.items()},
+        splits={name: Split(tuple(records)) for name, records in gathered.shards.items()},
         rejects=rejects.lines,
         rejects_sha256=rejects.digest.hexdigest(),
         build=recorded["build"],
         source=recorded["source"],
     )
-    changed = folder.read(FILE_NAME) != manifest.dumps().encode()
-    finish(folder, contents, manifest)
-    return Summary(
-        manifest=manifest,
-        images=sum(split.images for split in manifest.splits.values()),
-        pairs=sum(split.pairs for split in manifest.splits.values()),
-        bytes=sum(record.bytes for records in contents.shards.values() for record in records),
-        untouched=contents.untouched,
+    changed = finish(folder, gathered, manifest)
+    return replace(
+        gathered.summary(manifest),
         rejects=dict(rejects.reasons),
         duplicates=duplicates,
         seconds=progress.seconds,
@@ -125,10 +134,10 @@ def _collect(
     folder: OutputFolder,
     store: RowStore,
     tasks: list[Task],
-    contents: Contents,
+    gathered: Gathered,
     old_rejects: list[str],
 ) -> Rejects:
-    """Add the outcomes of all shards to the contents, and write the rejects.
+    """Add the outcomes of all shards to the gathered, and write the rejects.
 
     Raises:
         SourceError: all images were rejected.
@@ -142,8 +151,8 @@ def _collect(
         for task in tasks:  # in order: the manifest must not depend on which worker was faster
             outcome = read_outcome(folder.path, task.plan.stem)
             rejects.add(line for line in outcome.problems if line not in known)
-            contents.add(task.split, task.plan.stem, outcome)
-    if not contents.shards:
+            gathered.add(task.split, task.plan.stem, outcome)
+    if not gathered.shards:
         raise SourceError(
             f"{folder.path}: {f'all {rows:,} images were' if rows > 1 else 'the only image was'} "
             f"rejected ({rejects.text()}); "
@@ -152,12 +161,14 @@ def _collect(
     return rejects
 
 
-def finish(folder: OutputFolder, contents: Contents, manifest: Manifest) -> None:
-    """Remove what is not of the dataset, and write its manifest."""
-    remove_strays(folder, contents.files)
+def finish(folder: OutputFolder, gathered: Gathered, manifest: Manifest) -> bool:
+    """Remove what is not of the dataset, and write its manifest; return whether that changed."""
+    changed = folder.read(FILE_NAME) != manifest.dumps().encode()
+    remove_strays(folder, gathered.files)
     # Last: a folder without a manifest is not a dataset.
     folder.write(FILE_NAME, manifest.dumps().encode())
     folder.remove(PLAN_NAME)
+    return changed
 
 
 def report_duplicates(folder: OutputFolder, digests: Digests, allow_leaks: bool) -> int:
@@ -186,13 +197,13 @@ def _equation(same: list[Occurrence]) -> str:
     return " = ".join(f"{shown(str(place.image_id))} ({place.split})" for place in same[:3])
 
 
-def _earlier_contents(folder: OutputFolder, earlier: Manifest | None) -> Contents:
-    contents = Contents()
+def _earlier_shards(folder: OutputFolder, earlier: Manifest | None) -> Gathered:
+    gathered = Gathered()
     for split, content in earlier.splits.items() if earlier is not None else ():
         for shard in content.shards:
             stem = shard.name.removesuffix(".tar")
-            contents.add(split, stem, read_outcome(folder.path, stem))
-    return contents
+            gathered.add(split, stem, read_outcome(folder.path, stem))
+    return gathered
 
 
 def _old_rejects(folder: OutputFolder, earlier: Manifest | None) -> list[str]:

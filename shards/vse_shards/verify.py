@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vse_shards.claim import PLAN_NAME
 from vse_shards.images import Rejected, decode_strictly
 from vse_shards.index import Member, format_index
 from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord
@@ -103,7 +104,10 @@ def walk_tar(file: BinaryIO) -> Iterator[list[Member]]:
 def _check_rejects(folder: Path, manifest: Manifest) -> Iterator[str]:
     path = folder / REJECTS_NAME
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        data = path.read_bytes()
+        if (folder / PLAN_NAME).exists():  # an unfinished append may have added lines
+            data = b"".join(data.splitlines(keepends=True)[: manifest.rejects])
+        digest = hashlib.sha256(data).hexdigest()
     except OSError as error:
         yield f"{path}: {error.strerror}"
         return

@@ -189,3 +189,31 @@ def test_joined_rows_have_the_identity_that_they_had(pictures, tmp_path):
         store.fill(rows, None)
         digest = store.digest()
     assert digest == "6534b435ae479e18f241ff197cff880c662bac5ea17cf34d60e3ae5a900282b5"
+
+
+def test_coco_files_merged_without_new_ids_are_refused(tmp_path, tools, command):
+    """The remedy: the files are built apart, and the datasets merged."""
+    parts = []
+    for k, name in enumerate(("setA", "setB")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.jpg").write_bytes(tools.encoded(tools.picture(k)))
+        parts.append({
+            "images": [{"id": 0, "file_name": f"{name}/0.jpg"}],
+            "annotations": [{"id": 5, "image_id": 0, "caption": f"of {name}"}],
+        })  # fmt: skip
+    whole = {key: parts[0][key] + parts[1][key] for key in parts[0]}
+    arguments = ["--source", "coco", "--images", tmp_path, "--workers", "1"]
+    for name, content in (("m", whole), ("a", parts[0]), ("b", parts[1])):
+        path = tmp_path / f"captions_{name}.json"
+        path.write_text(json.dumps(content))
+        out = tmp_path / f"out_{name}"
+        result = command("build", *arguments, "--input", path, "--out", out)
+        if name == "m":
+            assert result.returncode == 2
+            assert "image id 0 is both setA/0.jpg and setB/0.jpg" in result.stderr
+        else:
+            assert result.returncode == 0, result.stderr
+    outs = [tmp_path / "out_a", tmp_path / "out_b", "--out", tmp_path / "out"]
+    assert "--prefix-ids" in command("merge", *outs).stderr
+    assert command("merge", *outs, "--prefix-ids", "--json", "--allow-leaks").returncode == 0
+    assert command("verify", tmp_path / "out").returncode == 0

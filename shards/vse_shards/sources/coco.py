@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
-from vse_shards.notes import Notes
+from vse_shards.notes import Notes, shown
 from vse_shards.sources.base import Location, Problem, Row, is_id, load_json, usable_captions
 from vse_shards.sources.finding import ImageFinder
 from vse_shards.sources.splits import DEFAULT_SPLIT, find_split
@@ -73,7 +73,7 @@ class CocoSource:
         self.notes.split(split, relative, why)
         content = load_json(path)
         try:
-            images = {image["id"]: str(image["file_name"]) for image in content["images"]}
+            images = _by_id(path, content["images"])
             texts: dict[Any, list[dict[str, Any]]] = {image_id: [] for image_id in images}
             notes = [(n["image_id"], n.get("id"), n["caption"]) for n in content["annotations"]]
         except (KeyError, TypeError) as error:
@@ -99,8 +99,8 @@ class CocoSource:
             )
             yield from problems
             if captions:
-                path, shown = finder.locate(file_name)
-                yield Row(split, image_id, captions, Location(path), origin, shown)
+                path, found_as = finder.locate(file_name)
+                yield Row(split, image_id, captions, Location(path), origin, found_as)
 
     def _image_folder(self, folder: str, first_image: str) -> str:
         """Return the folder that contains the first image, else that to look for images in."""
@@ -109,3 +109,23 @@ class CocoSource:
         if storage.base_name(whole) == "annotations" and len(self._images) > 1:
             whole = self._images[1]  # COCO's own layout, with the images' folders beside it
         return next((p for p in folders if storage.is_file(storage.join(p, first_image))), whole)
+
+
+def _by_id(path: str, entries: list[Any]) -> dict[Any, str]:
+    """Return the file of each image id.
+
+    Raises:
+        SourceError: an id has two files; captions name the id alone.
+    """
+    files: dict[Any, str] = {}
+    for entry in entries:
+        name = str(entry["file_name"])
+        known = files.setdefault(entry["id"], name)
+        if known != name:
+            raise SourceError(
+                f"{path}: image id {shown(str(entry['id']))} is both {shown(known)} and "
+                f"{shown(name)}, so that captions of the id are of one or the other; give each "
+                "image its own id, or build the files apart and join the datasets with vse-shards "
+                "merge --prefix-ids"
+            )
+    return files
