@@ -19,6 +19,7 @@ from vse_scale.commands.search import search
 from vse_scale.commands.train import train
 from vse_scale.console import configure_logging
 from vse_scale.errors import UserError
+from vse_scale.world.place import is_main
 
 app = typer.Typer(
     help="Train, evaluate and look at image-text retrieval models.",
@@ -45,7 +46,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
-    configure_logging(main=os.environ.get("RANK", "0") == "0")
+    configure_logging(main=is_main(os.environ))
     try:
         app(standalone_mode=True)
     except UserError as error:

@@ -26,6 +26,25 @@ def configure_logging(*, main: bool) -> None:
     log.setLevel(logging.INFO if main else logging.WARNING)
 
 
+@contextmanager
+def logged(*, main: bool) -> Iterator[None]:
+    """Log as `configure_logging` does for the block, unless the program logs in a way of its own.
+
+    This is for calls from Python, which would be silent for as long as they last.
+    """
+    if log.hasHandlers():
+        yield
+        return
+    level, propagate = log.level, log.propagate
+    configure_logging(main=main)
+    try:
+        yield
+    finally:
+        log.handlers.clear()
+        log.propagate = propagate
+        log.setLevel(level)
+
+
 def duration(seconds: float) -> str:
     """Return a number of seconds, rounded, as ``m:ss`` or, from an hour on, ``h:mm:ss``."""
     minutes, rest = divmod(round(seconds), 60)

@@ -6,6 +6,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DatasetError",
+    "LaunchError",
     "ModelError",
     "OutputError",
     "SourceError",
@@ -16,6 +17,10 @@ __all__ = [
 
 class ConfigError(UserError):
     """A configuration key or value that is unknown, malformed or contradicts another."""
+
+
+class LaunchError(UserError):
+    """A launcher's variables that are missing or contradict each other, or a host that is none."""
 
 
 class CheckpointError(UserError):

@@ -6,6 +6,8 @@ Names that end in `PARTIAL` are leftovers of a kill; anybody may remove them.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import shutil
@@ -14,7 +16,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vse_scale.errors import OutputError
+
 PARTIAL = ".partial"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
+
+_MORE_ROOM = "make room there"
+_OTHER_RIGHTS = "give another, or the right to write there"
+_REMEDIES = {
+    errno.ENOSPC: _MORE_ROOM,
+    errno.EDQUOT: _MORE_ROOM,
+    errno.EFBIG: _MORE_ROOM,
+    errno.EACCES: _OTHER_RIGHTS,
+    errno.EPERM: _OTHER_RIGHTS,
+    errno.EROFS: _OTHER_RIGHTS,
+    errno.ENOTDIR: "give a folder, not a file or a place below one",
+    errno.EEXIST: "give a folder, not a file or a place below one",
+    errno.EISDIR: "remove the folder of that name",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "give a path without links that lead in a circle",
+}
 
 
 @contextmanager
@@ -59,12 +80,48 @@ def whole_folder(path: Path) -> Iterator[Path]:
         for inner in sorted(partial.rglob("*")):
             sync(inner)
         sync(partial)
-        # A folder cannot be renamed over one that holds files.
-        shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
+        _put_in_place(partial, path)
         sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def stays_unwritable(error: OSError) -> bool:
+    """Return whether the same write would fail again: no room, no right, no such kind of place."""
+    return error.errno in _REMEDIES
+
+
+def unwritable(what: str, error: OSError) -> OutputError:
+    """Return the error that says that ``what`` cannot be written, and the remedy."""
+    reason = error.strerror or str(error)
+    remedy = _REMEDIES.get(error.errno or 0, "look at the disk and its connection")
+    return OutputError(f"{what}: cannot be written ({reason}); {remedy}")
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Rename ``partial`` to ``path``; what is left of a folder ``path`` is removed.
+
+    At every moment there is a whole folder of that name where the file system can exchange two.
+    """
+    if not path.is_dir():
+        partial.rename(path)
+    elif not _exchange(partial, path):
+        # A folder cannot be renamed over one that holds files.
+        replaced = _aside(path, ".replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
+        partial.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders at once; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    names = (os.fsencode(one), os.fsencode(other))
+    failed = rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    return not failed
 
 
 def sync(path: Path) -> None:

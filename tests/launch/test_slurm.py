@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,11 @@ codes=($CODES) checkpoints=($CHECKPOINTS)
 [ "${checkpoints[n]:--}" = - ] || mkdir -p "$RUN/checkpoints/${checkpoints[n]}"
 cp "$VSE_TARGETS"/* "$LOG" 2>/dev/null
 exit "${codes[n]}"
+"""
+# As strict as the command: a configuration of this name has a mistake in it.
+CHECK = """#!/usr/bin/env bash
+echo "$*" >>"$LOG/checked"
+[[ $* != *mistake* ]] || exit 2
 """
 SCONTROL = """#!/usr/bin/env bash
 case $1 in
@@ -44,7 +50,12 @@ class Job:
 def submit(folder: Path, script: str, codes: str, checkpoints: str = "", **more: str) -> Job:
     commands = folder / "bin"
     commands.mkdir()
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("sleep", "#!/bin/sh\n")):
+    for name, text in (
+        ("srun", SRUN),
+        ("scontrol", SCONTROL),
+        ("sleep", "#!/bin/sh\n"),
+        ("vse-scale", CHECK),
+    ):
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
     (folder / "targets").mkdir()
@@ -123,15 +134,70 @@ def test_prometheus_is_told_while_the_job_runs(tmp_path: Path) -> None:
     assert list((tmp_path / "targets").iterdir()) == []
 
 
+def dataset(folder: Path, content: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(content)
+    return folder
+
+
 def test_a_dataset_is_staged_on_every_node(tmp_path: Path) -> None:
-    job = submit(
-        tmp_path, "train.sbatch", codes="0 0", VSE_DATA="/shared/flickr", VSE_LOCAL="/disk"
-    )
+    data = dataset(tmp_path / "shared" / "flickr", "{}")
+    job = submit(tmp_path, "train.sbatch", codes="0 0", VSE_DATA=str(data), VSE_LOCAL="/disk")
     staging, training = (tmp_path / "srun").read_text().splitlines()
     assert "--ntasks=2 --ntasks-per-node=1" in staging
-    assert staging.endswith("stage /shared/flickr /disk/flickr")
-    assert training.endswith("data.path=/disk/flickr")
+    assert re.search(rf"stage {data} /disk/flickr-\d+$", staging)
+    assert training.endswith(f"data.path={staging.split()[-1]}")
     assert job.code == 0
+    # By what is in it: another dataset of that name gets a place of its own.
+    again = tmp_path / "again"
+    again.mkdir()
+    other = dataset(again / "shared" / "flickr", "{ }")
+    submit(again, "train.sbatch", codes="0 0", VSE_DATA=str(other), VSE_LOCAL="/disk")
+    assert (again / "srun").read_text().splitlines()[0].split()[-1] != staging.split()[-1]
+
+
+def test_a_configuration_is_checked_before_a_dataset_is_copied(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "mistake", "{}")
+    job = submit(tmp_path, "train.sbatch", codes="0 0", VSE_DATA=str(data))
+    assert (job.code, job.starts) == (2, [])
+    assert "--dry-run --config recipe.yaml" in (tmp_path / "checked").read_text()
+
+
+def test_a_dataset_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    job = submit(tmp_path, "train.sbatch", codes="0 0", VSE_DATA=str(tmp_path / "nothing"))
+    assert (job.code, job.starts) == (2, [])
+    assert "there is no manifest.json; give a dataset's folder" in job.said
+
+
+def test_requeues_that_bring_nothing_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco" / "requeues").write_text("3\n")
+    job = submit(tmp_path, "train.sbatch", codes="75")
+    assert (job.code, job.requeues) == (1, [])
+    assert "4 times without a new checkpoint; raise --time" in job.said
+
+
+def test_a_new_checkpoint_sets_the_count_back(tmp_path: Path) -> None:
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco" / "requeues").write_text("3\n")
+    job = submit(tmp_path, "train.sbatch", codes="75", checkpoints="step-00000007")
+    assert (job.code, job.requeues) == (0, ["requeue 12345"])
+    assert (tmp_path / "coco" / "requeues").read_text() == "0\n"
+
+
+def test_a_time_limit_within_the_signals_lead_is_refused(tmp_path: Path) -> None:
+    limits = {"SLURM_JOB_START_TIME": "1000", "SLURM_JOB_END_TIME": "1240"}
+    job = submit(tmp_path, "train.sbatch", codes="0", **limits)
+    assert (job.code, job.starts) == (2, [])
+    assert "raise --time" in job.said
+
+
+def test_nothing_is_imported_from_the_folder_of_the_job(tmp_path: Path) -> None:
+    """And other machines can scrape it, where Prometheus is told of it."""
+    submit(tmp_path, "train.sbatch", codes="0")
+    text = (ROOT / "launch" / "slurm" / "common.sh").read_text()
+    assert "export PYTHONSAFEPATH=1" in text
+    assert "telemetry.address=0.0.0.0 run.dir=" in (tmp_path / "srun").read_text()
 
 
 def test_a_task_is_a_rank(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ def test_the_names_are_those_of_every_release() -> None:
         "system_file": "system.json",
         "report_file": "report.html",
         "done_file": "done",
+        "lock_file": "lock",
         "checkpoints_folder": "checkpoints",
         "model_folder": "model",
         "tokenizer_folder": "tokenizer",

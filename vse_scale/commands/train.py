@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vse_scale.console import log
+from vse_scale.errors import LaunchError
 
 
 def train(
-    config: Annotated[Path, typer.Option(help="the run's configuration, a YAML file")],
+    config: Annotated[
+        Path,
+        typer.Option(help="the run's configuration: a YAML file, or a recipe's name, as small"),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[section.key=value ...]")
     ] = None,
@@ -27,23 +32,40 @@ def train(
 ) -> None:
     """Train on this machine through DeepSpeed's launcher; restarts after a crash.
 
-    The same command goes on from the newest checkpoint.
+    The same command goes on from the newest checkpoint. Under torchrun, srun or mpirun it is one
+    of the ranks, and nothing is restarted.
     """
-    log.info("checking the configuration, the dataset and the run's folder")
-    import torch
+    from vse_scale.world.place import find_place
 
-    from vse_scale.training.setup import check_run, load_config
-    from vse_scale.training.supervisor import Supervisor
-
-    processes = ranks or max(1, torch.cuda.device_count())
     arguments = list(overrides or [])
+    place = find_place(os.environ)
+    if place.launched and not dry_run:
+        if ranks not in (None, place.ranks):
+            raise LaunchError(
+                f"--ranks is {ranks}, and a launcher has started this as rank {place.rank} of "
+                f"{place.ranks}; leave --ranks out"
+            )
+        from vse_scale.training.__main__ import run_rank
+
+        raise typer.Exit(run_rank(str(config), arguments))
+    log.info("checking the configuration, the dataset and the run's folder")
+    from vse_scale.training.setup import check_run, load_config
+
+    processes = ranks or _one_per_gpu()
     checked = load_config(str(config), arguments, processes)
     if dry_run:
         from vse_scale.training.dry_run import describe_run
 
         print(describe_run(checked), end="")
         return
+    if place.idle_tasks > 1:
+        log.info(
+            "this SLURM job has %d tasks, and this is its shell: training on this machine alone; "
+            "srun vse-scale train ... starts a rank per task", place.idle_tasks,
+        )  # fmt: skip
     check_run(checked, processes)
+    from vse_scale.training.supervisor import Supervisor
+
     supervisor = Supervisor(
         checked,
         ["--config", str(config), *arguments],
@@ -51,3 +73,11 @@ def train(
         max_restarts=max_restarts,
     )
     raise typer.Exit(supervisor.run())
+
+
+def _one_per_gpu() -> int:
+    import torch
+
+    from vse_scale.world.devices import count_slices
+
+    return max(1, torch.cuda.device_count(), count_slices(os.environ))

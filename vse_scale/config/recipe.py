@@ -9,6 +9,31 @@ import yaml
 
 from vse_scale.errors import ConfigError
 
+# The repository's launch/recipes, which comes with the package.
+_RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
+
+
+def find_recipe(given: str | Path) -> Path:
+    """Return the file of a recipe's name, such as ``small``; else the path that is given.
+
+    Raises:
+        ConfigError: it is the name of no recipe, and of no file.
+    """
+    path = Path(given)
+    if path.exists() or path.suffix or len(path.parts) != 1:
+        return path
+    if path.name not in recipe_names():
+        raise ConfigError(
+            f"{path}: there is no such file, nor a recipe of that name; the recipes are "
+            f"{', '.join(recipe_names())}"
+        )
+    return _RECIPES / f"{path.name}.yaml"
+
 
 def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read ``path``, which the files ``above`` build upon, over the bases that it names.
@@ -23,7 +48,9 @@ def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{asked}{path}: cannot be read ({error.strerror})") from error
+        known = not path.exists() and path.stem in recipe_names()
+        hint = f"; {path.stem}, its name alone, is the package's recipe" if known else ""
+        raise ConfigError(f"{asked}{path}: cannot be read ({error.strerror}){hint}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
@@ -64,6 +91,8 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from error
+    if isinstance(value, str) and "\n" in text:
+        value = text  # YAML would make a space of the line break
     section = raw
     for key in keys[:-1]:
         inner = section.get(key)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -24,7 +26,7 @@ from pydantic import (
 from vse_scale.bounds import MAY_CHANGE, Count, Fraction, Positive
 from vse_scale.config.model import ModelConfig, model_keys
 from vse_scale.config.parts import OBJECTIVE, SECTION, Choice
-from vse_scale.config.recipe import apply_override, read_recipe
+from vse_scale.config.recipe import apply_override, find_recipe, read_recipe
 from vse_scale.errors import ConfigError
 from vse_scale.inputs.spec import MAX_TOKENS
 
@@ -142,10 +144,25 @@ class TelemetryConfig(Section):
     observers: tuple[str, ...] = ()
 
 
+def _folder_of_run(given: str) -> str:
+    """Fill in the home folder and variables, and refuse what is no folder of this machine."""
+    if "://" in given:
+        raise ValueError("Is a URL, and a run is written to a folder; copy it there afterwards")
+    if not given.strip() or any(ord(letter) < 32 for letter in given):
+        raise ValueError("Is no name of a folder: it is empty, or has a line break in it")
+    filled = os.path.expanduser(os.path.expandvars(given))
+    if "$" in filled or filled.startswith("~"):
+        raise ValueError(
+            "Names a variable, or a user, that is not set here; set it, or write it out"
+        )
+    return filled
+
+
 class RunConfig(Section):
     """The folder of a run, its seed and its checkpoints."""
 
-    dir: Annotated[str, MAY_CHANGE]
+    # `~` and variables such as $SCRATCH are filled in.
+    dir: Annotated[str, AfterValidator(_folder_of_run), MAY_CHANGE]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     checkpoint_epochs: Annotated[Count, MAY_CHANGE] = 1
     # In place of checkpoint_epochs, where an epoch is long.
@@ -221,12 +238,14 @@ class Config(Section):
         relative to the file itself: sections are merged key by key, a later file's value counts,
         and the file's own comes last.
 
+        A name without a folder or an ending, such as ``small``, is that of a recipe of the package.
+
         Raises:
             ConfigError: the file or a base is missing or is no YAML mapping, a base leads back to
                 the file, or a key or value is wrong; the message names the file or override, the
                 key, its value and the remedy.
         """
-        path = Path(path)
+        path = find_recipe(path)
         raw = read_recipe(path)
         for override in overrides or []:
             apply_override(raw, override)

@@ -95,6 +95,7 @@ def encode_split(
     rank: int = 0,
     ranks: int = 1,
     progress: Progress | None = None,
+    check: Callable[[], None] | None = None,
 ) -> Embeddings:
     """Embed all images and captions of ``dataset`` in evaluation mode.
 
@@ -112,6 +113,7 @@ def encode_split(
         rank: this process's rank.
         ranks: how many processes take part.
         progress: called before the first and after every batch.
+        check: called after every batch, equally often on all ranks, so that it can communicate.
 
     Raises:
         ValueError: ``ranks`` is not the size of the process group.
@@ -121,6 +123,7 @@ def encode_split(
     _check_group(rank, ranks)
     device = torch.device(device)
     report = progress or (lambda *_: None)
+    check = check or (lambda: None)
     dataset.check_holds("images" if model.input_spec.pixels else "regions")
     records = [dataset.record(index) for index in range(len(dataset))]
     texts = [caption.text for record in records for caption in record.captions]
@@ -135,10 +138,10 @@ def encode_split(
         encoded = image_embeddings(
             model, dataset, rows, batch=batch, device=device, threads=threads
         )
-        images = _collect(encoded, image_shares[rank], partial(report, "images"))
+        images = _collect(encoded, image_shares[rank], partial(report, "images"), check)
         chosen = [texts[order[row]] for row in caption_shares[rank].rows(batch)]
         encoded = text_batches(model, tokenizer, chosen, batch=batch, device=device)
-        captions = _collect(encoded, caption_shares[rank], partial(report, "captions"))
+        captions = _collect(encoded, caption_shares[rank], partial(report, "captions"), check)
     if ranks > 1:
         _exchange(images, image_shares, device)
         _exchange(captions, caption_shares, device)
@@ -188,7 +191,12 @@ def _check_group(rank: int, ranks: int) -> None:
         raise ValueError(f"rank {rank} of {ranks}, but the process group has {size}")
 
 
-def _collect(batches: Iterator[Tensor], share: Share, report: Callable[[int, int], None]) -> Tensor:
+def _collect(
+    batches: Iterator[Tensor],
+    share: Share,
+    report: Callable[[int, int], None],
+    check: Callable[[], None],
+) -> Tensor:
     """Return (total, D) float32 with the share's rows filled in."""
     report(0, share.stop - share.start)
     result: Tensor | None = None
@@ -196,6 +204,7 @@ def _collect(batches: Iterator[Tensor], share: Share, report: Callable[[int, int
     for call, encoded in enumerate(batches):
         if result is None:
             result = torch.zeros((share.total, encoded.shape[1]))
+        check()
         if call < share.repeats:
             continue
         result[row : row + len(encoded)] = encoded

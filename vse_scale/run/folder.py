@@ -65,6 +65,11 @@ class RunFolder:
         return self.path / "done"
 
     @property
+    def lock_file(self) -> Path:
+        """The owner of the folder while the run goes, see `vse_scale.run.lock`."""
+        return self.path / "lock"
+
+    @property
     def checkpoints_folder(self) -> Path:
         """The newest checkpoints, a folder each."""
         return self.path / "checkpoints"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from vse_scale.console import log
 from vse_scale.errors import OutputError
 from vse_scale.files import write_text
 
@@ -25,16 +26,32 @@ class Record(Protocol):
 class Journal:
     """A log that is written: a file of JSON objects, one a line, each with its ``step``."""
 
-    def __init__(self, path: Path, *, next_step: int) -> None:
+    def __init__(
+        self, path: Path, *, next_step: int, kind: Callable[[object], object] | None = None
+    ) -> None:
         """Open ``path`` to go on before ``next_step``; records from there on are removed.
 
         A run that was killed had recorded steps that its checkpoint does not hold; it trains them
-        again.
+        again. Damaged lines are set aside, in a file beside ``path``.
 
-        Raises:
-            OutputError: a line is damaged.
+        Args:
+            path: of the log; made where it is not there.
+            next_step: the first step that will be written.
+            kind: makes a record of a line's object, and raises ValueError where it is none.
         """
-        kept = [line for line, found in _lines(path) if found["step"] < next_step]
+        kept, damaged = [], []
+        for number, line in _numbered(path):
+            try:
+                found = _parsed(path, number, line)
+                if kind is not None:
+                    kind(found)
+            except (OutputError, ValueError):
+                damaged.append((number, line))
+            else:
+                if found["step"] < next_step:
+                    kept.append(line)
+        if damaged:
+            _set_aside(path, damaged)
         write_text(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -78,21 +95,32 @@ def read_records(path: Path, kind: Callable[[object], T]) -> list[T]:
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return the whole lines and their objects: a kill may have cut off the last line."""
-    if not path.exists():
-        return []
-    lines = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.endswith("\n"):
-                lines.append((line, _parsed(path, number, line)))
-    return lines
+    """Return the whole lines and their objects."""
+    return [(line, _parsed(path, number, line)) for number, line in _numbered(path)]
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the whole lines, counted from 1: a kill may have cut off the last line."""
+    if path.exists():
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            yield from ((n, line) for n, line in enumerate(file, start=1) if line.endswith("\n"))
+
+
+def _set_aside(path: Path, damaged: list[tuple[int, str]]) -> None:
+    aside = path.with_name(f"{path.name}.damaged")
+    with aside.open("a", encoding="utf-8") as file:
+        file.writelines(line for _, line in damaged)
+    count, first = len(damaged), damaged[0][0]
+    log.warning(
+        "%s: %d damaged line%s, the first line %d, moved to %s; the run goes on without %s",
+        path, count, "s"[: count - 1], first, aside.name, "it" if count == 1 else "them",
+    )  # fmt: skip
 
 
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, number, error) from error
     if not isinstance(found, dict) or not isinstance(found.get("step"), int):
         raise _damaged(path, number, "no object with a step")

@@ -9,11 +9,12 @@ import sys
 import time
 from types import FrameType
 
-from vse_scale.errors import UserError
-from vse_scale.training.contract import EXIT_STOPPED, MESSAGE_SECONDS
-
-# Words of gloo's errors when another rank is gone; NCCL ends the process by itself.
-_RANK_IS_GONE = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer")
+from vse_scale.errors import LaunchError, UserError
+from vse_scale.training.contract import EXIT_INTERRUPTED, EXIT_STOPPED, LAUNCHER, MESSAGE_SECONDS
+from vse_scale.training.failures import rank_is_gone
+from vse_scale.training.parent import die_with_parent
+from vse_scale.world.devices import choose_slice
+from vse_scale.world.place import Place, find_place, is_main
 
 
 def main() -> int:
@@ -25,34 +26,42 @@ def main() -> int:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()
-    main_rank = os.environ.get("RANK", "0") == "0"
+    return run_rank(arguments.config, arguments.overrides, debug=arguments.debug)
+
+
+def run_rank(config: str, overrides: list[str], *, debug: bool = False) -> int:
+    """Train as one of the processes that a launcher started; return the exit code.
+
+    Args:
+        config: the configuration's file, or a recipe's name.
+        overrides: of its keys.
+        debug: whether errors of the user's are raised, where else they are one line.
+    """
+    main_rank = is_main(os.environ)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop_before_the_first_step)
     try:
-        # Imported here: a mistyped option should not wait for torch.
-        from vse_scale.console import configure_logging, log
-
-        configure_logging(main=main_rank)
-        log.info("loading torch, DeepSpeed and DALI")
-        from vse_scale.training.setup import load_config
-        from vse_scale.training.trainer import train
-        from vse_scale.world.join import leave_world
-
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        code = train(load_config(arguments.config, arguments.overrides, ranks))
-        leave_world()
-        return code
+        place = find_place(os.environ)
+        _settle(place)
+        return _train(config, overrides, place)
     except UserError as error:
-        if arguments.debug:
+        if debug:
             raise
-        if not main_rank:
+        if not main_rank and not isinstance(error, LaunchError):
             # The main rank reports what every rank found; afterwards this one reports its own.
             time.sleep(MESSAGE_SECONDS)
         print(f"vse-scale: error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        if main_rank:
+            print("ended at once; the same command goes on from the newest checkpoint",
+                  file=sys.stderr)  # fmt: skip
+        return EXIT_INTERRUPTED
     except RuntimeError as error:
-        if arguments.debug or not any(words in str(error) for words in _RANK_IS_GONE):
+        if debug or not rank_is_gone(error):
             raise
+        from vse_scale.console import log
+
         log.error(
             "another rank died, or was silent for engine.timeout_seconds; the same command goes "
             "on from the newest checkpoint (%s)", str(error).splitlines()[0],
@@ -60,9 +69,41 @@ def main() -> int:
         return 1
 
 
+def _settle(place: Place) -> None:
+    """Prepare this process for its place, before torch is loaded."""
+    if place.idle_tasks > 1:
+        raise LaunchError(
+            f"this SLURM job has {place.idle_tasks} tasks, and this process is its shell, none of "
+            "them; start it by srun, or train on this machine alone by vse-scale train"
+        )
+    if LAUNCHER in os.environ:
+        die_with_parent(int(os.environ[LAUNCHER]))
+    elif place.launcher_is_parent:
+        die_with_parent(os.getppid())
+    choose_slice(os.environ, place.local_rank)
+    # Decided at the import of its library, for processes that write into one folder: a rank serves
+    # its own metrics, and its gauges do not work that way.
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+
+
+def _train(config: str, overrides: list[str], place: Place) -> int:
+    # Imported here: a mistyped option should not wait for torch.
+    from vse_scale.console import configure_logging, log
+
+    configure_logging(main=place.rank == 0)
+    log.info("loading torch, DeepSpeed and DALI")
+    from vse_scale.training.setup import load_config
+    from vse_scale.training.trainer import train
+    from vse_scale.world.join import leave_world
+
+    code = train(load_config(config, overrides, place.ranks))
+    leave_world()
+    return code
+
+
 def _stop_before_the_first_step(number: int, frame: FrameType | None) -> None:
     """Leave at once: there is nothing to save, and the same command starts as it would have."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_main(os.environ):
         os.write(sys.stderr.fileno(), b"stopped before the first step; the same command goes on\n")
     os._exit(EXIT_STOPPED)
 

@@ -180,7 +180,8 @@ class Checkpoints:
 
 def finished_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in ``folder``, the newest first; damaged ones are among them."""
-    return sorted(folder.glob(f"{_NAME}*"), reverse=True)
+    named = folder.glob(f"{_NAME}*")
+    return sorted((path for path in named if path.name[len(_NAME) :].isdigit()), reverse=True)
 
 
 def _inventory(folder: Path) -> dict[str, dict[str, Any]]:

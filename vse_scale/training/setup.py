@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vse_scale.config import Config
-from vse_scale.console import heartbeat
+from vse_scale.console import heartbeat, log
 from vse_scale.data.loader import image_batches
 from vse_scale.data.mixing import (
     Dataset,
@@ -225,3 +225,17 @@ def calibrate(model: VSEModel, dataset: Dataset, config: Config, world: World) -
     # Another kind of processor could differ in the last bits.
     for buffer in model.buffers():
         world.broadcast(buffer)
+
+
+def announce(
+    config: Config, dataset: Dataset, plan: Plan, world: World, first: int, total: int
+) -> None:
+    """Log what is trained on, from step ``first`` to ``total``, and by whom."""
+    log.info(
+        "%s: %d images, %d pairs; %d steps an epoch, steps %d to %d; batch %d over %d rank%s, "
+        "ZeRO-%d, %s",
+        " + ".join(config.data.folders), len(dataset), dataset.pairs,
+        plan.steps_per_epoch, first, total,
+        config.data.global_batch, world.ranks, "s"[: world.ranks - 1],
+        config.engine.zero_stage, world.device.type,
+    )  # fmt: skip

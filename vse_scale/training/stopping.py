@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -11,20 +12,25 @@ import torch
 from vse_scale.world.processes import World
 
 
-class StopRequest:
-    """Listens for SIGTERM, SIGINT, and SIGUSR1, SLURM's warning that the time limit is near.
+class Stopped(Exception):
+    """Raised in the midst of long work on all ranks: they were asked to stop."""
 
-    It does so within its ``with`` block, in the main thread.
+
+class StopRequest:
+    """Listens for the signals of `stop_signals` within its ``with`` block.
+
+    Python gives signals to the main thread alone: in another this listens for nothing.
     """
 
     def __init__(self, world: World) -> None:
-        self._heard = torch.zeros((), dtype=torch.int32, device=world.device)
+        self.heard = False
         self._world = world
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._hear)
+        if threading.current_thread() is threading.main_thread():
+            for number in stop_signals():
+                self._before[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -32,12 +38,28 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self._heard.fill_(1)
+        self.heard = True
         # A second Ctrl-C ends the process without waiting for the step.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def requested(self) -> bool:
         """Return whether any rank was asked to stop. Every rank calls this after every step."""
-        agreed = self._heard.clone()
+        agreed = torch.tensor(int(self.heard), dtype=torch.int32, device=self._world.device)
         self._world.across(agreed, "max")
         return bool(agreed.item())
+
+    def check(self) -> None:
+        """Raise `Stopped` on every rank where any was asked to stop; every rank calls."""
+        if self.requested():
+            raise Stopped
+
+
+def stop_signals() -> list[int]:
+    """Return the signals that ask to stop: SLURM sends SIGUSR1 when the time limit is near.
+
+    SIGHUP, a terminal that closes, is left out where ``nohup`` has it ignored.
+    """
+    asked = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        asked.append(signal.SIGHUP)
+    return [int(number) for number in asked]

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -24,12 +26,26 @@ from vse_scale.config import Config
 from vse_scale.console import log
 from vse_scale.errors import TrainingError, UserError
 from vse_scale.run.folder import RunFolder
+from vse_scale.run.lock import LOCK, RunLock
 from vse_scale.training.checkpoint import finished_checkpoints
-from vse_scale.training.contract import EXIT_STOPPED, GRACE_SECONDS, RESTARTS
+from vse_scale.training.contract import (
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    FAILURES,
+    GRACE_SECONDS,
+    RESTARTS,
+    SUPERVISOR,
+)
+from vse_scale.training.failures import Failure, killed_for_memory, notes
+from vse_scale.training.stopping import stop_signals
+from vse_scale.world.devices import visible_devices
 from vse_scale.world.join import cores_per_rank, free_port
 
 _POLL_SECONDS = 0.2
+_LONGEST_PAUSE = 60.0  # seconds between two starts
 _RANK = "vse_scale.training"  # the module that is a rank
+_LAUNCHER = "vse_scale.training.launcher"
+_KILLED = (-signal.SIGKILL % 256, -signal.SIGKILL)  # exit codes of the launcher, whose rank was
 
 
 class Supervisor:
@@ -44,78 +60,131 @@ class Supervisor:
         self._ranks = ranks
         self._max_restarts = max_restarts
         self._launcher: subprocess.Popen[bytes] | None = None
-        self._stopping = False
+        self._stopping = self._interrupted = False
         self._starts = 0
+        self._environment: dict[str, str] = {}
 
     def run(self) -> int:
         """Start, and start again after a failure; return the exit code.
 
         Raises:
-            TrainingError: the run failed ``max_restarts`` times without a new checkpoint.
+            OutputError: the run's folder cannot be written, or another process trains in it.
+            TrainingError: the run failed ``max_restarts`` times without a new checkpoint, or in a
+                way that would come again.
         """
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._forward)
+        for number in stop_signals():
+            signal.signal(number, self._hear)
+        with (
+            RunLock(self._folder.path) as lock,
+            tempfile.TemporaryDirectory(prefix="vse-scale-", ignore_cleanup_errors=True) as left,
+        ):
+            self._environment = {LOCK: lock.token, FAILURES: left}
+            return self._run(Path(left))
+
+    def _run(self, left: Path) -> int:
         restarts = 0
-        while True:
-            before = self._newest_checkpoint()
+        failures: set[Failure] = set()
+        while not self._stopping:
+            before, killed = self._newest_checkpoint(), killed_for_memory()
             self._folder.done_file.unlink(missing_ok=True)
             code = self._launch()
             # A rank can abort while it is torn down, after its work.
             if code == 0 or self._folder.done_file.exists():
                 return 0
             if self._stopping:
-                return EXIT_STOPPED
+                break
             if code == UserError.exit_code:
                 return code
+            former, failures = failures, notes(left)
+            self._check_worth(code, killed, former & failures)
             restarts = 0 if self._newest_checkpoint() != before else restarts + 1
             if restarts > self._max_restarts:
                 raise TrainingError(
                     f"{self._folder.path}: the run died {restarts} times without a new checkpoint, "
                     f"last with exit code {code}; its own messages above say why"
                 )
-            log.warning("the run died with exit code %d; starting it again", code)
+            self._pause(code, min(_LONGEST_PAUSE, 2.0 ** (restarts - 1)) if restarts else 0.0)
+        return EXIT_INTERRUPTED if self._interrupted else EXIT_STOPPED
+
+    def _check_worth(self, code: int, killed: int, again: set[Failure]) -> None:
+        """Raise TrainingError where another start would end as this one did."""
+        if code in _KILLED and killed_for_memory() > killed:
+            raise TrainingError(
+                f"{self._folder.path}: the system killed a rank for lack of memory; give the run "
+                "more, or set a higher engine.micro_batches, or a smaller data.global_batch or "
+                "eval.batch"
+            )
+        if again:
+            found = min(again, key=lambda failure: (failure.step, failure.words))
+            raise TrainingError(
+                f"{self._folder.path}: step {found.step} failed twice in the same way "
+                f"({found.words}); another start would not help, its messages above say where"
+            )
+
+    def _pause(self, code: int, seconds: float) -> None:
+        soon = f" in {seconds:.0f} s" if seconds else ""
+        log.warning("the run died with exit code %d; starting it again%s", code, soon)
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends and not self._stopping:
+            time.sleep(_POLL_SECONDS)
 
     def _launch(self) -> int:
         # The part of DeepSpeed's launcher that starts the ranks of one machine. `deepspeed` itself
-        # would add a process that dies of a signal without passing it on.
-        world = base64.urlsafe_b64encode(json.dumps({"localhost": [*range(self._ranks)]}).encode())
+        # would add a process that dies of a signal without passing it on. It makes the list of GPUs
+        # the ranks' CUDA_VISIBLE_DEVICES.
+        world = json.dumps({"localhost": visible_devices(os.environ, self._ranks)}).encode()
         arguments = [
-            *(f"--world_info={world.decode()}", "--master_addr=127.0.0.1"),
-            *(f"--master_port={free_port()}", "--no_local_rank", "--quiet"),
-            *("--module", _RANK, *self._command),
+            *(f"--world_info={base64.urlsafe_b64encode(world).decode()}",),
+            *("--master_addr=127.0.0.1", f"--master_port={free_port()}"),
+            *("--no_local_rank", "--quiet", "--module", _RANK, *self._command),
         ]
         log.info("starting %d rank%s", self._ranks, "s"[: self._ranks - 1])
-        environment = dict(os.environ)
+        environment = {
+            **os.environ, **self._environment, RESTARTS: str(self._starts),
+            SUPERVISOR: str(os.getpid()),
+            # Else a file of the current folder is imported in place of a package of its name.
+            "PYTHONSAFEPATH": "1",
+        }  # fmt: skip
         environment.setdefault("OMP_NUM_THREADS", str(cores_per_rank(self._ranks)))
-        environment[RESTARTS] = str(self._starts)
         self._starts += 1
         self._launcher = subprocess.Popen(
-            [sys.executable, "-u", "-m", "deepspeed.launcher.launch", *arguments], env=environment
+            [sys.executable, "-P", "-u", "-m", _LAUNCHER, *arguments],
+            env=environment,
+            # A terminal's Ctrl-C is for the supervisor: the launcher would kill the ranks.
+            start_new_session=True,
         )
         return self._wait(self._launcher)
 
     def _wait(self, launcher: subprocess.Popen[bytes]) -> int:
         """Return the launcher's exit code, once no rank is left."""
         ranks: set[psutil.Process] = set()
-        ended_at: float | None = None
+        asked: set[psutil.Process] = set()
+        ended_at = math.inf
         while launcher.poll() is None:
             time.sleep(_POLL_SECONDS)
             alive = self._living_ranks()
             ranks |= alive
-            if ended_at is None and ranks > alive:
-                ended_at = time.monotonic()
-            if ended_at is not None and time.monotonic() > ended_at + GRACE_SECONDS:
-                # A stopped process, or one that waits in a collective for a dead one, does not
-                # heed SIGTERM.
-                for rank in alive:
-                    with suppress(psutil.NoSuchProcess):
-                        rank.kill()
-        for rank in ranks:
-            # The launcher may have died before them.
-            with suppress(psutil.NoSuchProcess):
-                rank.kill()
+            if self._stopping:
+                self._ask(alive - asked, first=not asked)
+                asked |= alive
+            if ranks > alive:
+                ended_at = min(ended_at, time.monotonic())
+            # A stopped process, or one that waits in a collective for a dead one, does not heed
+            # SIGTERM.
+            if self._interrupted or time.monotonic() > ended_at + GRACE_SECONDS:
+                _send(alive, signal.SIGKILL)
+            if self._interrupted:
+                launcher.kill()
+        # The launcher may have died before them.
+        _send(ranks, signal.SIGKILL)
         psutil.wait_procs(list(ranks), timeout=GRACE_SECONDS)
         return launcher.returncode
+
+    def _ask(self, ranks: set[psutil.Process], *, first: bool) -> None:
+        """Ask ranks to stop; not the launcher, which would kill them after 30 seconds."""
+        if first and ranks:
+            log.info("asked to stop: the ranks checkpoint and leave; Ctrl-C now kills them")
+        _send(ranks, signal.SIGTERM)
 
     def _living_ranks(self) -> set[psutil.Process]:
         if self._launcher is None:
@@ -127,12 +196,16 @@ class Supervisor:
             return {rank for rank in children if _RANK in rank.cmdline()[:4]}
         return set()
 
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        """Ask the ranks themselves to stop: the launcher would kill them after 30 seconds."""
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        """Remember that the run is to stop, or to end at once: `_wait` sees to it."""
+        self._interrupted |= self._stopping and number == signal.SIGINT
         self._stopping = True
-        for rank in self._living_ranks():
-            with suppress(psutil.NoSuchProcess):
-                rank.send_signal(signal.SIGTERM)
 
     def _newest_checkpoint(self) -> Path | None:
         return next(iter(finished_checkpoints(self._folder.checkpoints_folder)), None)
+
+
+def _send(processes: set[psutil.Process], number: int) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)

@@ -6,6 +6,8 @@ import time
 
 import torch
 
+from vse_scale.run.records import StepRecord
+
 
 class PhaseTimer:
     """Times the phases of one step after another.
@@ -49,3 +51,12 @@ class PhaseTimer:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
+
+
+def details_of(record: StepRecord) -> str:
+    """Return the figures of a step for a line of progress."""
+    waited = record.seconds["data"] / record.seconds["step"]
+    return (
+        f"epoch {record.epoch + 1}  loss {record.loss:.3f} ({record.objective})  "
+        f"{record.pairs_per_second:.0f} pairs/s  data wait {100 * waited:.0f}%"
+    )

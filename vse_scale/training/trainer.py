@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import math
+import os
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -15,29 +15,38 @@ import torch
 from torch import Tensor
 
 from vse_scale.config import Config
-from vse_scale.console import Progress, duration, heartbeat, log
+from vse_scale.console import Progress, duration, heartbeat, log, logged
 from vse_scale.data.loader import Batch, Loader
-from vse_scale.errors import CheckpointError, OutputError, TrainingError
+from vse_scale.errors import CheckpointError, TrainingError, UserError
 from vse_scale.files import whole_folder, write_json, write_text
 from vse_scale.model.vse import VSEModel
 from vse_scale.objective.base import ObjectiveResult
 from vse_scale.objective.cached import cached_backward
 from vse_scale.objective.registry import objective_of
 from vse_scale.run.folder import RunFolder
-from vse_scale.run.journal import Journal
-from vse_scale.run.records import EvaluationRecord, Results, StepRecord
+from vse_scale.run.lock import RunLock
+from vse_scale.run.records import EvaluationRecord, StepRecord
 from vse_scale.run.system import describe_system
 from vse_scale.training import setup
 from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
 from vse_scale.training.contract import EXIT_STOPPED
 from vse_scale.training.engine import Engine
+from vse_scale.training.failures import explained, note
+from vse_scale.training.resumed import (
+    best_that_counts,
+    lacks_validation,
+    open_journals,
+    owned,
+    results_of,
+)
 from vse_scale.training.schedule import Schedule, StepPlan
 from vse_scale.training.state import SharedTensors
-from vse_scale.training.stopping import StopRequest
-from vse_scale.training.timing import PhaseTimer
+from vse_scale.training.stopping import Stopped, StopRequest
+from vse_scale.training.timing import PhaseTimer, details_of
 from vse_scale.training.validation import summary, validate
 from vse_scale.training.watch.observers import Observers
 from vse_scale.world.join import join_world
+from vse_scale.world.place import is_main
 from vse_scale.world.processes import World
 
 
@@ -47,31 +56,35 @@ def train(config: Config) -> int:
     Without a launcher this process is the only rank: this is the call for notebooks and scripts.
 
     Raises:
-        UserError: the configuration, the dataset, a model or a checkpoint does not fit, or the disk
-            is full; the checkpoints stay, and the same call goes on from the newest.
+        UserError: the configuration, the dataset, a model or a checkpoint does not fit, another
+            process trains in the run's folder, or the disk or the memory is full; the checkpoints
+            stay, and the same call goes on from the newest.
     """
-    world = join_world(config.engine.timeout_seconds)
-    try:
-        trainer = Trainer(config, world)
-        code = trainer.run()
-        if world.main and code == 0:
-            trainer.folder.done_file.touch()
-        world.barrier()
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    trainer: Trainer | None = None
+    with logged(main=is_main(os.environ)):
+        world = join_world(config.engine.timeout_seconds)
+        try:
+            with owned(config, world) as lock:
+                trainer = Trainer(config, world, lock)
+                code = trainer.run()
+                if world.main and code == 0:
+                    trainer.folder.done_file.touch()
+                world.barrier()
+            return code
+        except UserError:
             raise
-        raise OutputError(
-            f"{error.filename or config.run.dir}: cannot be written ({error.strerror}); make room, "
-            "and the same command goes on from the newest checkpoint"
-        ) from error
-    return code
+        except Exception as error:
+            if (mended := explained(error, config, world.ranks)) is not None:
+                raise mended from error
+            note(error, 0 if trainer is None else trainer.state.step)
+            raise
 
 
 class Trainer:
     """One run on this rank. Building it restores the newest checkpoint where there is one."""
 
-    def __init__(self, config: Config, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: Config, world: World, lock: RunLock | None = None) -> None:
+        self.config, self.world, self._lock = config, world, lock
         self.folder = RunFolder(Path(config.run.dir))
         self.dataset, self.validation, self.plan = setup.open_data(config, world.ranks)
         self.objective = objective_of(config.objective)
@@ -92,12 +105,18 @@ class Trainer:
         resolved = config.model_dump(mode="json")
         self.state = RunState(step=0, fingerprint=self.dataset.fingerprint, config=resolved)
         self._saved: RunState | None = None
+        self._best_is_lost = False
         tensors: SharedTensors | None = None
         if found := self._newest_checkpoint():
             origin, state = found
             state.check(config, self.dataset.fingerprint, origin)
             tensors = SharedTensors(origin / TENSORS, world)
             tensors.fill(model)
+            if self.validation is not None:
+                split, before = self.validation.split, state
+                state = best_that_counts(state, split, self.folder) if world.main else state
+                state = world.from_main(state)
+                self._best_is_lost = state.best_rsum != before.best_rsum
             self.state = self._saved = replace(state, config=resolved)
         elif model.untrained_statistics:
             setup.calibrate(model, self.dataset, config, world)
@@ -123,7 +142,7 @@ class Trainer:
     def run(self) -> int:
         """Train from the restored position to the end of the schedule; return the exit code."""
         first, total = self.state.step, self.schedule.total_steps
-        self._announce(first, total)
+        setup.announce(self.config, self.dataset, self.plan, self.world, first, total)
         timer = PhaseTimer(self.world.device)
         progress = Progress("step", total, initial=first, unit="steps", visible=self.world.main)
         self._open_journals(first)
@@ -131,9 +150,11 @@ class Trainer:
         observers = Observers(self.config, self.world, next_step=first, total_steps=total)
         with (
             closing(observers) as self.observers,
-            self._loader(first) as batches,
             StopRequest(self.world) as stop,
+            self._loader(first) as batches,
         ):
+            if not self._caught_up(stop):
+                return EXIT_STOPPED
             # A run that had lost patience has ended, and goes on only if given more.
             for step in range(first, first if self._patience_is_spent() else total):
                 plan = self.schedule.at(step)
@@ -143,22 +164,29 @@ class Trainer:
                 self.observers.step(record)
                 if self.world.main:
                     self.metrics.write(record)
-                    progress.advance(details=_details(record))
-                stopping = stop.requested()
-                done, run, evaluation = step + 1, self.config.run, self.config.eval
-                if done == total or self._due(evaluation.every_steps, evaluation.every_epochs):
-                    self._evaluate(plan.epoch)
-                ended = done == total or self._patience_is_spent()
-                if stopping or ended or self._due(run.checkpoint_steps, run.checkpoint_epochs):
-                    self._save()
-                if ended:
+                    progress.advance(details=details_of(record))
+                if (code := self._end_step(plan, stop, total)) is not None:
+                    if code == EXIT_STOPPED:
+                        return code
                     break
-                if stopping:
-                    log.info("stopped after step %d as asked; the same command goes on", step)
-                    return EXIT_STOPPED
         progress.close()
         self._finish()
         return 0
+
+    def _end_step(self, plan: StepPlan, stop: StopRequest, total: int) -> int | None:
+        """Validate and checkpoint where it is due; return the exit code where the run ends here."""
+        stopping, validated, run = stop.requested(), True, self.config.run
+        if self._validation_is_due(total):
+            # A validation may last longer than those who ask to stop will wait.
+            validated = not stopping and self._evaluate(plan.epoch, stop)
+        ended = validated and (self.state.step == total or self._patience_is_spent())
+        leaving = stopping or ended or not validated
+        if leaving or self._due(run.checkpoint_steps, run.checkpoint_epochs):
+            self._save()
+        if leaving and not ended:
+            self._say_stopped(validated)
+            return EXIT_STOPPED
+        return 0 if ended else None
 
     def train_step(self, batch: Batch, step: int, plan: StepPlan, timer: PhaseTimer) -> StepRecord:
         """Train on one batch; return the step's record for ``metrics.jsonl``."""
@@ -236,14 +264,50 @@ class Trainer:
         patience = self.config.eval.patience
         return patience is not None and self.state.stale >= patience
 
-    def _evaluate(self, epoch: int) -> None:
-        """Validate, where there is a split to validate on, and keep the best model."""
-        if self.validation is not None:
+    def _validation_is_due(self, total: int) -> bool:
+        due = self._due(self.config.eval.every_steps, self.config.eval.every_epochs)
+        return self.validation is not None and (self.state.step == total or due)
+
+    def _evaluate(self, epoch: int, stop: StopRequest) -> bool:
+        """Validate and keep the best model; return False where it was stopped in the midst."""
+        assert self.validation is not None
+        try:
             found = validate(
                 self.engine, self.tokenizer, self.validation, self.config, self.world,
-                step=self.state.step - 1, epoch=epoch,
+                step=self.state.step - 1, epoch=epoch, check=stop.check,
             )  # fmt: skip
-            self._record_evaluation(found)
+        except Stopped:
+            return False
+        self._record_evaluation(found)
+        return True
+
+    def _caught_up(self, stop: StopRequest) -> bool:
+        """Do what the run that goes on here left undone; return False where it was stopped."""
+        if self.validation is None or self.state.step == 0:
+            return True
+        lacking = self._best_is_lost or self._validation_is_due(self.schedule.total_steps)
+        if self.world.main and lacking and not self._best_is_lost:
+            lacking = lacks_validation(self.state, self.validation.split, self.folder)
+        if self.world.from_main(lacking):
+            log.info("validating the weights of the checkpoint first")
+            if not self._evaluate(self.schedule.at(self.state.step - 1).epoch, stop):
+                self._say_stopped(validated=False)
+                return False
+            self._save()
+        elif self.world.from_main(
+            self.state.best_step == self.state.step and not self.folder.model_folder.is_dir()
+        ):
+            where = self.folder.model_folder
+            log.info("%s is not there: written again from the checkpoint", where)
+            self._export()
+        return True
+
+    def _say_stopped(self, validated: bool) -> None:
+        after = "" if validated else ", with the validation after it"
+        log.info(
+            "stopped after step %d as asked; the same command goes on%s",
+            self.state.step - 1, after,
+        )  # fmt: skip
 
     def _record_evaluation(self, record: EvaluationRecord) -> None:
         best = self.state.best_rsum
@@ -272,6 +336,8 @@ class Trainer:
         if self._saved == self.state:
             return
         if self.world.main:
+            if self._lock is not None:
+                self._lock.check()
             # First, so that a checkpoint never holds steps that the records lack.
             self.metrics.flush()
         began = time.perf_counter()
@@ -288,40 +354,28 @@ class Trainer:
             return
         self.metrics.close()
         self.evaluations.close()
-        steps, evaluations = self.folder.steps(), self.folder.evaluations()
-        seconds = sum(record.seconds["step"] for record in steps)
-        results = Results(
-            best=next((e for e in evaluations if e.step + 1 == self.state.best_step), None),
-            steps=len(steps),
-            pairs=len(steps) * self.config.data.global_batch,
-            train_seconds=seconds,
-            final_loss=steps[-1].loss,
-            last_rsum=evaluations[-1].rsum if evaluations else None,
+        results = results_of(
+            self.state,
+            self.config.data.global_batch,
+            self.folder.steps(),
+            self.folder.evaluations(),
+            self.validation.split if self.validation is not None else "",
         )
         write_json(self.folder.results_file, results.to_json())
+        took = results.train_seconds
         log.info(
-            "trained %d steps in %s, without evaluation; model in %s",
-            len(steps), duration(seconds), self.folder.model_folder,
-        )  # fmt: skip
-
-    def _announce(self, first: int, total: int) -> None:
-        data, plan = self.config.data, self.plan
-        log.info(
-            "%s: %d images, %d pairs; %d steps an epoch, steps %d to %d; batch %d over %d rank%s, "
-            "ZeRO-%d, %s",
-            " + ".join(data.folders), len(self.dataset), self.dataset.pairs,
-            plan.steps_per_epoch, first, total,
-            data.global_batch, self.world.ranks, "s"[: self.world.ranks - 1],
-            self.config.engine.zero_stage, self.world.device.type,
-        )  # fmt: skip
+            "trained %d steps%s; model in %s",
+            self.state.step,
+            "" if took is None else f" in {duration(took)}, without evaluation",
+            self.folder.model_folder,
+        )
 
     def _open_journals(self, next_step: int) -> None:
         if self.world.main:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             write_text(self.folder.config_file, self.config.to_yaml())
             write_json(self.folder.system_file, describe_system(self.world.ranks))
-            self.metrics = Journal(self.folder.steps_file, next_step=next_step)
-            self.evaluations = Journal(self.folder.evaluations_file, next_step=next_step)
+            self.metrics, self.evaluations = open_journals(self.folder, next_step)
 
     def _loader(self, first: int) -> Loader:
         return Loader(
@@ -337,14 +391,6 @@ class Trainer:
             start=divmod(first, self.plan.steps_per_epoch),
             grid_cells=self.engine.model.grid_cells,
         )
-
-
-def _details(record: StepRecord) -> str:
-    waited = record.seconds["data"] / record.seconds["step"]
-    return (
-        f"epoch {record.epoch + 1}  loss {record.loss:.3f} ({record.objective})  "
-        f"{record.pairs_per_second:.0f} pairs/s  data wait {100 * waited:.0f}%"
-    )
 
 
 def _mix(*numbers: int) -> int:

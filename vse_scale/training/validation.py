@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from vse_scale.config import Config
@@ -33,8 +34,11 @@ def validate(
     *,
     step: int,
     epoch: int,
+    check: Callable[[], None] | None = None,
 ) -> EvaluationRecord:
     """Encode and rank ``dataset`` over all ranks, after ``step`` of ``epoch``.
+
+    ``check`` is called between batches, see `encode_split`.
 
     Returns:
         The record; on the main rank with ``pooling``, GPO's weights by position for both sides,
@@ -52,6 +56,7 @@ def validate(
             rank=world.rank,
             ranks=world.ranks,
             progress=report,
+            check=check,
         )
         pooling = _pooling(model) if world.main else {}
     recalls = recall_at_k(

@@ -7,13 +7,16 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from vse_scale.console import heartbeat
+from vse_scale.console import heartbeat, log
+from vse_scale.errors import LaunchError
+from vse_scale.world.place import Place, find_place
 from vse_scale.world.processes import ALONE, Processes, World
 
 __all__ = [
@@ -30,15 +33,14 @@ def join_world(timeout_seconds: float) -> World:
     Without a launcher this process is a world of its own. A rank that stays silent in a collective
     for ``timeout_seconds`` ends the run. The group stays until `leave_world`: DeepSpeed keeps hold
     of its groups, and a second run in a process needs the same ones.
+
+    Raises:
+        LaunchError: the launcher's variables contradict each other, or do not say where to meet.
     """
-    if "RANK" not in os.environ:
-        os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1",
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()),
-        )  # fmt: skip
-    device = local_device()
+    place = _settled()
+    device = _device_of(place)
     if device.type == "cpu":
-        _share_cores()
+        _share_cores(place)
     with heartbeat("joining the other ranks"):
         import deepspeed
 
@@ -53,9 +55,10 @@ def join_world(timeout_seconds: float) -> World:
         deepspeed.init_distributed(
             dist_backend=_backend(device),
             timeout=timedelta(seconds=timeout_seconds),
+            auto_mpi_discovery=False,
             verbose=False,
         )
-    return World.of_group(None, device)
+    return replace(World.of_group(None, device), local_rank=place.local_rank)
 
 
 @contextmanager
@@ -63,11 +66,14 @@ def joined() -> Iterator[World]:
     """Join the process group that a launcher describes in the environment, for the block.
 
     This is for evaluation, which needs no DeepSpeed. Without a launcher this process is alone.
+
+    Raises:
+        LaunchError: the launcher's variables contradict each other, or do not say where to meet.
     """
-    device = local_device()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield World(device=device)
+    if find_place(os.environ).ranks == 1:
+        yield World(device=local_device())
         return
+    device = _device_of(_settled())
     dist.init_process_group(_backend(device), timeout=_EVALUATION_TIMEOUT)
     try:
         yield World.of_group(None, device)
@@ -81,12 +87,60 @@ def leave_world() -> None:
 
 
 def local_device() -> torch.device:
-    """Return this process's GPU, made the current one; the CPU where there is no GPU."""
+    """Return this process's GPU, made the current one; the CPU where there is no GPU.
+
+    Raises:
+        LaunchError: this machine has fewer GPUs than ranks.
+    """
+    return _device_of(find_place(os.environ))
+
+
+def _device_of(place: Place) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    gpus, index = torch.cuda.device_count(), place.local_rank
+    if index >= gpus:
+        # SLURM and MPI can show each task a GPU of its own, which is number 0 there.
+        if gpus > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+            raise LaunchError(
+                f"rank {place.rank} is number {index} on its machine, which shows it {gpus} GPU"
+                f"{'s'[: gpus - 1]}; start one rank per GPU, or name more in CUDA_VISIBLE_DEVICES"
+            )
+        index = 0
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed takes the GPU of this number
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
+
+
+def _settled() -> Place:
+    """Find this process's place, and tell it to torch and DeepSpeed, which read the environment."""
+    place = find_place(os.environ)
+    if place.idle_tasks > 1:
+        log.info(
+            "this SLURM job has %d tasks, and this process is its shell: it trains alone; srun "
+            "starts all tasks", place.idle_tasks,
+        )  # fmt: skip
+    variables = place.variables
+    if place.master is None:
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    else:
+        _check_host(place.master[0])
+    os.environ.update(variables)
+    return place
+
+
+def _check_host(host: str) -> None:
+    try:
+        socket.getaddrinfo(host, None)
+    except (socket.gaierror, UnicodeError) as error:
+        # A name server that does not answer now may do so when torch asks again and again.
+        if getattr(error, "errno", socket.EAI_NONAME) == socket.EAI_AGAIN:
+            return
+        raise LaunchError(
+            f"MASTER_ADDR is {host[:80]!r}, which no name server knows here; export the host name "
+            "or the address of rank 0"
+        ) from error
 
 
 def bound_waits(timeout_seconds: float) -> None:
@@ -116,8 +170,7 @@ def _backend(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def _share_cores() -> None:
+def _share_cores(place: Place) -> None:
     """Give each rank of this machine its share of the cores, unless the user said how many."""
     if "OMP_NUM_THREADS" not in os.environ:
-        ranks_here = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
-        torch.set_num_threads(cores_per_rank(ranks_here))
+        torch.set_num_threads(cores_per_rank(place.local_ranks))

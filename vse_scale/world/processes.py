@@ -26,12 +26,14 @@ class World:
         ranks: the number of processes.
         device: of this process's model and tensors.
         group: the processes; None means all that joined.
+        local_rank: of this process among those of its machine.
     """
 
     rank: int = 0
     ranks: int = 1
     device: torch.device = CPU
     group: dist.ProcessGroup | None = None
+    local_rank: int = 0
 
     @classmethod
     def of_group(cls, group: dist.ProcessGroup | None, device: torch.device) -> World:

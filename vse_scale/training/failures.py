@@ -1,0 +1,137 @@
+"""Exceptions that end a rank: which the user can mend, and what the supervisor learns of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from vse_scale.config import Config
+from vse_scale.errors import OutputError, TrainingError, UserError
+from vse_scale.files import stays_unwritable, unwritable
+from vse_scale.training.contract import FAILURES
+
+# Words of gloo's errors when another rank is gone; NCCL ends the process by itself.
+_RANK_IS_GONE = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer")
+_LONGEST = 300  # characters of an exception's words that are shown
+# Words of torch, gloo, NCCL and the C++ library where memory is all.
+_NO_MEMORY = (
+    "can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory",
+    "std::bad_alloc",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception that ended a rank.
+
+    Attributes:
+        step: that was being trained.
+        words: its type and its message, without addresses.
+    """
+
+    step: int
+    words: str
+
+
+def explained(error: Exception, config: Config, ranks: int) -> UserError | None:
+    """Return ``error`` in the user's words, where the same start would end in it again."""
+    if is_out_of_memory(error):
+        return TrainingError(f"out of memory ({_short(error)}); set {_less_memory(config, ranks)}")
+    if isinstance(error, SafetensorError):
+        number = re.search(r"os error (\d+)", str(error))
+        error = OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
+    if not isinstance(error, OSError) or not stays_unwritable(error):
+        return None
+    file = error.filename or config.run.dir
+    if not Path(str(file)).absolute().is_relative_to(Path(config.run.dir).absolute()):
+        return OutputError(f"{file}: cannot be used ({error.strerror}); see to it, or name another")
+    found = unwritable(str(file), error)
+    return OutputError(f"{found}, and the same command goes on from the newest checkpoint")
+
+
+def _less_memory(config: Config, ranks: int) -> str:
+    """Name settings that take less memory, with values that the configuration allows."""
+    batch, pieces = config.data.global_batch, config.engine.micro_batches
+    unit = ranks * config.data.captions_per_image
+    more = [n for n in range(pieces + 1, batch // unit + 1) if batch % (unit * n) == 0]
+    choices = []
+    if more and not config.model.image.live_statistics:
+        fits = next((n for n in more if n >= 4 * pieces), more[-1])
+        choices.append(f"engine.micro_batches={fits} (is {pieces})")
+    if not config.engine.activation_checkpointing:
+        choices.append("engine.activation_checkpointing=true")
+    choices += [f"a data.global_batch below {batch}", f"an eval.batch below {config.eval.batch}"]
+    return f"{', '.join(choices[:-1])} or {choices[-1]}; vse-scale plan says what takes how much"
+
+
+def _short(error: BaseException) -> str:
+    """Return what was asked for, or the first words of ``error``."""
+    text = " ".join(str(error).split())
+    tried = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", text)
+    return f"tried to allocate {tried[1]}" if tried else text[:80] or type(error).__name__
+
+
+def note(error: BaseException, step: int) -> None:
+    """Leave a note of ``error`` for the supervisor, where there is one.
+
+    What another rank's end brought about is not noted: it says nothing of the next start.
+    """
+    folder = os.environ.get(FAILURES)
+    if folder is not None and not rank_is_gone(error):
+        with suppress(OSError):
+            Path(folder, f"{os.getpid()}.json").write_text(
+                json.dumps({"step": step, "words": words_of(error)}), encoding="utf-8"
+            )
+
+
+def notes(folder: Path) -> set[Failure]:
+    """Return, and remove, the notes that ranks left."""
+    return set(_taken(folder))
+
+
+def _taken(folder: Path) -> Iterator[Failure]:
+    for path in sorted(folder.glob("*.json")):
+        with suppress(OSError, ValueError, TypeError):
+            yield Failure(**json.loads(path.read_text(encoding="utf-8")))
+        path.unlink(missing_ok=True)
+
+
+def words_of(error: BaseException) -> str:
+    """Return type and message of ``error`` in one line, the same for the same fault."""
+    text = " ".join(str(error).split())
+    return re.sub(r"0x[0-9a-fA-F]+", "0x", f"{type(error).__name__}: {text}")[:_LONGEST]
+
+
+def rank_is_gone(error: BaseException) -> bool:
+    """Return whether ``error`` says that another rank ended, or fell silent."""
+    return any(words in str(error) for words in _RANK_IS_GONE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error`` says that the memory of the machine or of the GPU is all."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def killed_for_memory() -> int:
+    """Return how many processes the kernel has killed for lack of memory, in this control group.
+
+    On the whole machine where there are no such groups.
+    """
+    with suppress(OSError, IndexError):
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition("\n")[2].split("::")[1]
+        return _counted(Path("/sys/fs/cgroup", group.lstrip("/"), "memory.events"))
+    with suppress(OSError):
+        return _counted(Path("/proc/vmstat"))
+    return 0
+
+
+def _counted(path: Path) -> int:
+    lines = (line.split() for line in path.read_text().splitlines())
+    return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
