@@ -135,9 +135,12 @@ class EngineConfig(Section):
 class TelemetryConfig(Section):
     """Observers of a run while it goes."""
 
-    # Each rank serves Prometheus on this port plus its local rank, on all interfaces; null: none
-    # does. 9840 to 9855 are away from the exporters of machines (9100) and of GPUs (9400).
+    # Each rank serves Prometheus on this port plus its local rank; null: none does. 9840 to 9855
+    # are away from the exporters of machines (9100) and of GPUs (9400).
     prometheus_port: Annotated[int, Field(ge=1, le=65535)] | None = 9840
+    # The address that it is served at: this machine alone, unless another is given. 0.0.0.0 is all
+    # of the machine's.
+    address: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     tensorboard: bool = True  # curves in `tensorboard/` of the run's folder
     # Further observers on the main rank: entry points of the group vse_scale.observers, or
     # module:Class.

@@ -136,6 +136,10 @@ def _outer(environment: Mapping[str, str]) -> tuple[_Found, int]:
         found = _read(launcher, environment)
         if found.rank is not None or found.ranks is not None:
             return found, 0
+    return _slurm(environment)
+
+
+def _slurm(environment: Mapping[str, str]) -> tuple[_Found, int]:
     slurm = _read(_SLURM, environment)
     tasks = slurm.ranks[1] if slurm.ranks is not None else 1
     step = environment.get("SLURM_STEP_ID") or environment.get("SLURM_STEPID") or ""

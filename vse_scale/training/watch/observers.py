@@ -69,10 +69,12 @@ class Observers:
 
     def __init__(self, config: Config, world: World, *, next_step: int, total_steps: int) -> None:
         """Start to follow a run that goes on at ``next_step``, of ``total_steps`` in all."""
-        self._following: dict[str, Observer] = {
+        self._following: dict[str, Observer] = {}
+        try:
             # Its metrics differ between the ranks, so it runs on all and needs their world.
-            "prometheus": Prometheus(config, world, total_steps=total_steps)
-        }
+            self._following["prometheus"] = Prometheus(config, world, total_steps=total_steps)
+        except Exception as error:
+            _warn("prometheus", error)
         if world.main:
             folder = RunFolder(Path(config.run.dir))
             for name, kind in find_observers(config).items():

@@ -12,7 +12,6 @@ import os
 import time
 from pathlib import Path
 
-import prometheus_client
 import torch
 from prometheus_client import (
     CollectorRegistry,
@@ -23,11 +22,11 @@ from prometheus_client import (
 )
 
 from vse_scale.config import Config
-from vse_scale.console import log
 from vse_scale.retrieval.metrics import DIRECTIONS, percentages
 from vse_scale.run.records import EvaluationRecord, StepRecord
 from vse_scale.training.contract import RESTARTS
 from vse_scale.training.watch.collapse import Collapse
+from vse_scale.training.watch.endpoint import Endpoint
 from vse_scale.world.processes import World
 
 # From a demonstration on a laptop to micro-batches on a large model.
@@ -51,8 +50,8 @@ class Prometheus:
         self._collapse = Collapse(config)
         self._endpoint: Endpoint | None = None
         if config.telemetry.prometheus_port is not None:
-            port = config.telemetry.prometheus_port + int(os.environ.get("LOCAL_RANK") or 0)
-            self._endpoint = Endpoint(registry, port)
+            port = config.telemetry.prometheus_port + world.local_rank
+            self._endpoint = Endpoint(registry, config.telemetry.address, port)
 
     def step(self, record: StepRecord) -> None:
         """Take in a step's record."""
@@ -213,28 +212,3 @@ class RunMetrics:
         self._kept = time.monotonic()
         self._checkpoint_seconds.set(seconds)
         self._checkpoint_bytes.set(size)
-
-
-class Endpoint:
-    """Serves a registry over HTTP on all interfaces.
-
-    A port in use is logged; the run goes on without the endpoint.
-    """
-
-    def __init__(self, registry: CollectorRegistry, port: int) -> None:
-        self._server = None
-        try:
-            self._server, _ = prometheus_client.start_http_server(port, registry=registry)
-        except (OSError, OverflowError) as error:
-            log.warning(
-                "port %d: no metrics are served there (%s); the run goes on. Set "
-                "telemetry.prometheus_port to the first of as many free ports as a machine has "
-                "ranks, or to null",
-                port, getattr(error, "strerror", None) or error,
-            )  # fmt: skip
-
-    def close(self) -> None:
-        """Stop serving."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
