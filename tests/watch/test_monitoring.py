@@ -67,3 +67,18 @@ def test_every_file_that_compose_mounts_is_there() -> None:
     ]
     assert mounted
     assert all((MONITORING / path).exists() for path in mounted)
+
+
+def test_what_is_shipped_watches_nobody_and_lets_nobody_in() -> None:
+    (scrape,) = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
+    (pattern,) = scrape["file_sd_configs"][0]["files"]
+    assert list(MONITORING.glob(pattern)) == []
+    (example,) = MONITORING.glob("targets/example*")
+    assert yaml.safe_load(example.read_text())[0]["targets"]
+    services = yaml.safe_load((MONITORING / "compose.yml").read_text())["services"]
+    assert "--web.listen-address=127.0.0.1:9090" in services["prometheus"]["command"]
+    grafana = services["grafana"]["environment"]
+    assert grafana["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    assert grafana["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_PASSWORD:?")
+    dockerfile = (MONITORING.parent / "Dockerfile").read_text()
+    assert re.search(r"^USER [1-9]", dockerfile, re.MULTILINE)
