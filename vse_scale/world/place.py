@@ -48,7 +48,7 @@ class Place:
     @property
     def variables(self) -> dict[str, str]:
         """The variables that torch and DeepSpeed read, without those of the rendezvous if alone."""
-        found = {
+        found: dict[str, object] = {
             "RANK": self.rank, "WORLD_SIZE": self.ranks,
             "LOCAL_RANK": self.local_rank, "LOCAL_SIZE": self.local_ranks,
         }  # fmt: skip
