@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from vse_shards import storage
 from vse_shards.errors import DatasetError
 from vse_shards.index import parse_index
+from vse_shards.masking import masked
 
 FILE_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
 FORMAT = "vse-shards"
 VERSION = 1
+_MAX_BYTES = 1 << 28  # of a manifest: 256 MB list about 100,000 shards
 
 
 @dataclass(frozen=True)
@@ -169,11 +171,13 @@ class Manifest:
     @classmethod
     def _load_remote(cls, url: str) -> Manifest:
         try:
-            text = storage.read_bytes(url).decode()
-        except Exception as error:  # each storage backend raises its own types
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DatasetError(f"{url}: cannot be read: {reason}; check the address") from error
-        return cls.loads(text, url)
+            text = storage.read_limited(url, _MAX_BYTES).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise DatasetError(
+                f"{masked(url)}: cannot be read: {reason}; check the address"
+            ) from error
+        return cls.loads(text, masked(url))
 
     @classmethod
     def loads(cls, text: str, path: Path | str) -> Manifest:

@@ -144,7 +144,6 @@ class OutputFolder:
             path = f"{self.path}/{name}"
             with _explained(path), contextlib.suppress(FileNotFoundError):
                 filesystem, inner = open_filesystem(path)
-                attempt(path, lambda: filesystem.info(inner))
                 attempt(path, lambda: filesystem.rm_file(inner))
             return
         with contextlib.suppress(FileNotFoundError):

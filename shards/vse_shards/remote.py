@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
 
-from vse_shards.errors import AccessError, StorageError
+from vse_shards.errors import AccessError, StorageError, UserError
 from vse_shards.masking import masked
 from vse_shards.progress import say
 
@@ -30,6 +30,19 @@ _SETUP_ERRORS = {
 T = TypeVar("T")
 
 
+class ProtocolError(OSError):
+    """A URL that fsspec does not open here, whatever is tried."""
+
+
+_PASSED_ON = (
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+    ProtocolError,
+    UserError,
+)
+
+
 def is_url(path: str) -> bool:
     """Return whether a path is a URL for fsspec, such as ``s3://bucket/images``."""
     return "://" in path
@@ -39,15 +52,15 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     """Return fsspec's file system of a URL, and the path in it.
 
     Raises:
-        OSError: the protocol is unknown, or its package is not installed.
+        ProtocolError: the protocol is unknown, or its package is not installed.
     """
     # Chained protocols run what the URL says: one of them renders templates of the file it reads.
     if "::" in url:
-        raise OSError(errno.EINVAL, "chained protocols are not opened", masked(url))
+        raise ProtocolError(errno.EINVAL, "chained protocols are not opened", masked(url))
     try:
         filesystem, inner = url_to_fs(url, **_options(split_protocol(url)[0]))
     except Exception as error:
-        raise OSError(errno.EINVAL, _reason(error), masked(url)) from error
+        raise ProtocolError(errno.EINVAL, _reason(error), masked(url)) from error
     if hasattr(filesystem, "retries"):
         filesystem.retries = 1  # `attempt` tries again, and says so
     return filesystem, inner
@@ -64,22 +77,24 @@ def attempt(url: str, action: Callable[[], T]) -> T:
         FileNotFoundError, NotADirectoryError, IsADirectoryError: as the storage says.
         AccessError: the storage denies access.
         StorageError: it failed for `RETRY_SECONDS`.
+        UserError: as the action raises.
     """
     started = time.monotonic()
     pause = _FIRST_PAUSE
     while True:
         try:
             return action()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, StorageError):
-            raise
-        except Exception as error:  # each backend raises its own types
+        except Exception as caught:  # each backend raises its own types
+            error = _underlying(caught)
+            if isinstance(error, _PASSED_ON):
+                raise
             denied = _is_denied(error)
             waited = time.monotonic() - started
             limit = DENIED_SECONDS if denied else RETRY_SECONDS
             if _SETUP_ERRORS & {kind.__name__ for kind in type(error).__mro__}:
                 limit = 0
             if waited + pause > limit:
-                raise _failure(url, error, denied or not limit) from error
+                raise _failure(url, error, denied or not limit) from caught
             if waited + pause > QUIET_SECONDS:
                 say(
                     f"{url}: {_reason(error)}; trying again for up to "
@@ -89,7 +104,18 @@ def attempt(url: str, action: Callable[[], T]) -> T:
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _failure(url: str, error: Exception, denied: bool) -> StorageError:
+def _underlying(error: Exception) -> BaseException:
+    """Return what a missing file is made of: fsspec says it of every failure of a web server."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or cause is None:
+        return error
+    if isinstance(cause, TimeoutError | ConnectionError):
+        return cause
+    of_web = type(cause).__module__.startswith("aiohttp")
+    return cause if of_web and getattr(cause, "status", 0) not in (404, 410) else error
+
+
+def _failure(url: str, error: BaseException, denied: bool) -> StorageError:
     reason = f"{masked(url)}: the storage fails: {_reason(error)}"
     if not denied:
         return StorageError(
@@ -107,7 +133,7 @@ def _reason(error: BaseException) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _is_denied(error: Exception) -> bool:
+def _is_denied(error: BaseException) -> bool:
     return isinstance(error, PermissionError) or getattr(error, "status", 0) in (401, 403)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -93,12 +94,12 @@ def read_outcome(folder: Path | str, stem: str) -> Outcome:
         DatasetError: there is none.
     """
     path = f"{folder}/{record_name(stem)}"
-    try:
-        return Outcome.loads(storage.read_bytes(path))
-    except (OSError, KeyError, TypeError, ValueError):
-        raise DatasetError(
-            f"{path}: is no record of a shard; copy the file again, or build the dataset again"
-        ) from None
+    for _ in range(2):  # a storage may send something else for once
+        with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
+            return Outcome.loads(storage.read_bytes(path))
+    raise DatasetError(
+        f"{path}: is no record of a shard; copy the file again, or build the dataset again"
+    )
 
 
 def shard_fingerprint(plan: ShardPlan, identities: Iterable[str], options: ImageOptions) -> str:
@@ -213,7 +214,7 @@ def _samples(
     """Yield the samples of usable rows; append the others to ``problems``."""
     for number, row in enumerate(rows):
         try:
-            image = None if row.image is None else check_image(read_image(row.image), options)
+            image = None if row.image is None else _checked(row.image, options)
             regions = None if row.regions is None else read_regions(row.regions)
         except Rejected as refusal:
             problems.append(
@@ -250,6 +251,17 @@ def _description(row: Row, image: CheckedImage | None) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode()
 
 
+def _checked(location: Location, options: ImageOptions) -> CheckedImage:
+    """Read and check an image; what a storage sends is refused only if it sends it twice."""
+    data = read_image(location)
+    try:
+        return check_image(data, options)
+    except Rejected:
+        if not storage.is_url(location.path) or (again := read_image(location)) == data:
+            raise
+        return check_image(again, options)
+
+
 def read_image(location: Location) -> bytes:
     """Read the bytes of a row's picture.
 
@@ -259,7 +271,13 @@ def read_image(location: Location) -> bytes:
     """
     path = location.path
     try:
-        return storage.read_bytes(path, location.offset, location.size)
+        try:
+            return storage.read_bytes(path, location.offset, location.size)
+        except FileNotFoundError:
+            if not storage.is_url(path):
+                raise
+            # The storage listed it a moment ago.
+            return storage.read_bytes(path, location.offset, location.size)
     except (FileNotFoundError, PermissionError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise Rejected("unreadable", reason) from None

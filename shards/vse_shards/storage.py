@@ -121,6 +121,43 @@ def open_binary(path: str) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_RemoteFile(path, int(size)), _BUFFER))
 
 
+def open_stream(path: str) -> BinaryIO:
+    """Open a file to be read once from its start; no more is kept in memory than is asked for.
+
+    A web server may send more than it says; a request that fails while it is read raises its own
+    error.
+
+    Raises:
+        OSError, StorageError: as for `open_binary`.
+    """
+    if not reach.is_web(path):
+        return open_binary(path)
+    filesystem, inner = open_filesystem(path)
+    return cast(BinaryIO, filesystem.open(inner, "rb", block_size=0))
+
+
+def read_limited(path: str, limit: int) -> bytes:
+    """Read a file of at most ``limit`` bytes.
+
+    Raises:
+        OSError: the file cannot be read, or is longer.
+        StorageError: as for `read_bytes`.
+    """
+
+    def read() -> bytes:
+        blocks, size = [], 0
+        with open_stream(path) as file:
+            while size <= limit and (block := file.read(min(_BUFFER, limit + 1 - size))):
+                blocks.append(block)
+                size += len(block)
+        return b"".join(blocks)
+
+    data = attempt(path, read) if is_url(path) else read()
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"has more than {limit:,} bytes", masked(path))
+    return data
+
+
 def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
     """Read a file, or ``size`` bytes of it from ``offset``.
 

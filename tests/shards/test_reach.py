@@ -19,6 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from vse_shards import reach, storage
 from vse_shards.build import BuildOptions, build
 from vse_shards.sources.registry import SourceRequest, open_source
+from vse_shards.threshold import RejectLimit
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_a_row_that_names_a_file_outside_is_a_reject(kind, place, tmp_path, cont
         path.write_text(json.dumps({"images": images, "annotations": notes}))
     out = tmp_path / "out"
     source = open_source(kind, SourceRequest(str(path), str(place)))
-    summary = build(source, str(out), BuildOptions(allow_missing=True))
+    summary = build(source, str(out), BuildOptions(max_rejects=RejectLimit.parse("99")))
 
     assert (summary.images, summary.rejects) == (1, {"outside": len(OUT)})
     kept = (out / "rejects.jsonl").read_text()

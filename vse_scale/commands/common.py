@@ -15,9 +15,14 @@ from vse_scale.files import whole_folder
 if TYPE_CHECKING:
     import torch
 
+    from vse_scale.data.staging import StagingOptions
     from vse_scale.retrieval.encoder import Encoder
 
 Batch: TypeAlias = Annotated[int, typer.Option(min=1, help="items encoded at once")]
+CacheDir: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="local copies of a remote dataset; default: in $TMPDIR"),
+]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="decoding threads")]
 
 
@@ -34,6 +39,13 @@ def check_writable(option: str, path: Path | None) -> None:
         raise OutputError(f"{option} {path}: there is no folder {path.parent}; make it first")
     if path is not None and path.is_dir():
         raise OutputError(f"{option} {path}: is a folder; name a file")
+
+
+def staged_in(cache_dir: Path | None) -> StagingOptions:
+    """Return the options of the local copies of a remote dataset."""
+    from vse_scale.data.staging import StagingOptions
+
+    return StagingOptions(None if cache_dir is None else str(cache_dir), folder_name="--cache-dir")
 
 
 @contextmanager

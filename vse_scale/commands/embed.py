@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vse_scale.commands.common import Batch, Threads, open_encoder
+from vse_scale.commands.common import Batch, CacheDir, Threads, open_encoder, staged_in
 from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
 from vse_scale.run.folder import model_folder
@@ -25,6 +25,7 @@ def embed(
     split: Annotated[str, typer.Option(help="of the dataset")] = "test",
     images: Annotated[Path | None, typer.Option(help="a folder of image files")] = None,
     texts: Annotated[Path | None, typer.Option(help="a file with one text a line")] = None,
+    cache_dir: CacheDir = None,
     batch: Batch = 64,
     threads: Threads = 2,
 ) -> None:
@@ -41,7 +42,7 @@ def embed(
 
     with joined() as processes:
         encoder = open_encoder(model, batch, threads)
-        sides, source = _sides(encoder, data, split, images, texts)
+        sides, source = _sides(encoder, data, split, images, texts, cache_dir)
         described = {
             "model": str(model_folder(model).resolve()),
             "weights_sha256": _sha256(model_folder(model) / "model.safetensors"),
@@ -59,13 +60,18 @@ def embed(
 
 
 def _sides(
-    encoder: Encoder, data: str | None, split: str, images: Path | None, texts: Path | None
+    encoder: Encoder,
+    data: str | None,
+    split: str,
+    images: Path | None,
+    texts: Path | None,
+    cache_dir: Path | None,
 ) -> tuple[dict[str, Side], dict[str, Any]]:
     from vse_scale.data.shards import ShardDataset
     from vse_scale.retrieval.sources import DatasetCaptions, DatasetImages, FolderImages, TextLines
 
     if data is not None:
-        dataset = ShardDataset(data, split)
+        dataset = ShardDataset(data, split, staged_in(cache_dir))
         sides: dict[str, Side] = {"images": DatasetImages(encoder, dataset)}
         if dataset.pairs:
             sides["captions"] = DatasetCaptions(encoder, dataset)

@@ -11,10 +11,12 @@ import typer
 
 from vse_scale.commands.common import (
     Batch,
+    CacheDir,
     Threads,
     best_device,
     check_writable,
     open_encoder,
+    staged_in,
 )
 from vse_scale.commands.protocols import open_protocols
 from vse_scale.console import log, progress_of_encoding
@@ -64,6 +66,7 @@ def evaluate(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="print the table as Markdown, for a paper")
     ] = False,
+    cache_dir: CacheDir = None,
     batch: Batch = 64,
     threads: Threads = 2,
 ) -> None:
@@ -84,7 +87,7 @@ def evaluate(
 
     with joined() as processes:
         encoder = None if model is None else open_encoder(model, batch, threads)
-        dataset = _open_dataset(protocol, protocols, data, split, needed=not embeddings)
+        dataset = _open_dataset(protocol, protocols, data, split, cache_dir, needed=not embeddings)
         gallery: Gallery
         if encoder is not None:
             gallery = _encode(encoder, dataset, processes)
@@ -125,6 +128,7 @@ def _open_dataset(
     protocols: Mapping[str, RankingProtocol],
     data: str | None,
     split: str,
+    cache_dir: Path | None,
     *,
     needed: bool,
 ) -> ShardDataset | None:
@@ -137,7 +141,9 @@ def _open_dataset(
             f"--protocol {protocol} cuts folds in the order of the source; give --data, the "
             "dataset that was embedded"
         )
-    dataset = ShardDataset(data, split) if data is not None and (needed or ordered) else None
+    dataset = None
+    if data is not None and (needed or ordered):
+        dataset = ShardDataset(data, split, staged_in(cache_dir))
     for opened in protocols.values():
         opened.check(split, None if dataset is None else dataset.captions_per_sample)
     return dataset

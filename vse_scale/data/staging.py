@@ -7,7 +7,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -16,21 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
+from vse_scale.console import log
+from vse_scale.data.cache_files import default_folder as default_folder
+from vse_scale.data.cache_files import make_own, opened, size_of
 from vse_scale.errors import DatasetError
 from vse_shards.manifest import ShardRecord
-from vse_shards.storage import open_binary
+from vse_shards.masking import masked
+from vse_shards.remote import attempt
+from vse_shards.storage import open_stream, sha256_of
 
 _PART = ".part"
 _BLOCK = 1 << 20  # bytes copied and hashed at a time
 _THREADS = 4  # concurrent downloads of a process
-
-
-def default_folder() -> Path:
-    """Return the default folder of staged shards, in the system's temporary folder.
-
-    It is on the node itself, and ``TMPDIR`` moves it.
-    """
-    return Path(tempfile.gettempdir()) / f"vse_scale-shards-{os.getuid()}"
+_TRIES = 2  # of a download whose bytes are not the manifest's
+_INDEX_BYTES = 4096  # at most, for each sample of a shard, and once more
 
 
 @dataclass(frozen=True)
@@ -63,18 +61,19 @@ class StagingCache:
 
     Several processes of a node, and several runs, can share the folder: one of them downloads a
     shard while the others wait. It is written under a temporary name, compared with the manifest's
-    sha256 and renamed. A shard stays while a process has prepared it; at the limit, the least
-    recently used shard that no process has prepared is removed.
+    sha256 and renamed; a process that finds it later compares it once more. A shard stays while a
+    process has prepared it; at the limit, the least recently used shard that no process has
+    prepared is removed.
 
     Args:
         source: URL of the dataset, in any protocol of fsspec.
-        folder: folder of the copies, created if missing.
+        folder: folder of the copies, created if missing, for its owner alone.
         limit_bytes: limit of all tars in the folder together.
         folder_name: the user's name of ``folder``, for messages.
         limit_name: the user's name of ``limit_bytes``, for messages.
 
     Raises:
-        DatasetError: the folder cannot be created.
+        DatasetError: the folder cannot be created, or is another user's.
     """
 
     def __init__(
@@ -88,16 +87,12 @@ class StagingCache:
     ) -> None:
         self._source, self._folder, self._limit = source.rstrip("/"), folder, limit_bytes
         self._folder_name, self._limit_name = folder_name, limit_name
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DatasetError(
-                f"{folder}: cannot hold staged shards: {error.strerror}; set {folder_name}"
-            ) from error
+        make_own(folder, folder_name)
         self._guard = threading.Lock()
         self._wanted: set[str] = set()
         self._futures: dict[str, Future[Path]] = {}
         self._held: dict[str, int] = {}  # name -> handle with a shared lock
+        self._verified: dict[str, int] = {}  # name -> inode of the file that was compared
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         for _ in range(_THREADS):  # daemons, so that exit waits for no download
             threading.Thread(target=self._work, name="staging", daemon=True).start()
@@ -138,12 +133,14 @@ class StagingCache:
         """
         path = self._path(shard).with_suffix(".idx")
         with self._locked(path.name):
-            with contextlib.suppress(OSError):
-                kept = path.read_bytes()
+            with contextlib.suppress(OSError), opened(path, "rb") as file:
+                kept = file.read()
                 if hashlib.sha256(kept).hexdigest() == shard.index_sha256:
                     return kept.decode()
-            self._download(shard.index_name, path, shard.index_sha256)
-            return path.read_text("utf-8")
+            limit = _INDEX_BYTES * (shard.samples + 1)
+            self._download(shard.index_name, path, shard.index_sha256, limit)
+            with opened(path, "rb") as file:
+                return file.read().decode()
 
     def close(self) -> None:
         """Release all shards, and end the threads after their current downloads."""
@@ -171,10 +168,11 @@ class StagingCache:
         path = self._path(shard)
         # No process removes a shard under this lock, so none is lost between download and hold.
         with self._locked(path.name):
-            if _size(path) != shard.bytes:
+            if not self._is_whole(path, shard):
                 part = self._reserve(path, shard.bytes)
-                self._download(shard.name, path, shard.sha256, part)
-            handle = os.open(path, os.O_RDONLY)
+                self._download(shard.name, path, shard.sha256, shard.bytes, part)
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            self._verified[path.name] = os.fstat(handle).st_ino
             fcntl.flock(handle, fcntl.LOCK_SH)
             os.utime(path)
         with self._guard:
@@ -184,36 +182,85 @@ class StagingCache:
                 os.close(handle)
         return path
 
-    def _download(self, name: str, path: Path, sha256: str, part: Path | None = None) -> None:
+    def _is_whole(self, path: Path, shard: ShardRecord) -> bool:
+        """Return whether a shard is here with the manifest's bytes, compared once a process."""
+        if size_of(path) != shard.bytes:
+            return False
+        with contextlib.suppress(OSError), opened(path, "rb") as file:
+            if self._verified.get(path.name) == os.fstat(file.fileno()).st_ino:
+                return True
+            if sha256_of(file) == shard.sha256:
+                return True
+        log.warning("%s: is not what the manifest says; fetching it again", path)
+        return False
+
+    def _download(
+        self, name: str, path: Path, sha256: str, limit: int, part: Path | None = None
+    ) -> None:
         """Copy a file of the source under a temporary name, verify it, and rename it."""
         mode = "wb" if part is None else "r+b"  # "wb" would give the reserved space back
         part = part or path.with_name(path.name + _PART)
-        digest = hashlib.sha256()
+        url = f"{self._source}/{name}"
         try:
-            try:
-                with open_binary(f"{self._source}/{name}") as remote, part.open(mode) as local:
-                    while block := remote.read(_BLOCK):
-                        digest.update(block)
-                        local.write(block)
-                    local.flush()
-                    os.fsync(local.fileno())
-            except Exception as error:  # storage packages raise errors of their own
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-                remedy = f"; make room, or lower {self._limit_name}, or set {self._folder_name}"
+            for _ in range(_TRIES):
+                try:
+                    found = attempt(url, lambda: self._copy(url, part, mode, limit))
+                except OSError as error:
+                    raise self._refusal(url, error) from error
+                if found == sha256:
+                    break
+            else:
+                has = f"sha256 {found[:12]}" if found else f"more than the {limit:,} bytes expected"
                 raise DatasetError(
-                    f"{self._source}/{name}: cannot be staged in {self._folder}: {reason}"
-                    f"{remedy if full else ''}"
-                ) from error
-            if digest.hexdigest() != sha256:
-                raise DatasetError(
-                    f"{self._source}/{name}: has sha256 {digest.hexdigest()[:12]}, the manifest "
-                    f"says {sha256[:12]}; copy the dataset again, or run vse-shards verify"
+                    f"{masked(url)}: has {has}, the manifest says {sha256[:12]}; copy the dataset "
+                    "again, or run vse-shards verify"
                 )
             with self._locked("room"):  # so that no process counts both names, or neither
                 part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+    def _copy(self, url: str, part: Path, mode: str, limit: int) -> str:
+        """Copy a file and return its digest, or "" where it does not end at the limit."""
+        digest, size = hashlib.sha256(), 0
+        with open_stream(url) as remote, self._writing(url, part, mode) as write:
+            while block := remote.read(_BLOCK):
+                size += len(block)
+                if size > limit:
+                    return ""
+                digest.update(block)
+                write(block)
+        return digest.hexdigest()
+
+    @contextmanager
+    def _writing(self, url: str, part: Path, mode: str) -> Iterator[Callable[[bytes], None]]:
+        """Open the local copy; what fails on this side is not tried again."""
+
+        def write(block: bytes) -> None:
+            try:
+                file.write(block)
+            except OSError as error:
+                raise self._refusal(url, error) from error
+
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(opened(part, mode))
+            except OSError as error:
+                raise self._refusal(url, error) from error
+            yield write
+            try:
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise self._refusal(url, error) from error
+
+    def _refusal(self, url: str, error: OSError) -> DatasetError:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = f"; make room, or lower {self._limit_name}, or set {self._folder_name}"
+        return DatasetError(
+            f"{masked(url)}: cannot be staged in {self._folder}: {error.strerror or error}"
+            f"{remedy if full else ''}"
+        )
 
     def _reserve(self, path: Path, size: int) -> Path:
         """Reserve room for a tar by a temporary file of its full size.
@@ -226,7 +273,7 @@ class StagingCache:
             path.unlink(missing_ok=True)
             self._remove_remains()
             tars = {tar: tar.stat() for tar in self._folder.glob("*.tar")}
-            parts = sum(max(0, _size(found)) for found in self._folder.glob(f"*.tar{_PART}"))
+            parts = sum(max(0, size_of(found)) for found in self._folder.glob(f"*.tar{_PART}"))
             room = self._limit - parts - sum(status.st_size for status in tars.values())
             for tar in sorted(tars, key=lambda tar: tars[tar].st_mtime_ns):
                 if room >= size:
@@ -240,7 +287,7 @@ class StagingCache:
                     f"or give each run its own {self._folder_name}"
                 )
             try:
-                with part.open("wb") as file:
+                with opened(part, "wb") as file:
                     file.truncate(size)
             except OSError as error:
                 raise DatasetError(f"{part}: cannot be written: {error.strerror}") from error
@@ -260,7 +307,7 @@ class StagingCache:
         with (
             contextlib.suppress(BlockingIOError, FileNotFoundError),
             self._locked(tar.name, fcntl.LOCK_NB),
-            tar.open("rb") as file,
+            opened(tar, "rb") as file,
         ):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             tar.unlink()
@@ -271,14 +318,14 @@ class StagingCache:
     @contextmanager
     def _locked(self, name: str, flag: int = 0) -> Iterator[None]:
         """Exclude every other process of the node, and thread of this process."""
-        with (self._folder / f"{name}.lock").open("wb") as file:
+        path = self._folder / f"{name}.lock"
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(opened(path, "ab"))
+            except OSError as error:
+                raise DatasetError(
+                    f"{path}: cannot be opened: {error.strerror}; remove it, or set "
+                    f"{self._folder_name}"
+                ) from error
             fcntl.flock(file, fcntl.LOCK_EX | flag)
             yield
-
-
-def _size(path: Path) -> int:
-    """Return a file's size in bytes, -1 without a file."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return -1

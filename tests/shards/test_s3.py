@@ -1,0 +1,224 @@
+"""Builds from and to a real S3, well and failing.
+
+After fsspec/s3fs#401 (``makedirs`` makes nothing), fsspec/s3fs#591 (403 for a file that is not
+there), awslabs/mountpoint-s3#1422 (503 taken for a missing file) and huggingface/datasets#7440
+(FileNotFoundError in place of a retry).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import fsspec
+import pytest
+from s3_server import FAULTS, credentials, failing_s3, new_bucket
+
+from vse_shards import remote
+from vse_shards.build import BuildOptions, build
+from vse_shards.errors import AccessError, StorageError, UserError
+from vse_shards.sources.registry import SourceRequest, open_source
+
+
+@pytest.fixture(scope="module")
+def server():
+    with failing_s3() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def bucket(server, monkeypatch, request):
+    """The URL of a new bucket, through the standard variables."""
+    for name, value in credentials(server).items():
+        monkeypatch.setenv(name, value)
+    url = new_bucket(server, f"b{abs(hash(request.node.nodeid))}")
+    yield url
+    server.heal()
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Short waits, so that what hangs or fails for ever ends soon."""
+    monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(remote, "RETRY_SECONDS", 3.0)
+    monkeypatch.setattr(remote, "DENIED_SECONDS", 0.5)
+
+
+def s3():
+    return fsspec.filesystem("s3", skip_instance_cache=True)
+
+
+def kept(url):
+    filesystem = s3()
+    return {name.rsplit("/", 1)[1]: filesystem.cat_file(name) for name in filesystem.find(url)}
+
+
+def local(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+OPTIONS = BuildOptions(shard_samples=3)
+
+
+def from_file(path, images=None):
+    return open_source("jsonl", SourceRequest(str(path), images))
+
+
+def test_a_build_to_a_new_prefix_gives_the_bytes_of_a_local_one(small_source, tmp_path, bucket):
+    source = from_file(small_source(10))
+    build(source, str(tmp_path / "out"), OPTIONS)
+    build(source, f"{bucket}/new/prefix", OPTIONS)
+
+    assert kept(f"{bucket}/new/prefix") == local(tmp_path / "out")
+
+
+def test_a_remote_source_gives_the_bytes_of_a_local_one(small_source, tmp_path, bucket):
+    path = small_source(10)
+    s3().put(str(path.parent), f"{bucket}/source", recursive=True)
+    build(from_file(path), str(tmp_path / "out"), OPTIONS)
+    build(from_file(f"{bucket}/source/captions.jsonl"), str(tmp_path / "other"), OPTIONS)
+
+    assert local(tmp_path / "other") == local(tmp_path / "out")
+
+
+def test_the_same_command_resumes_and_another_is_refused(small_source, tmp_path, bucket):
+    path = small_source(10)
+    source = from_file(path)
+    build(source, f"{bucket}/out", OPTIONS)
+    whole = kept(f"{bucket}/out")
+    for name in ("manifest.json", "train-000001.json"):
+        s3().rm_file(f"{bucket}/out/{name}")
+    s3().pipe_file(f"{bucket}/out/train-000001.tar", whole["train-000001.tar"][:1000])
+    build(source, f"{bucket}/out", OPTIONS)
+    assert kept(f"{bucket}/out") == whole
+    with pytest.raises(UserError, match="contains a dataset of another build"):
+        build(source, f"{bucket}/out", BuildOptions(shard_samples=4))
+    assert kept(f"{bucket}/out") == whole
+
+
+@pytest.mark.parametrize("fault", ["403", "503"])
+def test_a_storage_that_fails_after_some_images_seals_nothing(
+    fault, small_source, tmp_path, bucket, server, hasty
+):
+    """Twenty of a hundred images were sealed, with exit code 0."""
+    path = small_source(10)
+    s3().put(str(path.parent), f"{bucket}/source", recursive=True)
+    build(from_file(path), str(tmp_path / "out"), OPTIONS)
+    source = from_file(f"{bucket}/source/captions.jsonl")
+    server.fail(fault, part="0007.jpg")
+    with pytest.raises(StorageError) as refused:
+        build(source, str(tmp_path / "other"), OPTIONS)
+
+    assert "0007.jpg" in str(refused.value)
+    assert refused.value.exit_code == (2 if fault == "403" else 75)
+    assert "the same command again" in str(refused.value)
+    assert not (tmp_path / "other/manifest.json").exists()
+    server.heal()
+    build(source, str(tmp_path / "other"), OPTIONS)
+    assert local(tmp_path / "other") == local(tmp_path / "out")
+
+
+def test_a_dataset_that_may_not_be_read_is_not_overwritten(small_source, bucket, server, hasty):
+    path = small_source(4)
+    build(from_file(path), f"{bucket}/out", OPTIONS)
+    whole = kept(f"{bucket}/out")
+    server.fail("403", part="/manifest.json")
+    with pytest.raises(AccessError, match="the storage fails"):
+        build(from_file(path), f"{bucket}/out", BuildOptions(shard_samples=2))
+    server.heal()
+    assert kept(f"{bucket}/out") == whole
+
+
+def test_two_seconds_of_503_are_waited_out(small_source, tmp_path, bucket, server, capsys):
+    path = small_source(10)
+    build(from_file(path), str(tmp_path / "out"), OPTIONS)
+    server.fail("503", seconds=2.0)
+    build(from_file(path), f"{bucket}/out", OPTIONS)
+
+    assert kept(f"{bucket}/out") == local(tmp_path / "out")
+
+
+def test_a_hang_is_said_after_the_silence(bucket, server, hasty, monkeypatch, capsys):
+    monkeypatch.setattr(remote, "QUIET_SECONDS", 0.4)
+    s3().pipe_file(f"{bucket}/rows.jsonl", b"")
+    server.fail("hang", part="rows.jsonl")
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=r"tried for 3 s; this may pass"):
+        from_file(f"{bucket}/rows.jsonl")
+
+    assert time.monotonic() - start < 8
+    assert "trying again for up to" in capsys.readouterr().err
+
+
+def _said(run, out):
+    """The message of a build, "" if it succeeds."""
+    try:
+        run(out)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _check_each_request(faults, step, small_source, tmp_path, bucket, server):
+    """Fail one request of a build, every ``step``-th in turn; the same command then goes on."""
+    path = small_source(4)
+    s3().put(str(path.parent), f"{bucket}/source", recursive=True)
+    build(from_file(path), str(tmp_path / "out"), OPTIONS)
+    want = local(tmp_path / "out")
+
+    def run(out):
+        # The rows are local: nothing tells that other rows are not those that were written.
+        build(from_file(path, f"{bucket}/source/images"), out, OPTIONS)
+
+    before = len(server.log)
+    run(f"{bucket}/first")
+    requests = len(server.log) - before
+    assert requests > 30
+    for start, fault in enumerate(faults):
+        for number in range(start % step, requests, step):
+            server.fail_once(fault, number)
+            out = f"{bucket}/{fault}-{number}"
+            said = _said(run, out)
+            assert "\n" not in said
+            server.heal()
+            if said:
+                run(out)
+            found = kept(out)
+            if fault == "404":  # a file that is said not to be there is not removed
+                found.pop(".build.json", None)
+            assert found == want, (fault, number)
+
+
+@pytest.mark.slow
+def test_each_request_of_a_build_may_fail(small_source, tmp_path, bucket, server, hasty):
+    _check_each_request(FAULTS, 15, small_source, tmp_path, bucket, server)
+
+
+def test_some_requests_of_a_build_may_fail(small_source, tmp_path, bucket, server, hasty):
+    _check_each_request(("404", "wrong"), 20, small_source, tmp_path, bucket, server)
+
+
+@pytest.mark.slow
+def test_the_command_says_by_its_exit_code_that_it_may_pass(small_source, tmp_path, bucket, server):
+    path = small_source(4)
+    code = (
+        "from vse_shards import remote; remote.RETRY_SECONDS = 2.0\n"
+        "from vse_shards.cli import main; main()"
+    )
+    arguments = ["build", "--source", "jsonl", "--input", str(path), "--out", f"{bucket}/out"]
+    server.fail("503")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--workers", "2"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1].startswith("vse-shards: error: s3://")
+    server.heal()
+    again = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--workers", "2", "--json"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["images"] == 4
