@@ -194,7 +194,7 @@ def test_the_list_of_allowed_classes_is_left_as_it_was(grid, tmp_path):
         ({"model": 3}, "no pair of state dicts"),
         ({"state_dict": {}}, "no pair of state dicts"),
         ([1, 2], "no pair of state dicts"),
-        ({"model": [{"a": 1}, {}]}, "something other than tensors"),
+        ({"model": [{"a": 1}, {}]}, "its image part: holds dict, not tensors by name"),
         ({"model": [{}, {}]}, "image.*|backbone"),
     ],
 )

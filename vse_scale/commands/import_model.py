@@ -28,7 +28,7 @@ def import_model(
     """Convert a published checkpoint to a model folder; every tensor is used or listed."""
     log.info("importing %s", checkpoint)
     from vse_scale.inputs.tokens import CaptionTokenizer
-    from vse_scale.interchange.card import FILE, Origin, model_card
+    from vse_scale.interchange.card import FILE, Origin, model_card, text
     from vse_scale.interchange.published import import_published
 
     words = CaptionTokenizer.load(tokenizer) if tokenizer is not None else None
@@ -41,7 +41,7 @@ def import_model(
         )
     with new_folder(out) as folder:
         imported.model.save_pretrained(folder, tokenizer=words)
-        notes = "; ".join(f"{key} {value}" for key, value in imported.notes.items())
+        notes = "; ".join(f"{key} {text(value)}" for key, value in imported.notes.items())
         origin = Origin(
             f"Imported from a checkpoint of the published VSE-infinity code ({notes}).",
             imported.recipe,

@@ -167,7 +167,9 @@ class CaptionTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            opened: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            opened: Any = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             backend = opened.backend_tokenizer
         except Exception as error:  # whatever the kind of tokenizer makes of its files
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -19,6 +21,7 @@ from vse_scale.run.records import EvaluationRecord
 
 FILE = "README.md"
 
+_LONGEST = 80  # characters of a name or value that is not ours
 _NOT_RECORDED = "Not recorded."
 _UNKNOWN = "not recorded: state it before you pass the model on"
 _RECIPE = (
@@ -49,9 +52,9 @@ def origin_of_run(config: Mapping[str, Any]) -> Origin:
     data = ""
     if path is not None:
         folders = [path] if isinstance(path, str) else path
-        named = " and ".join(f"`{PurePath(folder).name}`" for folder in folders)
+        named = " and ".join(_code(PurePath(folder).name) for folder in folders)
         kind = "dataset" if len(folders) == 1 else "datasets"
-        data = f"Split `{_value(config, 'data.split')}` of the {kind} {named}."
+        data = f"Split {_code(_value(config, 'data.split'))} of the {kind} {named}."
     objective = recorded_objective(config.get("objective"))
     keys = [f"objective.{key}" for key in (objective.recipe_keys if objective else ())]
     keys += _RECIPE
@@ -99,7 +102,7 @@ def model_card(
     opened = f"from vse_scale import VSEModel\n\nmodel = VSEModel.from_pretrained({name!r})"
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {name}",
+        f"# {text(name)}",
         "Embeds images and captions in one space, where their inner product says how well they "
         "match. The method is VSE-infinity (Chen et al., CVPR 2021, "
         "https://arxiv.org/abs/2011.04305).",
@@ -109,7 +112,7 @@ def model_card(
         "## Training data",
         origin.data or _NOT_RECORDED,
         "## Recipe",
-        _table([(f"`{key}`", json.dumps(value)) for key, value in origin.recipe.items()])
+        _table([(_code(key), text(json.dumps(value))) for key, value in origin.recipe.items()])
         if origin.recipe
         else _NOT_RECORDED,
         "## Results",
@@ -127,12 +130,16 @@ def _model_rows(model: VSEModel) -> list[tuple[str, str]]:
         images += f", {spec.pixels.channel_order}"
     if spec.regions is not None:
         images += f" of {spec.regions.channels} channels, at most {spec.regions.most}"
+    tokens = f"{model.vocab_size:,} token ids, at most {spec.max_tokens} each"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return [
         ("parameters", f"{parameters:,}"),
         ("embedding", f"{config.embed_dim} channels, unit length"),
-        ("images", images),
-        ("captions", f"{captions}, {model.vocab_size:,} token ids, at most {spec.max_tokens} each"),
+        ("images", text(images)),
+        (
+            "captions",
+            f"{text(captions)}, {model.vocab_size:,} token ids, at most {spec.max_tokens} each",
+        ),
     ]
 
 
@@ -141,7 +148,7 @@ def _results(results: EvaluationRecord | None) -> str:
         return "Not evaluated."
     metrics = percentages()
     lines = [
-        f"On split `{results.split or 'unknown'}`, recalls in percent:",
+        f"On split {_code(results.split or 'unknown')}, recalls in percent:",
         "",
         f"| | {' | '.join(metric.label for metric in metrics)} |",
         f"|---|{'---:|' * len(metrics)}",
@@ -161,11 +168,11 @@ def _weights(model: VSEModel, sources: Mapping[str, str], license: str | None) -
     for side, source in sources.items():
         origin = "trained from scratch"
         if source:
-            origin = f"started from `{PurePath(source).name}`: "
+            origin = f"started from {_code(PurePath(source).name)}: "
             origin += _license_of(source, towers[side].licenses)
         rows.append((side, origin))
     if license:
-        rows.append(("this model", license))
+        rows.append(("this model", text(license)))
     return _table(rows)
 
 
@@ -173,6 +180,26 @@ def _license_of(source: str, known: Mapping[str, str]) -> str:
     """Return the license of weights; of others the card asks, since a guess could be wrong."""
     lowered = source.lower()
     return next((text for part, text in known.items() if part in lowered), _UNKNOWN)
+
+
+def text(value: Any) -> str:
+    """Return ``value`` as one line of Markdown that shows it and does nothing else, shortened.
+
+    Names and options come out of files that others wrote: no tag, link, heading or table of theirs
+    may become one of the card's.
+    """
+    return html.escape(re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", _plain(value)), quote=False)
+
+
+def _code(value: Any) -> str:
+    """Return ``value`` as a span of code, which has no escapes of its own."""
+    return f"`{_plain(value).translate(str.maketrans('`|', '  '))}`"
+
+
+def _plain(value: Any) -> str:
+    """Return ``value`` on one line, of printable characters, shortened."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

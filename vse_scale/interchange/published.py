@@ -17,13 +17,12 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from vse_scale.config import ModelConfig
 from vse_scale.errors import ModelError
 from vse_scale.interchange.published_encoders import Tensors, image_encoder, text_encoder
 from vse_scale.model.vse import VSEModel
-from vse_scale.model.weights import load_exactly
+from vse_scale.model.weights import check_packing, check_tensors, load_exactly
 
 _WIDTH = "image.projection.bias"  # of all models; its length is that of an embedding
 _NOTES = ("data_name", "epoch", "best_rsum")
@@ -123,6 +122,7 @@ def _load(path: Path) -> Any:
     """Return the content of a file."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give a published model_best.pth")
+    check_packing(path)
     try:
         # Allowed by name, and nothing more: unpickling any other class could run anything.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -134,8 +134,8 @@ def _load(path: Path) -> Any:
             f"{path}: {content}, and only tensors, plain values and argparse.Namespace are read; "
             "give a file that the published code saved"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # a damaged file fails in any part of the reader
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise ModelError(f"{path}: cannot be read as a checkpoint ({reason})") from error
 
 
@@ -150,9 +150,8 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
         )
     tensors: Tensors = {}
     for side, part in zip(("image", "text"), parts, strict=True):
-        if not isinstance(part, Mapping) or not all(isinstance(v, Tensor) for v in part.values()):
-            raise ModelError(f"{path}: its {side} part holds something other than tensors by name")
-        tensors |= {f"{side}.{str(k).removeprefix('module.')}": v for k, v in part.items()}
+        part = check_tensors(part, f"{path}: its {side} part")
+        tensors |= {f"{side}.{k.removeprefix('module.')}": v for k, v in part.items()}
     options = dict(vars(loaded["opt"])) if isinstance(loaded.get("opt"), argparse.Namespace) else {}
     options |= {key: loaded[key] for key in ("epoch", "best_rsum") if key in loaded}
     return tensors, options

@@ -15,6 +15,7 @@ from vse_scale.console import log
 from vse_scale.errors import ModelError, UserError
 from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.inputs.spec import MAX_TOKENS, InputSpec
+from vse_scale.model.limits import MOST_PIXELS, MOST_TOKENS, MOST_WIDTH, check_most
 from vse_scale.model.weights import load_exactly, read_state_dict
 from vse_scale.run.folder import run_folder
 
@@ -68,6 +69,12 @@ def load(kind: type[VSEModel], folder: Path) -> VSEModel:
     try:
         config = ModelConfig.read(described["model"])
         vocab_size, pad_id = int(described["vocab_size"]), int(described["pad_id"])
+        check_most(
+            "",
+            vocab_size=(vocab_size, MOST_TOKENS),
+            embed_dim=(config.embed_dim, MOST_WIDTH),
+            size=(getattr(config.image, "size", 0), MOST_PIXELS),
+        )
         stored = InputSpec.from_dict(described["input_spec"]) if "input_spec" in described else None
         limit = stored.max_tokens if stored else _trained_limit(folder)
         model = kind(config, vocab_size, pad_id, limit)
@@ -75,7 +82,7 @@ def load(kind: type[VSEModel], folder: Path) -> VSEModel:
         _take_inputs(model, folder, pixels, stored)
     except UserError as error:
         raise ModelError(f"{path}: {error}") from error
-    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # values that nobody checked fail anywhere
         reason = " ".join(str(error).split())
         raise ModelError(f"{path}: does not describe a model ({reason})") from error
     load_weights(model, folder)
@@ -144,7 +151,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder}: is no model folder, {_CONFIG} is missing")
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"{path}: is not JSON ({error})") from error
     if not isinstance(described, dict) or described.get("format") != _FORMAT:
         raise ModelError(f"{path}: describes no model of this kind; give a folder made by export")

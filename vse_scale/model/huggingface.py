@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 
 from vse_scale.errors import ModelError
+from vse_scale.model.limits import check_architecture
 from vse_scale.model.weights import complain
 
 Prepare = Callable[[Any], Any]
 """Takes a transformers configuration and returns the one to build from."""
+
+# Joint models (CLIP, SigLIP, BLIP, ALIGN, FLAVA) keep a configuration for each of their towers.
+_TOWERS = {"image": ("vision_config", "image_config"), "text": ("text_config",)}
+
+
+def tower_config(config: Any, side: Literal["image", "text"]) -> Any:
+    """Return the configuration of a joint model's image or text tower, or else ``config``."""
+    found = (getattr(config, name, None) for name in _TOWERS[side])
+    return next((part for part in found if isinstance(part, PreTrainedConfig)), config)
 
 
 def new_model(architecture: dict[str, Any], kind: str, key: str, prepare: Prepare) -> Any:
@@ -35,19 +47,56 @@ def new_model(architecture: dict[str, Any], kind: str, key: str, prepare: Prepar
         known = AutoConfig.for_model(kind).to_dict()
     except ValueError as error:
         raise ModelError(f"{key}.model_type is {kind!r}, which is unknown") from error
+    except Exception as error:  # a kind that needs a package, or that has no defaults
+        raise ModelError(f"{key}.model_type is {kind!r}: {first_line(error)}") from error
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise ModelError(f"unknown key {key}.{name}; did you mean {near[0]}?")
-    config = prepare(AutoConfig.for_model(kind, **given))
     try:
-        return AutoModel.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, RuntimeError) as error:
+        config = prepare(AutoConfig.for_model(kind, **given))
+        check_architecture(config, key, build)
+        return build(config)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a kind of model makes of its settings
         raise ModelError(f"{key}: {first_line(error)}") from error
+
+
+def build(config: Any) -> Any:
+    """Build the encoder of ``config`` with random float32 weights.
+
+    Raises:
+        ModelError: transformers has no encoder of that kind.
+    """
+    if type(config) in MODEL_MAPPING:
+        return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return _class_of(config)._from_config(config, dtype=torch.float32)
+
+
+def _class_of(config: Any) -> Any:
+    """Return the model class of a joint model's tower, which ``AutoModel`` may not know.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if type(config) in MODEL_MAPPING:
+        listed = MODEL_MAPPING[type(config)]
+        return listed[0] if isinstance(listed, tuple) else listed
+    package = import_module(type(config).__module__.rpartition(".")[0])
+    # transformers names them alike: BlipTextConfig, BlipTextModel.
+    name = f"{type(config).__name__.removesuffix('Config')}Model"
+    for file in sorted(Path(package.__path__[0]).glob("modeling_*.py")):
+        found = getattr(import_module(f"{package.__name__}.{file.stem}"), name, None)
+        if found is not None:
+            return found
+    raise ModelError(f"{config.model_type}: transformers has no encoder of this kind alone")
 
 
 def open_model(folder: Path, key: str, prepare: Prepare, *, unused: Iterable[str] = ()) -> Any:
     """Open the encoder in ``folder``, its weights complete; heads beside it are left out.
+
+    Code in the folder is never run.
 
     Args:
         folder: with ``config.json`` and the weights.
@@ -56,30 +105,30 @@ def open_model(folder: Path, key: str, prepare: Prepare, *, unused: Iterable[str
         unused: submodules that may be missing, since the caller leaves them out.
 
     Raises:
-        ModelError: there is no such folder, it holds no encoder, or weights are missing, surplus
-            or of another shape; the message lists them.
+        ModelError: there is no such folder, it holds no encoder or one that needs code of its own,
+            or weights are missing, surplus or of another shape; the message lists them.
     """
     if not folder.is_dir():
         raise ModelError(f"{key} is {folder}: no such folder; it is never downloaded")
+    whole = read_config(folder)
     try:
-        config = prepare(AutoConfig.from_pretrained(folder, local_files_only=True))
-        model, found = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # to list them below
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        config = prepare(whole)
+        check_architecture(config, str(folder), build)
+        model, found = _read(folder, config)
+        at = f"{model.base_model_prefix}."
+        if config is not whole and set(model.state_dict()) <= set(found["missing_keys"]):
+            # The names in a joint model's file lead through the joint model.
+            at, model, found = _read_tower(folder, whole, _class_of(config))
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a kind of model makes of its files
         reason = first_line(error)
         raise ModelError(f"{folder}: cannot be opened as an encoder ({reason})") from error
     own = {name for name, _ in model.named_children()} - set(unused)
-    prefix = f"{model.base_model_prefix}."
 
     def counts(name: str) -> bool:
         """Whether a key is the encoder's own rather than a head's, or a table of positions."""
-        part = name.removeprefix(prefix).split(".")[0]
+        part = name.removeprefix(at).split(".")[0]
         return part in own and not name.endswith("position_ids")
 
     complain(
@@ -95,12 +144,85 @@ def open_model(folder: Path, key: str, prepare: Prepare, *, unused: Iterable[str
     return model
 
 
+def _read(folder: Path, config: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the model of ``config`` with the weights in ``folder``, and which did not fit."""
+    kind = AutoModel if type(config) in MODEL_MAPPING else _class_of(config)
+    opened: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+        folder,
+        config=config,
+        local_files_only=True,
+        trust_remote_code=False,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # the caller lists them
+        output_loading_info=True,
+    )
+    return opened
+
+
+def _read_tower(folder: Path, whole: Any, kind: Any) -> tuple[str, Any, dict[str, Any]]:
+    """Return the prefix of a joint model's tower, the tower, and which weights did not fit.
+
+    Raises:
+        ModelError: the joint model has no such tower.
+    """
+    joint, found = _read(folder, whole)
+    towers = ((name, part) for name, part in joint.named_modules() if type(part) is kind)
+    name, tower = next(towers, ("", None))
+    if tower is None:
+        raise ModelError(f"{folder}: {type(joint).__name__} has no {kind.__name__} in it")
+    at = f"{name}."
+    ours = {
+        key: [entry for entry in entries if _name(entry).startswith(at)]
+        for key, entries in found.items()
+        if key != "error_msgs"
+    }
+    return at, tower, ours
+
+
+def _name(entry: str | tuple[str, Any, Any]) -> str:
+    return entry if isinstance(entry, str) else entry[0]
+
+
+def read_config(folder: Path) -> Any:
+    """Read the transformers configuration in ``folder``; code beside it is never run.
+
+    Raises:
+        ModelError: it is missing or damaged, or describes a model that transformers does not have.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a kind of model makes of its settings
+        if asked := _own_code(folder):
+            raise ModelError(
+                f"{folder}: config.json asks for code of its own (auto_map: {asked}), which is "
+                "never run; give an encoder of a kind that transformers has"
+            ) from error
+        reason = first_line(error)
+        raise ModelError(f"{folder}: cannot be opened as an encoder ({reason})") from error
+
+
+def _own_code(folder: Path) -> str | None:
+    """Return the class in Python code that ``config.json`` asks for, shortened; None: no such."""
+    try:
+        asked = json.loads((folder / "config.json").read_text(encoding="utf-8"))["auto_map"]
+        return str(next(iter(asked.values())))[:60]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return None
+
+
 def describe(model: Any) -> dict[str, Any]:
     """Return what builds ``model`` again, without weights: the ``architecture`` of `new_model`."""
-    known = AutoConfig.for_model(model.config.model_type).to_dict()
+    return _known_settings(model.config)
+
+
+def _known_settings(config: Any) -> dict[str, Any]:
+    known = AutoConfig.for_model(config.model_type).to_dict()
     # A configuration keeps what it does not know; and where it came from means nothing elsewhere.
-    left_out = {"_name_or_path", *(model.config.to_dict().keys() - known.keys())}
-    return {k: v for k, v in model.config.to_dict().items() if k not in left_out}
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if key in known and key != "_name_or_path"
+    }
 
 
 def architecture_of(folder: Path, usual: str, prepare: Prepare) -> tuple[dict[str, Any], list[str]]:
@@ -113,17 +235,22 @@ def architecture_of(folder: Path, usual: str, prepare: Prepare) -> tuple[dict[st
 
     Returns:
         The keys of `new_model`, and what was assumed, one line each.
+
+    Raises:
+        ModelError: the folder is damaged.
     """
-    assumed = []
     if folder.is_dir():
-        found = prepare(AutoConfig.from_pretrained(folder, local_files_only=True))
-    else:
-        found = AutoConfig.for_model(usual)
-        assumed.append(f"{folder} is not there: counted as transformers' default {usual}")
-    known = AutoConfig.for_model(found.model_type).to_dict()
-    return {key: value for key, value in found.to_dict().items() if key in known}, assumed
+        return _known_settings(prepare(read_config(folder))), []
+    assumed = f"{folder} is not there: counted as transformers' default {usual}"
+    return _known_settings(AutoConfig.for_model(usual)), [assumed]
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its kind where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return the first line of an error's text, or its kind where it has none.
+
+    A line that ends in a colon is followed by the next one.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
+    return lines[0] if lines else type(error).__name__

@@ -68,6 +68,8 @@ class VSEModel(nn.Module):
         pixels = config.image.image_spec() if regions is None else None
         limit = min(max_tokens, self.text.positions or max_tokens)
         self.input_spec = InputSpec(pixels, regions, limit)
+        if hasattr(self.text, "check_length"):  # a tower over somebody else's encoder
+            self.text.check_length(limit)
         self.trained_stages: int | None = None
         self._folder: Path | None = None
         if config.init_from is not None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -35,17 +34,63 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such file of weights")
+    check_packing(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0]
+        if isinstance(loaded, Mapping) and loaded.keys() == _DETECTOR_LAYERS.keys():
+            loaded = _torchvision_names(loaded)
+    except Exception as error:  # a damaged file fails in any part of the readers
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise ModelError(f"{path}: cannot be read as weights ({reason})") from error
-    if isinstance(loaded, Mapping) and loaded.keys() == _DETECTOR_LAYERS.keys():
-        loaded = _torchvision_names(loaded)
-    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise ModelError(f"{path}: holds {type(loaded).__name__}, not tensors by name")
+    return check_tensors(loaded, str(path))
+
+
+def check_packing(path: Path) -> None:
+    """Refuse a file of ``torch.save`` that takes more memory than it has bytes.
+
+    ``torch.save`` stores tensors as they are; a compressed archive may hold a thousand times its
+    size.
+
+    Raises:
+        ModelError: it is such a file.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [one for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ModelError(f"{path}: cannot be read as weights ({error})") from error
+    if packed:
+        size = sum(one.file_size for one in packed)
+        raise ModelError(
+            f"{path}: is a compressed archive of {size:,} bytes, and weights are stored as they "
+            "are; save it again with torch.save"
+        )
+
+
+def check_tensors(loaded: Any, origin: str) -> dict[str, Tensor]:
+    """Return ``loaded``, a mapping of plain tensors by name.
+
+    Raises:
+        ModelError: it is no such mapping, or a tensor is sparse, quantized, complex or without
+            values.
+    """
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
+    ):
+        raise ModelError(f"{origin}: holds {type(loaded).__name__}, not tensors by name")
+    for name, value in loaded.items():
+        odd = (
+            (value.layout is not torch.strided or value.is_nested, "is not dense"),
+            (value.is_quantized, "is quantized"),
+            (value.is_complex(), "is complex"),
+            (value.is_meta, "has no values"),
+        )
+        if fault := next((what for holds, what in odd if holds), None):
+            raise ModelError(f"{origin}: {name[:80]} {fault}; give plain tensors")
     return dict(loaded)
 
 
@@ -77,7 +122,8 @@ def load_exactly(
         optional: patterns of names that may be in ``module`` alone; these keep their values.
 
     Raises:
-        ModelError: keys are missing or surplus, or shapes differ; ``module`` is left as it was.
+        ModelError: keys are missing or surplus, shapes differ, or values are not finite; ``module``
+            is left as it was.
     """
     own = module.state_dict()
     missing = [k for k in own if k not in tensors and not _matches(k, optional)]
@@ -88,6 +134,9 @@ def load_exactly(
         if k in tensors and tensors[k].shape != own[k].shape
     ]
     complain(origin, missing=missing, surplus=unknown, differing=differing)
+    for name in own.keys() & tensors.keys():
+        if not tensors[name].isfinite().all():
+            raise ModelError(f"{origin}: {name} holds values that are not finite; it is damaged")
     with torch.no_grad():
         for name, value in own.items():
             if name in tensors:

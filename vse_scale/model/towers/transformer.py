@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from vse_scale.bounds import Ge
 from vse_scale.errors import ModelError
 from vse_scale.inputs.tokens import CaptionTokenizer
-from vse_scale.model.huggingface import architecture_of, describe, new_model, open_model
+from vse_scale.model.huggingface import (
+    architecture_of,
+    describe,
+    first_line,
+    new_model,
+    open_model,
+    tower_config,
+)
 from vse_scale.model.pooling import make_pool
 from vse_scale.model.towers.base import TextSettings
 
@@ -22,18 +29,8 @@ from vse_scale.model.towers.base import TextSettings
 _TAKE_FULL_MASK = frozenset(
     {"bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "albert"}
 )
-# Positions are counted from the padding's id on, so that the first ones of the table are lost.
-_NUMBERED_FROM_PADDING = frozenset(
-    {
-        "roberta",
-        "xlm-roberta",
-        "camembert",
-        "mpnet",
-        "longformer",
-        "xlm-roberta-xl",
-        "data2vec-text",
-    }
-)
+
+_SAME = 0.01  # of the largest value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +81,7 @@ class TransformerSettings(TextSettings):
         """Return settings without files of weights, and assumptions made, one line each."""
         if self.path is None:
             return self, []
-        architecture, assumed = architecture_of(Path(self.path), "bert", lambda config: config)
+        architecture, assumed = architecture_of(Path(self.path), "bert", _text_side)
         return replace(self, path=None, architecture=architecture), assumed
 
 
@@ -128,27 +125,69 @@ class TransformerTower(nn.Module):
             model = new_model(given, "bert", "model.text.architecture", prepare)
         self._described = describe(model)
         self.encoder = model.get_encoder() if model.config.is_encoder_decoder else model
+        self._origin = settings.path or "model.text.architecture"
         # Its output is not used: left in, it would be weights that never get a gradient.
         self.encoder.pooler = None
         self._full_mask = model.config.model_type in _TAKE_FULL_MASK
-        known = int(self.encoder.config.vocab_size)
+        known, width = (_size(self.encoder, key) for key in ("vocab_size", "hidden_size"))
+        if known is None or width is None:
+            raise ModelError(f"{self._origin}: {model.config.model_type} is no encoder of texts")
         if vocab_size > known:
             raise ModelError(
-                f"{settings.path or 'model.text.architecture'}: knows {known} tokens, the "
-                f"tokenizer {vocab_size}; give the encoder its own tokenizer, or a larger "
-                "vocab_size"
+                f"{self._origin}: knows {known} tokens, the tokenizer {vocab_size}; give the "
+                "encoder its own tokenizer, or a larger vocab_size"
             )
-        self.projection = nn.Linear(self.encoder.config.hidden_size, embed_dim)
+        self.projection = nn.Linear(width, embed_dim)
         self.pool = make_pool(pool)
 
     @property
     def positions(self) -> int | None:
         """Most tokens of a caption, special ones included; None: no limit."""
-        config = self.encoder.config
-        limit = getattr(config, "max_position_embeddings", None)
-        if limit and config.model_type in _NUMBERED_FROM_PADDING:
-            limit -= config.pad_token_id + 1
-        return limit or None
+        limit: int | None = getattr(self.encoder.config, "max_position_embeddings", None)
+        for name, module in self.encoder.named_modules():
+            # RoBERTa and its kin count from the padding's id on: the rows up to it are lost.
+            padding = getattr(module, "padding_idx", None)
+            if "position" in name and padding is not None and hasattr(module, "num_embeddings"):
+                limit = module.num_embeddings - padding - 1
+        return limit if limit and limit > 0 else None
+
+    @torch.no_grad()
+    def check_length(self, tokens: int) -> None:
+        """Encode a caption of ``tokens``, and one of half as many with and without padding.
+
+        Raises:
+            ModelError: the encoder takes no caption of that length, or its embedding is not
+                finite, depends on the padding, or is another one each time.
+        """
+        device = self.projection.weight.device
+        if device.type == "meta":
+            return
+        half = max(1, tokens // 2)
+        # As far from special tokens as may be.
+        ids = torch.full((1, tokens), max(0, _size(self.encoder, "vocab_size") or 0) // 2)
+        ids, training = ids.to(device), self.training
+        self.eval()
+        try:
+            whole = [self(ids, torch.tensor([tokens], device=device)) for _ in range(2)]
+            length = torch.tensor([half], device=device)
+            alone, padded = self(ids[:, :half], length), self(ids, length)
+        except ModelError:
+            raise
+        except Exception as error:  # whatever a kind of model makes of it
+            raise ModelError(
+                f"{self._origin}: takes no captions of {tokens} tokens ({first_line(error)})"
+            ) from error
+        finally:
+            self.train(training)
+        if not torch.stack([*whole, alone]).isfinite().all():
+            raise ModelError(f"{self._origin}: gives values that are not finite")
+        for these, those, why in (
+            (*whole, "encodes one caption to other values each time"),
+            (alone, padded, "gives a caption other values beside longer ones"),
+        ):
+            # Of one caption in two shapes of batch, sums differ in their last bits.
+            if (these - those).abs().max() > _SAME * these.abs().max():
+                raise ModelError(f"{self._origin}: {why}; give another encoder")
 
     def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Pool ``token_ids`` (P, L), of which ``lengths`` (P,) are no padding, into (P, D).
@@ -181,8 +220,18 @@ class TransformerTower(nn.Module):
         self.encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
 
+def _text_side(config: Any) -> Any:
+    return tower_config(config, "text")
+
+
+def _size(encoder: Any, key: str) -> int | None:
+    found = getattr(encoder.config, key, None)
+    return found if isinstance(found, int) else None
+
+
 def _set_dropout(config: Any, dropout: float | None) -> Any:
-    """Set every dropout probability of a transformers configuration, whatever their names."""
+    """Take the text side of a transformers configuration; set its dropout, however it is named."""
+    config = _text_side(config)
     if dropout is not None:
         for key, value in config.to_dict().items():
             # t5 says dropout_rate, gpt2 resid_pdrop.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,12 +20,12 @@ from vse_scale.model.huggingface import (
     first_line,
     new_model,
     open_model,
+    tower_config,
 )
+from vse_scale.model.processor import read_pixels
 from vse_scale.model.towers.base import PixelSettings
 from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
 from vse_scale.model.towers.grid import GridTower
-
-_PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,26 +66,17 @@ class VisionSettings(PixelSettings):
     def image_spec(self) -> ImageSpec:
         """Return the pixels that the model expects.
 
-        Its folder's ``preprocessor_config.json`` tells them, where there is one; ``pixels`` any
-        other's.
+        Its folder's ``preprocessor_config.json`` or ``processor_config.json`` tells them; where
+        there is neither, ``pixels`` does, and a line says so once.
 
         Raises:
             ModelError: that file is damaged.
         """
         spec = super().image_spec()
-        if self.path is None or not (file := Path(self.path) / _PREPROCESSOR).is_file():
+        if self.path is None:
             return spec
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-            found = {
-                "channel_order": "RGB",
-                "scale": raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1.0,
-                "mean": raw["image_mean"],
-                "std": raw["image_std"],
-            }
-        except (ValueError, OSError, KeyError, AttributeError) as error:
-            raise ModelError(f"{file}: does not say image_mean and image_std ({error})") from error
-        return ImageSpec.from_dict({**spec.to_dict(), **found})
+        found = read_pixels(Path(self.path), assumed=self.pixels)
+        return spec if found is None else ImageSpec.from_dict({**spec.to_dict(), **found})
 
     def weightless(self) -> tuple[Self, list[str]]:
         """Return settings without files of weights, and assumptions made, one line each."""
@@ -121,16 +111,17 @@ class HuggingFaceBackbone(nn.Module):
             self.model = new_model(settings.architecture, "resnet", key, _image_side)
         pooler = getattr(self.model, "pooler", None)
         if isinstance(pooler, nn.Module) and list(pooler.parameters()):
-            # Its output is not used: left in, it would be weights that never get a gradient.
-            self.model.pooler = None
+            # Its output is not used: left in, it would be weights that never get a gradient. Some
+            # models call it without looking whether it is there.
+            self.model.pooler = nn.Identity()
         _freeze_statistics(self.model)
         accepted = inspect.signature(self.model.forward).parameters
         name = "interpolate_pos_encoding"
         self._options = {name: True} if name in accepted else {}
+        self._orders_patches = "noise" in accepted
         self._before = 0
-        self.channels, vectors = self._try(settings.size, f"{key}: ")
-        # The probe was square, and so is what it became.
-        self._before = vectors - math.isqrt(vectors) ** 2
+        self._channels_last = False
+        self._probe(settings.size, settings.path or key)
 
     def forward(self, pixels: Tensor, trained_stages: int | None = None) -> Tensor:
         """Map normalised pixels (N, 3, H, W) to a vector per cell (N, K, C).
@@ -140,10 +131,21 @@ class HuggingFaceBackbone(nn.Module):
             trained_stages: 0 computes no gradients. The model counts as one stage.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained_stages != 0):
-            out: Tensor = self.model(pixel_values=pixels, **self._options).last_hidden_state
+            out = self._encode(pixels)
         if out.dim() == 4:
-            return out.flatten(2).mT
+            return out.flatten(1, 2) if self._channels_last else out.flatten(2).mT
         return out[:, self._before :]
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        options: dict[str, Any] = dict(self._options)
+        if self._orders_patches:
+            # A masked autoencoder sorts its patches by this noise; rising, it leaves their order.
+            side = self.model.config.patch_size
+            patches = (pixels.shape[2] // side) * (pixels.shape[3] // side)
+            rising = torch.arange(patches, device=pixels.device, dtype=torch.float32)
+            options["noise"] = rising.expand(len(pixels), -1)
+        encoded: Tensor = self.model(pixel_values=pixels, **options).last_hidden_state
+        return encoded
 
     def parameter_stages(self) -> list[list[Parameter]]:
         """Return all parameters, as one stage."""
@@ -165,27 +167,63 @@ class HuggingFaceBackbone(nn.Module):
 
     def cells(self, size: int) -> int:
         """Return K for an image of ``size`` pixels, both sides."""
-        return self._try(size, "")[1]
+        out = self._try(size, "")
+        return (
+            out.shape[1] - self._before
+            if out.dim() == 3
+            else math.prod(out.shape[1:]) // self.channels
+        )
 
     def architecture(self) -> dict[str, Any]:
         """Return what builds this model again, without weights."""
         return describe(self.model)
 
     @torch.no_grad()
-    def _try(self, size: int, key: str) -> tuple[int, int]:
-        """Return channels and vectors of one image of ``size``."""
+    def _probe(self, size: int, origin: str) -> None:
+        """Encode an image twice, and learn from it how the model lays its output out.
+
+        Raises:
+            ModelError: the model takes no such image, gives no vector per cell, or gives values
+                that are not finite or another time others.
+        """
+        first, again = (self._try(size, f"{origin}: ") for _ in range(2))
+        if first.dim() not in (3, 4) or first.shape[0] != 1 or 0 in first.shape:
+            raise ModelError(
+                f"{origin}: gives {tuple(first.shape)} for an image, not a vector per cell; give "
+                "another encoder"
+            )
+        if first.dim() == 3:
+            # The image is square, and so are its cells; class tokens stand before them.
+            self._before = first.shape[1] - math.isqrt(first.shape[1]) ** 2
+            self.channels = first.shape[2]
+        else:
+            self._channels_last = first.shape[1] == first.shape[2] != first.shape[3]
+            self.channels = first.shape[3 if self._channels_last else 1]
+        if first.is_meta:
+            return
+        if not first.isfinite().all():
+            raise ModelError(f"{origin}: gives values that are not finite; its weights are damaged")
+        if not torch.equal(first, again):
+            raise ModelError(
+                f"{origin}: encodes one image to other values each time, as random masking does; "
+                "give another encoder"
+            )
+
+    @torch.no_grad()
+    def _try(self, size: int, origin: str) -> Tensor:
+        """Return what the model gives for one image of ``size``, brightness rising over it."""
         parameter = next(self.model.parameters())
         training = self.model.training
         self.model.eval()
         try:
-            out = self(parameter.new_zeros(1, 3, size, size))
-        except (RuntimeError, ValueError, TypeError) as error:
+            rising = torch.linspace(-1, 1, size, device=parameter.device, dtype=parameter.dtype)
+            return self._encode((rising[:, None] + rising).expand(1, 3, -1, -1).contiguous())
+        except Exception as error:  # whatever a kind of model makes of it
             raise ModelError(
-                f"{key}takes no images of model.image.size={size} ({first_line(error)})"
+                f"{origin}takes no images of model.image.size={size} ({first_line(error)})"
             ) from error
         finally:
             self.model.train(training)
-        return out.shape[2], out.shape[1]
 
 
 class VisionTower(GridTower):
@@ -213,7 +251,10 @@ class VisionTower(GridTower):
 
 
 def _image_side(config: Any) -> Any:
-    return getattr(config, "vision_config", config)
+    part = tower_config(config, "image")
+    if hasattr(part, "mask_ratio"):
+        part.mask_ratio = 0.0  # masking is for pretraining; an embedding is of the whole image
+    return part
 
 
 def _freeze_statistics(module: nn.Module) -> None:
