@@ -61,6 +61,20 @@ def test_resolved_config_reads_back_equal(recipe: Path, tmp_path: Path) -> None:
         ("optim.lrr=1", "unknown key optim.lrr; did you mean optim.lr?"),
         ("dta.path=x", "unknown key dta; did you mean data?"),
         ("data.globalbatch=8", "unknown key data.globalbatch; did you mean data.global_batch?"),
+        # The names of Trainer, Lightning, open_clip and DeepSpeed, in whatever section.
+        ("data.batch_size=8", "unknown key data.batch_size; did you mean data.global_batch?"),
+        ("train.batch_size=8", "unknown key train.batch_size; did you mean data.global_batch?"),
+        ("data.num_workers=8", "unknown key data.num_workers; did you mean data.threads?"),
+        ("optim.learning_rate=1", "unknown key optim.learning_rate; did you mean optim.lr?"),
+        ("eval.batch_size=8", "unknown key eval.batch_size; did you mean eval.batch?"),
+        ("train.lr=1", "unknown key train.lr; did you mean optim.lr?"),
+        (
+            "train.gradient_accumulation_steps=2",
+            "unknown key train.gradient_accumulation_steps; did you mean engine.micro_batches?",
+        ),
+        ("optim.epochs=3", "unknown key optim.epochs; did you mean train.epochs?"),
+        ("train.output_dir=x", "unknown key train.output_dir; did you mean run.dir?"),
+        ("epochs=3", "is not of the form section.key=value; did you mean train.epochs=3?"),
         ("optim.lr=fast", "optim.lr is 'fast': input should be a valid number"),
         ("optim.lr=0", "optim.lr is 0: input should be greater than 0"),
         ("engine.zero_stage=4", "engine.zero_stage is 4: input should be 0, 1, 2 or 3"),
@@ -203,3 +217,12 @@ class TestBases:
         with pytest.raises(ConfigError, match=said) as caught:
             Config.load(write("top.yaml", text))
         assert "\n" not in str(caught.value)
+
+
+def test_every_key_of_another_trainer_leads_to_one_of_ours() -> None:
+    from vse_scale.config.schema import known_keys
+    from vse_scale.config.synonyms import _OURS
+
+    assert set(_OURS) <= set(known_keys())
+    words = [word for words in _OURS.values() for word in words.split()]
+    assert len(words) == len(set(words))

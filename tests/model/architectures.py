@@ -59,6 +59,7 @@ _SMALL: tuple[tuple[str, int], ...] = (
     ("encoder_layers", 2),
     ("decoder_layers", 2),
     ("depth", 2),
+    ("bottleneck_size", 32),
     ("intermediate_size", 64),
     ("ffn_dim", 64),
     ("d_ff", 64),
@@ -80,6 +81,15 @@ _SMALL: tuple[tuple[str, int], ...] = (
 )  # fmt: skip
 
 
+# Settings whose values must fit together with those above.
+_FITTING: dict[str, Any] = {
+    "attention_types": [[["global", "local"], 1]],
+    "attention_layers": ["global", "local"],
+    "d_head": 16,
+    "num_groups": 4,
+}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How an architecture fared: "works", "refused" with the line, "failed", or "not built"."""
@@ -97,10 +107,18 @@ def small_config(kind: str) -> Any:
 
 
 def _shrink(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: _shrunk(key, value) for key, value in settings.items()}
+    # These follow from the number of layers.
+    left = ("out_features", "out_indices", "stage_names")
+    small = {key: _shrunk(key, value) for key, value in settings.items() if key not in left}
+    fixed = {key: value for key, value in _FITTING.items() if key in settings}
+    if "width_coefficient" in settings:
+        fixed |= {"hidden_dim": 256}  # of its last convolution, which follows from the coefficient
+    return small | fixed
 
 
 def _shrunk(key: str, value: Any) -> Any:
+    if value is None and key == "vocab_size":
+        return _TOKENS
     if isinstance(value, dict) and key.endswith("_config"):
         return _shrink(value)
     if key.endswith("_coefficient") and isinstance(value, float):
@@ -113,8 +131,10 @@ def _shrunk(key: str, value: Any) -> Any:
     if key in ("depths", "layers", "num_blocks") and all(isinstance(one, int) for one in value):
         return type(value)(1 for _ in value)
     if key in ("hidden_sizes", "embed_dims", "embed_dim", "neck_hidden_sizes", "dims"):
-        return type(value)(16 * (place + 1) for place in range(len(value)))
-    if key == "layer_types":
+        return type(value)(16 * 2**place for place in range(len(value)))
+    if key in ("num_heads", "num_attention_heads"):
+        return type(value)(2**place for place in range(len(value)))
+    if key.endswith(("layer_types", "mlp_layer_types")):
         return value[:2]
     return value
 
@@ -265,9 +285,8 @@ def main() -> None:
     outcomes = [Outcome(*(line.split("\t"))) for line in lines]
     known = {one.kind for one in outcomes}
     part, parts = given.part
-    for kind in given.only or [
-        k for k in sorted(MODEL_MAPPING_NAMES)[part::parts] if k not in known
-    ]:
+    left = [kind for kind in sorted(MODEL_MAPPING_NAMES)[part::parts] if kind not in known]
+    for kind in given.only or left:
         try:
             found = try_kind(kind)
         except Exception as error:

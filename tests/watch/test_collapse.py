@@ -72,13 +72,35 @@ def test_a_lasting_collapse_is_said_once(
     assert len(warnings.messages) == 2
 
 
+def test_a_point_for_each_side_is_a_collapse(
+    small_run: Path, warnings: pytest.LogCaptureFixture
+) -> None:
+    # fartashf/vsepp#27: images in one point and captions in another, 0.4 apart.
+    feed(watch_of(small_run), 100, 6.41, positive_similarity=0.4, hardest_similarity=0.401)
+    assert "pairs (similarity 0.400) have scored as their hardest" in warnings.messages[0]
+    assert "a longer objective.warmup_epochs" in warnings.messages[0]
+
+
+def test_the_loss_of_a_point_for_each_side_is_the_same(small_run: Path) -> None:
+    settings = config(small_run)
+    batch, k = settings.data.global_batch, settings.data.captions_per_image
+    ids = torch.arange(batch) // k
+    images = torch.nn.functional.normalize(torch.tensor([[1.0, 0.3]]), dim=1).expand(batch, -1)
+    captions = torch.nn.functional.normalize(torch.tensor([[0.1, 1.0]]), dim=1).expand(batch, -1)
+    loss = hinge_loss(images, captions, margin=settings.objective.margin, mode="hardest", ids=ids)
+    record = StepRecord(step=0, objective="hardest", loss=float(loss))
+    assert Collapse(settings).ratio(record) == pytest.approx(1.0, rel=1e-6)
+
+
 @pytest.mark.parametrize(
-    ("loss", "positive", "hardest"),
+    ("loss", "positive", "hardest", "violating"),
     [
-        (6.4, 0.4, 0.4),  # early: the hardest negative scores like the pair, spread all the same
-        (3.0, 0.999, 0.998),
-        (float("nan"), 0.999, 0.998),
-        (6.4, float("nan"), 0.999),
+        # Early: the hardest negative scores like the pair, and the embeddings are spread.
+        (6.4, 0.4, 0.4, 0.97),
+        (6.4, 0.4, 0.45, 1.0),
+        (3.0, 0.999, 0.998, 1.0),
+        (float("nan"), 0.999, 0.998, 1.0),
+        (6.4, float("nan"), 0.999, 1.0),
     ],
 )
 def test_what_is_no_collapse_is_not_called_one(
@@ -87,7 +109,8 @@ def test_what_is_no_collapse_is_not_called_one(
     loss: float,
     positive: float,
     hardest: float,
+    violating: float,
 ) -> None:
-    watch = watch_of(small_run)
-    feed(watch, 300, loss, positive_similarity=positive, hardest_similarity=hardest)
+    similarities = {"positive_similarity": positive, "hardest_similarity": hardest}
+    feed(watch_of(small_run), 300, loss, **similarities, violating=violating)
     assert not warnings.messages

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from vse_scale.config.synonyms import meant
 from vse_scale.errors import ConfigError
 
 # The repository's launch/recipes, which comes with the package.
@@ -86,7 +87,9 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or len(keys) < 2 or not all(keys):
-        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+        ours = meant(keys[0]) if equals and len(keys) == 1 else None
+        hint = f"; did you mean {ours}={text}?" if ours else ""
+        raise ConfigError(f"override {override!r} is not of the form section.key=value{hint}")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -6,7 +6,6 @@ training scripts of its code) unless a comment says otherwise.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from pathlib import Path
@@ -27,6 +26,7 @@ from vse_scale.bounds import MAY_CHANGE, Count, Fraction, Positive
 from vse_scale.config.model import ModelConfig, model_keys
 from vse_scale.config.parts import OBJECTIVE, SECTION, Choice
 from vse_scale.config.recipe import apply_override, find_recipe, read_recipe
+from vse_scale.config.synonyms import nearest_key
 from vse_scale.errors import ConfigError
 from vse_scale.inputs.spec import MAX_TOKENS
 
@@ -308,8 +308,7 @@ def _explain(error: ValidationError) -> str:
     first = next((d for d in details if d["type"] in _UNKNOWN_KEY), details[0])
     dotted = ".".join(str(part) for part in first["loc"])
     if first["type"] in _UNKNOWN_KEY:
-        near = difflib.get_close_matches(dotted, known_keys(), n=1, cutoff=0.0)
-        return f"unknown key {dotted}; did you mean {near[0]}?"
+        return f"unknown key {dotted}; did you mean {nearest_key(dotted, known_keys())}?"
     if first["type"] == "missing":
         return f"{dotted} is missing; set it in the file or as {dotted}=VALUE"
     message = first["msg"].removeprefix("Value error, ")

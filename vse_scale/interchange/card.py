@@ -136,10 +136,7 @@ def _model_rows(model: VSEModel) -> list[tuple[str, str]]:
         ("parameters", f"{parameters:,}"),
         ("embedding", f"{config.embed_dim} channels, unit length"),
         ("images", text(images)),
-        (
-            "captions",
-            f"{text(captions)}, {model.vocab_size:,} token ids, at most {spec.max_tokens} each",
-        ),
+        ("captions", f"{text(captions)}, {tokens}"),
     ]
 
 

@@ -104,7 +104,8 @@ def _write(graph: _Graph, path: Path) -> Path:
     import onnxruntime
 
     expected = [graph.encoder(*_rows(graph, rows).values()) for rows in (3, 1)]
-    with _exportable_pool(graph.tower, graph.longest), _quiet():
+    shortest = 1 if "lengths" in graph.inputs else graph.longest
+    with _exportable_pool(graph.tower, shortest, graph.longest), _quiet():
         program = torch.onnx.export(
             graph.encoder, tuple(graph.inputs.values()), dynamo=True, opset_version=_OPSET,
             input_names=list(graph.inputs), output_names=["embeddings"],
@@ -155,13 +156,18 @@ class _Captions(nn.Module):
 
 
 class _SortedPool(nn.Module):
-    """Sorted pooling in operations that ONNX has, its weights of all lengths one constant."""
+    """Sorted pooling in operations that ONNX has, its weights one constant.
+
+    They are those of the lengths ``shortest`` to ``longest``: of a grid the longest alone.
+    """
 
     table: Tensor
 
-    def __init__(self, pool: Any, longest: int) -> None:
+    def __init__(self, pool: Any, shortest: int, longest: int) -> None:
         super().__init__()
-        self.register_buffer("table", pool.weight_table(torch.arange(1, longest + 1), longest))
+        self.shortest = shortest
+        lengths = torch.arange(shortest, longest + 1)
+        self.register_buffer("table", pool.weight_table(lengths, longest))
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Pool ``features`` (B, K, D), the first ``lengths`` (B,) of each, into (B, D)."""
@@ -169,15 +175,15 @@ class _SortedPool(nn.Module):
         beyond = (torch.arange(steps) >= lengths[:, None])[..., None]
         lowest = torch.finfo(features.dtype).min
         ordered = features.masked_fill(beyond, lowest).sort(dim=1, descending=True).values
-        weights = self.table[lengths - 1][:, :steps, None]
+        weights = self.table[lengths - self.shortest][:, :steps, None]
         return (ordered.masked_fill(beyond, 0.0) * weights).sum(1)
 
 
 @contextlib.contextmanager
-def _exportable_pool(tower: Any, longest: int) -> Iterator[None]:
+def _exportable_pool(tower: Any, shortest: int, longest: int) -> Iterator[None]:
     pool = tower.pool
     if hasattr(pool, "weight_table"):
-        tower.pool = _SortedPool(pool, longest)
+        tower.pool = _SortedPool(pool, shortest, longest)
     try:
         yield
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,13 @@ def tower_config(config: Any, side: Literal["image", "text"]) -> Any:
     return next((part for part in found if isinstance(part, PreTrainedConfig)), config)
 
 
-def new_model(architecture: dict[str, Any], kind: str, key: str, prepare: Prepare) -> Any:
+def new_model(
+    architecture: dict[str, Any],
+    kind: str,
+    key: str,
+    prepare: Prepare,
+    defaults: Mapping[str, Any] | None = None,
+) -> Any:
     """Build an encoder with random weights.
 
     Args:
@@ -37,6 +43,7 @@ def new_model(architecture: dict[str, Any], kind: str, key: str, prepare: Prepar
         kind: ``model_type`` where it does not.
         key: where ``architecture`` stands in the configuration, for messages.
         prepare: has the last word on the configuration.
+        defaults: of keys that ``architecture`` leaves out, as far as the kind has them.
 
     Raises:
         ModelError: there is no such kind or key, or the values do not fit together.
@@ -53,6 +60,7 @@ def new_model(architecture: dict[str, Any], kind: str, key: str, prepare: Prepar
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise ModelError(f"unknown key {key}.{name}; did you mean {near[0]}?")
+    given = {name: value for name, value in (defaults or {}).items() if name in known} | given
     try:
         config = prepare(AutoConfig.for_model(kind, **given))
         check_architecture(config, key, build)
@@ -116,7 +124,7 @@ def open_model(folder: Path, key: str, prepare: Prepare, *, unused: Iterable[str
         check_architecture(config, str(folder), build)
         model, found = _read(folder, config)
         at = f"{model.base_model_prefix}."
-        if config is not whole and set(model.state_dict()) <= set(found["missing_keys"]):
+        if config is not whole and found["missing_keys"]:
             # The names in a joint model's file lead through the joint model.
             at, model, found = _read_tower(folder, whole, _class_of(config))
     except ModelError:

@@ -40,7 +40,7 @@ def table_rows(lengths: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         The lengths (R,) that the rows are for, and each sample's row (B,), int64 both.
     """
     lengths = lengths.long()
-    if lengths.device.type == "cpu" and not isinstance(lengths, FakeTensor):
+    if lengths.device.type == "cpu" and not _without_values(lengths):
         distinct, rows = torch.unique(lengths, return_inverse=True)
         return distinct, rows
     if len(lengths) <= steps:
@@ -64,16 +64,17 @@ class GPO(Pool):
         self.linear = nn.Linear(POSITION_CHANNELS, 1, bias=False)
         self.choose_rows = table_rows
         self._table: Tensor | None = None
+        self._table_lengths: list[int] = []
         self._table_key: tuple[object, ...] = ()
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Pool ``features`` (B, K, D), the first ``lengths`` (B,) vectors of each, into (B, D)."""
         steps = features.shape[1]
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or _without_values(lengths):
             row_lengths, rows = self.choose_rows(lengths, steps)
             table = self.weight_table(row_lengths, steps)
         else:
-            table, rows = self._cached_table(steps), lengths.long() - 1
+            table, rows = self._cached_table(lengths, steps)
         return gpo_pool(features, lengths, table, rows)
 
     def weight_table(self, lengths: Tensor, steps: int) -> Tensor:
@@ -109,10 +110,26 @@ class GPO(Pool):
         super().train(mode)
         return self
 
-    def _cached_table(self, steps: int) -> Tensor:
-        """Return the rows of all lengths 1 to ``steps``, kept until a parameter changes."""
-        key = tuple((p.data_ptr(), p._version, p.device, p.dtype) for p in self.parameters())
-        if self._table is None or key != self._table_key or len(self._table) < steps:
-            self._table = self.weight_table(torch.arange(1, steps + 1), steps)
-            self._table_key = key
-        return self._table[:steps, :steps].contiguous()
+    def _cached_table(self, lengths: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Return a row for each length that occurs in ``lengths`` (B,), and each sample's row.
+
+        Rows are kept until a parameter changes: a grid needs one, where a table of all lengths
+        would grow with the square of its cells.
+        """
+        distinct, rows = torch.unique(lengths.long(), return_inverse=True)
+        parameters = tuple((p.data_ptr(), p._version, p.device, p.dtype) for p in self.parameters())
+        key = (*parameters, steps)
+        if self._table is None or key != self._table_key:
+            self._table = self.linear.weight.new_empty(0, steps)
+            self._table_lengths, self._table_key = [], key
+        wanted = distinct.tolist()
+        if missing := sorted(set(wanted) - set(self._table_lengths)):
+            made = self.weight_table(torch.tensor(missing), steps)
+            self._table = torch.cat([self._table, made])
+            self._table_lengths += missing
+        kept = [self._table_lengths.index(length) for length in wanted]
+        return self._table[kept], rows
+
+
+def _without_values(lengths: Tensor) -> bool:
+    return lengths.is_meta or isinstance(lengths, FakeTensor)

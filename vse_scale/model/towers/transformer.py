@@ -121,15 +121,24 @@ class TransformerTower(nn.Module):
                 Path(settings.path), "model.text.path", prepare, unused=["pooler", "decoder"]
             )
         else:
-            given = {"vocab_size": vocab_size, "pad_token_id": pad_id, **settings.architecture}
-            model = new_model(given, "bert", "model.text.architecture", prepare)
+            model = new_model(
+                settings.architecture,
+                "bert",
+                "model.text.architecture",
+                prepare,
+                {"vocab_size": vocab_size, "pad_token_id": pad_id},
+            )
         self._described = describe(model)
         self.encoder = model.get_encoder() if model.config.is_encoder_decoder else model
+        self._config = getattr(self.encoder, "config", model.config)
         self._origin = settings.path or "model.text.architecture"
-        # Its output is not used: left in, it would be weights that never get a gradient.
-        self.encoder.pooler = None
+        pooler = getattr(self.encoder, "pooler", None)
+        if isinstance(pooler, nn.Module):
+            # Its output is not used: left in, it would be weights that never get a gradient. Some
+            # models call it without looking whether it is there.
+            self.encoder.pooler = nn.Identity()
         self._full_mask = model.config.model_type in _TAKE_FULL_MASK
-        known, width = (_size(self.encoder, key) for key in ("vocab_size", "hidden_size"))
+        known, width = (self._size(key) for key in ("vocab_size", "hidden_size"))
         if known is None or width is None:
             raise ModelError(f"{self._origin}: {model.config.model_type} is no encoder of texts")
         if vocab_size > known:
@@ -140,10 +149,14 @@ class TransformerTower(nn.Module):
         self.projection = nn.Linear(width, embed_dim)
         self.pool = make_pool(pool)
 
+    def _size(self, key: str) -> int | None:
+        found = getattr(self._config, key, None)
+        return found if isinstance(found, int) else None
+
     @property
     def positions(self) -> int | None:
         """Most tokens of a caption, special ones included; None: no limit."""
-        limit: int | None = getattr(self.encoder.config, "max_position_embeddings", None)
+        limit = self._size("max_position_embeddings")
         for name, module in self.encoder.named_modules():
             # RoBERTa and its kin count from the padding's id on: the rows up to it are lost.
             padding = getattr(module, "padding_idx", None)
@@ -164,7 +177,7 @@ class TransformerTower(nn.Module):
             return
         half = max(1, tokens // 2)
         # As far from special tokens as may be.
-        ids = torch.full((1, tokens), max(0, _size(self.encoder, "vocab_size") or 0) // 2)
+        ids = torch.full((1, tokens), max(0, self._size("vocab_size") or 0) // 2)
         ids, training = ids.to(device), self.training
         self.eval()
         try:
@@ -203,10 +216,10 @@ class TransformerTower(nn.Module):
                 f"set data.max_caption_tokens={limit}"
             )
         mask = torch.arange(tokens, device=lengths.device) < lengths[:, None]
-        if self._full_mask:
-            # Given the full shape, transformers does not look at the values, which on a GPU would
-            # wait for all that is queued.
-            mask = mask[:, None, None, :].expand(-1, 1, tokens, -1)
+        # Given the full shape, transformers does not look at the values, which on a GPU would wait
+        # for all that is queued. Others get the numbers that the library's tokenizers give.
+        full = mask[:, None, None, :].expand(-1, 1, tokens, -1)
+        mask = full if self._full_mask else mask.long()
         hidden = self.encoder(input_ids=token_ids, attention_mask=mask).last_hidden_state
         pooled: Tensor = self.pool(self.projection(hidden), lengths)
         return pooled
@@ -222,11 +235,6 @@ class TransformerTower(nn.Module):
 
 def _text_side(config: Any) -> Any:
     return tower_config(config, "text")
-
-
-def _size(encoder: Any, key: str) -> int | None:
-    found = getattr(encoder.config, key, None)
-    return found if isinstance(found, int) else None
 
 
 def _set_dropout(config: Any, dropout: float | None) -> Any:

@@ -118,7 +118,9 @@ class HuggingFaceBackbone(nn.Module):
         accepted = inspect.signature(self.model.forward).parameters
         name = "interpolate_pos_encoding"
         self._options = {name: True} if name in accepted else {}
-        self._orders_patches = "noise" in accepted
+        # A masked autoencoder shuffles its patches, even where it masks none.
+        masks = "noise" in accepted and hasattr(self.model.config, "mask_ratio")
+        self._orders_patches = masks and isinstance(self.model.config.patch_size, int)
         self._before = 0
         self._channels_last = False
         self._probe(settings.size, settings.path or key)
@@ -139,7 +141,7 @@ class HuggingFaceBackbone(nn.Module):
     def _encode(self, pixels: Tensor) -> Tensor:
         options: dict[str, Any] = dict(self._options)
         if self._orders_patches:
-            # A masked autoencoder sorts its patches by this noise; rising, it leaves their order.
+            # It sorts them by this noise: rising, they stay in their order.
             side = self.model.config.patch_size
             patches = (pixels.shape[2] // side) * (pixels.shape[3] // side)
             rising = torch.arange(patches, device=pixels.device, dtype=torch.float32)

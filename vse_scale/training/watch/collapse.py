@@ -1,10 +1,13 @@
-"""Watches for collapse: all embeddings are equal, and the loss has no gradient that parts them.
+"""Watches for collapse: all images are one embedding, and all captions are one.
 
-There every similarity is 1, and the objective knows its own loss.
+The two need not be the same (fartashf/vsepp#27): every similarity is the same then, 1 or less, a
+pair scores as its hardest negative does, and the loss has no gradient that parts them. Its value
+there is known to the objective.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from vse_scale.config import Config
@@ -14,7 +17,9 @@ from vse_scale.run.folder import RunFolder
 from vse_scale.run.records import EvaluationRecord, StepRecord
 
 _SIMILARITIES = ("positive_similarity", "hardest_similarity")
-_NEAR = 0.05  # of 1, for the loss's ratio and for the similarities
+_NEAR = 0.02  # of 1, for the loss's ratio
+_APART = 0.01  # of a pair's similarity from its hardest negative's
+_VIOLATING = 0.999  # share of anchors; while embeddings are spread, some pairs keep the margin
 _STEPS = 100  # in a row; an untrained model begins in one spot and leaves it
 
 
@@ -52,19 +57,19 @@ class CollapseWatch:
     def step(self, record: StepRecord) -> None:
         """Count a step near collapse, and warn of the last of so many in a row."""
         ratio = self._collapse.ratio(record)
-        recorded = record.statistics
-        similarities = [recorded[name] for name in _SIMILARITIES if name in recorded]
-        if ratio is None or not similarities:
+        positive, hardest = (record.statistics.get(name, math.nan) for name in _SIMILARITIES)
+        if ratio is None:
             return
-        # A comparison that NaN fails: NaN is not near.
-        near = all(abs(value - 1) < _NEAR for value in (ratio, *similarities))
+        # Comparisons that NaN fails: NaN is not near.
+        near = abs(ratio - 1) < _NEAR and abs(positive - hardest) < _APART
+        near = near and record.statistics.get("violating", 1.0) >= _VIOLATING
         self._steps = self._steps + 1 if near else 0
         if self._steps == _STEPS:
             log.warning(
                 "step %d: the embeddings have collapsed: for %d steps the loss has been %.2f times "
-                "that of equal embeddings, at a mean similarity of %.3f or more. Start anew "
-                "with %s",
-                record.step, _STEPS, ratio, min(similarities), self._collapse.remedy,
+                "that of equal embeddings, and pairs (similarity %.3f) have scored as their "
+                "hardest negatives (%.3f). Start anew with %s",
+                record.step, _STEPS, ratio, positive, hardest, self._collapse.remedy,
             )  # fmt: skip
 
     def evaluation(self, record: EvaluationRecord) -> None:
