@@ -164,3 +164,34 @@ def test_reports(complaint, tmp_path):
     assert "no such run folder" in complaint("report", "--run", tmp_path / "none")
     runs = [word for name in "abc" for word in ("--run", tmp_path / name)]
     assert "3 runs were given" in complaint("report", *runs)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"vocab_size": float("inf")}, "does not describe a model"),
+        ({"vocab_size": 10**12}, "vocab_size is 1000000000000; give at most"),
+        ({"embed_dim": 10**9}, "embed_dim is 1000000000; give at most 65536"),
+        ({"embed_dim": "many"}, "does not describe a model"),
+        ({"heads": 0}, "architecture"),
+        ({"layers": 10**7}, "num_hidden_layers is 10000000; give at most 1000"),
+        ({"size": 10**7}, "size is 10000000; give at most"),
+        ({"pad_id": None}, "does not describe a model"),
+    ],
+)
+def test_a_model_that_nobody_could_hold(folder, complaint, tmp_path, change, said):
+    described = json.loads((folder / "config.json").read_text())
+    model = described["model"]
+    places = {
+        "embed_dim": (model, "embed_dim"),
+        "heads": (model["text"]["architecture"], "num_attention_heads"),
+        "layers": (model["text"]["architecture"], "num_hidden_layers"),
+        "size": (model["image"], "size"),
+    }
+    for name, value in change.items():
+        section, key = places.get(name, (described, name))
+        section[key] = value
+    (folder / "config.json").write_text(json.dumps(described))
+    line = complaint("export", "--model", folder, "--out", tmp_path / "out")
+    assert said in line
+    assert len(line) < 400 + len(str(folder))

@@ -109,3 +109,21 @@ def test_parts_of_another_release_are_left_out(small_model):
     weights = dict(rows(card, "Weights and their licenses")[2:])
     assert list(weights) == ["captions"]
     assert "Apache-2.0" in weights["captions"]
+
+
+def test_what_others_wrote_becomes_no_part_of_the_page():
+    from vse_scale.interchange.card import _code, text
+
+    hostile = (
+        "<script>alert(1)</script>\n# A heading\n| a | b |\n[link](javascript:x) `code`\x1b[2J"
+    )
+    shown = text(hostile)
+    assert "<script" not in shown
+    assert "\n" not in shown
+    assert "\x1b" not in shown
+    assert "\\|" in shown
+    assert "\\# A heading" in shown
+    assert len(text("x" * 500)) == 80
+    assert text("Flickr30K, epoch 3") == "Flickr30K, epoch 3"
+    for character in "`|\n":
+        assert character not in _code(hostile)[1:-1]

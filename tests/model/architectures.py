@@ -41,6 +41,7 @@ _SMALL: tuple[tuple[str, int], ...] = (
     ("num_channels", 3),
     ("in_channels", 3),
     ("patch_size", 16),
+    ("window_size", 2),
     ("pad_token_id", 0),
     ("bos_token_id", 1),
     ("eos_token_id", 2),

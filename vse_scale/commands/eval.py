@@ -95,6 +95,8 @@ def evaluate(
             gallery = _open_gallery(members, dataset if similarities else None)
         found = _rank(gallery, protocols, dataset, split, processes)
     if processes.main:
+        if dataset is not None:
+            _say_shared(dataset)
         name = (model or members[0][0]).name
         _show(found, name if len(members) < 2 else f"ensemble of {len(members)}", markdown)
         if output is not None:
@@ -182,6 +184,20 @@ def _rank(
     if processes.main:
         found |= {name: other.rank(gallery, split=split) for name, other in others}
     return found
+
+
+def _say_shared(dataset: ShardDataset) -> None:
+    """Say how many captions other images have too: ranking counts each as one image's alone."""
+    from vse_scale.data.equal import shared_captions
+
+    records = (dataset.record(index) for index in range(len(dataset)))
+    shared, total = shared_captions([c.text for c in record.captions] for record in records)
+    if shared:
+        log.warning(
+            "%d of %d captions (%.1f%%) are also another image's, word for word: each counts for "
+            "its own image alone, so even a perfect model ranks some of them wrong",
+            shared, total, 100 * shared / total,
+        )  # fmt: skip
 
 
 def _show(found: Mapping[str, Result], name: str, markdown: bool) -> None:

@@ -58,6 +58,9 @@ class DataConfig(Section):
     crop_scale: tuple[Fraction, Fraction] = (0.6, 1.0)  # one ratio for both sides
     flip: Fraction = 0.5
     word_drop: Fraction = 0.2  # share of words masked, replaced or removed
+    # "positives": images that share a caption in a batch, word for word, are no negatives of each
+    # other. Published: what is another image's is a negative.
+    equal_captions: Literal["negatives", "positives"] = "negatives"
     max_caption_tokens: Annotated[int, Field(ge=3)] = MAX_TOKENS  # longer captions are cut
     threads: Annotated[Count, MAY_CHANGE] = (
         2  # that decode, per rank; on a CPU as many again resize the images
@@ -201,6 +204,16 @@ class Config(Section):
             raise ValueError(
                 f"data.captions_per_image is {self.data.captions_per_image}, which needs "
                 "data.mode=images; set it, or captions_per_image=1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_batch_has_negatives(self) -> Config:
+        batch, k = self.data.global_batch, self.data.captions_per_image
+        if batch <= k:
+            raise ValueError(
+                f"data.global_batch is {batch}, the captions of one image, so that no pair has a "
+                f"negative and nothing is learnt; set {2 * k} or more"
             )
         return self
 

@@ -55,7 +55,7 @@ _MEANT = {word: key for key, words in _OURS.items() for word in words.split()}
 
 
 def nearest_key(unknown: str, known: Iterable[str]) -> str:
-    """Return the key that ``unknown``, dotted, was meant for: of its meaning, or spelt nearly so."""
+    """Return the dotted key that ``unknown`` was meant for: of its meaning, or spelt nearly so."""
     return meant(unknown) or difflib.get_close_matches(unknown, list(known), n=1, cutoff=0.0)[0]
 
 

@@ -18,6 +18,7 @@ import torch
 
 from vse_scale.config import DataConfig
 from vse_scale.data.decode import Decoder, Request, image_batches, side_stream
+from vse_scale.data.equal import joined_ids
 from vse_scale.data.images import crop_geometry
 from vse_scale.data.mixing import Dataset
 from vse_scale.data.plan import Indices, Plan, PlannedBatch
@@ -42,7 +43,8 @@ class Batch:
         token_ids: (P, L) int64, L the longest caption of this part.
         token_lengths: (P,) int64, [CLS] and [SEP] included.
         image_rows: (P,) int64, the row of ``images`` that each caption belongs to.
-        image_ids: (P,) int64, image index in the dataset; equal ids are never negatives.
+        image_ids: (P,) int64, image index in the dataset, the same for images that share a caption
+            where ``data.equal_captions`` is "positives"; equal ids are never negatives.
         valid: (P,) bool, False for padding that loss and metrics must ignore.
         cell_draws: (N, 1 + grid_cells) float32 uniform in [0, 1): the u of size augmentation, then
             one per cell of the grid, or per region.
@@ -78,12 +80,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Planned:
-    """Position of a request, its pairs, and their captions."""
+    """Position of a request, its pairs, their captions, and their images' ids."""
 
     epoch: int
     step: int
     batch: PlannedBatch
     texts: list[str]
+    ids: Indices
 
 
 _Source = Decoder[_Planned] | Generator[tuple[Regions, Request[_Planned]]]
@@ -239,7 +242,7 @@ class _Assembler:
             crop = uniform(self._seed, batch.passes[::k], leading, Stream.CROP, 4)
             yield Request(
                 image_indices=np.ascontiguousarray(leading[:, 0]),
-                tag=_Planned(epoch, step, batch, self._texts(batch.pairs)),
+                tag=_Planned(epoch, step, batch, *self._captions(batch, epoch, step, rank)),
                 geometry=crop_geometry(crop, self._config.crop_scale, self._config.flip),
             )
             position = self._plan.following(epoch, step)
@@ -270,7 +273,7 @@ class _Assembler:
             "token_ids": token_ids,
             "token_lengths": token_lengths,
             "image_rows": np.arange(len(pairs)) // k,
-            "image_ids": np.ascontiguousarray(pairs[:, 0]),
+            "image_ids": planned.ids,
             "valid": planned.batch.valid,
             "cell_draws": cells,
         }
@@ -287,6 +290,18 @@ class _Assembler:
             wait_seconds=0.0,
             **tensors,
         )
+
+    def _captions(
+        self, batch: PlannedBatch, epoch: int, step: int, rank: int
+    ) -> tuple[list[str], Indices]:
+        """Return the captions of a rank's part of a batch, and ids of their images (P,)."""
+        if self._config.equal_captions == "negatives":
+            return self._texts(batch.pairs), np.ascontiguousarray(batch.pairs[:, 0])
+        # Captions are compared over all ranks, so that each comes to the same ids.
+        whole = self._plan.batch(epoch, step).pairs
+        texts = self._texts(whole)
+        own = slice(rank * len(batch.pairs), (rank + 1) * len(batch.pairs))
+        return texts[own], joined_ids(whole, texts)[own]
 
     def _texts(self, pairs: Indices) -> list[str]:
         records = {image: self._dataset.record(image) for image in set(pairs[:, 0].tolist())}

@@ -127,6 +127,11 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
         ConfigError: the dataset and the batch do not fit together.
     """
     data = config.data
+    if len(dataset) < 2:
+        raise ConfigError(
+            f"{dataset.folder}: its split {data.split} holds one image, so that no pair has a "
+            "negative and nothing is learnt; train on two or more"
+        )
     parts = dataset.parts if isinstance(dataset, MixedDataset) else (dataset,)
     try:
         return Plan(

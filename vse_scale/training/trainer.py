@@ -370,6 +370,13 @@ class Trainer:
             self.folder.model_folder,
         )
 
+        if self.validation is None:
+            log.warning(
+                "no validation: the dataset has no split %s, so the last model is kept, not the "
+                "best; build one with that split, or set eval.split",
+                self.config.eval.split or "val",
+            )
+
     def _open_journals(self, next_step: int) -> None:
         if self.world.main:
             self.folder.path.mkdir(parents=True, exist_ok=True)

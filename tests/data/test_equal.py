@@ -1,0 +1,56 @@
+"""Captions of the same words, by enumeration."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vse_scale.data.equal import joined_ids, shared_captions
+from vse_scale.data.shards import ShardDataset
+from vse_scale.inputs.tokens import CaptionTokenizer
+
+from .conftest import build_dataset, photo
+from .test_loader import make
+
+
+def test_captions_of_several_images_are_counted() -> None:
+    images = [["a dog", "two cups"], ["A  dog", "a cat"], ["a cat.", "a hat", "a hat"]]
+    assert shared_captions(images) == (2, 7)
+    assert shared_captions([]) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_images_joined_are_those_that_a_chain_of_captions_connects(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pairs = np.stack([rng.integers(0, 12, 20), np.zeros(20, dtype=np.int64)], axis=1)
+    texts = [f"words {number}" for number in rng.integers(0, 14, 20)]
+    linked = (pairs[:, None, 0] == pairs[:, 0]) | (np.array(texts)[:, None] == np.array(texts))
+    for _ in range(20):
+        linked = (linked.astype(int) @ linked.astype(int)) > 0
+    ids = joined_ids(pairs, texts)
+    assert np.array_equal(ids[:, None] == ids, linked)
+    assert set(ids) <= set(pairs[:, 0])
+
+
+def test_a_batch_of_all_ranks_is_joined_alike(tmp_path) -> None:
+    # technicolor-research/dsve-loc#18: different images may have the same caption.
+    rng = np.random.default_rng(0)
+    texts = ["a photo of a product" if i % 2 else f"a thing number {i}" for i in range(24)]
+    samples = [(photo(rng, 40, 40), [text]) for text in texts]
+    dataset = ShardDataset(build_dataset(tmp_path, {"train": samples}, 12), "train")
+    tokenizer = CaptionTokenizer.train(texts, 80)
+
+    def ids(ranks: int, **options) -> list[int]:
+        found = []
+        for rank in range(ranks):
+            loader, _ = make(dataset, tokenizer, rank=rank, ranks=ranks, **options)
+            with loader:
+                found += next(loader).image_ids.tolist()
+        return found
+
+    plain, joined = ids(1), ids(1, equal_captions="positives")
+    words = [dataset.record(image).captions[0].text for image in plain]
+    assert len(set(plain)) == 12
+    for one, a in zip(joined, words, strict=True):
+        assert [one == other for other in joined] == [a == b for b in words]
+    assert ids(2, equal_captions="positives") == joined
