@@ -248,11 +248,11 @@ def table(outcomes: list[Outcome]) -> str:
         lines.append("| refused | line |\n|---|---|")
         lines += [f"| `{one.kind}` | {_cell(one.line)} |" for one in refused]
         lines.append("")
-    left = sorted({one.kind for one in outcomes if one.what == "not built"})
+    tried = {one.kind for one in outcomes if one.what != "not built"}
+    left = sorted(set(MODEL_MAPPING_NAMES) - tried)
     lines.append(
-        f"## Not tried\n\n{len(left)} do not build at a small size here, or need another package: "
-        + ", ".join(f"`{kind}`" for kind in left)
-        + ".\n"
+        f"## Not tried\n\n{len(left)} take neither images nor texts, need another package, or do "
+        "not build at a small size: " + ", ".join(f"`{kind}`" for kind in left) + ".\n"
     )
     return "\n".join(lines)
 
@@ -275,18 +275,24 @@ def main() -> None:
     """Try all architectures, or those named, and write the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+")
-    parser.add_argument("--found", type=Path, nargs="*", default=[], help="what it printed before")
+    parser.add_argument(
+        "--found", type=Path, nargs="+", help="only write the page of what it printed"
+    )
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), help="one of so many parts")
     parser.add_argument("--out", type=Path, default=Path("docs/architectures.md"))
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    lines = [line for file in given.found for line in file.read_text().splitlines()]
-    outcomes = [Outcome(*(line.split("\t"))) for line in lines]
-    known = {one.kind for one in outcomes}
+    if given.found:
+        # Of an architecture that was tried again, what came last.
+        lines = [line for file in given.found for line in file.read_text().splitlines()]
+        last = {tuple(line.split("\t")[:2]): Outcome(*line.split("\t")) for line in lines}
+        given.out.write_text(table([last[key] for key in sorted(last)]), encoding="utf-8")
+        return
+    outcomes: list[Outcome] = []
     part, parts = given.part
-    left = [kind for kind in sorted(MODEL_MAPPING_NAMES)[part::parts] if kind not in known]
+    left = sorted(MODEL_MAPPING_NAMES)[part::parts]
     for kind in given.only or left:
         try:
             found = try_kind(kind)
