@@ -91,7 +91,9 @@ def options_of(folder: str, given: BuildOptions) -> BuildOptions:
     build = Manifest.load(folder).build
     return replace(
         given,
-        image=ImageOptions(build["max_side"], build["quality"], build["keep_bytes"]),
+        image=ImageOptions(
+            build["max_side"], build["quality"], build["keep_bytes"], build.get("keep_exif", False)
+        ),
         shard_samples=build["shard_samples"],
         seed=build["seed"],
         splits=build["splits"] if given.splits is None else given.splits,

@@ -137,6 +137,10 @@ def build_command(
             "--keep-bytes", help="Store progressive and large RGB JPEGs unchanged, if upright."
         ),
     ] = False,
+    keep_exif: Annotated[
+        bool,
+        typer.Option("--keep-exif", help="Keep in stored JPEGs where the photo was taken."),
+    ] = False,
     shard_samples: Annotated[
         int, typer.Option(min=1, help="Images per shard, before rejects.")
     ] = 1000,
@@ -168,7 +172,7 @@ def build_command(
         use_regions=not no_regions,
     )
     options = BuildOptions(
-        image=ImageOptions(max_side, quality, keep_bytes),
+        image=ImageOptions(max_side, quality, keep_bytes, keep_exif),
         shard_samples=shard_samples,
         seed=seed,
         splits=splits,

@@ -1,40 +1,39 @@
 """Strict decoding of images, and their conversion to upright RGB JPEGs.
 
 A JPEG is *fit* if training can read it unchanged: baseline, three components, upright. A fit JPEG
-is stored byte for byte. Every other image that decodes is converted: Exif rotation is applied, and
-grey, CMYK, palette, 16-bit and transparent images (over white) become RGB. The rest is rejected.
+is stored byte for byte, but for what follows its end and for the place where it was taken. Every
+other image that decodes is converted: Exif rotation is applied, and grey, CMYK, palette, 16-bit and
+transparent images (over white) become RGB. The rest is rejected.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import warnings
-import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from vse_shards.jpeg import JpegHeader, is_jpeg, read_header
+from vse_shards.jpeg import JpegHeader, is_jpeg, mended, trimmed
+from vse_shards.opening import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from vse_shards.opening import check_size, jpeg_header, open_picture, refusal
 from vse_shards.rgb import Rejected as Rejected
-from vse_shards.rgb import to_rgb
+from vse_shards.rgb import grey_bits, upright_rgb
 
-MIN_SIDE = 8  # pixels; a crop of 0.6 of the side must not be empty
-MAX_PIXELS = 100_000_000  # 300 MB decoded
 MAX_JPEG_SIDE = 65_500  # libjpeg's limit
-MAX_SCANS = 200  # a photo has about ten; thousands of them exhaust the decoder
 
 _REFUSALS = (ValueError, KeyError)  # raised by simplejpeg; KeyError for an unknown colour space
-_FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
-)
-"""Suffixes, in lower case, of the files that `check_image` decodes."""
-_PNG = b"\x89PNG\r\n\x1a\n"
+_SEVERAL = ("TIFF", "HEIF")  # pages are checked at opening; HEIC's first is the photo
+# Changes of an image that its owner may want to know of; the summary counts them.
+AFTER_END = "without the bytes after the picture's end"
+POSITION = "without the place where they were taken (--keep-exif keeps it)"
+WARNING = "without a fault that decoders pass over"
+FEW_BITS = "as 12 bits or fewer in 16, scaled"
+
 _FLIPS = {2, 4, 5, 7}  # Exif orientations that are flipped
 _QUARTER_TURNS = {5: 1, 6: 3, 7: 3, 8: 1, 3: 2, 4: 2}  # counter-clockwise, after the flip
 
@@ -48,11 +47,17 @@ class ImageOptions:
         quality: quality of re-encoded JPEGs, 1 to 100.
         keep_bytes: store every upright RGB JPEG byte for byte, including progressive ones and those
             larger than ``max_side``.
+        keep_exif: keep the parts of a stored JPEG that say where the photo was taken.
     """
 
     max_side: int | None = None
     quality: int = 90
     keep_bytes: bool = False
+    keep_exif: bool = False
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the options as manifests list them: without one that is younger, if it is off."""
+        return {k: v for k, v in asdict(self).items() if v or k != "keep_exif"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class CheckedImage:
             rarely, for nearly equal ones. Re-encoding changes pixels, so a re-encoded image never
             has the digest of an unchanged one.
         untouched: whether the bytes are those of the source.
+        changes: for the summary: what was cut, mended or assumed.
     """
 
     data: bytes
@@ -74,6 +80,7 @@ class CheckedImage:
     height: int
     digest: str
     untouched: bool
+    changes: tuple[str, ...] = ()
 
 
 def check_image(data: bytes, options: ImageOptions) -> CheckedImage:
@@ -85,16 +92,46 @@ def check_image(data: bytes, options: ImageOptions) -> CheckedImage:
     if not data:
         raise Rejected("empty file", "0 bytes")
     if is_jpeg(data):
-        header = _jpeg_header(data)
-        if _is_fit(data, header, options):
-            digest = _check_all(data, header.width, header.height)
-            return CheckedImage(data, header.width, header.height, digest, untouched=True)
-        pixels = _decode_jpeg(data, header, options.max_side)
-    else:
-        pixels = _decode_other(data)
-        pixels = _shrink(pixels, (pixels.shape[1], pixels.shape[0]), options.max_side)
+        return _check_jpeg(data, options)
+    pixels, changes = _decode_other(data)
+    pixels = _shrink(pixels, (pixels.shape[1], pixels.shape[0]), options.max_side)
+    return _encode(pixels, options, changes)
+
+
+def _check_jpeg(data: bytes, options: ImageOptions) -> CheckedImage:
+    """Check a JPEG, without what follows its end and without faults that cost no pixel."""
+    header = jpeg_header(data)
+    changes = [
+        *([AFTER_END] if header.end < len(data) else []),
+        *([POSITION] if header.positions and not options.keep_exif else []),
+    ]
+    if changes:
+        data = trimmed(data, header, keep_exif=options.keep_exif)
+        header = jpeg_header(data)
+    try:
+        return _check_strictly(data, header, options, tuple(changes))
+    except Rejected:
+        whole = mended(data, header)
+        # Pillow decodes what the strict decoder warns of.
+        if whole == data or not np.array_equal(_with_pillow(data), _with_pillow(whole)):
+            raise
+        return _check_strictly(whole, jpeg_header(whole), options, (*changes, WARNING))
+
+
+def _check_strictly(
+    data: bytes, header: JpegHeader, options: ImageOptions, changes: tuple[str, ...]
+) -> CheckedImage:
+    if _is_fit(data, header, options):
+        digest = _check_all(data, header.width, header.height)
+        return CheckedImage(data, header.width, header.height, digest, not changes, changes)
+    return _encode(_decode_jpeg(data, header, options.max_side), options, changes)
+
+
+def _encode(
+    pixels: NDArray[np.uint8], options: ImageOptions, changes: tuple[str, ...]
+) -> CheckedImage:
     height, width = pixels.shape[:2]
-    _check_size(width, height)
+    check_size(width, height)
     if max(height, width) > MAX_JPEG_SIDE:
         raise Rejected(
             "too large", f"{width} x {height}; a JPEG has at most {MAX_JPEG_SIDE} a side"
@@ -102,34 +139,18 @@ def check_image(data: bytes, options: ImageOptions) -> CheckedImage:
     stored = simplejpeg.encode_jpeg(pixels, options.quality, "RGB", "420")
     # A sixteenth of the pixels: equal images have equal digests, and hashing all costs more time.
     some = pixels[::4, ::4] if min(width, height) >= 64 else pixels
-    return CheckedImage(stored, width, height, _digest(some, width, height), untouched=False)
+    return CheckedImage(stored, width, height, _digest(some, width, height), False, changes)
 
 
 def decode_strictly(data: bytes) -> NDArray[np.uint8]:
     """Decode a stored JPEG in full to RGB, (H, W, 3) uint8.
 
     Raises:
-        Rejected: it is damaged.
+        Rejected: it is damaged, or beyond the limits of a build.
     """
+    if is_jpeg(data):
+        jpeg_header(data)
     return _strict(data, colorspace="RGB")
-
-
-def _jpeg_header(data: bytes) -> JpegHeader:
-    try:
-        header = read_header(data)
-    except ValueError as error:
-        raise Rejected("truncated" if "ends" in str(error) else "damaged", str(error)) from None
-    _check_size(header.width, header.height)
-    if header.scans > MAX_SCANS:
-        raise Rejected("too large", f"{header.scans} scans, limit {MAX_SCANS}")
-    return header
-
-
-def _check_size(width: int, height: int) -> None:
-    if min(width, height) < MIN_SIDE:
-        raise Rejected("too small", f"{width} x {height} pixels, at least {MIN_SIDE} a side")
-    if width * height > MAX_PIXELS:
-        raise Rejected("too large", f"{width} x {height} pixels, limit {MAX_PIXELS:,} in all")
 
 
 def _is_fit(data: bytes, header: JpegHeader, options: ImageOptions) -> bool:
@@ -138,7 +159,7 @@ def _is_fit(data: bytes, header: JpegHeader, options: ImageOptions) -> bool:
     if _colorspace(data) != "YCbCr":
         return False
     if options.keep_bytes:
-        return True
+        return header.frame in (0, 1, 2)  # training cannot decode others, as arithmetic coding
     small_enough = options.max_side is None or max(header.width, header.height) <= options.max_side
     return header.frame == 0 and small_enough
 
@@ -147,7 +168,7 @@ def _colorspace(data: bytes) -> str:
     try:
         return str(simplejpeg.decode_jpeg_header(data, strict=False)[2])
     except _REFUSALS as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
 
 
 def _check_all(data: bytes, width: int, height: int) -> str:
@@ -168,8 +189,7 @@ def _decode_jpeg(data: bytes, header: JpegHeader, max_side: int | None) -> NDArr
     eighths = 8
     if _colorspace(data) in ("CMYK", "YCCK"):
         _strict(data, colorspace="CMYK")
-        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:  # knows Adobe's inversion
-            pixels = np.asarray(image.convert("RGB"))
+        pixels = _with_pillow(data)  # knows Adobe's inversion
     else:
         eighths = _eighths(header, max_side)
         pixels = _strict(
@@ -198,14 +218,8 @@ def _strict(data: bytes, **options: Any) -> NDArray[np.uint8]:
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=True, **options)
     except _REFUSALS as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
     return pixels
-
-
-def _refusal(error: Exception) -> Rejected:
-    """Classify an error message of libjpeg or simplejpeg."""
-    text = str(error).strip()
-    return Rejected("truncated" if "premature end" in text.lower() else "damaged", text)
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -215,47 +229,31 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.rot90(pixels, _QUARTER_TURNS.get(orientation, 0)))
 
 
-def _decode_other(data: bytes) -> NDArray[np.uint8]:
-    """Decode PNG, WebP, GIF, BMP, TIFF or PPM with Pillow, to RGB."""
-    if data.startswith(_PNG):
-        _check_png(data)
+def _with_pillow(data: bytes) -> NDArray[np.uint8]:
+    """Decode a JPEG to RGB as it lies, (H, W, 3)."""
+    with open_picture(data) as image:
+        try:
+            return np.asarray(image.convert("RGB"))
+        except Exception as error:  # Pillow's decoders raise many types on damaged data
+            raise refusal(error) from None
+
+
+def _decode_other(data: bytes) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Decode any other format with Pillow, to RGB, and return what was assumed."""
+    image = open_picture(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they concern metadata, which is dropped
         try:
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        except Image.DecompressionBombError as error:
-            raise Rejected("too large", str(error)) from None
-        except Exception:  # Pillow's parsers raise many types on damaged headers
-            raise Rejected("not an image", f"{len(data):,} bytes of no known format") from None
-        try:
-            if getattr(image, "is_animated", False):
-                frames = getattr(image, "n_frames", 2)
-                raise Rejected("animated", f"{frames} frames; captions are for one picture")
-            _check_size(*image.size)
+            if image.format not in _SEVERAL and getattr(image, "is_animated", False):
+                raise Rejected("animated", "has several frames; captions are for one picture")
             image.load()
-            return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+            check_size(*image.size)  # icons have the size of the largest that they hold
+            changes = (FEW_BITS,) if (grey_bits(image) or 16) < 16 else ()
+            return np.asarray(upright_rgb(image)), changes
         except Rejected:
             raise
         except Exception as error:  # many types, as above
-            truncated = "truncated" in str(error)
-            raise Rejected("truncated" if truncated else "damaged", str(error)) from None
-
-
-def _check_png(data: bytes) -> None:
-    """Check the checksum of every chunk; Pillow skips those of pixel data."""
-    position = len(_PNG)
-    while position + 12 <= len(data):
-        length = int.from_bytes(data[position : position + 4], "big")
-        kind = data[position + 4 : position + 8]
-        end = position + 8 + length
-        if end + 4 > len(data):
-            break
-        if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise Rejected("damaged", f"check sum of PNG chunk {kind!r} is wrong")
-        if kind == b"IEND":
-            return
-        position = end + 4
-    raise Rejected("truncated", f"PNG ends after {len(data)} bytes without its last chunk")
+            raise refusal(error) from None
 
 
 def _shrink(

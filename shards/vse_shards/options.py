@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from vse_shards.carve import Carving
@@ -49,7 +49,7 @@ class BuildOptions:
     def recorded(self) -> dict[str, Any]:
         """Return the options that determine the files, as the manifest lists them."""
         content = {
-            **asdict(self.image),
+            **self.image.recorded(),
             "shard_samples": self.shard_samples,
             "seed": self.seed,
             "splits": self.splits,
@@ -76,6 +76,7 @@ class Summary:
         pairs: number of captions stored.
         bytes: size of all tars.
         untouched: number of images stored byte for byte.
+        changes: number of images by what was cut, mended or assumed.
         rejects: rejected rows by reason.
         duplicates: number of sets of equal images.
         seconds: time for the shards.
@@ -89,6 +90,7 @@ class Summary:
     pairs: int
     bytes: int
     untouched: int
+    changes: dict[str, int]
     rejects: dict[str, int]
     duplicates: int
     seconds: float

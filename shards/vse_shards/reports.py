@@ -38,6 +38,8 @@ def show_summary(summary: Summary, out: str, *, as_json: bool) -> None:
         say(f"built {out}: {size} in {summary.seconds:.1f} s, {rate:,.0f} images/s")
     else:
         say(f"nothing to do: {out} is complete: {size}")
+    for change, images in summary.changes.items():
+        say(f"stored {change}: {images:,}")
     if summary.duplicates:
         again = "images occur" if summary.duplicates > 1 else "image occurs"
         say(f"{summary.duplicates:,} {again} more than once: {out}/duplicates.jsonl")

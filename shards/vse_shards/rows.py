@@ -30,9 +30,9 @@ from vse_shards.identity import (
 )
 from vse_shards.masking import masked
 from vse_shards.notes import shown
+from vse_shards.opening import MAX_FILE_BYTES
 from vse_shards.sources import Caption, Location, Problem, RegionsAt, Row
 
-MAX_FILE_BYTES = 1 << 29  # a file of more than 512 MB is not a photo
 REPEATED = "duplicate caption"  # reason of a row that says again what another has said
 
 

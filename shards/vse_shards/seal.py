@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -31,12 +32,14 @@ class Gathered:
         shards: shards of each split, in order.
         digests: digests of all images.
         untouched: number of images stored byte for byte.
+        changes: number of images by what was cut, mended or assumed.
         files: names of all their files.
     """
 
     shards: dict[str, list[ShardRecord]] = field(default_factory=dict)
     digests: Digests = field(default_factory=Digests)
     untouched: int = 0
+    changes: Counter[str] = field(default_factory=Counter)
     files: set[str] = field(default_factory=set)
 
     def has(self, tasks: list[Task]) -> bool:
@@ -52,6 +55,7 @@ class Gathered:
             pairs=sum(split.pairs for split in splits),
             bytes=sum(shard.bytes for split in splits for shard in split.shards),
             untouched=self.untouched,
+            changes=dict(self.changes),
             rejects={},
             duplicates=0,
             seconds=0.0,
@@ -61,6 +65,7 @@ class Gathered:
         """Add the outcome of one shard."""
         self.files.add(record_name(stem))
         self.untouched += outcome.untouched
+        self.changes.update(outcome.changes)
         if outcome.shard is not None:
             self.shards.setdefault(split, []).append(outcome.shard)
             self.digests.add(split, stem, outcome.digests)

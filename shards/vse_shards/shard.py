@@ -7,8 +7,9 @@ import hashlib
 import io
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from vse_shards.output import OutputFolder
 from vse_shards.sources import Location, Problem, RegionsAt, Row
 from vse_shards.writer import ShardWriter
 
-FORMAT_VERSION = 2  # raise it when the same rows and options give other bytes
+FORMAT_VERSION = 3  # raise it when the same rows and options give other bytes
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Outcome:
         problems: lines of ``rejects.jsonl``.
         digests: digest of each stored image, "" for a sample without one.
         untouched: number of images stored byte for byte.
+        changes: number of images by what was cut, mended or assumed.
     """
 
     fingerprint: str
@@ -58,11 +60,15 @@ class Outcome:
     problems: tuple[str, ...]
     digests: tuple[str, ...]
     untouched: int
+    changes: dict[str, int] = field(default_factory=dict)
 
     def dumps(self) -> str:
         """Return the text of the record stored beside the shard."""
         shard = self.shard and self.shard.to_dict()
-        return json.dumps({**self.__dict__, "shard": shard}, sort_keys=True) + "\n"
+        content = {**self.__dict__, "shard": shard}
+        if not self.changes:
+            del content["changes"]
+        return json.dumps(content, sort_keys=True) + "\n"
 
     @classmethod
     def loads(cls, text: bytes) -> Outcome:
@@ -79,6 +85,7 @@ class Outcome:
             problems=tuple(content["problems"]),
             digests=tuple(content["digests"]),
             untouched=content["untouched"],
+            changes=content.get("changes", {}),
         )
 
 
@@ -110,7 +117,9 @@ def shard_fingerprint(plan: ShardPlan, identities: Iterable[str], options: Image
         identities: identities of the rows, from the store.
         options: conversion of images.
     """
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, plan.first_key, options.__dict__]).encode())
+    digest = hashlib.sha256(
+        json.dumps([FORMAT_VERSION, plan.first_key, options.recorded()]).encode()
+    )
     for identity in identities:
         digest.update(identity.encode())
     return digest.hexdigest()
@@ -161,7 +170,7 @@ def make_shard(
     problems: list[str] = []
     samples = _samples(plan, rows, options, problems, done)
     first = next(samples, None)
-    shard, digests, untouched = None, [], 0
+    shard, digests, untouched, changes = None, [], 0, Counter[str]()
     if first is not None:  # no samples, no shard: DALI cannot read an empty tar
         counts: list[int] = []
         with out.writing(f"{plan.stem}.tar") as file:
@@ -171,6 +180,7 @@ def make_shard(
                 counts.append(sample.captions)
                 digests.append(sample.digest)
                 untouched += sample.untouched
+                changes.update(sample.changes)
             written = writer.finish()
             index = written.index.encode()
             # Within the block: a tar must not appear before its index.
@@ -190,6 +200,7 @@ def make_shard(
         problems=tuple(problems),
         digests=tuple(digests),
         untouched=untouched,
+        changes=dict(changes),
     )
     out.write(record_name(plan.stem), outcome.dumps().encode())
     return outcome
@@ -202,6 +213,7 @@ class _Sample:
     captions: int
     digest: str
     untouched: bool
+    changes: tuple[str, ...]
 
 
 def _samples(
@@ -232,6 +244,7 @@ def _samples(
             captions=len(row.captions),
             digest="" if image is None else image.digest,
             untouched=image is not None and image.untouched,
+            changes=() if image is None else image.changes,
         )
         done(False)
 

@@ -74,6 +74,8 @@ MISSING = [
     (["x/train/1.jpg", "x/val/2.jpg"], "/home/alice/val/1.jpg"),
     (["x/a/dog/1.jpg", "x/b/dog/2.jpg"], "/mnt/b/dog/1.jpg"),
     (["val/1.jpg", "empty/"], "empty/1.jpg"),
+    (["val/1.jpg"], "train/1.jpg"),
+    (["images/val2014/1.jpg"], "/data/train2014/1.jpg"),
     # Numbers of twelve digits that are not COCO's.
     (["a/000000000001.jpg", "b/000000000002.jpg"], "b/000000000001.jpg"),
     (["a.png"], "a.jpg"),

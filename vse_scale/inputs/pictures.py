@@ -8,7 +8,6 @@ photos, odd sizes, all subsamplings, progressive).
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,12 +42,13 @@ def read_picture(picture: Picture) -> NDArray[np.uint8]:
             raise ValueError(f"the array is {picture.shape} {picture.dtype}; give (H, W, 3) uint8")
         return picture
     # Here, so that a model opens, and encodes tensors, where there is no Pillow.
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    from vse_shards.rgb import Rejected, to_rgb
+    from vse_shards.opening import open_picture
+    from vse_shards.rgb import Rejected, upright_rgb
 
     if isinstance(picture, Image.Image):
-        return np.array(to_rgb(ImageOps.exif_transpose(picture)))
+        return np.array(upright_rgb(picture))
     name = "the image" if isinstance(picture, bytes) else str(picture)
     try:
         data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
@@ -57,8 +57,8 @@ def read_picture(picture: Picture) -> NDArray[np.uint8]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata, which is not used
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                return np.array(to_rgb(ImageOps.exif_transpose(image)))
+            with open_picture(data) as image:
+                return np.array(upright_rgb(image))
         except (Rejected, Exception) as error:  # Pillow's parsers raise any of many
             reason = " ".join(str(error).split())
             raise DatasetError(f"{name}: is no whole image ({reason})") from error

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import DatasetError
 from vse_scale.retrieval.encoder import Encoder
-from vse_shards.images import IMAGE_SUFFIXES, ImageOptions, Rejected, check_image
+from vse_shards.folders import files_below, is_image_name
+from vse_shards.images import ImageOptions, Rejected, check_image
+from vse_shards.opening import IMAGE_SUFFIXES, MAX_FILE_BYTES
+from vse_shards.storage import file_size
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,8 @@ class FolderImages:
         if not folder.is_dir():
             raise DatasetError(f"{folder}: no such folder of images")
         self._encoder, self._folder = encoder, folder
-        self._files = sorted(
-            file.relative_to(folder).as_posix()
-            for file in folder.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-        )
+        names, _ = files_below(str(folder))
+        self._files = [n for n in names if is_image_name(n) and file_size(str(folder / n)) >= 0]
         if not self._files:
             raise DatasetError(
                 f"{folder}: holds no image files; known are {' '.join(sorted(IMAGE_SUFFIXES))}"
@@ -194,6 +194,8 @@ def read_checked(file: Path) -> bytes:
         Rejected: it is no whole image.
         OSError: it cannot be read.
     """
+    if file_size(str(file)) > MAX_FILE_BYTES:
+        raise Rejected("too large", f"over {MAX_FILE_BYTES:,} bytes, the limit")
     data = file.read_bytes()
     check_image(data, ImageOptions())
     return data

@@ -16,6 +16,7 @@ from functools import cached_property
 
 from vse_shards import reach, storage
 from vse_shards.errors import SourceError
+from vse_shards.sources.splits import find_split
 
 # COCO numbers its images across splits and releases: COCO_val2014_000000391895.jpg of 2014 is
 # 000000391895.jpg in train2017.
@@ -121,7 +122,8 @@ class ImageFinder:
         for file in files:
             path = _key(file).split("/")
             same = _shared(name, path)
-            if same >= least or same == len(path):  # or flat in the folder
+            flat = same == len(path)
+            if flat or (same >= least and not _of_other_split("/".join(parts), file)):
                 shared[file] = same
         return [file for file, same in shared.items() if same == max(shared.values())]
 
@@ -147,7 +149,7 @@ class ImageFinder:
 
     @cached_property
     def _coco(self) -> dict[str, list[str]]:
-        numbered = defaultdict(list)
+        numbered = defaultdict[str, list[str]](list)
         for base, files in self._listing.items():
             if number := _COCO.fullmatch(base):
                 numbered[number[1]] += files
@@ -171,6 +173,12 @@ def _shared(name: list[str], file: list[str]) -> int:
     """Return how many parts two paths share from their ends."""
     pairs = list(zip(reversed(name), reversed(file), strict=False))
     return next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
+
+
+def _of_other_split(name: str, file: str) -> bool:
+    """Return whether two paths name splits that differ: train/1.jpg is not val/1.jpg."""
+    wanted, found = find_split(name, image=True), find_split(file, image=True)
+    return wanted is not None and found is not None and wanted[0] != found[0]
 
 
 def _twice(first: str, second: str, path: str) -> str:

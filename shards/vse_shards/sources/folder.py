@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
-from vse_shards.images import IMAGE_SUFFIXES
+from vse_shards.folders import files_below, is_image_name
 from vse_shards.notes import Notes
 from vse_shards.sources.base import (
     Location,
@@ -49,15 +49,15 @@ class FolderSource:
             SourceError: the folder cannot be listed.
         """
         try:
-            names = list(storage.walk(self._path))
+            names, left = files_below(self._path)
         except OSError as error:
             raise SourceError(f"{self._path}: cannot be listed: {error}") from error
-        texts = {os.path.splitext(name)[0] for name in names if name.lower().endswith(".txt")}
+        if left:
+            self.notes.say(f"passed over {len(left):,} copies that programs left, as {left[0]}")
+        texts = {n[:-4]: n for n in names if n.lower().endswith(".txt")}
         described = set()
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() not in IMAGE_SUFFIXES:
-                continue
+        for name in filter(is_image_name, names):
+            stem = os.path.splitext(name)[0]
             described.add(stem)
             split, why = find_split(name, self.name, image=True) or (DEFAULT_SPLIT, None)
             self.notes.split(split, name, why)
@@ -67,18 +67,27 @@ class FolderSource:
             elif stem not in texts:
                 yield Problem(name, name, split, "no caption", "there is no .txt beside it")
             else:
-                yield from self._row(name, stem, split)
-        for stem in sorted(texts - described):
+                yield from self._row(name, texts[stem], split)
+        yield from self._without_image(
+            names, {s: texts[s] for s in sorted(texts.keys() - described)}
+        )
+
+    def _without_image(self, names: list[str], alone: dict[str, str]) -> Iterator[Problem]:
+        """Refuse texts, by their stems, and name the files that are there instead of images."""
+        others = {os.path.splitext(n)[0]: n for n in names if not n.lower().endswith(".txt")}
+        for stem, text in alone.items():
             if is_unicode(stem):
                 detail = "there is no image beside it"
-                yield Problem(f"{stem}.txt", None, None, "caption for no image", detail)
+                if stem in others:
+                    detail += f", but {others[stem]}, whose suffix is no image's"
+                yield Problem(text, None, None, "caption for no image", detail)
 
-    def _row(self, name: str, stem: str, split: str) -> Iterator[Row | Problem]:
+    def _row(self, name: str, text: str, split: str) -> Iterator[Row | Problem]:
         try:
-            data = storage.read_bytes(storage.join(self._path, f"{stem}.txt"))
+            data = storage.read_bytes(storage.join(self._path, text))
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            yield Problem(name, name, split, "unreadable", f"{stem}.txt: {reason}")
+            yield Problem(name, name, split, "unreadable", f"{text}: {reason}")
             return
         lines = [decode_line(line) for line in data.split(b"\n") if line.strip()]
         captions, problems = usable_captions(lines, None, origin=name, key=name, split=split)
