@@ -14,6 +14,7 @@ from vse_shards.build import BuildOptions, build
 from vse_shards.carve import Carving
 from vse_shards.checks import refuse_nested
 from vse_shards.demo import make_demo
+from vse_shards.dry_run import dry_run as read_first
 from vse_shards.errors import SourceError, UserError
 from vse_shards.images import ImageOptions
 from vse_shards.merge import merge
@@ -110,7 +111,7 @@ def common(
     """Image-text datasets as checked, deterministic WebDataset shards."""
 
 
-@app.command()
+@app.command(epilog="Example: vse-shards demo --out scenes --images 2000")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write, created if missing.")],
     images: Annotated[int, typer.Option(min=1, help="Scenes; the last 500 are split val.")] = 3500,
@@ -121,7 +122,10 @@ def demo(
 
 
 # Long, because Typer reads the options from the signature.
-@app.command("build")
+@app.command(
+    "build",
+    epilog="Example: vse-shards build --source jsonl --input captions.jsonl --out data/mine",
+)
 def build_command(
     source: SourceName,
     input: Input,
@@ -159,6 +163,12 @@ def build_command(
     ] = False,
     no_images: NoImages = False,
     no_regions: NoRegions = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the first rows as they would be stored, and write nothing."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Check images and captions, and pack them into shards. The same command resumes."""
@@ -188,11 +198,16 @@ def build_command(
     )
     rows = open_source(source, request)
     refuse_nested(input, out)
+    if dry_run:
+        reports.show_dry_run(read_first(rows, options), as_json=json)
+        return
     reports.show_summary(build(rows, out, options), out, as_json=json)
 
 
 # Long, because Typer reads the options from the signature.
-@app.command("append")
+@app.command(
+    "append", epilog="Example: vse-shards append data/mine --source jsonl --input captions.jsonl"
+)
 def append_command(
     folder: Folder,
     source: SourceName,
@@ -242,7 +257,7 @@ def append_command(
     reports.show_summary(summary, str(folder), as_json=json)
 
 
-@app.command("merge")
+@app.command("merge", epilog="Example: vse-shards merge data/mine data/others --out data/both")
 def merge_command(
     folders: Annotated[list[Path], typer.Argument(help="Folders of datasets.", metavar="DIR...")],
     out: Annotated[Path, typer.Option(help="Folder to write, created if missing.")],
@@ -257,7 +272,7 @@ def merge_command(
     reports.show_summary(summary, str(out), as_json=json)
 
 
-@app.command()
+@app.command(epilog="Example: vse-shards verify data/mine --deep")
 def verify(
     folder: Folder,
     deep: Annotated[bool, typer.Option("--deep", help="Decode every image.")] = False,
@@ -267,13 +282,13 @@ def verify(
     reports.show_verdict(verify_folder(folder, deep=deep), folder, as_json=json)
 
 
-@app.command()
+@app.command(epilog="Example: vse-shards info data/mine --json")
 def info(folder: Folder, json: Json = False) -> None:
     """Print splits, captions, image sizes and rejects."""
     reports.show_info(folder, as_json=json)
 
 
-@app.command()
+@app.command(epilog="Example: vse-shards preview data/mine --out sample.html")
 def preview(
     folder: Folder,
     out: Annotated[Path, typer.Option(help="HTML file to write.")],

@@ -141,10 +141,11 @@ class Contents:
 
     def _select(self, condition: str, value: object) -> Iterator[Stored]:
         query = "SELECT folder, split, stem, row, key, description, digest, places FROM samples"
-        for folder, *place, text, digest, places in self._db.execute(
+        for folder, split, stem, row, key, text, digest, places in self._db.execute(
             f"{query} {condition}", (value,)
         ):
-            yield Stored(Path(folder), *place, json.loads(text), digest, json.loads(places))
+            description, members = json.loads(text), json.loads(places)
+            yield Stored(Path(folder), split, stem, row, key, description, digest, members)
 
 
 def samples(folder: Path, manifest: Manifest) -> Iterator[Stored]:

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vse_shards.dry_run import DryRun
 from vse_shards.errors import DatasetError
 from vse_shards.info import describe
-from vse_shards.notes import counted
+from vse_shards.notes import counted, shown
 from vse_shards.options import Summary
 from vse_shards.progress import say
 
@@ -45,6 +46,21 @@ def show_summary(summary: Summary, out: str, *, as_json: bool) -> None:
         say(f"{summary.duplicates:,} {again} more than once: {out}/duplicates.jsonl")
     if summary.rejects:
         say(f"{_reasons(summary.rejects)} rejected: {out}/rejects.jsonl")
+
+
+def show_dry_run(result: DryRun, *, as_json: bool) -> None:
+    """Print the first rows as a build would store them."""
+    if as_json:
+        print(json.dumps(asdict(result)))
+        return
+    splits = ", ".join(f"{name} {counted(n, 'image')}" for name, n in result.splits.items())
+    say(f"the first {counted(result.read, 'row')}: {splits}")
+    for row in result.rows:
+        say(f"  {row['split']}: image_id {shown(repr(row['image_id']))}, {shown(row['image'])}")
+        say(f"    {shown(row['stored'])}")
+        for caption in row["captions"]:
+            say(f"    {shown(caption)}")
+    say("nothing was written; omit --dry-run to build")
 
 
 def show_verdict(problems: list[str], folder: Path, *, as_json: bool) -> None:

@@ -6,6 +6,9 @@ import sys
 from importlib.metadata import version
 
 import pytest
+import typer
+
+from vse_shards.cli import app
 
 
 def refused(result, *words):
@@ -137,3 +140,40 @@ def test_the_version_is_that_of_the_distribution(command):
 
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == f"vse-shards {version('vse-scale')}\n"
+
+
+def test_a_dry_run_shows_the_first_rows_and_writes_nothing(write_rows, tmp_path, tools, command):
+    files = {f"{n}.jpg": tools.encoded(tools.picture(n)) for n in range(12)}
+    files["0.jpg"] = b"<html>"
+    rows = [
+        {"image": name, "captions": [f"w {name}"], "split": "val" if n > 9 else "train"}
+        for n, name in enumerate(files)
+    ]
+    arguments = ["build", "--source", "jsonl", "--input", write_rows(rows, files)]
+    arguments += ["--out", tmp_path / "out", "--dry-run"]
+    result = command(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert (told["read"], told["splits"]) == (12, {"train": 10, "val": 2})
+    assert [row["image"] for row in told["rows"]] == [
+        "0.jpg", "1.jpg", "2.jpg", "10.jpg", "11.jpg"
+    ]  # fmt: skip
+    assert told["rows"][0]["stored"].startswith("rejected: not an image")
+    assert told["rows"][1]["stored"] == "40 x 32 pixels, unchanged"
+    assert told["rows"][1]["captions"] == ["w 1.jpg"]
+    few = command(*arguments, "--limit", "1")
+    assert "the first 1 row: train 1 image" in few.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_limit_reads_the_first_rows_only(small_source, tmp_path, command):
+    arguments = ["build", "--source", "jsonl", "--input", small_source(20), "--out", tmp_path / "o"]
+    result = command(*arguments, "--limit", "7", "--workers", "1", "--json")
+    assert json.loads(result.stdout)["images"] == 7
+
+
+@pytest.mark.parametrize("name", ["demo", "build", "append", "merge", "verify", "info", "preview"])
+def test_every_help_has_an_example(name):
+    (command,) = [c for n, c in typer.main.get_command(app).commands.items() if n == name]
+    assert command.epilog.startswith(f"Example: vse-shards {name} ")
+    assert command.make_context(name, command.epilog.split()[3:])  # its options exist
