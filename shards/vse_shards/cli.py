@@ -56,7 +56,18 @@ Splits = Annotated[
 ]
 Columns = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=COLUMN", help="Column or key that holds NAME. Repeatable."),
+    typer.Option(
+        metavar="NAME=COLUMN",
+        help="Column or key that holds NAME: image, caption, split, image_id or caption_id; "
+        "captions may be in several (caption=A,B). Repeatable.",
+    ),
+]
+Header = Annotated[
+    str | None,
+    typer.Option(help="none: a table's first line is a row; columns are numbered from 1."),
+]
+Quoting = Annotated[
+    str | None, typer.Option(help="none: quotes in a table are a part of its text.")
 ]
 PrefixIds = Annotated[
     bool,
@@ -152,6 +163,8 @@ def build_command(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
     split: Splits = None,
     column: Columns = None,
+    header: Header = None,
+    quoting: Quoting = None,
     prefix_ids: PrefixIds = False,
     limit: Limit = None,
     max_rejects: MaxRejects = "",
@@ -176,7 +189,9 @@ def build_command(
     request = SourceRequest(
         input=input,
         images=images,
-        columns=dict(map(_assignment, column or [])),
+        columns=_columns(column or []),
+        header=header,
+        quoting=quoting,
         wanted=splits,
         use_images=not no_images,
         use_regions=not no_regions,
@@ -216,6 +231,8 @@ def append_command(
     workers: Workers = None,
     split: Splits = None,
     column: Columns = None,
+    header: Header = None,
+    quoting: Quoting = None,
     prefix_ids: PrefixIds = False,
     limit: Limit = None,
     max_rejects: MaxRejects = "",
@@ -246,7 +263,9 @@ def append_command(
     request = SourceRequest(
         input=input,
         images=images,
-        columns=dict(map(_assignment, column or [])),
+        columns=_columns(column or []),
+        header=header,
+        quoting=quoting,
         wanted=options.splits,
         use_images=not no_images,
         use_regions=not no_regions,
@@ -322,6 +341,15 @@ def _assignment(text: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise SourceError(f"{text!r} is not NAME=VALUE")
     return name, value
+
+
+def _columns(texts: list[str]) -> dict[str, str]:
+    """Return the columns of each name; those of a name that is repeated, separated by commas."""
+    columns: dict[str, str] = {}
+    for text in texts:
+        name, value = _assignment(text)
+        columns[name] = f"{columns[name]},{value}" if name in columns else value
+    return columns
 
 
 def _splits(texts: list[str]) -> tuple[dict[str, str] | None, tuple[Carving, ...]]:

@@ -15,8 +15,10 @@ SOURCES: Registry[Source] = Registry(
     "vse_shards.sources",
     {
         "jsonl": "vse_shards.sources.jsonl:JsonlSource",
-        "csv": "vse_shards.sources.table:CsvSource",
-        "parquet": "vse_shards.sources.table:ParquetSource",
+        "csv": "vse_shards.sources.tabular.source:CsvSource",
+        "tsv": "vse_shards.sources.tabular.source:TsvSource",
+        "parquet": "vse_shards.sources.tabular.source:ParquetSource",
+        "json": "vse_shards.sources.tabular.source:JsonSource",
         "folder": "vse_shards.sources.folder:FolderSource",
         "karpathy": "vse_shards.sources.karpathy:KarpathySource",
         "coco": "vse_shards.sources.coco:CocoSource",
@@ -30,6 +32,8 @@ SOURCES: Registry[Source] = Registry(
 _FLAGS = {
     "images": "--images",
     "columns": "--column",
+    "header": "--header",
+    "quoting": "--quoting",
     "use_images": "--no-images",
     "use_regions": "--no-regions",
 }
@@ -43,6 +47,8 @@ class SourceRequest:
         input: path or URL.
         images: folder of the images, if given.
         columns: names of columns or keys in the file, by their standard names.
+        header: ``none`` for a table whose first line is a row.
+        quoting: ``none`` for a table whose quotes are part of the text.
         wanted: splits that the build selects; None selects all.
         use_images: False omits images that have region features.
         use_regions: False omits region features.
@@ -51,6 +57,8 @@ class SourceRequest:
     input: str
     images: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    header: str | None = None
+    quoting: str | None = None
     wanted: Collection[str] | None = None
     use_images: bool = True
     use_regions: bool = True

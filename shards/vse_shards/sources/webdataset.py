@@ -23,7 +23,7 @@ from vse_shards.sources.base import (
     usable_captions,
 )
 from vse_shards.sources.splits import DEFAULT_SPLIT, find_split
-from vse_shards.sources.table import import_parquet
+from vse_shards.sources.tabular.parquet import import_parquet
 
 _MAX_TEXT = 16 << 20  # bytes of a caption or description
 
