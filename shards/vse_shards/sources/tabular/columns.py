@@ -20,7 +20,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     ),
     "caption": (
         *("captions", "caption", "text", "comment", "sentence", "sentences", "comments", "texts"),
-        *("raw", "title", "prompt", "description", "txt", "conversations"),
+        *("raw", "title", "prompt", "description", "txt", "conversations", "messages"),
     ),
     "split": ("split",),
     "image_id": ("image_id", "imgid", "img_id", "imageid"),

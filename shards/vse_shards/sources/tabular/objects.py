@@ -173,9 +173,10 @@ class Objects:
             return
         self._refuse_layouts(content)
         rows = {key: value for key, value in content.items() if _are_rows(value)}
-        if rows and (len(rows) == 1 or all(map(find_split, rows))):
+        fits = self._columns.fit(list(content))
+        if not fits and rows and (len(rows) == 1 or all(map(find_split, rows))):
             yield from self._lists(rows)
-        elif any(self._columns.candidates(list(content)).values()) or not content:
+        elif fits or any(self._columns.candidates(list(content)).values()) or not content:
             yield self._checked(f"{self._file.name} line 1", content)
         else:
             yield from self._by_image(content)
