@@ -16,7 +16,6 @@ from vse_shards.notes import shown
 from vse_shards.sources.base import is_unicode
 from vse_shards.sources.tabular.columns import caption_field
 
-WEB = ("http://", "https://", "ftp://")
 _LIST = re.compile(r"\[\s*(\]|\{?\s*['\"])")  # captions such as "[cat] on a mat" are no lists
 _CLOSED = re.compile(r"['\"]\s*\]")
 _NUMBERS = re.compile(r"\[[\s\d,-]*\]")

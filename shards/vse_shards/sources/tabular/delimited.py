@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from vse_shards import reach
 from vse_shards.errors import SourceError
 from vse_shards.images import IMAGE_SUFFIXES
 from vse_shards.notes import Notes, shown
 from vse_shards.sources.base import Problem, is_unicode
-from vse_shards.sources.tabular.cells import WEB, number
+from vse_shards.sources.tabular.cells import number
 from vse_shards.sources.tabular.columns import Columns
 from vse_shards.sources.tabular.files import TableFile
 from vse_shards.sources.tabular.rows import Record
@@ -306,7 +307,7 @@ def _doubled(found: re.Match[str]) -> str:
 
 def _is_image(cell: str) -> bool:
     """Return whether a cell names an image by its suffix, or is a web address."""
-    return bool(_IMAGE.fullmatch(cell)) or cell.lower().startswith(WEB)
+    return bool(_IMAGE.fullmatch(cell)) or reach.is_web(cell.lower())
 
 
 def _is_data(cell: str) -> bool:

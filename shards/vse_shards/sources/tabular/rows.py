@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vse_shards import storage
+from vse_shards import reach, storage
 from vse_shards.errors import SourceError
 from vse_shards.notes import Notes, shown
 from vse_shards.sources.base import Location, Problem, Row, is_id, usable_captions
@@ -15,7 +15,6 @@ from vse_shards.sources.finding import ImageFinder
 from vse_shards.sources.splits import FileSplit
 from vse_shards.sources.spool import Spool
 from vse_shards.sources.tabular.cells import (
-    WEB,
     BadCell,
     captions_of,
     ids_of,
@@ -76,7 +75,7 @@ class Images:
     def _choose(self, name: str, beside: str) -> str:
         within = storage.join(beside, "images")
         for folder in (beside, within):
-            if not storage.is_url(name) and storage.is_file(storage.join(folder, name)):
+            if _is_there(folder, name):
                 self._chosen[beside] = folder
                 return folder
         return beside
@@ -144,10 +143,9 @@ class RowMaker:
             keys = f"; keys are {keys or 'none'}" if record.keys else ""
             raise BadCell(f"image is {_cell(image)}, not a path{keys}")
         first, self._first = self._first, False
-        if image.startswith(WEB):
-            if first:
-                raise SourceError(f"{record.origin}: {shown(image)}: {_DOWNLOAD}")
-            raise BadCell(f"{shown(image)}: {_DOWNLOAD}")
+        # One address among files is a reject of the build.
+        if first and reach.is_web(image) and not reach.is_web(self._images.folder or ""):
+            raise SourceError(f"{record.origin}: {shown(image)}: {_DOWNLOAD}")
         image = self._stripped(image)
         location, name = self._images.locate(image, self._file.folder)
         return location, name, self._default_id(image)
@@ -165,10 +163,14 @@ class RowMaker:
             return image
         if self._strip is None:
             folder = self._images.folder or self._file.folder
-            self._strip = not storage.is_file(storage.join(folder, image))
+            self._strip = not _is_there(folder, image)
             if self._strip:
                 self._images.notes.say(f"the number after # is cut from names: {shown(image)}")
         return found[1] if self._strip else image
+
+
+def _is_there(folder: str, name: str) -> bool:
+    return storage.file_size(storage.locate(folder, name)) >= 0
 
 
 def _captions(record: Record) -> tuple[Any, Any, bool]:
