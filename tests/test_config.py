@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 import yaml
 
 from vse_scale.config import Config
+from vse_scale.config.recipe import apply_override, recipe_names
 from vse_scale.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -226,3 +230,54 @@ def test_every_key_of_another_trainer_leads_to_one_of_ours() -> None:
     assert set(_OURS) <= set(known_keys())
     words = [word for words in _OURS.values() for word in words.split()]
     assert len(words) == len(set(words))
+
+
+def test_a_run_folder_is_one_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/disk")
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.delenv("NOWHERE", raising=False)
+
+    def folder(given: str) -> str:
+        raw = {"data": {"path": "none"}, "run": {}}
+        apply_override(raw, f"run.dir={given}")
+        return Config.parse(raw).run.dir
+
+    assert folder("runs/a") == "runs/a"
+    assert folder("$SCRATCH/a") == "/disk/a"
+    assert folder("${SCRATCH}/a b") == "/disk/a b"
+    assert folder("~/a") == "/home/ada/a"
+    for given, words in (
+        ("s3://bucket/run", "is a URL"),
+        ("file:///tmp/run", "is a URL"),
+        ("$NOWHERE/a", "that is not set here"),
+        ("a\nb", "has a line break in it"),
+        ("''", "is empty"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            folder(given)
+        assert "\n" not in str(caught.value)
+
+
+def test_recipes_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After thammegowda/mtdata#82: files of the repository that the wheel lacks."""
+    monkeypatch.chdir(tmp_path)
+    named = Config.load("small", ["data.path=x"])
+    assert named == Config.load(ROOT / "launch" / "recipes" / "small.yaml", ["data.path=x"])
+    assert "coco_region_bert" in recipe_names()
+    with pytest.raises(ConfigError, match=r"smal: there is no such file, nor a recipe .*small"):
+        Config.load("smal")
+    with pytest.raises(ConfigError, match="small, its name alone, is the package's recipe"):
+        Config.load("launch/recipes/small.yaml")
+    (tmp_path / "small").write_text("run: {dir: mine}\ndata: {path: x}\n")
+    assert Config.load("small").run.dir == "mine"
+
+
+def test_the_wheel_has_every_recipe() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = ROOT / "vse_scale"
+    shipped = {
+        path.resolve()
+        for pattern in patterns["package-data"]["vse_scale"]
+        for path in package.glob(pattern)
+    }
+    assert shipped == set((ROOT / "launch" / "recipes").resolve().rglob("*.yaml"))

@@ -166,6 +166,8 @@ class Results:
         """Return the object to write: the best validation's figures, then the run's."""
         best = self.best
         figures = {} if best is None else {**best.figures(), "seconds": best.seconds, **best.extra}
+        if best is not None and math.isnan(best.seconds):
+            del figures["seconds"]  # not recorded; JSON has no NaN
         own = {key: getattr(self, key) for key in _RESULT_KINDS}
         return figures | {key: value for key, value in own.items() if value is not None}
 

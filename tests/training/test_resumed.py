@@ -1,0 +1,215 @@
+"""A run that goes on with parts of its folder lost, torn, or validated on another split.
+
+After huggingface/transformers#48319 (parts of a run's folder moved or deleted), mlfoundations
+open_clip#604 and huggingface/setfit#562.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from vse_scale.config import Config
+from vse_scale.errors import OutputError, TrainingError
+from vse_scale.files import unwritable, whole_folder
+from vse_scale.run.folder import RunFolder
+from vse_scale.run.journal import Journal, read_journal
+from vse_scale.run.records import EvaluationRecord, StepRecord
+from vse_scale.training.checkpoint import RunState, finished_checkpoints
+from vse_scale.training.failures import explained
+from vse_scale.training.resumed import best_that_counts, lacks_validation, results_of
+
+STATE = RunState(
+    step=48,
+    fingerprint="f",
+    config={"eval": {"split": None}},
+    best_rsum=71.0,
+    best_step=24,
+    stale=1,
+)
+
+
+def folder(path: Path, *, model: bool = True, validated: tuple[int, ...] = ()) -> RunFolder:
+    run = RunFolder(path)
+    if model:
+        run.model_folder.mkdir()
+    records = [EvaluationRecord(step=step, split="val", rsum=7.0) for step in validated]
+    run.evaluations_file.write_text("".join(json.dumps(r.to_json()) + "\n" for r in records))
+    return run
+
+
+def test_a_best_model_that_is_there_counts(tmp_path: Path) -> None:
+    assert best_that_counts(STATE, "val", folder(tmp_path)) == STATE
+
+
+@pytest.mark.parametrize(
+    ("split", "model", "words"),
+    [
+        ("train", True, "eval.split was val, is train: the best model so far (RSUM 71.0)"),
+        ("val", False, "is not there, and the weights of its step 24 are in no checkpoint"),
+    ],
+)
+def test_one_that_does_not_is_forgotten_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, split: str, model: bool, words: str
+) -> None:
+    found = best_that_counts(STATE, split, folder(tmp_path, model=model))
+    assert found == replace(STATE, best_rsum=None, best_step=None, stale=0)
+    assert words in caplog.text
+    assert "counts no more, and is replaced by the next" in caplog.text
+
+
+def test_a_model_whose_weights_are_in_the_checkpoint_is_not_lost(tmp_path: Path) -> None:
+    state = replace(STATE, best_step=48)
+    assert best_that_counts(state, "val", folder(tmp_path, model=False)) == state
+
+
+def test_a_validation_that_was_stopped_is_made_up_for(tmp_path: Path) -> None:
+    run = folder(tmp_path, validated=(23,))
+    assert lacks_validation(STATE, "val", run)
+    assert not lacks_validation(replace(STATE, step=24, best_step=12), "val", run)
+    assert lacks_validation(replace(STATE, step=24, best_step=12), "test", run)
+    assert not lacks_validation(replace(STATE, best_step=48), "val", run)
+
+
+def test_results_without_records_are_those_of_the_state(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = results_of(STATE, 16, [], [], "val").to_json()
+    assert found == {
+        "step": 23, "epoch": 0, "split": "val", "rsum": 71.0, "steps": 48, "pairs": 768,
+    }  # fmt: skip
+    assert "metrics.jsonl has 0 of 48 steps" in caplog.text
+    steps = [StepRecord(step=n, loss=float(n), seconds={"step": 0.5}) for n in range(48)]
+    best = EvaluationRecord(step=23, split="val", rsum=71.0, seconds=3.0)
+    whole = results_of(STATE, 16, steps, [best], "val")
+    assert (whole.final_loss, whole.train_seconds, whole.best) == (47.0, 24.0, best)
+
+
+def test_a_damaged_line_is_set_aside_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 0, "loss": 1.0}\n', '{"step": 1, "lo\n', '{"step": 2}\n', "\0\0\n"]
+    path.write_text("".join(lines))
+    with path.open("ab") as file:
+        file.write(b'{"step": 3, "loss": 1.0}\n{"step": 4, "l')
+    journal = Journal(path, next_step=9, kind=StepRecord.from_json)
+    journal.write(StepRecord(step=4, loss=2.0))
+    journal.close()
+    assert [record["step"] for record in read_journal(path)] == [0, 3, 4]
+    assert (tmp_path / "metrics.jsonl.damaged").read_text() == "".join(lines[1:])
+    assert "3 damaged lines, the first line 2, moved to metrics.jsonl.damaged" in caplog.text
+
+
+def test_a_folder_of_another_name_is_no_checkpoint(tmp_path: Path) -> None:
+    for name in ("step-00000008", "step-00000016", "step-old", "step-"):
+        (tmp_path / name).mkdir()
+    names = [path.name for path in finished_checkpoints(tmp_path)]
+    assert names == ["step-00000016", "step-00000008"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_there_is_a_model_at_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    from vse_scale import files
+
+    if not exchange:  # as on a network file system
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    path, ended, missing = tmp_path / "model", threading.Event(), []
+
+    def watch() -> None:
+        while not ended.is_set():
+            if not (path / "weights").exists():
+                missing.append(1)
+
+    for number in range(2):
+        with whole_folder(path) as partial:
+            (partial / "weights").write_text(str(number))
+    thread = threading.Thread(target=watch)
+    if exchange:
+        thread.start()
+    for number in range(100):
+        with whole_folder(path) as partial:
+            (partial / "weights").write_text(str(number))
+    ended.set()
+    if exchange:
+        thread.join()
+    assert missing == []
+    assert (path / "weights").read_text() == "99"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "remedy"),
+    [
+        (28, "No space left on device", "make room there"),
+        (13, "Permission denied", "give another, or the right to write there"),
+        (1, "Operation not permitted", "give another, or the right to write there"),
+        (30, "Read-only file system", "give another, or the right to write there"),
+        (20, "Not a directory", "give a folder"),
+    ],
+)
+def test_what_cannot_be_written_is_said_with_its_remedy(
+    number: int, reason: str, remedy: str
+) -> None:
+    said = str(unwritable("run.dir is x", OSError(number, os.strerror(number))))
+    assert said.startswith(f"run.dir is x: cannot be written ({reason}); {remedy}")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    data = {"path": "none", "global_batch": 128, "mode": "images", "captions_per_image": 2}
+    return Config.parse({"data": data, "run": {"dir": str(tmp_path / "run")}})
+
+
+def test_a_disk_that_is_full_while_the_model_is_written_is_one_line(
+    config: Config, tmp_path: Path
+) -> None:
+    for error in (
+        OSError(28, "No space left on device", str(tmp_path / "run" / "model" / "x")),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ):
+        found = explained(error, config, 1)
+        assert isinstance(found, OutputError)
+        assert "cannot be written (No space left on device); make room there, and the" in str(found)
+    other = explained(PermissionError(13, "Permission denied", "/data/x"), config, 1)
+    assert str(other).startswith("/data/x: cannot be used (Permission denied)")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+                     "allocate memory: you tried to allocate 2304000000 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.34 GiB. GPU 0 has"),
+        RuntimeError("std::bad_alloc"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)  # fmt: skip
+def test_memory_that_is_all_is_one_line_that_says_what_to_set(
+    error: Exception, config: Config
+) -> None:
+    """After metatrain#748: the allocator's traceback, and another start each time."""
+    found = explained(error, config, 2)
+    assert isinstance(found, TrainingError)
+    assert str(found).startswith("out of memory (")
+    assert "engine.micro_batches=4 (is 1)" in str(found)
+    # The remedies can be set.
+    Config.parse(
+        {**config.model_dump(mode="json"),
+         "engine": {"micro_batches": 4, "activation_checkpointing": True}}
+    ).check_layout(2)  # fmt: skip
+
+
+def test_other_exceptions_are_not_the_users(config: Config) -> None:
+    assert explained(ValueError("no"), config, 1) is None
+    assert explained(OSError(5, "Input/output error"), config, 1) is None
