@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 import torch
 from ranks import run_ranks
 
+from vse_scale.errors import LaunchError
+from vse_scale.world import join
+from vse_scale.world.place import Place
 from vse_scale.world.processes import ALONE, World
 
 JOIN = "from vse_scale.world.join import join_world; join_world(20); print('joined')"
@@ -30,6 +34,41 @@ def test_joining_compiles_nothing_and_leaves_no_shared_memory(tmp_path: Path) ->
     assert joined.stdout == "joined\n"
     assert not list(tmp_path.iterdir())
     assert set(shared.glob("deepspeed_*")) <= before
+
+
+def test_a_host_that_no_name_server_knows_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Lightning-AI/pytorch-lightning#19817 (ranks wait for a host that there is not)."""
+
+    def answer(number: int) -> None:
+        def look_up(*_: object) -> None:
+            raise socket.gaierror(number, "no")
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    monkeypatch.setattr(os, "environ", {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0",
+                                        "MASTER_ADDR": "nde-1", "MASTER_PORT": "3"})  # fmt: skip
+    answer(socket.EAI_NONAME)
+    with pytest.raises(LaunchError, match="MASTER_ADDR is 'nde-1', which no name server knows"):
+        join._settled()
+    answer(socket.EAI_AGAIN)  # it may answer when torch asks again
+    assert join._settled().ranks == 2
+
+
+def test_a_machine_with_fewer_gpus_than_ranks_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(LaunchError, match=r"rank 3 is number 3 on its machine, .* 2 GPUs; start"):
+        join._device_of(Place(rank=3, ranks=4, local_rank=3))
+    assert join._device_of(Place(rank=3, ranks=4, local_rank=1)) == torch.device("cuda", 1)
+    # A task that was given a GPU of its own.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(os, "environ", {})
+    assert join._device_of(Place(rank=3, ranks=4, local_rank=3)) == torch.device("cuda", 0)
+    assert os.environ["LOCAL_RANK"] == "0"
 
 
 MEET = """

@@ -140,7 +140,16 @@ def _run(
                 "LOCAL_SIZE": str(max(worlds, ranks)),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             }  # fmt: skip
-            command = [sys.executable, "-m", "vse_scale.planning.rank", what, path, out, *given]
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                "vse_scale.planning.rank",
+                what,
+                path,
+                out,
+                *given,
+            ]
             processes.append(
                 subprocess.Popen(
                     [str(part) for part in command], env=environment, text=True,

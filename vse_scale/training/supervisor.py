@@ -136,7 +136,7 @@ class Supervisor:
         arguments = [
             *(f"--world_info={base64.urlsafe_b64encode(world).decode()}",),
             *("--master_addr=127.0.0.1", f"--master_port={free_port()}"),
-            *("--no_local_rank", "--quiet", "--module", _RANK, *self._command),
+            *("--no_local_rank", "--log_level=critical", "--module", _RANK, *self._command),
         ]
         log.info("starting %d rank%s", self._ranks, "s"[: self._ranks - 1])
         environment = {
