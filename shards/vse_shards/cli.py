@@ -85,7 +85,8 @@ MaxRejects = Annotated[
     ),
 ]
 AllowMissing = Annotated[
-    bool, typer.Option("--allow-missing", help="Reject rows whose image is missing.")
+    bool,
+    typer.Option("--allow-missing", help="Reject rows without their image, incomplete tars."),
 ]
 AllowLeaks = Annotated[
     bool, typer.Option("--allow-leaks", help="Accept images that are in two splits.")
@@ -195,6 +196,7 @@ def build_command(
         wanted=splits,
         use_images=not no_images,
         use_regions=not no_regions,
+        allow_missing=allow_missing,
     )
     options = BuildOptions(
         image=ImageOptions(max_side, quality, keep_bytes, keep_exif),
@@ -269,6 +271,7 @@ def append_command(
         wanted=options.splits,
         use_images=not no_images,
         use_regions=not no_regions,
+        allow_missing=allow_missing,
     )
     rows = open_source(source, request)
     refuse_nested(input, str(folder))

@@ -24,6 +24,7 @@ class Notes:
     def __init__(self) -> None:
         self._said: dict[str, None] = {}
         self._splits: dict[str, _Found] = {}
+        self._passed: dict[str, tuple[int, str]] = {}
 
     def say(self, line: str) -> None:
         """Add a line, unless it was said before."""
@@ -43,8 +44,18 @@ class Notes:
         if found.why is None and why is not None:
             found.first, found.why = file, why
 
+    def pass_over(self, kind: str, file: str) -> None:
+        """Count a file that is no part of the dataset.
+
+        Args:
+            kind: what such files are, plural, such as ``files that systems leave behind``.
+            file: the file, relative to the input.
+        """
+        count, first = self._passed.get(kind, (0, file))
+        self._passed[kind] = count + 1, first
+
     def lines(self, name: str) -> list[str]:
-        """Return a line per split, then what else was said.
+        """Return a line per split and per kind of passed-over files, then what else was said.
 
         Args:
             name: name of the input, for the line that says that no split was recognised.
@@ -61,7 +72,11 @@ class Notes:
                 f"{shown(found.first)} ({found.why or 'no split is named in it'})"
                 for split, found in self._splits.items()
             ]
-        return splits + list(self._said)
+        passed = [
+            f"passed over {count:,} {kind}, the first {shown(first)}"
+            for kind, (count, first) in self._passed.items()
+        ]
+        return [*splits, *passed, *self._said]
 
 
 def shown(text: str) -> str:

@@ -63,7 +63,8 @@ class BuildOptions:
 
     def accepted(self) -> tuple[str, ...]:
         """Return the reasons of rejects that are no loss, or that the user has accepted."""
-        return (REPEATED, "missing image") if self.allow_missing else (REPEATED,)
+        missing = ("missing image", "incomplete tar") if self.allow_missing else ()
+        return (REPEATED, *missing)
 
 
 @dataclass(frozen=True)

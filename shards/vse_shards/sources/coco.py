@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
+from vse_shards.folders import data_below
 from vse_shards.notes import Notes, shown
 from vse_shards.sources.base import Location, Problem, Row, is_id, load_json, usable_captions
 from vse_shards.sources.finding import ImageFinder
@@ -34,9 +35,10 @@ class CocoSource:
     options: ClassVar[frozenset[str]] = frozenset({"images"})
 
     def __init__(self, path: str, images: str | None = None) -> None:
+        self.notes = Notes()
         if storage.is_folder(path):
             folder = storage.require_input(path, folder=True)
-            names = [name for name in storage.walk(folder) if _FILE.fullmatch(name)]
+            names = [name for name in data_below(folder, self.notes) if _FILE.fullmatch(name)]
             if not names:
                 raise SourceError(f"{folder}: has no captions_*.json")
             self._files = [(storage.join(folder, name), name) for name in names]
@@ -47,7 +49,6 @@ class CocoSource:
             self._files = [(path, storage.base_name(path))]
             self._above = ""
         self.name = storage.base_name(self._files[0][0] if len(self._files) == 1 else folder)
-        self.notes = Notes()
         if images is not None:
             self._images = [storage.require_input(images, folder=True)]
         else:

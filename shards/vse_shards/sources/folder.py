@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
-from vse_shards.folders import files_below, is_image_name
+from vse_shards.folders import data_below, is_image_name
 from vse_shards.notes import Notes
 from vse_shards.sources.base import (
     Location,
@@ -49,11 +49,9 @@ class FolderSource:
             SourceError: the folder cannot be listed.
         """
         try:
-            names, left = files_below(self._path)
+            names = data_below(self._path, self.notes)
         except OSError as error:
             raise SourceError(f"{self._path}: cannot be listed: {error}") from error
-        if left:
-            self.notes.say(f"passed over {len(left):,} copies that programs left, as {left[0]}")
         texts = {n[:-4]: n for n in names if n.lower().endswith(".txt")}
         described = set()
         for name in filter(is_image_name, names):

@@ -28,7 +28,8 @@ SOURCES: Registry[Source] = Registry(
 )
 
 # An option of the command by the field that it sets. `wanted` is not here: a build selects splits
-# of any source, and a source that takes the field only saves itself reading the others.
+# of any source, and a source that takes the field only saves itself reading the others. Nor is
+# `allow_missing`, which is an option of the build too.
 _FLAGS = {
     "images": "--images",
     "columns": "--column",
@@ -52,6 +53,7 @@ class SourceRequest:
         wanted: splits that the build selects; None selects all.
         use_images: False omits images that have region features.
         use_regions: False omits region features.
+        allow_missing: set parts of the input aside that are incomplete.
     """
 
     input: str
@@ -62,6 +64,7 @@ class SourceRequest:
     wanted: Collection[str] | None = None
     use_images: bool = True
     use_regions: bool = True
+    allow_missing: bool = False
 
 
 def open_source(kind: str, request: SourceRequest) -> Source:

@@ -76,6 +76,20 @@ def _of_folders(folders: str, outer: str) -> tuple[str, str] | None:
     return part.words[-1], why
 
 
+def named_by_folder(path: str) -> tuple[str, str] | None:
+    """Return the split of a member of an archive, by the nearest folder that is a split word."""
+    return _alone(path.rpartition("/")[0])
+
+
+@lru_cache(maxsize=4096)
+def _alone(folders: str) -> tuple[str, str] | None:
+    for name in reversed(folders.split("/")):
+        part = _part(name)
+        if part.alone:
+            return part.words[-1], f"{_quoted(part)} in its folder {shown(name)}"
+    return None
+
+
 class FileSplit:
     """Splits of the rows of one file, which may name their own.
 

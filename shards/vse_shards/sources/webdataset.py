@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
 from typing import Any, ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
-from vse_shards.images import IMAGE_SUFFIXES
-from vse_shards.notes import Notes
+from vse_shards.folders import data_below
+from vse_shards.notes import Notes, shown
+from vse_shards.opening import IMAGE_SUFFIXES
 from vse_shards.sources.base import (
     Location,
     Problem,
@@ -22,71 +24,144 @@ from vse_shards.sources.base import (
     is_unicode,
     usable_captions,
 )
-from vse_shards.sources.splits import DEFAULT_SPLIT, find_split
+from vse_shards.sources.samples import MAX_TEXT, TEXTS, Part, TarSamples
+from vse_shards.sources.splits import DEFAULT_SPLIT, find_split, named_by_folder
 from vse_shards.sources.tabular.parquet import import_parquet
+from vse_shards.sources.tars import START, compression
 
-_MAX_TEXT = 16 << 20  # bytes of a caption or description
-
-
-@dataclass
-class _Group:
-    """Image and text members of one key."""
-
-    image: tarfile.TarInfo | None = None
-    texts: dict[str, bytes] = field(default_factory=dict)
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_MAX_NAME = 4096  # bytes of a path on Linux
+_IN_MEMORY = 1 << 20  # bytes of members' descriptions before they go to a temporary file
 
 
 class WebDatasetSource:
     """Samples of an image (``.jpg``, ``.png`` ...) and a ``.txt`` or ``.json`` of the same key.
 
-    Captions are those under ``captions`` in the ``.json``, else the ``.txt`` as one caption, else
-    ``caption`` or ``text`` in the ``.json``, else the ``caption`` of img2dataset's ``.parquet``
-    beside the tar. ``image_id`` in the ``.json`` is the id, else tar and key. The split is the one
-    that `find_split` finds in the tar's path, else ``train``.
+    Captions are those under ``captions`` in the ``.json``, else the ``.txt``, a caption a line,
+    else ``caption`` or ``text`` in the ``.json``, else the ``caption`` of img2dataset's
+    ``.parquet`` beside the tar. ``image_id`` in the ``.json`` is the id, else tar and key. The
+    split is the one that `find_split` finds in the tar's path, else that of a folder in the tar
+    whose name is a split word, else ``train``.
 
     Args:
         path: path of a tar, or of a folder with tars at any depth.
+        allow_missing: set tars aside that are not what img2dataset's statistics say.
 
     Raises:
-        SourceError: there is no such file or folder, or no tar in it.
+        SourceError: there is no such file or folder, or no tar in it, or a compressed one.
     """
 
     kind: ClassVar[str] = "webdataset"
-    options: ClassVar[frozenset[str]] = frozenset()
+    options: ClassVar[frozenset[str]] = frozenset({"allow_missing"})
 
-    def __init__(self, path: str) -> None:
-        if storage.is_folder(path):
-            folder = storage.require_input(path, folder=True)
-            self.name = self._above = storage.base_name(folder)
-            names = [name for name in storage.walk(folder) if name.endswith(".tar")]
-            if not names:
-                raise SourceError(f"{folder}: has no .tar in it (compressed ones are not read)")
-            self._tars = [(storage.join(folder, name), name) for name in names]
-        else:
+    def __init__(self, path: str, *, allow_missing: bool = False) -> None:
+        self.notes = Notes()
+        self._allow_missing = allow_missing
+        self._absent: list[tuple[str, str]] = []
+        if not storage.is_folder(path):
             path = storage.require_input(path)
             self.name, self._above = storage.base_name(path), ""
             self._tars = [(path, self.name)]
-        self.notes = Notes()
+            return
+        folder = storage.require_input(path, folder=True)
+        self.name = self._above = storage.base_name(folder)
+        found = data_below(folder, self.notes)
+        names = [name for name in found if name.lower().endswith(".tar")]
+        _refuse_packed(folder, found, set(names))
+        if not names:
+            raise SourceError(f"{folder}: has no .tar in it; check the path")
+        self._tars = [(storage.join(folder, name), name) for name in names]
+        there = set(names)
+        for name in found:
+            tar = f"{name.removesuffix('_stats.json')}.tar"
+            if name.endswith("_stats.json") and tar not in there:
+                self._absent.append((storage.join(folder, tar), tar))
 
     def rows(self) -> Iterator[Row | Problem]:
         """Yield a row per key, tar by tar in sorted order.
 
         Raises:
-            SourceError: a tar disagrees with the img2dataset statistics beside it.
+            SourceError: a tar is compressed, or disagrees with img2dataset's statistics.
         """
+        for path, name in self._absent:
+            yield from self._check(path, name, None)
         for path, name in self._tars:
-            groups: dict[str, _Group] = {}
-            try:
-                with storage.open_binary(path) as file:
-                    _read_groups(file, groups)
-            except (OSError, tarfile.TarError) as error:
-                yield Problem(name, None, None, "unreadable", f"after {len(groups)} keys: {error}")
-            _check_statistics(path, sum(group.image is not None for group in groups.values()))
-            table = _Table(path)
-            split, why = find_split(name, self._above) or (DEFAULT_SPLIT, None)
-            self.notes.split(split, name, why)
-            for key, group in groups.items():
-                yield from _row(path, name, split, key, group, table)
+            yield from self._tar(path, name)
+
+    def _tar(self, path: str, name: str) -> Iterator[Row | Problem]:
+        try:
+            with storage.open_binary(path) as file:
+                if compression(file.read(START)):
+                    raise SourceError(f"{path}: holds {_packed(*os.path.split(path))}")
+                with SpooledTemporaryFile(_IN_MEMORY) as spill:
+                    samples = TarSamples(file, spill, shown(name), self.notes)
+                    yield from self._samples(path, name, samples)
+        except OSError as error:
+            yield Problem(name, None, None, "unreadable", str(error))
+
+    def _samples(self, path: str, name: str, samples: TarSamples) -> Iterator[Row | Problem]:
+        listing = samples.listing
+        if listing.fault:
+            self.notes.say(
+                f"{shown(name)}: is damaged after {listing.keys:,} keys, and read up to there: "
+                f"{listing.fault}"
+            )
+            detail = f"after {listing.keys} keys: {listing.fault}"
+            yield Problem(name, None, None, "unreadable", detail)
+        aside = list(self._check(path, name, listing.images))
+        if aside:
+            yield from aside
+            return
+        found = find_split(name, self._above)
+        tar = _Tar(path, name, samples, _Table(path), self.notes)
+        told = set()
+        for key, parts in samples:
+            split, why = found or named_by_folder(key) or (DEFAULT_SPLIT, None)
+            if split not in told:
+                told.add(split)
+                self.notes.split(split, name, why)
+            for stem, own in _by_stem(key, parts, tar):
+                yield from _row(tar, stem, own, split)
+
+    def _check(self, path: str, name: str, images: int | None) -> Iterator[Problem]:
+        """Compare a tar with ``_stats.json``, which img2dataset writes when a shard is done.
+
+        Args:
+            path: path of the tar.
+            name: its name in messages.
+            images: number of its images; None if there is no such tar.
+        """
+        statistics = path.removesuffix(".tar") + "_stats.json"
+        if not storage.is_file(statistics):
+            return
+        try:
+            successes = json.loads(storage.read_bytes(statistics))["successes"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SourceError(
+                f"{statistics}: cannot be read as img2dataset's statistics: {shown(repr(error))}"
+            ) from None
+        if successes == images or (images is None and not successes):
+            return
+        has = "is missing" if images is None else f"has {images} images"
+        detail = f"{has}, {storage.base_name(statistics)} says {shown(repr(successes))}"
+        if not self._allow_missing:
+            raise SourceError(
+                f"{path}: {detail}; the download was interrupted, or the tar filtered: run "
+                "img2dataset again, or set such tars aside with --allow-missing"
+            )
+        self.notes.say(f"{shown(name)}: {detail}; it is set aside")
+        yield Problem(name, None, None, "incomplete tar", detail)
+
+
+@dataclass(frozen=True)
+class _Tar:
+    """One tar while its samples become rows."""
+
+    path: str
+    name: str
+    samples: TarSamples
+    table: _Table
+    notes: Notes
 
 
 class _Table:
@@ -111,82 +186,149 @@ class _Table:
         return dict(zip(table.get("key", []), table.get("caption", []), strict=True))
 
 
-def _read_groups(file: Any, groups: dict[str, _Group]) -> None:
-    """Walk a tar; keep the headers of images and the content of texts."""
-    with tarfile.open(fileobj=file, mode="r:") as archive:
-        for member in archive:
-            if not member.isreg():
-                continue
-            folder, _, base = member.name.rpartition("/")
-            stem, dot, extension = base.partition(".")
-            if not stem or not dot:
-                continue
-            group = groups.setdefault(f"{folder}/{stem}" if folder else stem, _Group())
-            if f".{extension.lower()}" in IMAGE_SUFFIXES:
-                group.image = group.image or member
-            elif extension in ("txt", "json") and member.size <= _MAX_TEXT:
-                content = archive.extractfile(member)
-                group.texts[extension] = content.read() if content is not None else b""
+def _refuse_packed(folder: str, names: list[str], tars: set[str]) -> None:
+    """Refuse a folder with a compressed tar that does not lie unpacked beside it.
+
+    Raises:
+        SourceError: there is such a tar.
+    """
+    for name in names:
+        suffix = _suffix(name)
+        if suffix and f"{name[: -len(suffix)]}.tar" not in tars:
+            raise SourceError(f"{folder}: has no .tar of {_packed(folder, name)}")
 
 
-def _check_statistics(tar: str, images: int) -> None:
-    """Compare a tar with ``_stats.json``, which img2dataset writes when a shard is done."""
-    path = tar.removesuffix(".tar") + "_stats.json"
-    if not storage.is_file(path):
+def _suffix(name: str) -> str:
+    return next((one for one in _PACKED if name.lower().endswith(one)), "")
+
+
+def _packed(folder: str, name: str) -> str:
+    """Return the end of a message about a compressed tar."""
+    path, suffix = storage.join(folder, name), _suffix(name)
+    with storage.open_binary(path) as file:
+        kind, command = compression(file.read(START)) or ("compressed", "gzip -dc")
+    packed = shlex.quote(path)
+    plain = shlex.quote(f"{path[: -len(suffix)]}.tar" if suffix else f"{path}.plain")
+    more = "" if suffix else f" && mv {plain} {packed}"
+    return (
+        f"{shown(name)}, which is {kind}; images are read from tars where they lie: unpack it with "
+        f"{command} {packed} > {plain}{more}"
+    )
+
+
+def _by_stem(key: str, parts: list[Part], tar: _Tar) -> Iterator[tuple[str, list[Part]]]:
+    """Divide a key's members at the last dot if none belongs to the key by the first."""
+    counted = [part for part in parts if part.counts]
+    plain = [part for part in counted if "." not in part.extension]
+    dotted: dict[str, list[Part]] = {}
+    for part in counted:
+        if "." in part.extension:
+            stem = f"{key}.{part.extension.rpartition('.')[0]}"
+            dotted.setdefault(stem, []).append(part)
+    if plain or not dotted:
+        pairs = (stem for stem, own in dotted.items() if len(own) > 1 and _has_text(own))
+        unread = next(pairs, None)
+        if unread is not None:
+            tar.notes.say(
+                f"{shown(tar.name)}: members of names such as {shown(unread)} belong to key "
+                f"{shown(key)}, as webdataset has it, and are not read; name them without the dot"
+            )
+        yield key, plain or parts
         return
-    try:
-        successes = json.loads(storage.read_bytes(path))["successes"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(
-            f"{path}: cannot be read as img2dataset's statistics: {error!r}"
-        ) from None
-    if successes != images:
-        raise SourceError(
-            f"{tar}: has {images} images, {storage.base_name(path)} says {successes}; the download "
-            "was interrupted, run img2dataset again"
+    stem = next(iter(dotted))
+    tar.notes.say(
+        f"names are divided at their last dot where the first gives no sample: {shown(stem)} is "
+        f"a key in {shown(tar.name)}"
+    )
+    yield from dotted.items()
+
+
+def _has_text(parts: list[Part]) -> bool:
+    return any(part.last in TEXTS for part in parts)
+
+
+def _row(tar: _Tar, key: str, parts: list[Part], split: str) -> Iterator[Row | Problem]:
+    origin = f"{tar.name}: {key}"
+    if not is_unicode(origin) or len(origin) > _MAX_NAME:
+        fault = "its name is not UTF-8" if len(origin) <= _MAX_NAME else "its name is too long"
+        yield Problem(shown(origin), None, split, "malformed row", fault)
+        return
+    image_id: Any = f"{os.path.splitext(tar.name)[0]}/{key}"
+
+    def problem(reason: str, detail: str) -> Problem:
+        return Problem(origin, image_id, split, reason, detail)
+
+    by_kind: dict[str, list[Part]] = {}
+    for part in parts:
+        if part.counts:
+            by_kind.setdefault(part.last, []).append(part)
+    twice = next((kind for kind, same in by_kind.items() if len(same) > 1), None)
+    if twice is not None:
+        detail = f"its .{twice} is in the tar {len(by_kind[twice])} times"
+        yield problem("duplicate member", detail)
+        return
+    images = [same[0] for kind, same in by_kind.items() if f".{kind}" in IMAGE_SUFFIXES]
+    texts = {kind: by_kind[kind][0] for kind in TEXTS if kind in by_kind}
+    if not images:
+        held = dict.fromkeys(f".{kind}" for kind in texts)
+        yield problem("caption for no image", f"it has {', '.join(held) or 'nothing'} alone")
+        return
+    if len(images) > 1:
+        tar.notes.say(
+            f"{shown(tar.name)}: {shown(key)} has several images, "
+            f"{' and '.join(f'.{part.last}' for part in images[:3])}; the first is taken"
         )
-
-
-def _row(
-    tar: str, name: str, split: str, key: str, group: _Group, table: _Table
-) -> Iterator[Row | Problem]:
-    origin = f"{name}: {key}"
-    if not is_unicode(origin):
-        shown = origin.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        yield Problem(shown, None, split, "malformed row", "its name is not UTF-8")
-        return
-    image_id: Any = f"{os.path.splitext(name)[0]}/{key}"
-    if group.image is None:
-        detail = f"it has {', '.join('.' + e for e in group.texts) or 'nothing'} alone"
-        yield Problem(origin, image_id, split, "caption for no image", detail)
-        return
-    description: Any = {}
-    if "json" in group.texts:
-        try:
-            description = json.loads(group.texts["json"])
-        except (ValueError, RecursionError) as error:
-            yield Problem(origin, image_id, split, "malformed row", f".json: {error}")
+    for part in (images[0], *texts.values()):
+        if fault := _fault(part):
+            yield problem("unreadable", f"its .{part.last} {fault}")
             return
+    try:
+        description = json.loads(tar.samples.text(texts["json"])) if "json" in texts else {}
+    except (ValueError, RecursionError) as error:
+        yield problem("malformed row", f".json: {error}")
+        return
     if not isinstance(description, dict):
         description = {}
     if is_id(description.get("image_id")):
         image_id = description["image_id"]
+    text = tar.samples.text(texts["txt"]) if "txt" in texts else None
     captions, problems = usable_captions(
-        _captions(group, description, table, key), None, origin=origin, key=image_id, split=split
+        _captions(text, description, tar, key), None, origin=origin, key=image_id, split=split
     )
     yield from problems
     if captions:
-        location = Location(tar, group.image.offset_data, group.image.size)
+        location = Location(tar.path, images[0].offset, images[0].size)
         yield Row(split, image_id, captions, location, origin, origin)
 
 
-def _captions(group: _Group, description: dict[str, Any], table: _Table, key: str) -> list[Any]:
+def _fault(part: Part) -> str:
+    """Return why a member has no content to read, "" if it has."""
+    if part.kind in ("link", "symlink"):
+        return (
+            f"is a link to {shown(part.target)}, which is no file of the tar: pack the file itself "
+            "with tar --dereference"
+        )
+    if part.kind == "sparse":
+        return "is a sparse file: pack it without tar --sparse"
+    if part.last in TEXTS and part.size > MAX_TEXT:
+        return f"has {part.size:,} bytes, limit {MAX_TEXT:,}"
+    return ""
+
+
+def _captions(text: bytes | None, description: dict[str, Any], tar: _Tar, key: str) -> list[Any]:
     if isinstance(description.get("captions"), list):
         return list(description["captions"])
-    if "txt" in group.texts:
-        return [decode_line(group.texts["txt"])]
+    if text is not None:
+        whole = decode_line(text)
+        # img2dataset repeats the text in the description, so its line ends belong to one caption.
+        if whole is not None and description.get("caption") in (whole, text.decode("utf-8-sig")):
+            return [whole]
+        lines = [decode_line(line) for line in text.split(b"\n") if line.strip()]
+        if len(lines) > 1:
+            tar.notes.say("a .txt of several lines holds several captions, one a line")
+        return lines or [whole]
     for name in ("caption", "text"):
         if description.get(name) is not None:
             return [description[name]]
-    caption = table.caption(key)
+    caption = tar.table.caption(key)
     return [] if caption is None else [caption]
