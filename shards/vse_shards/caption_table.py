@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from collections.abc import Iterable
 
 from vse_shards.sources import Caption
+
+_BATCH = 5000  # captions that are written at once
 
 
 class CaptionTable:
@@ -18,14 +19,19 @@ class CaptionTable:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        self._waiting: list[tuple[int, str | int | None, int]] = []
         self._db.execute("CREATE TABLE captions (row INTEGER, id, text INTEGER)")
 
     def add(self, row: int, captions: Iterable[Caption[str | int | None]]) -> None:
         """Add captions of a row."""
-        self._db.executemany(
-            "INSERT INTO captions VALUES (?, ?, ?)",
-            [(row, caption.id, text_number(caption.text)) for caption in captions],
-        )
+        # The hash is of this process alone, as the table is; a digest would take longer.
+        self._waiting += [(row, caption.id, hash(caption.text)) for caption in captions]
+        if len(self._waiting) >= _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._db.executemany("INSERT INTO captions VALUES (?, ?, ?)", self._waiting)
+        self._waiting.clear()
 
     def count_repeats(self) -> tuple[int, int, int, int, int]:
         """Count the captions that are equal to another.
@@ -34,23 +40,29 @@ class CaptionTable:
             Captions equal to another of the same row; captions equal to one of another row; of the
             text in most rows: its number, the number of its rows, and the first of them.
         """
+        self._flush()
         (within,) = self._db.execute(
             "SELECT COALESCE(SUM(n - 1), 0) FROM"
             " (SELECT COUNT(*) n FROM captions GROUP BY row, text HAVING n > 1)"
         ).fetchone()
-        # Beside MAX, SQLite takes the other columns from the row that has it.
-        between, text, rows, first = self._db.execute(
-            "SELECT COALESCE(SUM(n), 0), text, MAX(rows), first FROM"
-            " (SELECT COUNT(*) n, COUNT(DISTINCT row) rows, text, MIN(row) first FROM captions"
+        between = (
+            "(SELECT text, COUNT(*) n, COUNT(DISTINCT row) rows, MIN(row) first FROM captions"
             " GROUP BY text HAVING rows > 1)"
+        )
+        (count,) = self._db.execute(f"SELECT COALESCE(SUM(n), 0) FROM {between}").fetchone()
+        if not count:
+            return within, 0, 0, 0, 0
+        text, rows, first = self._db.execute(
+            f"SELECT text, rows, first FROM {between} ORDER BY rows DESC, first LIMIT 1"
         ).fetchone()
-        return within, between, text or 0, rows or 0, first or 0
+        return within, count, text, rows, first
 
     def id_that_stands_twice(self) -> tuple[str | int, int, int] | None:
         """Return a caption id that stands twice, with both rows.
 
         Ids that number the captions of each image are none of the dataset: None for these.
         """
+        self._flush()
         twice: tuple[str | int, int, int] | None = self._db.execute(
             "SELECT id, MIN(row), MAX(row) FROM captions WHERE id IS NOT NULL"
             " GROUP BY id HAVING COUNT(*) > 1 ORDER BY MIN(row) LIMIT 1"
@@ -66,9 +78,3 @@ class CaptionTable:
             " WHERE start IN (0, 1)"
         ).fetchone()
         return bool(rows) and bool(counting >= 0.9 * rows)
-
-
-def text_number(text: str) -> int:
-    """Return 8 bytes of a text's digest as an integer of SQLite."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)

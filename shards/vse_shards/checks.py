@@ -87,7 +87,7 @@ def _no_rows(source: Source, store: RowStore, other_splits: dict[str, int]) -> S
     if problem is not None:
         first = json.loads(problem)
         return SourceError(
-            f"{source.name}: none of its rows can be used; the first: {first['source']}: "
+            f"{source.name}: none of its rows can be used; the first: {shown(first['source'])}: "
             f"{first['reason']}: {first['detail']}"
         )
     other = ", ".join(other_splits)

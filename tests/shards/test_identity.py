@@ -7,7 +7,9 @@ stand twice), webdataset/webdataset#157 (one key in several tars).
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -60,7 +62,7 @@ entries = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(entries)
 def test_no_caption_gets_another_images_picture_and_none_is_lost(pictures, tmp_path_factory, drawn):
     rows = [
@@ -217,3 +219,82 @@ def test_coco_files_merged_without_new_ids_are_refused(tmp_path, tools, command)
     assert "--prefix-ids" in command("merge", *outs).stderr
     assert command("merge", *outs, "--prefix-ids", "--json", "--allow-leaks").returncode == 0
     assert command("verify", tmp_path / "out").returncode == 0
+
+
+def _tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def _webdataset(folder: Path, pictures: dict[str, bytes]) -> Path:
+    for name, data in pictures.items():
+        described = json.dumps({"image_id": 0, "captions": [name]}).encode()
+        _tar(folder / f"t/{Path(name).parent}.tar", {"0.jpg": data, "0.json": described})
+    return folder / "t"
+
+
+def _karpathy(folder: Path, pictures: dict[str, bytes]) -> Path:
+    images = [
+        {"imgid": 0, "split": "train", "filename": name, "sentences": [{"raw": name, "sentid": k}]}
+        for k, name in enumerate(pictures)
+    ]
+    (folder / "d.json").write_text(json.dumps({"images": images}))
+    return folder / "d.json"
+
+
+def _csv(folder: Path, pictures: dict[str, bytes]) -> Path:
+    lines = ["image,image_id,caption", *(f"{name},0,{name}" for name in pictures)]
+    (folder / "t.csv").write_text("\n".join(lines))
+    return folder / "t.csv"
+
+
+def _jsonl(folder: Path, pictures: dict[str, bytes]) -> Path:
+    lines = [json.dumps({"image": n, "image_id": 0, "captions": [n]}) for n in pictures]
+    (folder / "t.jsonl").write_text("\n".join(lines))
+    return folder / "t.jsonl"
+
+
+def _parquet(folder: Path, pictures: dict[str, bytes]) -> Path:
+    pytest.importorskip("pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    names = list(pictures)
+    table = pa.table({"image": names, "image_id": [0] * len(names), "caption": names})
+    pyarrow.parquet.write_table(table, folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+LAYOUTS = {
+    "csv": _csv,
+    "jsonl": _jsonl,
+    "karpathy": _karpathy,
+    "parquet": _parquet,
+    "webdataset": _webdataset,
+}
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["other picture", "same bytes"])
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_every_source_has_one_rule(tmp_path, tools, kind, same):
+    """Two rows of id 0 in two folders: joined where the bytes are equal, else refused."""
+    data = [tools.encoded(tools.picture(0 if same else k)) for k in range(2)]
+    pictures = {"one/0.jpg": data[0], "two/0.jpg": data[1]}
+    for name, content in pictures.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(content)
+    path = LAYOUTS[kind](tmp_path, pictures)
+    request = SourceRequest(str(path), str(tmp_path) if kind in ("karpathy", "csv") else None)
+    out = str(tmp_path / "out")
+    if same:
+        summary = build(open_source(kind, request), out, BuildOptions())
+        assert (summary.images, summary.pairs, summary.rejects) == (1, 2, {})
+        return
+    with pytest.raises(SourceError, match=r"image_id 0 is .*keep both with --prefix-ids"):
+        build(open_source(kind, request), out, BuildOptions())
+    summary = build(open_source(kind, request), out, BuildOptions(prefix_ids=True))
+    assert (summary.images, summary.pairs, summary.rejects) == (2, 2, {})
