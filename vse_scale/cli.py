@@ -20,6 +20,7 @@ from vse_scale.commands.train import train
 from vse_scale.console import configure_logging
 from vse_scale.errors import UserError
 from vse_scale.world.place import is_main
+from vse_shards.masking import masked
 
 app = typer.Typer(
     help="Train, evaluate and look at image-text retrieval models.",
@@ -52,7 +53,7 @@ def main() -> None:
     except UserError as error:
         if debug:
             raise
-        print(f"vse-scale: error: {error}", file=sys.stderr)
+        print(f"vse-scale: error: {masked(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vse_shards import progress
+from vse_shards.masking import masked
 
 log = logging.getLogger("vse_scale")
 
@@ -17,10 +18,17 @@ LINE_SECONDS = 5.0  # between two lines of progress without a terminal
 HEARTBEAT_SECONDS = 8.0  # a screen that is silent for ten seconds looks like a hanging process
 
 
+class _Formatter(logging.Formatter):
+    """Masks the passwords of URLs in a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
+
+
 def configure_logging(*, main: bool) -> None:
     """Log to standard error: information on the main rank, only warnings on the others."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(logging.INFO if main else logging.WARNING)

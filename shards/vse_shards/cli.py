@@ -15,11 +15,13 @@ from vse_shards.carve import Carving
 from vse_shards.checks import refuse_nested
 from vse_shards.demo import make_demo
 from vse_shards.dry_run import dry_run as read_first
-from vse_shards.errors import SourceError, UserError
+from vse_shards.errors import DatasetError, SourceError, UserError
 from vse_shards.images import ImageOptions
+from vse_shards.masking import masked
 from vse_shards.merge import merge
 from vse_shards.pool import default_workers
 from vse_shards.preview import write_preview
+from vse_shards.remote import is_url
 from vse_shards.sources.registry import SOURCES, SourceRequest, open_source
 from vse_shards.threshold import RejectLimit
 from vse_shards.verify import verify as verify_folder
@@ -34,7 +36,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Folder = Annotated[Path, typer.Argument(help="Folder of a dataset.", metavar="DIR")]
+
+def _local_folder(text: str) -> Path:
+    if is_url(text):
+        raise DatasetError(
+            f"{text}: is remote, and this command reads a folder of this machine; copy the dataset "
+            "there first (training compares every shard that it fetches by itself)"
+        )
+    return Path(text)
+
+
+Folder = Annotated[
+    Path, typer.Argument(help="Folder of a dataset.", metavar="DIR", parser=_local_folder)
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")]
 SourceName = Annotated[
@@ -335,7 +349,7 @@ def main() -> None:
         if isinstance(error, OSError):
             message = f"{error.filename}: {error.strerror}" if error.filename else message
         message = message.replace("\n", "\\n").replace("\r", "\\r")
-        print(f"vse-shards: error: {message}", file=sys.stderr)
+        print(f"vse-shards: error: {masked(message)}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", UserError.exit_code))
 
 

@@ -11,7 +11,7 @@ import fsspec
 from fsspec.core import split_protocol, url_to_fs
 
 from vse_shards.errors import AccessError, StorageError, UserError
-from vse_shards.masking import masked
+from vse_shards.masking import MASK, masked
 from vse_shards.progress import say
 
 RETRY_SECONDS = 60.0  # from the first request to the last
@@ -57,6 +57,9 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     # Chained protocols run what the URL says: one of them renders templates of the file it reads.
     if "::" in url:
         raise ProtocolError(errno.EINVAL, "chained protocols are not opened", masked(url))
+    if f"://{MASK}@" in url or f"={MASK}" in url:
+        reason = "its password was not recorded; write it into the URL again"
+        raise ProtocolError(errno.EINVAL, reason, url)
     try:
         filesystem, inner = url_to_fs(url, **_options(split_protocol(url)[0]))
     except Exception as error:

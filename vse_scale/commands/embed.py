@@ -12,6 +12,7 @@ from vse_scale.commands.common import Batch, CacheDir, Threads, open_encoder, st
 from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
 from vse_scale.run.folder import model_folder
+from vse_shards.masking import masked
 
 if TYPE_CHECKING:
     from vse_scale.retrieval.encoder import Encoder
@@ -75,7 +76,9 @@ def _sides(
         sides: dict[str, Side] = {"images": DatasetImages(encoder, dataset)}
         if dataset.pairs:
             sides["captions"] = DatasetCaptions(encoder, dataset)
-        place = dataset.folder.resolve() if isinstance(dataset.folder, Path) else dataset.folder
+        place = (
+            dataset.folder.resolve() if isinstance(dataset.folder, Path) else masked(dataset.folder)
+        )
         return sides, {"data": str(place), "split": split}
     if images is not None:
         return {"images": FolderImages(encoder, images)}, {"images": str(images.resolve())}

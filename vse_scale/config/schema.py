@@ -29,6 +29,7 @@ from vse_scale.config.recipe import apply_override, find_recipe, read_recipe
 from vse_scale.config.synonyms import nearest_key
 from vse_scale.errors import ConfigError
 from vse_scale.inputs.spec import MAX_TOKENS
+from vse_shards.masking import masked_values
 
 
 class Section(BaseModel):
@@ -301,9 +302,15 @@ class Config(Section):
                 f"data.global_batch is {batch}, not divisible by {parts}; set {choice}"
             )
 
-    def to_yaml(self) -> str:
+    def recorded(self) -> dict[str, Any]:
+        """Return the resolved configuration as a run keeps it: without passwords in URLs."""
+        content: dict[str, Any] = masked_values(self.model_dump(mode="json"))
+        return content
+
+    def to_yaml(self, *, recorded: bool = False) -> str:
         """Return the resolved configuration, one that ``load`` reads back as equal."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        content = self.recorded() if recorded else self.model_dump(mode="json")
+        return yaml.safe_dump(content, sort_keys=False)
 
 
 def _folders(given: object) -> str | tuple[str, ...]:

@@ -15,6 +15,7 @@ from vse_scale.training.failures import rank_is_gone
 from vse_scale.training.parent import die_with_parent
 from vse_scale.world.devices import choose_slice
 from vse_scale.world.place import Place, find_place, is_main
+from vse_shards.masking import masked
 
 
 def main() -> int:
@@ -50,7 +51,7 @@ def run_rank(config: str, overrides: list[str], *, debug: bool = False) -> int:
         if not main_rank and not isinstance(error, LaunchError):
             # The main rank reports what every rank found; afterwards this one reports its own.
             time.sleep(MESSAGE_SECONDS)
-        print(f"vse-scale: error: {error}", file=sys.stderr)
+        print(f"vse-scale: error: {masked(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         if main_rank:

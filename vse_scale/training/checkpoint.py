@@ -26,6 +26,7 @@ from vse_scale.errors import CheckpointError, ConfigError
 from vse_scale.files import PARTIAL, whole_folder
 from vse_scale.training.optim import moments_of
 from vse_scale.world.processes import World
+from vse_shards.masking import masked
 
 TENSORS = "state.safetensors"
 _NAME = "step-"
@@ -65,8 +66,8 @@ class RunState:
         if fingerprint != self.fingerprint:
             raise CheckpointError(
                 f"{origin}: was trained on a dataset with fingerprint {self.fingerprint[:12]}, but "
-                f"{config.data.path} has {fingerprint[:12]}; give the same dataset, or another "
-                "run.dir to start anew"
+                f"{masked(str(config.data.path))} has {fingerprint[:12]}; give the same dataset, "
+                "or another run.dir to start anew"
             )
         # A stored configuration is read as this release has it: without keys of parts that were
         # not chosen, and with the defaults of settings that are new.
@@ -77,7 +78,7 @@ class RunState:
                 f"{error}; go on with the release that wrote it, or give another run.dir to start "
                 "anew"
             ) from error
-        changed = changes(then.model_dump(mode="json"), config.model_dump(mode="json"), Config)
+        changed = changes(then.recorded(), config.recorded(), Config)
         if changed:
             raise CheckpointError(
                 f"{origin}: was trained with another configuration ({'; '.join(changed)}); give "

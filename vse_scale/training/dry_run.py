@@ -23,7 +23,7 @@ def describe_run(config: Config) -> str:
         f"{_size(disk.total)}",
         *assumed,
     ]
-    return config.to_yaml() + "".join(f"# {line}\n" for line in lines)
+    return config.to_yaml(recorded=True) + "".join(f"# {line}\n" for line in lines)
 
 
 def _size(count: float) -> str:

@@ -102,7 +102,7 @@ class Trainer:
             config.data.max_caption_tokens,
         )
         model.to(world.device)
-        resolved = config.model_dump(mode="json")
+        resolved = config.recorded()
         self.state = RunState(step=0, fingerprint=self.dataset.fingerprint, config=resolved)
         self._saved: RunState | None = None
         self._best_is_lost = False
@@ -380,7 +380,7 @@ class Trainer:
     def _open_journals(self, next_step: int) -> None:
         if self.world.main:
             self.folder.path.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder.config_file, self.config.to_yaml())
+            write_text(self.folder.config_file, self.config.to_yaml(recorded=True))
             write_json(self.folder.system_file, describe_system(self.world.ranks))
             self.metrics, self.evaluations = open_journals(self.folder, next_step)
 

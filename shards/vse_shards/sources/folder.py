@@ -82,7 +82,7 @@ class FolderSource:
 
     def _row(self, name: str, text: str, split: str) -> Iterator[Row | Problem]:
         try:
-            data = storage.read_bytes(storage.join(self._path, text))
+            data = storage.read_bytes(storage.locate(self._path, text))
         except OSError as error:
             reason = error.strerror or type(error).__name__
             yield Problem(name, name, split, "unreadable", f"{text}: {reason}")

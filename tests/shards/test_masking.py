@@ -1,0 +1,63 @@
+"""Secrets of URLs, which people write into commands (fsspec/filesystem_spec#1340)."""
+
+from __future__ import annotations
+
+import pytest
+
+from vse_shards.masking import masked, masked_values
+from vse_shards.storage import read_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://user:hunter2@host/a", "http://***@host/a"),
+        ("no such s3://AKIA:hunter2@bucket/a; check", "no such s3://***@bucket/a; check"),
+        ("https://host/a?X-Amz-Signature=hunter2&x=1", "https://host/a?X-Amz-Signature=***&x=1"),
+        ("https://host/a?sv=1&sig=hunter2", "https://host/a?sv=1&sig=***"),
+        ("http://host/a@b.jpg", "http://host/a@b.jpg"),
+        ("s3://bucket/a", "s3://bucket/a"),
+        ("a: b@c", "a: b@c"),
+    ],
+)
+def test_secrets_are_masked_and_nothing_else(text, shown):
+    assert masked(text) == shown
+    assert masked(shown) == shown
+
+
+def test_secrets_are_masked_at_any_depth():
+    content = {"data": {"path": ["http://a:b@c/d", "/e"], "gb": 1.5}, "none": None}
+
+    assert masked_values(content) == {
+        "data": {"path": ["http://***@c/d", "/e"], "gb": 1.5},
+        "none": None,
+    }
+
+
+@pytest.mark.parametrize("name", ["verify", "info", "preview"])
+def test_commands_that_want_a_folder_say_so_of_a_url(name, command):
+    out = ["--out", "page.html"] if name == "preview" else []
+    done = command(name, "http://user:hunter2@127.0.0.1:9/set", *out)
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "http://***@127.0.0.1:9/set: is remote" in line
+    assert "copy the dataset there first" in line
+
+
+def test_a_masked_url_is_not_opened():
+    with pytest.raises(OSError, match="write it into the URL again"):
+        read_bytes("http://***@127.0.0.1:9/set/manifest.json")
+
+
+def test_no_message_of_a_build_shows_a_password(command, tmp_path, write_rows):
+    rows = write_rows([{"image": "a.jpg", "captions": ["w"]}], {})
+    cases = [
+        ["--input", rows, "--out", f"nosuch://user:hunter2@{tmp_path.name}"],
+        ["--input", rows, "--images", f"nosuch://user:hunter2@{tmp_path.name}", "--out", "o"],
+    ]
+    for arguments in cases:
+        done = command("build", "--source", "jsonl", *arguments, "--workers", "1")
+        assert done.returncode == 2, done.stderr
+        assert "hunter2" not in done.stderr
+        assert "Traceback" not in done.stderr
