@@ -230,6 +230,36 @@ def test_precomp_ids_name_an_image_once_or_for_every_caption(tmp_path, repeats):
         np.testing.assert_array_equal(array(samples[image_id]["npy"]), expected)
 
 
+@pytest.mark.parametrize(
+    ("captions", "rows", "images", "first_of_second"),
+    [(10, 2, 2, 5), (6, 6, 6, 1), (6, "each three times", 2, 3)],
+)
+def test_precomp_without_ids_is_numbered(tmp_path, captions, rows, images, first_of_second):
+    """As SGRAF's followers ship it (Paranioar/SGRAF data.py reads captions and regions alone)."""
+    regions = np.random.default_rng(0).random((2 if isinstance(rows, str) else rows, 3, 4), "f4")
+    if isinstance(rows, str):
+        regions = np.repeat(regions, 3, axis=0)
+    (tmp_path / "dev_caps.txt").write_text("".join(f"caption {n}\n" for n in range(captions)))
+    np.save(tmp_path / "dev_ims.npy", regions)
+    source = open_source("precomp", SourceRequest(str(tmp_path)))
+    found = [row for row in source.rows() if isinstance(row, Row)]
+
+    assert [row.image_id for row in found] == [f"dev/{n}" for n in range(images)]
+    assert found[1].captions[0].text == f"caption {first_of_second}"
+    second = array(read_regions(found[1].regions))
+    assert (second == regions[first_of_second if isinstance(rows, str) else 1]).all()
+    assert any("dev_ids.txt is not there" in line for line in source.notes.lines("x"))
+
+
+def test_precomp_without_ids_needs_regions_that_fit(tmp_path):
+    (tmp_path / "dev_caps.txt").write_text("a\nb\nc\n")
+    np.save(tmp_path / "dev_ims.npy", np.zeros((2, 3, 4), "f4"))
+    with pytest.raises(SourceError, match=r"has 2 rows, and dev_caps.txt 3 captions; without"):
+        read("precomp", input=str(tmp_path))
+    with pytest.raises(SourceError, match="omit --no-regions, or the split with --split"):
+        read("precomp", input=str(tmp_path), use_regions=False)
+
+
 def test_precomp_takes_images_regions_or_both(tmp_path, photos):
     ims = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
     precomp(tmp_path / "precomp", "train", [4, 9], [f"c{n}" for n in range(10)], ims)

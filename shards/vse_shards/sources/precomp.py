@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
@@ -27,7 +28,8 @@ class PrecompSource:
     """``{split}_ids.txt``, ``{split}_caps.txt`` and optional ``{split}_ims.npy``.
 
     Ids list each image once, or once per caption. Regions are (images, regions, channels) with a
-    row per image or per caption; the file is mapped into memory, not loaded.
+    row per image or per caption; the file is mapped into memory, not loaded. Without ids, images
+    are numbered, and have regions alone.
 
     Args:
         path: folder of the lists, or the folder above ``precomp``.
@@ -73,20 +75,31 @@ class PrecompSource:
         Raises:
             SourceError: lists that belong together disagree, or there is neither image nor region.
         """
-        mapping = self._mapping() if self._images is not None else {}
+        mapping: dict[str, str] | None = None
         for split in self._splits:
+            if not storage.is_file(storage.join(self._folder, f"{split}_ids.txt")):
+                yield from self._numbered(split)
+                continue
+            if mapping is None:
+                mapping = self._mapping() if self._images is not None else {}
             yield from self._split(split, mapping)
 
     def _find_splits(self, wanted: Collection[str] | None) -> list[str]:
         names = [name for name in storage.walk(self._folder) if "/" not in name]
         found = [name.removesuffix("_ids.txt") for name in names if name.endswith("_ids.txt")]
+        # SGRAF and others read captions and regions alone, and ship no ids.
+        alone = [name.removesuffix("_caps.txt") for name in names if name.endswith("_caps.txt")]
+        found += [s for s in alone if s not in found and f"{s}_ims.npy" in names]
+        found.sort()
         if wanted is not None:
             found = [split for split in found if split in wanted]
         elif "testall" in found and "test" in found:
             found.remove("test")
         if not found:
             asked = f" of {', '.join(sorted(wanted))}" if wanted else ""
-            raise SourceError(f"{self._folder}: has no *_ids.txt{asked}")
+            raise SourceError(
+                f"{self._folder}: has no *_ids.txt, nor *_caps.txt with *_ims.npy{asked}"
+            )
         return found
 
     def _find_images(self, images: str | None) -> str | None:
@@ -138,6 +151,48 @@ class PrecompSource:
                 origin,
             )
 
+    def _numbered(self, split: str) -> Iterator[Row | Problem]:
+        """Yield the rows of a split without ids: regions and captions by their order alone."""
+        self.notes.split(split, f"{split}_caps.txt", f'"{split}" in its name')
+        captions = self._lines(f"{split}_caps.txt")
+        if not self._use_regions:
+            raise SourceError(
+                f"{self._folder}: {split}_ids.txt is not there, so no image can be found for a "
+                "caption; omit --no-regions, or the split with --split"
+            )
+        path = storage.join(self._folder, f"{split}_ims.npy")
+        per_image, repeats = self._per_image(split, path, len(captions))
+        self.notes.say(
+            f"{split}_ids.txt is not there: images are numbered {split}/0, {split}/1 ..., with "
+            f"{per_image} captions each, and have regions alone"
+        )
+        for number in range(len(captions) // per_image):
+            first = number * per_image
+            texts = [decode_line(line) for line in captions[first : first + per_image]]
+            image_id, origin = f"{split}/{number}", f"{split}_caps.txt image {number}"
+            found, problems = usable_captions(
+                list(texts), None, origin=origin, key=image_id, split=split
+            )
+            yield from problems
+            if found:
+                at = RegionsAt(path, number * repeats)
+                yield Row(split, image_id, found, None, origin, image_id, at)
+
+    def _per_image(self, split: str, path: str, captions: int) -> tuple[int, int]:
+        """Return the captions and the rows of regions of each image, where there are no ids."""
+        array = _mapped(path)
+        rows = len(array) if array.ndim else 0
+        if not rows or not captions or captions % rows:
+            raise SourceError(
+                f"{path}: has {rows:,} rows, and {split}_caps.txt {captions:,} captions; without "
+                f"{split}_ids.txt there must be a whole number of captions per row"
+            )
+        if captions > rows:
+            return captions // rows, 1
+        # VSE++ repeats an image's row for each of its captions.
+        repeats = next((n for n in range(1, rows) if not np.array_equal(array[n], array[0])), rows)
+        return (repeats, repeats) if rows % repeats == 0 else (1, 1)
+
     def _row(
         self,
         split: str,
@@ -183,12 +238,7 @@ class PrecompSource:
         path = storage.join(self._folder, f"{split}_ims.npy")
         if not self._use_regions or not storage.is_file(path):
             return None
-        if storage.is_url(path):
-            raise SourceError(f"{path}: region files must be on this machine to be mapped")
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise SourceError(f"{path}: cannot be read as .npy: {error}") from error
+        array = _mapped(path)
         rows = len(array) if array.ndim else 0
         if rows not in (images, captions):
             raise SourceError(
@@ -206,3 +256,13 @@ class PrecompSource:
                 f"{path}: cannot be read: {error.strerror or error}; omit the split with --split"
             ) from None
         return lines[:-1] if lines[-1] == b"" else lines
+
+
+def _mapped(path: str) -> NDArray[Any]:
+    if storage.is_url(path):
+        raise SourceError(f"{path}: region files must be on this machine to be mapped")
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SourceError(f"{path}: cannot be read as .npy: {error}") from error
+    return array
