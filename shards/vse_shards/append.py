@@ -20,9 +20,10 @@ from vse_shards.notes import counted, shown
 from vse_shards.options import BuildOptions, Summary
 from vse_shards.output import OutputFolder
 from vse_shards.progress import Progress, say
+from vse_shards.regions import read_regions
 from vse_shards.rows import RowStore
 from vse_shards.seal import seal
-from vse_shards.shard import read_image, read_regions
+from vse_shards.shard import read_image
 from vse_shards.sources import Problem, Row, Source
 
 OTHER_CAPTIONS = "captions of a stored image"  # reason of a row that finished shards cannot take

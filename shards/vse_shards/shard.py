@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vse_shards import storage
-from vse_shards.errors import DatasetError, SourceError, StorageError
+from vse_shards.errors import DatasetError, StorageError
 from vse_shards.images import CheckedImage, ImageOptions, Rejected, check_image
 from vse_shards.manifest import ShardRecord, run_length_code
 from vse_shards.masking import masked
 from vse_shards.output import OutputFolder
-from vse_shards.sources import Location, Problem, RegionsAt, Row
+from vse_shards.regions import read_regions
+from vse_shards.sources import Location, Problem, Row
 from vse_shards.writer import ShardWriter
 
 FORMAT_VERSION = 3  # raise it when the same rows and options give other bytes
@@ -299,47 +295,3 @@ def read_image(location: Location) -> bytes:
             f"{masked(path)}: cannot be read: {error.strerror or error}; this says nothing about "
             "the image: mend the disk or its mount, and run the same command again"
         ) from error
-
-
-def read_regions(at: RegionsAt) -> bytes:
-    """Return one row of a region file as the bytes of a ``.npy`` file, (regions, channels).
-
-    Raises:
-        Rejected: the row does not exist, or its values are not finite.
-    """
-    array = _region_file(at.path)
-    if at.row >= len(array):
-        raise Rejected("missing regions", f"row {at.row} of a file of {len(array)}")
-    values = np.ascontiguousarray(array[at.row])
-    if not np.isfinite(values).all():
-        raise Rejected("damaged", "region features that are not finite")
-    file = io.BytesIO()
-    np.save(file, values, allow_pickle=False)
-    return file.getvalue()
-
-
-def load_regions(data: bytes) -> NDArray[np.floating[Any]]:
-    """Read the ``.npy`` member of a sample, (regions, channels).
-
-    Raises:
-        ValueError: the data is not such an array.
-    """
-    values: NDArray[np.floating[Any]] = np.load(io.BytesIO(data), allow_pickle=False)
-    if values.ndim != 2:
-        raise ValueError(f"region features have shape {values.shape}, not (regions, channels)")
-    return values
-
-
-@lru_cache(maxsize=8)
-def _region_file(path: str) -> NDArray[Any]:
-    """Map a region file into memory; it may have tens of gigabytes."""
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise SourceError(f"{path}: cannot be read as .npy: {error}") from error
-    if array.ndim != 3 or array.dtype.kind != "f":
-        raise SourceError(
-            f"{path}: is {array.dtype} of shape {array.shape}, not floating-point "
-            "(images, regions, channels)"
-        )
-    return array

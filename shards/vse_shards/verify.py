@@ -14,7 +14,7 @@ from vse_shards.images import Rejected, decode_strictly
 from vse_shards.index import Member, format_index
 from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord
 from vse_shards.progress import Progress
-from vse_shards.shard import load_regions
+from vse_shards.regions import load_regions
 from vse_shards.storage import sha256_of
 
 _BLOCK = 512

@@ -17,7 +17,7 @@ from vse_shards.build import BuildOptions, build
 from vse_shards.errors import SourceError
 from vse_shards.index import read_index
 from vse_shards.manifest import Manifest
-from vse_shards.shard import read_regions
+from vse_shards.regions import read_regions
 from vse_shards.sources import Problem, Row
 from vse_shards.sources.registry import SOURCES, SourceRequest, open_source
 

@@ -19,7 +19,7 @@ from vse_scale.data.staging import StagingCache, StagingOptions, default_folder
 from vse_scale.errors import DatasetError
 from vse_shards.index import Index, parse_index, read_index
 from vse_shards.manifest import Manifest, ShardRecord
-from vse_shards.shard import load_regions
+from vse_shards.regions import load_regions
 from vse_shards.shuffle import source_positions
 from vse_shards.sources import Caption
 from vse_shards.storage import is_url

@@ -23,6 +23,7 @@ SOURCES: Registry[Source] = Registry(
         "karpathy": "vse_shards.sources.karpathy:KarpathySource",
         "coco": "vse_shards.sources.coco:CocoSource",
         "precomp": "vse_shards.sources.precomp:PrecompSource",
+        "butd": "vse_shards.sources.butd:ButdSource",
         "webdataset": "vse_shards.sources.webdataset:WebDatasetSource",
     },
 )
