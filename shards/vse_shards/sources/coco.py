@@ -1,4 +1,4 @@
-"""``coco``: the official ``captions_*.json``."""
+"""``coco``: the official ``captions_*.json``, and captions of the same format."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ _FILE = re.compile(r"captions_(([A-Za-z]+)\w*)\.json")
 
 
 class CocoSource:
-    """COCO's caption annotations; ``captions_val2014.json`` gives split ``val``.
+    """COCO's caption annotations, and others of its format under any name.
 
-    Image and caption ids are COCO's own.
+    The split is the one that `find_split` finds in the file's path, else that of
+    ``captions_SPLIT.json``, else ``train``. Image and caption ids are the file's own.
 
     Args:
-        path: one such file, or a folder with several.
+        path: one such file, or a folder with several: those named as COCO's own, else all that
+            hold images and captions.
         images: folder with the images, or with folders ``train2014`` and so on; the default is
             the folder of the annotations or its parent.
 
@@ -38,9 +40,7 @@ class CocoSource:
         self.notes = Notes()
         if storage.is_folder(path):
             folder = storage.require_input(path, folder=True)
-            names = [name for name in data_below(folder, self.notes) if _FILE.fullmatch(name)]
-            if not names:
-                raise SourceError(f"{folder}: has no captions_*.json")
+            names = self._annotations(folder)
             self._files = [(storage.join(folder, name), name) for name in names]
             self._above = storage.base_name(folder)
         else:
@@ -54,6 +54,27 @@ class CocoSource:
         else:
             near = [folder, storage.parent(folder)]
             self._images = [*near, *(storage.join(above, "images") for above in near)]
+
+    def _annotations(self, folder: str) -> list[str]:
+        """Return a folder's files of captions: those named as COCO's own, else by content.
+
+        Raises:
+            SourceError: there is none.
+        """
+        found = data_below(folder, self.notes)
+        names = [name for name in found if name.lower().endswith(".json")]
+        official = [name for name in names if _FILE.fullmatch(name)]
+        if official:
+            return official
+        held = [name for name in names if _has_captions(storage.join(folder, name))]
+        if not held:
+            raise SourceError(
+                f"{folder}: has no captions_*.json, nor another .json of images and captions as "
+                "COCO has them"
+            )
+        for name in sorted(set(names) - set(held)):
+            self.notes.pass_over(".json files without captions as COCO has them", name)
+        return held
 
     def rows(self) -> Iterator[Row | Problem]:
         """Yield a row per image, in the order of the file's images.
@@ -110,6 +131,20 @@ class CocoSource:
         if storage.base_name(whole) == "annotations" and len(self._images) > 1:
             whole = self._images[1]  # COCO's own layout, with the images' folders beside it
         return next((p for p in folders if storage.is_file(storage.join(p, first_image))), whole)
+
+
+def _has_captions(path: str) -> bool:
+    """Return whether a file names what COCO's caption files do, without parsing it."""
+    missing = [b'"images"', b'"annotations"', b'"caption"']
+    try:
+        with storage.open_binary(path) as file:
+            end = b""
+            while missing and (block := file.read(1 << 20)):
+                missing = [word for word in missing if word not in end + block]
+                end = block[-16:]
+    except OSError:
+        return False
+    return not missing
 
 
 def _by_id(path: str, entries: list[Any]) -> dict[Any, str]:

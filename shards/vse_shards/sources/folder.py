@@ -18,13 +18,14 @@ from vse_shards.sources.base import (
     is_unicode,
     usable_captions,
 )
-from vse_shards.sources.splits import DEFAULT_SPLIT, find_split
+from vse_shards.sources.declared import FolderSplits
 
 
 class FolderSource:
     """Images at any depth, each with a text file.
 
-    The split is the one that `find_split` finds in the path, else ``train``. The image id is the
+    The split is the one that the folder's ``README.md`` gives the image, as Hugging Face has it,
+    else that which `find_split` finds in the path, else ``train``. The image id is the
     path.
 
     Args:
@@ -54,10 +55,15 @@ class FolderSource:
             raise SourceError(f"{self._path}: cannot be listed: {error}") from error
         texts = {n[:-4]: n for n in names if n.lower().endswith(".txt")}
         described = set()
-        for name in filter(is_image_name, names):
+        pictures = list(filter(is_image_name, names))
+        splits = FolderSplits(self._path, names, pictures, self.notes, images=True)
+        for name in pictures:
             stem = os.path.splitext(name)[0]
             described.add(stem)
-            split, why = find_split(name, self.name, image=True) or (DEFAULT_SPLIT, None)
+            found = splits.of(name)
+            if found is None:
+                continue
+            split, why = found
             self.notes.split(split, name, why)
             if not is_unicode(name):
                 shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -24,6 +24,7 @@ from vse_shards.sources.base import (
     is_unicode,
     usable_captions,
 )
+from vse_shards.sources.declared import ENERGON, FolderSplits
 from vse_shards.sources.samples import MAX_TEXT, TEXTS, Part, TarSamples
 from vse_shards.sources.splits import DEFAULT_SPLIT, find_split, named_by_folder
 from vse_shards.sources.tabular.parquet import import_parquet
@@ -40,8 +41,9 @@ class WebDatasetSource:
     Captions are those under ``captions`` in the ``.json``, else the ``.txt``, a caption a line,
     else ``caption`` or ``text`` in the ``.json``, else the ``caption`` of img2dataset's
     ``.parquet`` beside the tar. ``image_id`` in the ``.json`` is the id, else tar and key. The
-    split is the one that `find_split` finds in the tar's path, else that of a folder in the tar
-    whose name is a split word, else ``train``.
+    split is the one that Energon's ``.nv-meta/split.yaml`` or the ``configs`` of a dataset card
+    (``README.md``) give the tar, else that which `find_split` finds in its path, else that of a
+    folder in the tar whose name is a split word, else ``train``.
 
     Args:
         path: path of a tar, or of a folder with tars at any depth.
@@ -58,19 +60,21 @@ class WebDatasetSource:
         self.notes = Notes()
         self._allow_missing = allow_missing
         self._absent: list[tuple[str, str]] = []
+        self._splits: FolderSplits | None
         if not storage.is_folder(path):
             path = storage.require_input(path)
-            self.name, self._above = storage.base_name(path), ""
+            self.name, self._splits = storage.base_name(path), None
             self._tars = [(path, self.name)]
             return
         folder = storage.require_input(path, folder=True)
-        self.name = self._above = storage.base_name(folder)
+        self.name = storage.base_name(folder)
         found = data_below(folder, self.notes)
         names = [name for name in found if name.lower().endswith(".tar")]
         _refuse_packed(folder, found, set(names))
         if not names:
             raise SourceError(f"{folder}: has no .tar in it; check the path")
         self._tars = [(storage.join(folder, name), name) for name in names]
+        self._splits = FolderSplits(folder, found, names, self.notes)
         there = set(names)
         for name in found:
             tar = f"{name.removesuffix('_stats.json')}.tar"
@@ -86,20 +90,24 @@ class WebDatasetSource:
         for path, name in self._absent:
             yield from self._check(path, name, None)
         for path, name in self._tars:
-            yield from self._tar(path, name)
+            found = self._splits.of(name) if self._splits else find_split(name)
+            if found is not None or not self._splits:
+                yield from self._tar(path, name, found or (DEFAULT_SPLIT, None))
 
-    def _tar(self, path: str, name: str) -> Iterator[Row | Problem]:
+    def _tar(self, path: str, name: str, found: tuple[str, str | None]) -> Iterator[Row | Problem]:
         try:
             with storage.open_binary(path) as file:
                 if compression(file.read(START)):
                     raise SourceError(f"{path}: holds {_packed(*os.path.split(path))}")
                 with SpooledTemporaryFile(_IN_MEMORY) as spill:
                     samples = TarSamples(file, spill, shown(name), self.notes)
-                    yield from self._samples(path, name, samples)
+                    yield from self._samples(path, name, found, samples)
         except OSError as error:
             yield Problem(name, None, None, "unreadable", str(error))
 
-    def _samples(self, path: str, name: str, samples: TarSamples) -> Iterator[Row | Problem]:
+    def _samples(
+        self, path: str, name: str, found: tuple[str, str | None], samples: TarSamples
+    ) -> Iterator[Row | Problem]:
         listing = samples.listing
         if listing.fault:
             self.notes.say(
@@ -112,11 +120,14 @@ class WebDatasetSource:
         if aside:
             yield from aside
             return
-        found = find_split(name, self._above)
+        excluded = self._splits.excluded if self._splits else set()
         tar = _Tar(path, name, samples, _Table(path), self.notes)
         told = set()
         for key, parts in samples:
-            split, why = found or named_by_folder(key) or (DEFAULT_SPLIT, None)
+            if f"{name}/{key}" in excluded:
+                self.notes.pass_over(f"samples that {ENERGON} excludes", f"{name}/{key}")
+                continue
+            split, why = found if found[1] else named_by_folder(key) or found
             if split not in told:
                 told.add(split)
                 self.notes.split(split, name, why)
