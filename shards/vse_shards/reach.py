@@ -11,6 +11,7 @@ from vse_shards.masking import masked
 from vse_shards.remote import is_url
 
 _OUTSIDE = "outside:"  # no storage opens a path that begins so
+_LEADING_OUT = ("..", "%", "::")  # without these, a relative name stays in its folder
 _SHOWN = 80  # characters of a name in a message
 
 
@@ -22,7 +23,12 @@ def inside(folder: str, name: str) -> str:
     """
     if is_outside(name):
         return name
-    path = name if is_url(name) or os.path.isabs(name) else posixpath.join(folder, name)
+    if is_url(name) or os.path.isabs(name):
+        path = name
+    else:
+        path = posixpath.join(folder, name)
+        if not any(sign in name for sign in _LEADING_OUT):
+            return path  # nearly every name, without further work
     return path if _is_below(folder, path) else _OUTSIDE + path
 
 

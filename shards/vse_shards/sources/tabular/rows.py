@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -152,7 +153,7 @@ class RowMaker:
 
     def _default_id(self, image: str) -> str:
         """Return the id of an image without one: its path from the input's folder."""
-        if self._images.folder is not None or storage.join("a", image) == image:
+        if self._images.folder is not None or os.path.isabs(image) or storage.is_url(image):
             return image
         return self._file.below + image
 
