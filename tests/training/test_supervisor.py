@@ -22,7 +22,8 @@ from groups import Group
 from ranks import environment_without_launcher
 
 from vse_scale.config import Config
-from vse_scale.errors import TrainingError
+from vse_scale.errors import OutputError, TrainingError
+from vse_scale.run.lock import RunLock
 from vse_scale.training import supervisor
 from vse_scale.training.contract import FAILURES
 from vse_scale.training.failures import Failure, note, notes
@@ -103,6 +104,14 @@ def test_a_users_mistake_is_not_tried_again(
     assert ending(watched, monkeypatch, [2]) == []
     assert watched.run() == 2
     assert not (watched._folder.path / "lock").exists()
+
+
+def test_a_second_start_in_one_folder_starts_nothing(
+    watched: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending(watched, monkeypatch, [])
+    with RunLock(watched._folder.path), pytest.raises(OutputError, match="trains in; wait for it"):
+        watched.run()
 
 
 def test_what_another_ranks_end_brings_about_is_not_noted(
