@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
+import pytest
+
 from vse_scale.config import Config, Section
-from vse_scale.config.resume import MAY_CHANGE, changeable_keys, changes
+from vse_scale.config.resume import (
+    MAY_CHANGE,
+    ON_PURPOSE,
+    changeable_keys,
+    changes,
+    keys_on_purpose,
+)
+from vse_scale.errors import CheckpointError, ConfigError
+from vse_scale.run.journal import record_changes
+from vse_scale.training.checkpoint import RunState
 
 
 def test_the_marks_are_those_that_runs_rely_on() -> None:
@@ -20,6 +33,7 @@ def test_the_marks_are_those_that_runs_rely_on() -> None:
         "engine.timeout_seconds",
         "telemetry",
         "run.dir", "run.checkpoint_epochs", "run.checkpoint_steps", "run.keep_checkpoints",
+        "run.resume_with",
     }  # fmt: skip
 
 
@@ -50,3 +64,33 @@ def test_a_marked_section_covers_its_keys_and_no_others() -> None:
     now = {"image": {"kind": "pixels", "cache": "b"}, "watch": {"threads": 2}, "seed": 0}
     assert changes(then, now, Whole) == ["image.kind was 'regions', is 'pixels'"]
     assert changes({"watchful": 1}, {"watchful": 2}, Whole) == ["watchful was 1, is 2"]
+
+
+def test_a_run_may_change_rates_and_losses_on_purpose() -> None:
+    assert {f"optim.{key}" for key in ("lr", "drop_epochs", "warmup_steps", "clip")} < set(
+        changeable_keys(Config, "", ON_PURPOSE)
+    )
+    given = ["optim.lr=1e-4", "objective.margin=0.1", "train.epochs=9"]
+    assert keys_on_purpose(given, Config) == ("optim.lr", "objective.margin", "train.epochs")
+    with pytest.raises(ConfigError, match=r"--resume-with data\.global_batch: .* may change optim"):
+        keys_on_purpose(["data.global_batch=8"], Config)
+
+
+def test_what_was_said_to_change_is_allowed_returned_and_written_once(tmp_path: Path) -> None:
+    def config(**optim: float) -> Config:
+        named = [f"optim.{key}" for key in optim if key == "lr"]
+        run = {"dir": "r", "resume_with": named}
+        return Config.parse({"data": {"path": "d"}, "run": run, "optim": optim})
+
+    state = RunState(step=7, fingerprint="f", config=config().model_dump(mode="json"))
+    changed = state.check(config(lr=1e-5), "f", tmp_path)
+    assert changed == {"optim.lr": (5e-4, 1e-5)}
+    assert state.check(config(), "f", tmp_path) == {}
+    with pytest.raises(CheckpointError, match=r"optim\.clip was 2\.0, is 1\.0\).*--resume-with"):
+        state.check(config(lr=1e-5, clip=1.0), "f", tmp_path)
+    for _ in range(2):  # a restart before the next checkpoint
+        record_changes(tmp_path / "changes.jsonl", 7, changed)
+    lines = (tmp_path / "changes.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 7, "changes": {"optim.lr": [5e-4, 1e-5]}}
+    ]

@@ -33,14 +33,18 @@ except ImportError:  # comes with pydantic
         le: float
 
 
-__all__ = ["MAY_CHANGE", "Count", "Fraction", "Ge", "Gt", "Le", "MayChange", "Positive"]
+__all__ = ["MAY_CHANGE", "ON_PURPOSE", "Count", "Fraction", "Ge", "Gt", "Le", "Mark", "Positive"]
 
 
-class MayChange:
-    """The mark on a field, or on a section as a whole, that may change when a run goes on."""
+class Mark:
+    """A mark on a field, or on a section as a whole."""
 
 
-MAY_CHANGE = MayChange()
+MAY_CHANGE = Mark()
+"""It may change when a run goes on, and alters nothing of what the next step computes."""
+
+ON_PURPOSE = Mark()
+"""It may change when a run goes on and is told so: steps from there on are computed with it."""
 
 Fraction = Annotated[float, Ge(0.0), Le(1.0)]
 Positive = Annotated[float, Gt(0.0)]

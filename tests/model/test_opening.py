@@ -12,6 +12,7 @@ import architectures
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from vse_scale.config import ModelConfig
 from vse_scale.console import log
@@ -40,6 +41,13 @@ def test_an_architecture_trains_and_opens_the_same_or_is_refused(kind: str) -> N
         wanted = "refused" if (kind, one.side) in REFUSED else "works"
         assert (one.what, one.kind) == (wanted, kind), one.line
         assert REFUSED.get((kind, one.side), "") in one.line
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", sorted(MODEL_MAPPING_NAMES))
+def test_every_architecture_works_or_is_refused(kind: str) -> None:
+    for one in architectures.try_kind(kind):
+        assert one.what != "failed", one.line
 
 
 def text_model(**text) -> VSEModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from vse_scale.errors import OutputError
 from vse_scale.files import whole_folder
+from vse_scale.run.folder import model_folder, run_folder
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,40 @@ CacheDir: TypeAlias = Annotated[
     typer.Option(metavar="DIR", help="local copies of a remote dataset; default: in $TMPDIR"),
 ]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="decoding threads")]
+
+Checkpoint: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="best|step-N|DIR", help="of the run in place of its best model"),
+]
+
+
+def chosen_model(model: Path | None, checkpoint: str | None) -> Path | None:
+    """Return the folder of the model or checkpoint that was asked for.
+
+    Args:
+        model: a model's folder, or a run's.
+        checkpoint: "best", "step-N" of the run, or a checkpoint's folder; None: ``model``.
+
+    Raises:
+        OutputError: there is no such checkpoint; the message names those that there are.
+    """
+    if checkpoint is None:
+        return model
+    number = re.fullmatch(r"step-(\d+)", checkpoint)
+    if checkpoint != "best" and number is None:
+        if not Path(checkpoint).is_dir():
+            raise OutputError(f"--checkpoint {checkpoint}: no such folder; give best or step-N too")
+        return Path(checkpoint)
+    if model is None:
+        raise OutputError(f"--checkpoint {checkpoint} needs the folder of its run; give it too")
+    if number is None:
+        return model_folder(model)
+    run = run_folder(model)
+    there = {int(p.name[5:]): p for p in run.checkpoints_folder.glob("step-*")} if run else {}
+    if (found := there.get(int(number[1]))) is None:
+        steps = ", ".join(f"step-{step}" for step in sorted(there)) or "no other"
+        raise OutputError(f"--checkpoint {checkpoint}: {model} has {steps}, and best; give one")
+    return found
 
 
 def best_device() -> torch.device:

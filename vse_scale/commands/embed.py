@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vse_scale.commands.common import Batch, CacheDir, Threads, open_encoder, staged_in
+from vse_scale.commands.common import (
+    Batch,
+    CacheDir,
+    Checkpoint,
+    Threads,
+    chosen_model,
+    open_encoder,
+    staged_in,
+)
 from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
 from vse_scale.run.folder import model_folder
@@ -27,6 +35,7 @@ def embed(
     images: Annotated[Path | None, typer.Option(help="a folder of image files")] = None,
     texts: Annotated[Path | None, typer.Option(help="a file with one text a line")] = None,
     cache_dir: CacheDir = None,
+    checkpoint: Checkpoint = None,
     batch: Batch = 64,
     threads: Threads = 2,
 ) -> None:
@@ -37,7 +46,9 @@ def embed(
     """
     if sum(value is not None for value in (data, images, texts)) != 1:
         raise ConfigError("give one of --data, --images and --texts: what to embed")
+    model = chosen_model(model, checkpoint) or model
     log.info("embedding into %s", out)
+    from vse_scale.model.folder import weights_file
     from vse_scale.retrieval.embed import embed as embed_sides
     from vse_scale.world.join import joined
 
@@ -46,7 +57,7 @@ def embed(
         sides, source = _sides(encoder, data, split, images, texts, cache_dir)
         described = {
             "model": str(model_folder(model).resolve()),
-            "weights_sha256": _sha256(model_folder(model) / "model.safetensors"),
+            "weights_sha256": _sha256(weights_file(model_folder(model))),
             "source": source,
         }
         with progress_of_encoding(visible=processes.main) as progress:

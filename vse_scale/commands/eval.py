@@ -12,9 +12,11 @@ import typer
 from vse_scale.commands.common import (
     Batch,
     CacheDir,
+    Checkpoint,
     Threads,
     best_device,
     check_writable,
+    chosen_model,
     open_encoder,
     staged_in,
 )
@@ -67,6 +69,7 @@ def evaluate(
         bool, typer.Option("--markdown", help="print the table as Markdown, for a paper")
     ] = False,
     cache_dir: CacheDir = None,
+    checkpoint: Checkpoint = None,
     batch: Batch = 64,
     threads: Threads = 2,
 ) -> None:
@@ -74,6 +77,7 @@ def evaluate(
 
     Started once per process by a launcher, such as torchrun, the processes share the work.
     """
+    model = chosen_model(model, checkpoint)
     _check_source({"--model": model, "--embeddings": embeddings, "--similarities": similarities})
     if data is None and not embeddings:
         needing = "--model" if model else "--similarities"

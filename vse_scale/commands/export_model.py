@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vse_scale.commands.common import new_folder
+from vse_scale.commands.common import Checkpoint, chosen_model, new_folder
 from vse_scale.console import log
 from vse_scale.run.folder import RunRecords, model_folder, run_folder
 
@@ -24,26 +24,27 @@ def export_model(
         str | None,
         typer.Option("--license", help="SPDX identifier of the model's license, for its card"),
     ] = None,
+    checkpoint: Checkpoint = None,
 ) -> None:
     """Write a model with its tokenizer and a model card to a folder that needs nothing else."""
+    model = chosen_model(model, checkpoint) or model
     log.info("exporting %s", model)
-    from vse_scale.inputs.tokens import CaptionTokenizer
     from vse_scale.interchange.card import FILE, model_card, origin_of_run
     from vse_scale.interchange.onnx import export_onnx
     from vse_scale.model.vse import VSEModel
 
     source = model_folder(model)
     opened = VSEModel.from_pretrained(source)
-    words = CaptionTokenizer.find(source)
+    words = opened.tokenizer
     trained_in = run_folder(model)
     with new_folder(out) as folder:
         opened.save_pretrained(folder, tokenizer=words)
         if trained_in is not None:
             run = RunRecords.load(trained_in.path)
             origin = origin_of_run(run.config)
-            card = model_card(
-                opened, name=out.name, license=license, origin=origin, results=run.results.best
-            )
+            # Of another checkpoint than the best, no validation is known.
+            best = run.results.best if source == trained_in.model_folder else None
+            card = model_card(opened, name=out.name, license=license, origin=origin, results=best)
         elif (source / FILE).is_file() and license is None:
             card = (source / FILE).read_text(encoding="utf-8")
         else:

@@ -26,6 +26,13 @@ def train(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="restarts without a new checkpoint before it gives up")
     ] = 3,
+    resume_with: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="a setting that the run changes from its newest checkpoint on, as optim.lr=1e-4",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the resolved configuration; start nothing")
     ] = False,
@@ -37,7 +44,7 @@ def train(
     """
     from vse_scale.world.place import find_place
 
-    arguments = list(overrides or [])
+    arguments = [*(overrides or []), *_changed(resume_with or [])]
     place = find_place(os.environ)
     if place.launched and not dry_run:
         if ranks not in (None, place.ranks):
@@ -73,6 +80,16 @@ def train(
         max_restarts=max_restarts,
     )
     raise typer.Exit(supervisor.run())
+
+
+def _changed(settings: list[str]) -> list[str]:
+    """Return the overrides that change ``settings``, key=value, where the run goes on."""
+    if not settings:
+        return []
+    from vse_scale.config import Config
+    from vse_scale.config.resume import keys_on_purpose
+
+    return [*settings, f"run.resume_with=[{', '.join(keys_on_purpose(settings, Config))}]"]
 
 
 def _one_per_gpu() -> int:

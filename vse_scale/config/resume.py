@@ -8,39 +8,80 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel
 
-from vse_scale.bounds import MAY_CHANGE
+from vse_scale.bounds import MAY_CHANGE, ON_PURPOSE, Mark
+from vse_scale.config.parts import OBJECTIVES
+from vse_scale.errors import ConfigError
 
 
-def changeable_keys(section: type, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of ``section`` that are marked, a marked section as one key.
+def changeable_keys(section: type, prefix: str = "", mark: Mark = MAY_CHANGE) -> Iterator[str]:
+    """Yield the dotted keys of ``section`` that bear ``mark``, a marked section as one key.
 
     Args:
         section: a pydantic model or a dataclass; sections within it are walked too.
         prefix: of the keys, "" or ending in a dot.
+        mark: `MAY_CHANGE`, or `ON_PURPOSE`.
     """
     hints = typing.get_type_hints(section, include_extras=True)
     for name in _fields(section):
-        if MAY_CHANGE in getattr(hints[name], "__metadata__", ()):
+        if mark in getattr(hints[name], "__metadata__", ()):
             yield prefix + name
         else:
             for inner in _sections(hints[name]):
-                yield from changeable_keys(inner, f"{prefix}{name}.")
+                yield from changeable_keys(inner, f"{prefix}{name}.", mark)
 
 
-def changes(then: dict[str, Any], now: dict[str, Any], section: type) -> list[str]:
-    """Say what differs between two dumped configurations and may not, a phrase for each key."""
-    free = tuple(changeable_keys(section))
-    old, new = _flat(then), _flat(now)
+def changes(
+    then: dict[str, Any], now: dict[str, Any], section: type, on_purpose: Sequence[str] = ()
+) -> list[str]:
+    """Say what differs between two dumped configurations and may not, a phrase for each key.
+
+    Keys ``on_purpose`` may differ too.
+    """
+    free = (*changeable_keys(section), *on_purpose)
     return [
-        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _within(key, free)
+        f"{key} was {before!r}, is {after!r}"
+        for key, (before, after) in differences(then, now).items()
+        if not _within(key, free)
     ]
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the values of each dotted key that differs between two dumped configurations."""
+    old, new = _flat(then), _flat(now)
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+
+
+def keys_on_purpose(overrides: Sequence[str], section: type) -> tuple[str, ...]:
+    """Return the keys of ``overrides``, key=value, all of which a run may change on purpose.
+
+    Raises:
+        ConfigError: one may not; the message lists those that may.
+    """
+    allowed = (*changeable_keys(section), *_objectives(), *changeable_keys(section, "", ON_PURPOSE))
+    keys = tuple(override.partition("=")[0].strip() for override in overrides)
+    for key in keys:
+        if not _within(key, allowed):
+            listed = ", ".join([*changeable_keys(section, "", ON_PURPOSE), *_objectives()])
+            raise ConfigError(
+                f"--resume-with {key}: a run cannot change it; it may change {listed}, and give "
+                "another run.dir to start anew with the rest"
+            )
+    return keys
+
+
+def _objectives() -> list[str]:
+    """Return the marked keys of the built-in objectives."""
+    parts = (OBJECTIVES.find(name).Settings for name in OBJECTIVES.names())
+    return [key for kind in parts for key in changeable_keys(kind, "objective.", ON_PURPOSE)]
 
 
 def _within(key: str, marked: tuple[str, ...]) -> bool:

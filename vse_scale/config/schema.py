@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from vse_scale.bounds import MAY_CHANGE, Count, Fraction, Positive
+from vse_scale.bounds import MAY_CHANGE, ON_PURPOSE, Count, Fraction, Positive
 from vse_scale.config.model import ModelConfig, model_keys
 from vse_scale.config.parts import OBJECTIVE, SECTION, Choice
 from vse_scale.config.recipe import apply_override, find_recipe, read_recipe
@@ -86,14 +86,18 @@ class OptimConfig(Section):
     """AdamW with one learning rate per part of the model."""
 
     algorithm: Literal["adamw", "sgd"] = "adamw"  # sgd: for tests of the gradient's scale
-    lr: Positive = 5e-4  # embedding heads
-    text_scale: Annotated[float, Field(ge=0.0)] = 0.1
-    backbone_scale: Annotated[float, Field(ge=0.0)] = 0.01  # 0.1 for ImageNet weights
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 0  # rates rise linearly; for untrained encoders
-    drop_epochs: tuple[Annotated[float, Field(gt=0.0)], ...] = (15,)  # may be fractions of an epoch
-    drop_factor: Positive = 0.1
-    clip: Annotated[float, Field(ge=0.0)] = 2.0  # norm of the loss's gradient; 0: never clip
+    lr: Annotated[Positive, ON_PURPOSE] = 5e-4  # embedding heads
+    text_scale: Annotated[float, Field(ge=0.0), ON_PURPOSE] = 0.1
+    # 0.1 for ImageNet weights
+    backbone_scale: Annotated[float, Field(ge=0.0), ON_PURPOSE] = 0.01
+    weight_decay: Annotated[float, Field(ge=0.0), ON_PURPOSE] = 1e-4
+    # Rates rise linearly; for untrained encoders.
+    warmup_steps: Annotated[int, Field(ge=0), ON_PURPOSE] = 0
+    # May be fractions of an epoch.
+    drop_epochs: Annotated[tuple[Annotated[float, Field(gt=0.0)], ...], ON_PURPOSE] = (15,)
+    drop_factor: Annotated[Positive, ON_PURPOSE] = 0.1
+    # Norm of the loss's gradient; 0: never clip.
+    clip: Annotated[float, Field(ge=0.0), ON_PURPOSE] = 2.0
 
 
 class TrainConfig(Section):
@@ -172,6 +176,8 @@ class RunConfig(Section):
     dir: Annotated[str, AfterValidator(_folder_of_run), MAY_CHANGE]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     checkpoint_epochs: Annotated[Count, MAY_CHANGE] = 1
+    # Keys that change where the run goes on: `--resume-with KEY=VALUE` names them here.
+    resume_with: Annotated[tuple[str, ...], MAY_CHANGE] = ()
     # In place of checkpoint_epochs, where an epoch is long.
     checkpoint_steps: Annotated[Count | None, MAY_CHANGE] = None
     keep_checkpoints: Annotated[Count, MAY_CHANGE] = 2

@@ -9,6 +9,7 @@ import torch
 
 from vse_scale.config import Config
 from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.folder import settings_folder
 from vse_scale.model.vse import VSEModel
 
 
@@ -32,7 +33,9 @@ def blueprint(config: Config) -> tuple[VSEModel, list[str]]:
 
 
 def _vocab_size(config: Config) -> int:
-    given = config.model.text.tokenizer or config.model.init_from
+    start = config.model.init_from
+    started = settings_folder(Path(start)) if start and Path(start).exists() else None
+    given = config.model.text.tokenizer or started
     if given and Path(given).exists():
         return CaptionTokenizer.load(given).vocab_size
     size: int = config.model.text.expected_vocab_size()

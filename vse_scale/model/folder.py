@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from vse_scale.config.model import ModelConfig
 from vse_scale.console import log
@@ -27,6 +30,8 @@ _FORMAT = "vse-scale-model"
 _VERSION = 1
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
+_STATE = "state.safetensors"  # of a checkpoint: the weights among a run's other tensors
+_OF_MODEL = "model."
 
 
 def save(model: VSEModel, folder: Path, tokenizer: CaptionTokenizer | None = None) -> None:
@@ -58,11 +63,16 @@ def save(model: VSEModel, folder: Path, tokenizer: CaptionTokenizer | None = Non
 def load(kind: type[VSEModel], folder: Path) -> VSEModel:
     """Build the model that ``folder`` holds, in evaluation mode, on the CPU.
 
+    Args:
+        kind: the class.
+        folder: of a model, or of a checkpoint in its run.
+
     Raises:
         ModelError: the folder is missing or damaged, or holds something else.
     """
-    described = _read_config(folder)
-    path = folder / _CONFIG
+    described_in = settings_folder(folder)
+    described = _read_config(described_in)
+    path = described_in / _CONFIG
     for key in ("model", "image_spec", "vocab_size", "pad_id"):
         if key not in described:
             raise ModelError(f"{path}: {key!r} is missing")
@@ -76,10 +86,10 @@ def load(kind: type[VSEModel], folder: Path) -> VSEModel:
             size=(getattr(config.image, "size", 0), MOST_PIXELS),
         )
         stored = InputSpec.from_dict(described["input_spec"]) if "input_spec" in described else None
-        limit = stored.max_tokens if stored else _trained_limit(folder)
+        limit = stored.max_tokens if stored else _trained_limit(described_in)
         model = kind(config, vocab_size, pad_id, limit)
         pixels = ImageSpec.from_dict(described["image_spec"])
-        _take_inputs(model, folder, pixels, stored)
+        _take_inputs(model, described_in, pixels, stored)
     except UserError as error:
         raise ModelError(f"{path}: {error}") from error
     except Exception as error:  # values that nobody checked fail anywhere
@@ -138,9 +148,45 @@ def load_weights(model: VSEModel, folder: Path) -> None:
     Raises:
         ModelError: the folder is missing or damaged, or its model is another.
     """
+    path = weights_file(folder)
+    if path.name == _STATE:
+        load_exactly(model, _read_state(path, model.state_dict()), str(path))
+        return
     _read_config(folder)
-    path = folder / _WEIGHTS
     load_exactly(model, read_state_dict(path), str(path))
+
+
+def weights_file(folder: Path) -> Path:
+    """Return the file of a model's weights, or of a checkpoint's."""
+    state = folder / _STATE
+    return state if state.is_file() else folder / _WEIGHTS
+
+
+def settings_folder(folder: Path) -> Path:
+    """Return the folder with a model's settings and tokenizer: of a checkpoint, its run's model.
+
+    Raises:
+        ModelError: it is a checkpoint, and its run has no model yet.
+    """
+    if weights_file(folder).name != _STATE:
+        return folder
+    run = run_folder(folder)
+    if run is None or not run.model_folder.is_dir():
+        raise ModelError(
+            f"{folder}: is a checkpoint, and the run's folder above it holds no model, which the "
+            "first validation writes; leave the checkpoint in its run, or wait for it"
+        )
+    return run.model_folder
+
+
+def _read_state(path: Path, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read a model's weights out of a checkpoint, whose other tensors are the optimizer's."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in wanted if f"{_OF_MODEL}{name}" in set(file.keys())]
+            return {name: file.get_tensor(f"{_OF_MODEL}{name}") for name in names}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read as weights ({error})") from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

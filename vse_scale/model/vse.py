@@ -77,7 +77,9 @@ class VSEModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VSEModel:
-        """Open a folder that `save_pretrained` wrote, or a run's, in evaluation mode, on the CPU.
+        """Open a folder that `save_pretrained` wrote, a run's, or a checkpoint's in its run.
+
+        It is in evaluation mode, on the CPU.
 
         The tokenizer is opened when it is first used.
 
@@ -86,7 +88,7 @@ class VSEModel(nn.Module):
         """
         found = model_folder_of(Path(folder))
         model = model_folder.load(cls, found)
-        model._folder = found
+        model._folder = model_folder.settings_folder(found)
         return model
 
     @functools.cached_property

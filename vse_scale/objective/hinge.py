@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
+from vse_scale.bounds import ON_PURPOSE
 from vse_scale.objective.base import Objective
 from vse_scale.objective.negatives import (
     HingeResult,
@@ -37,7 +38,7 @@ class HingeSettings:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic looks for this very form
 
     kind: str = "hinge"
-    margin: Annotated[float, Gt(0.0)] = 0.2
+    margin: Annotated[float, Gt(0.0), ON_PURPOSE] = 0.2
     reduction: Reduction = "sum"
     mode: Mode = "hardest"
     warmup_epochs: Annotated[int, Ge(0)] = 1  # epochs with all violations before `mode`

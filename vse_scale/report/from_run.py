@@ -16,6 +16,7 @@ from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
 from vse_scale.inputs.spec import InputSpec
 from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.folder import settings_folder
 from vse_scale.model.vse import VSEModel
 from vse_scale.report.data import Findings, KnownFindings, PoolingCurve
 from vse_scale.report.examples import (
@@ -55,6 +56,7 @@ class ModelFindings:
         device: torch.device | str,
         threads: int,
         progress: Progress | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Take the best model of ``run``, and the ``split`` that it was evaluated on.
 
@@ -64,8 +66,10 @@ class ModelFindings:
             device: to encode on.
             threads: to decode images with.
             progress: called while images and captions are encoded.
+            folder: of a checkpoint, to take in place of the best model.
         """
         self._run, self._split = run, split
+        self._folder = folder or run.folder.model_folder
         self._device, self._threads, self._progress = device, threads, progress
 
     @cached_property
@@ -100,11 +104,11 @@ class ModelFindings:
 
     @cached_property
     def _model(self) -> VSEModel:
-        return VSEModel.from_pretrained(self._run.folder.model_folder).to(self._device)
+        return VSEModel.from_pretrained(self._folder).to(self._device)
 
     @cached_property
     def _tokenizer(self) -> CaptionTokenizer:
-        return CaptionTokenizer.load(self._run.folder.model_folder)
+        return CaptionTokenizer.load(settings_folder(self._folder))
 
     @cached_property
     def _dataset(self) -> ShardDataset:
@@ -134,10 +138,12 @@ def report_run(
     device: torch.device | str,
     threads: int,
     progress: Progress | None = None,
+    model: Path | None = None,
 ) -> Path:
     """Write ``run_dir``/report.html, or ``out``, with examples from the evaluated split.
 
-    A run without a model or an evaluation gets a report without examples and failures.
+    A run without a model or an evaluation gets a report without examples and failures. Examples are
+    those of the best model, or of ``model``, a checkpoint's folder.
 
     Raises:
         OutputError: ``run_dir`` is missing or damaged.
@@ -148,7 +154,9 @@ def report_run(
     found: Findings = KnownFindings()
     split = run.results.best.split if run.results.best else ""
     if split and run.folder.model_folder.is_dir():
-        found = ModelFindings(run, split, device=device, threads=threads, progress=progress)
+        found = ModelFindings(
+            run, split, device=device, threads=threads, progress=progress, folder=model
+        )
     return write_report(out, run, found)
 
 

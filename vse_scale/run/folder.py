@@ -16,6 +16,7 @@ from vse_scale.run.records import EvaluationRecord, Results, StepRecord
 
 T = TypeVar("T")
 _MODEL = "model"
+_CHECKPOINTS = "checkpoints"
 _CONFIG = "config.yaml"
 
 
@@ -45,6 +46,11 @@ class RunFolder:
         return self.path / "evaluations.jsonl"
 
     @property
+    def changes_file(self) -> Path:
+        """The settings that the run changed on its way, a line each time, see `record_changes`."""
+        return self.path / "changes.jsonl"
+
+    @property
     def results_file(self) -> Path:
         """The `Results` of a run that is over."""
         return self.path / "results.json"
@@ -72,7 +78,7 @@ class RunFolder:
     @property
     def checkpoints_folder(self) -> Path:
         """The newest checkpoints, a folder each."""
-        return self.path / "checkpoints"
+        return self.path / _CHECKPOINTS
 
     @property
     def model_folder(self) -> Path:
@@ -162,10 +168,13 @@ def run_folder(path: Path) -> RunFolder | None:
     """Return the folder of the run that trained the model in ``path``, where there is one.
 
     Args:
-        path: a model's folder, or its run's.
+        path: a model's folder, a checkpoint's, or its run's.
     """
     own = model_folder(path)
-    run = RunFolder(own.parent if own.name == _MODEL else own)
+    if own.name == _MODEL:
+        run = RunFolder(own.parent)
+    else:
+        run = RunFolder(own.parent.parent if own.parent.name == _CHECKPOINTS else own)
     return run if run.config_file.is_file() else None
 
 

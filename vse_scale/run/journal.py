@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -68,6 +68,21 @@ class Journal:
         """Flush and close the file."""
         self.flush()
         self._file.close()
+
+
+def record_changes(path: Path, step: int, changes: Mapping[str, tuple[Any, Any]]) -> None:
+    """Append the settings that a run changes at ``step``, unless that is written down already.
+
+    Args:
+        path: of the log.
+        step: the first that is trained with the new values.
+        changes: old and new value by key.
+    """
+    described = {"step": step, "changes": {key: list(pair) for key, pair in changes.items()}}
+    line = json.dumps(described) + "\n"
+    written = path.read_text(encoding="utf-8") if path.exists() else ""
+    if not written.endswith(line):
+        write_text(path, written + line)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

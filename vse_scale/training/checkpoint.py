@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vse_scale.config import Config
-from vse_scale.config.resume import changes
+from vse_scale.config.resume import changes, differences, keys_on_purpose
 from vse_scale.console import log
 from vse_scale.errors import CheckpointError, ConfigError
 from vse_scale.files import PARTIAL, whole_folder
@@ -61,8 +61,17 @@ class RunState:
     best_step: int | None = None
     stale: int = 0
 
-    def check(self, config: Config, fingerprint: str, origin: Path) -> None:
-        """Raise CheckpointError unless a run with ``config`` may go on from here."""
+    def check(self, config: Config, fingerprint: str, origin: Path) -> dict[str, tuple[Any, Any]]:
+        """Return what changes on purpose where a run with ``config`` goes on from here.
+
+        Returns:
+            Old and new value of each key of ``run.resume_with`` that differs.
+
+        Raises:
+            CheckpointError: the run may not go on.
+            ConfigError: a key of ``run.resume_with`` cannot be changed.
+        """
+        on_purpose = keys_on_purpose(config.run.resume_with, Config)
         if fingerprint != self.fingerprint:
             raise CheckpointError(
                 f"{origin}: was trained on a dataset with fingerprint {self.fingerprint[:12]}, but "
@@ -78,12 +87,15 @@ class RunState:
                 f"{error}; go on with the release that wrote it, or give another run.dir to start "
                 "anew"
             ) from error
-        changed = changes(then.recorded(), config.recorded(), Config)
-        if changed:
+        old, new = then.recorded(), config.recorded()
+        if changed := changes(old, new, Config, on_purpose):
             raise CheckpointError(
                 f"{origin}: was trained with another configuration ({'; '.join(changed)}); give "
-                "the same one, or another run.dir to start anew"
+                "the same one, another run.dir to start anew, or --resume-with KEY=VALUE for what "
+                "a run may change on purpose"
             )
+        differing = differences(old, new)
+        return {key: values for key, values in differing.items() if key in on_purpose}
 
 
 @dataclass(frozen=True)

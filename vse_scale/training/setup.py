@@ -25,6 +25,7 @@ from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import ConfigError
 from vse_scale.files import whole_folder
 from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.folder import settings_folder
 from vse_scale.model.towers.base import ImageSettings
 from vse_scale.model.towers.batchnorm import calibrate_batchnorm
 from vse_scale.model.towers.regions import RegionSettings
@@ -199,7 +200,8 @@ def prepare_tokenizer(
     """
     text = config.model.text
     # A model to start from brings the vocabulary that its weights know.
-    if given := text.tokenizer or config.model.init_from or text.source:
+    started = config.model.init_from and settings_folder(Path(config.model.init_from))
+    if given := text.tokenizer or started or text.source:
         return CaptionTokenizer.load(Path(given))
     if world.main and not folder.exists():
         with heartbeat("making a vocabulary from the training captions"):

@@ -24,6 +24,7 @@ from vse_scale.objective.base import ObjectiveResult
 from vse_scale.objective.cached import cached_backward
 from vse_scale.objective.registry import objective_of
 from vse_scale.run.folder import RunFolder
+from vse_scale.run.journal import record_changes
 from vse_scale.run.lock import RunLock
 from vse_scale.run.records import EvaluationRecord, StepRecord
 from vse_scale.run.system import describe_system
@@ -109,7 +110,7 @@ class Trainer:
         tensors: SharedTensors | None = None
         if found := self._newest_checkpoint():
             origin, state = found
-            state.check(config, self.dataset.fingerprint, origin)
+            changed = state.check(config, self.dataset.fingerprint, origin)
             tensors = SharedTensors(origin / TENSORS, world)
             tensors.fill(model)
             if self.validation is not None:
@@ -125,6 +126,8 @@ class Trainer:
         if tensors is not None:
             self.engine.restore(tensors)
             log.info("resumed from %s", origin)
+            if changed and world.main:
+                record_changes(self.folder.changes_file, self.state.step, changed)
 
     def _newest_checkpoint(self) -> tuple[Path, RunState] | None:
         """Read and verify on the main rank, so that all go on from the same checkpoint or none."""
