@@ -11,8 +11,29 @@ import typer
 from vse_shards import reports
 from vse_shards.append import append, options_of
 from vse_shards.build import BuildOptions, build
-from vse_shards.carve import Carving
 from vse_shards.checks import refuse_nested
+from vse_shards.command_options import (
+    AllowLeaks,
+    AllowMissing,
+    AllowOutside,
+    Columns,
+    Header,
+    Images,
+    Input,
+    Json,
+    Limit,
+    MaxRejects,
+    NoImages,
+    NoRegions,
+    PrefixIds,
+    Quoting,
+    SourceName,
+    Splits,
+    Workers,
+    read_columns,
+    read_limit,
+    read_splits,
+)
 from vse_shards.demo import make_demo
 from vse_shards.dry_run import dry_run as read_first
 from vse_shards.errors import DatasetError, SourceError, UserError
@@ -22,8 +43,7 @@ from vse_shards.merge import merge
 from vse_shards.pool import default_workers
 from vse_shards.preview import write_preview
 from vse_shards.remote import is_url
-from vse_shards.sources.registry import SOURCES, SourceRequest, open_source
-from vse_shards.threshold import RejectLimit
+from vse_shards.sources.registry import SourceRequest, open_source
 from vse_shards.verify import verify as verify_folder
 
 app = typer.Typer(
@@ -48,72 +68,6 @@ def _local_folder(text: str) -> Path:
 
 Folder = Annotated[
     Path, typer.Argument(help="Folder of a dataset.", metavar="DIR", parser=_local_folder)
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")]
-SourceName = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help=f"Layout of the input: {', '.join(SOURCES.names())}; or module:Class.",
-    ),
-]
-Input = Annotated[str, typer.Option(help="File, folder or URL to read.")]
-Images = Annotated[str | None, typer.Option(help="Folder of the images.")]
-Splits = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=SPLIT[,SPLIT]|NAME=P%",
-        help="Build split NAME from these splits of the source, and no others; or carve it out "
-        "of train, P percent of the images. Repeatable.",
-    ),
-]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=COLUMN",
-        help="Column or key that holds NAME: image, caption, split, image_id or caption_id; "
-        "captions may be in several (caption=A,B). Repeatable.",
-    ),
-]
-Header = Annotated[
-    str | None,
-    typer.Option(help="none: a table's first line is a row; columns are numbered from 1."),
-]
-Quoting = Annotated[
-    str | None, typer.Option(help="none: quotes in a table are a part of its text.")
-]
-PrefixIds = Annotated[
-    bool,
-    typer.Option(
-        "--prefix-ids", help="Put file and folder before each id, where ids of two sets clash."
-    ),
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Read the first N rows only.")]
-MaxRejects = Annotated[
-    str,
-    typer.Option(
-        metavar="N|P%",
-        help="Rows that may be rejected before the build ends; default: 1%, or 10 if more.",
-        show_default=False,
-    ),
-]
-AllowMissing = Annotated[
-    bool,
-    typer.Option("--allow-missing", help="Reject rows without their image, incomplete tars."),
-]
-AllowLeaks = Annotated[
-    bool, typer.Option("--allow-leaks", help="Accept images that are in two splits.")
-]
-AllowOutside = Annotated[
-    bool,
-    typer.Option("--allow-outside", help="Read images outside --images, if a row names them."),
-]
-NoImages = Annotated[
-    bool, typer.Option("--no-images", help="Store region features only, where there are both.")
-]
-NoRegions = Annotated[
-    bool, typer.Option("--no-regions", help="Store images only, where there are both.")
 ]
 
 
@@ -200,11 +154,11 @@ def build_command(
     json: Json = False,
 ) -> None:
     """Check images and captions, and pack them into shards. The same command resumes."""
-    splits, carvings = _splits(split or [])
+    splits, carvings = read_splits(split or [])
     request = SourceRequest(
         input=input,
         images=images,
-        columns=_columns(column or []),
+        columns=read_columns(column or []),
         header=header,
         quoting=quoting,
         wanted=splits,
@@ -221,7 +175,7 @@ def build_command(
         prefix_ids=prefix_ids,
         limit=limit,
         workers=workers or default_workers(),
-        max_rejects=RejectLimit.parse(max_rejects) if max_rejects else RejectLimit(),
+        max_rejects=read_limit(max_rejects),
         allow_missing=allow_missing,
         allow_leaks=allow_leaks,
         allow_outside=allow_outside,
@@ -260,7 +214,7 @@ def append_command(
     json: Json = False,
 ) -> None:
     """Add the rows of a source that a dataset lacks. Its shards stay; the same command resumes."""
-    splits, carvings = _splits(split or [])
+    splits, carvings = read_splits(split or [])
     if carvings:
         raise SourceError(
             "--split NAME=P% applies to build; append keeps the percentages of the dataset"
@@ -270,7 +224,7 @@ def append_command(
         prefix_ids=prefix_ids,
         limit=limit,
         workers=workers or default_workers(),
-        max_rejects=RejectLimit.parse(max_rejects) if max_rejects else RejectLimit(),
+        max_rejects=read_limit(max_rejects),
         allow_missing=allow_missing,
         allow_leaks=allow_leaks,
         allow_outside=allow_outside,
@@ -279,7 +233,7 @@ def append_command(
     request = SourceRequest(
         input=input,
         images=images,
-        columns=_columns(column or []),
+        columns=read_columns(column or []),
         header=header,
         quoting=quoting,
         wanted=options.splits,
@@ -351,41 +305,3 @@ def main() -> None:
         message = message.replace("\n", "\\n").replace("\r", "\\r")
         print(f"vse-shards: error: {masked(message)}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", UserError.exit_code))
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise SourceError(f"{text!r} is not NAME=VALUE")
-    return name, value
-
-
-def _columns(texts: list[str]) -> dict[str, str]:
-    """Return the columns of each name; those of a name that is repeated, separated by commas."""
-    columns: dict[str, str] = {}
-    for text in texts:
-        name, value = _assignment(text)
-        columns[name] = f"{columns[name]},{value}" if name in columns else value
-    return columns
-
-
-def _splits(texts: list[str]) -> tuple[dict[str, str] | None, tuple[Carving, ...]]:
-    """Return the new name of each selected split of the source, and the splits to carve out."""
-    names: dict[str, str] = {}
-    carvings: dict[str, Carving] = {}
-    for text in texts:
-        name, value = _assignment(text)
-        carving = Carving.parse(name, value)
-        if carving is not None:
-            carvings[name] = carving
-            continue
-        for wanted in value.split(","):
-            if names.setdefault(wanted, name) != name:
-                raise SourceError(
-                    f"--split maps {wanted!r} to both {names[wanted]!r} and {name!r}; choose one"
-                )
-    if sum(carving.percent for carving in carvings.values()) >= 100:
-        raise SourceError(
-            f"--split: {', '.join(carvings)} together take all of train; give smaller percentages"
-        )
-    return names or None, tuple(carvings.values())

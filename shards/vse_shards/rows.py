@@ -31,7 +31,8 @@ from vse_shards.identity import (
 from vse_shards.masking import masked
 from vse_shards.notes import shown
 from vse_shards.opening import MAX_FILE_BYTES
-from vse_shards.sources import Caption, Location, Problem, RegionsAt, Row
+from vse_shards.row_text import StoredRow, dump, from_columns, to_columns
+from vse_shards.sources import Caption, Location, Problem, Row
 
 REPEATED = "duplicate caption"  # reason of a row that says again what another has said
 
@@ -71,14 +72,6 @@ class Outside:
             f"{', '.join(self._first)}{' ...' if self.count > 3 else ''}; they are rejected; "
             f"read them with {f'--images {self._parent}, or ' if known else ''}--allow-outside"
         )
-
-
-@dataclass(frozen=True)
-class StoredRow:
-    """A row, and its identity: a text without paths, equal for rows that give equal samples."""
-
-    row: Row
-    identity: str
 
 
 @dataclass(frozen=True)
@@ -234,7 +227,7 @@ class RowStore:
         """Return the rows with these numbers, in this order."""
         query = "SELECT body, image, regions FROM rows WHERE number = ?"
         return [
-            _from_columns(*self._db.execute(query, (int(number),)).fetchone()) for number in numbers
+            from_columns(*self._db.execute(query, (int(number),)).fetchone()) for number in numbers
         ]
 
     def all_numbers(self) -> list[int]:
@@ -269,7 +262,7 @@ class RowStore:
             (text,) = self._db.execute(
                 "SELECT body FROM rows WHERE number = ?", (number,)
             ).fetchone()
-            body = _dump({**json.loads(text), "split": split})
+            body = dump({**json.loads(text), "split": split})
             self._db.execute(
                 "UPDATE rows SET split = ?, body = ? WHERE number = ?", (split, body, number)
             )
@@ -327,7 +320,7 @@ class RowStore:
         added = self._db.execute(
             "INSERT OR IGNORE INTO rows (split, image_id, image, regions, body)"
             " VALUES (?, ?, ?, ?, ?)",
-            (row.split, image_id, *_to_columns(row, size)),
+            (row.split, image_id, *to_columns(row, size)),
         )
         if added.rowcount:
             self._captions.add(int(added.lastrowid or 0), row.captions)
@@ -357,13 +350,13 @@ class RowStore:
         if found is None:
             return False
         number, image, regions, body = found
-        earlier = _from_columns(body, image, regions).row
+        earlier = from_columns(body, image, regions).row
         if not named_alike(earlier, row) and not (read and same_picture(earlier, row)):
             return False
         captions = [[caption.id, caption.text] for caption in row.captions]
         self._db.execute(
             "INSERT INTO more (row, origin, partial, captions) VALUES (?, ?, ?, ?)",
-            (number, row.origin, row.partial, _dump(captions)),
+            (number, row.origin, row.partial, dump(captions)),
         )
         return True
 
@@ -387,7 +380,7 @@ class RowStore:
                     known |= {(text, caption_id), (text, None)}
                     added.append([caption_id, text])
             body["captions"] += added
-            self._db.execute("UPDATE rows SET body = ? WHERE number = ?", (_dump(body), number))
+            self._db.execute("UPDATE rows SET body = ? WHERE number = ?", (dump(body), number))
             self._captions.add(number, [Caption(*caption) for caption in added])
 
     def _refuse_row(self, row: Row, reason: str, detail: str) -> None:
@@ -401,31 +394,3 @@ class RowStore:
 def _repeated(origin: str, body: dict[str, Any], text: str) -> Problem:
     detail = f"{body['origin']} has {shown(text)!r} of this image too"
     return Problem(origin, body["image_id"], body["split"], REPEATED, detail)
-
-
-def _to_columns(row: Row, size: int | None) -> tuple[str | None, str | None, str]:
-    """Return a row's image path, regions path, and the rest as JSON without local paths."""
-    body = {
-        **row.__dict__,
-        "captions": [[caption.id, caption.text] for caption in row.captions],
-        "image": row.image
-        and [row.image.offset, size if row.image.size is None else row.image.size],
-        "regions": row.regions and [storage.base_name(row.regions.path), row.regions.row],
-    }
-    image = None if row.image is None else row.image.path
-    regions = None if row.regions is None else row.regions.path
-    return image, regions, _dump(body)
-
-
-def _from_columns(body: str, image: str | None, regions: str | None) -> StoredRow:
-    content: dict[str, Any] = json.loads(body)
-    content["captions"] = tuple(Caption(*caption) for caption in content["captions"])
-    if image is not None:
-        content["image"] = Location(image, *content["image"])
-    if regions is not None:
-        content["regions"] = RegionsAt(regions, content["regions"][1])
-    return StoredRow(Row(**content), body)
-
-
-def _dump(content: Any) -> str:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))

@@ -14,6 +14,7 @@ import pytest
 from vse_shards import seal
 from vse_shards.append import append, options_of
 from vse_shards.build import BuildOptions, build
+from vse_shards.carve import Carving
 from vse_shards.errors import SourceError
 from vse_shards.info import descriptions
 from vse_shards.manifest import Manifest
@@ -198,3 +199,21 @@ def test_leaks_between_merged_datasets_are_found(rows_of, tmp_path):
         merge([a, b], out)
     assert not (out / "manifest.json").exists()
     assert merge([a, b], out, allow_leaks=True).duplicates == 1
+
+
+def test_new_rows_are_carved_as_the_dataset_was(rows_of, tmp_path):
+    """Each image is where it would be had all been there from the start."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    options = BuildOptions(shard_samples=10, carvings=(Carving("val", 30.0),))
+    build(rows_of("a", range(30)), str(out), options)
+    append(rows_of("a", range(60)), str(out), options_of(str(out), BuildOptions()))
+    append(rows_of("a", range(61)), str(out), options_of(str(out), BuildOptions()))
+    build(rows_of("b", range(61)), str(whole), options)
+
+    def sides(folder):
+        splits = Manifest.load(folder).splits
+        return {
+            name: {d["image_id"] for d in descriptions(folder, splits[name])} for name in splits
+        }
+
+    assert sides(out) == sides(whole)

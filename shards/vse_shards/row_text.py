@@ -1,0 +1,48 @@
+"""A row as text in SQLite, and its identity."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from vse_shards import storage
+from vse_shards.sources import Caption, Location, RegionsAt, Row
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """A row, and its identity: a text without paths, equal for rows that give equal samples."""
+
+    row: Row
+    identity: str
+
+
+def to_columns(row: Row, size: int | None) -> tuple[str | None, str | None, str]:
+    """Return a row's image path, regions path, and the rest as JSON without local paths."""
+    body = {
+        **row.__dict__,
+        "captions": [[caption.id, caption.text] for caption in row.captions],
+        "image": row.image
+        and [row.image.offset, size if row.image.size is None else row.image.size],
+        "regions": row.regions and [storage.base_name(row.regions.path), row.regions.row],
+    }
+    image = None if row.image is None else row.image.path
+    regions = None if row.regions is None else row.regions.path
+    return image, regions, dump(body)
+
+
+def from_columns(body: str, image: str | None, regions: str | None) -> StoredRow:
+    """Return the row of what `to_columns` returned, in another order."""
+    content: dict[str, Any] = json.loads(body)
+    content["captions"] = tuple(Caption(*caption) for caption in content["captions"])
+    if image is not None:
+        content["image"] = Location(image, *content["image"])
+    if regions is not None:
+        content["regions"] = RegionsAt(regions, content["regions"][1])
+    return StoredRow(Row(**content), body)
+
+
+def dump(content: Any) -> str:
+    """Return JSON as a row's identity has it."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
