@@ -73,7 +73,7 @@ class FolderSplits:
         parts = content.get("split_parts") if isinstance(content, dict) else None
         if not isinstance(parts, dict):
             raise SourceError(f"{path}: has no split_parts; correct it, or take it out")
-        there, found = set(wanted), {}
+        there, found = set(wanted), dict[str, str]()
         for split, names in parts.items():
             for name in chain.from_iterable(_expanded(one) for one in _texts(names)):
                 if name not in there:
@@ -163,7 +163,8 @@ def _expanded(text: str) -> list[str]:
         if ".." in found[0]:
             first, last = int(found[1]), int(found[2])
             count = last - first + 1
-            texts = (f"{n:0{len(found[1])}}" for n in range(first, last + 1))
+            width = len(found[1])
+            texts: Iterator[str] = (f"{n:0{width}}" for n in range(first, last + 1))
         else:
             count, texts = found[0].count(",") + 1, iter(found[1].split(","))
         if not 0 < count * len(names) <= _MAX_FILES or len(text) > 1000:

@@ -24,6 +24,8 @@ class Part(NamedTuple):
     Attributes:
         key: path up to the first dot of the file's name.
         extension: the rest of the name, as written.
+        last: extension behind the last dot, in lower case.
+        counts: whether a source reads such members: images and texts.
         kind: as `Member` has it.
         offset: offset of its content in the tar, in bytes.
         size: size of its content in bytes.
@@ -33,21 +35,13 @@ class Part(NamedTuple):
 
     key: str
     extension: str
+    last: str
+    counts: bool
     kind: str
     offset: int
     size: int
     target: str
     text: bytes | None
-
-    @property
-    def last(self) -> str:
-        """The extension behind the last dot, in lower case."""
-        return self.extension.rpartition(".")[2].lower()
-
-    @property
-    def counts(self) -> bool:
-        """Whether a source reads such members: images and texts."""
-        return f".{self.last}" in IMAGE_SUFFIXES or self.last in TEXTS
 
 
 @dataclass
@@ -124,7 +118,8 @@ class TarSamples:
                 if not pictured and f".{part.last}" in IMAGE_SUFFIXES:
                     pictured = True
                     self.listing.images += 1
-                marshal.dump(tuple(part), self._spill)
+                record = marshal.dumps(tuple(part))
+                self._spill.write(len(record).to_bytes(4, "little") + record)
         except (OSError, TarFault) as error:
             self.listing.fault = str(error)
         self.listing.keys = len(seen)
@@ -149,11 +144,14 @@ class TarSamples:
             return None
         if member.kind == "link":
             self._targets[_plain(member.target)] = None
-        part = Part(folder + slash + stem, extension, *_place(member), member.target, None)
-        if member.kind == "file" and part.last in TEXTS and member.size <= MAX_TEXT:
+        last = extension.rpartition(".")[2].lower()
+        text = None
+        if member.kind == "file" and last in TEXTS and member.size <= MAX_TEXT:
             self._file.seek(member.offset)
-            part = part._replace(text=self._file.read(member.size))
-        return part
+            text = self._file.read(member.size)
+        counts = last in TEXTS or f".{last}" in IMAGE_SUFFIXES
+        key, place = folder + slash + stem, (member.kind, member.offset, member.size)
+        return Part(key, extension, last, counts, *place, member.target, text)
 
     def _look_up(self) -> None:
         """Find the members of keys that lie apart, and those that links name."""
@@ -166,13 +164,14 @@ class TarSamples:
                 self._targets[name] = part
 
     def _parts(self) -> Iterator[tuple[int, Part]]:
-        while True:
+        place = self._spill.tell()
+        while (part := self._record()) is not None:
+            yield place, part
             place = self._spill.tell()
-            try:
-                fields = marshal.load(self._spill)
-            except EOFError:
-                return
-            yield place, Part(*fields)
+
+    def _record(self) -> Part | None:
+        size = int.from_bytes(self._spill.read(4), "little")
+        return Part(*marshal.loads(self._spill.read(size))) if size else None
 
     def _sample(self, parts: list[Part], done: set[str]) -> Iterator[tuple[str, list[Part]]]:
         key = parts[0].key
@@ -184,12 +183,16 @@ class TarSamples:
             parts = []
             for place in self._places[number]:
                 self._spill.seek(place)
-                parts += [part for part in [Part(*marshal.load(self._spill))] if part.key == key]
+                part = self._record()
+                if part is not None and part.key == key:
+                    parts.append(part)
             self._spill.seek(back)
         yield key, [self._followed(part) for part in parts]
 
     def _followed(self, part: Part) -> Part:
         """Return a hard link with the content of the member that it names."""
+        if part.kind != "link":
+            return part
         found: Part | None = part
         for _ in range(_MAX_HOPS):
             if found is None or found.kind != "link":
@@ -197,11 +200,7 @@ class TarSamples:
             found = self._targets.get(_plain(found.target))
         if found is None or found.kind == "link":
             return part
-        return found._replace(key=part.key, extension=part.extension)
-
-
-def _place(member: Member) -> tuple[str, int, int]:
-    return member.kind, member.offset, member.size
+        return part._replace(kind=found.kind, offset=found.offset, size=found.size, text=found.text)
 
 
 def _plain(name: str) -> str:
