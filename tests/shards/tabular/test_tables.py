@@ -79,18 +79,18 @@ def test_every_format_joins_captions_through_every_compression(put, read, kind, 
 
 
 @pytest.mark.parametrize("given", FORMATS)
-@pytest.mark.parametrize("named", ["csv", "json", "parquet"])
+@pytest.mark.parametrize("named", ["csv", "jsonl", "json", "parquet"])
 def test_a_file_of_another_format_than_asked_for_is_read_and_said(put, read, named, given):
     rows = [{"image": image, "caption": text} for image, text in PAIRS]
-    path = put("t", FORMATS[given](rows))
-    if named == "json" and given in ("csv", "tsv"):
-        with pytest.raises(SourceError, match="is not JSON at row 0"):
-            read(named, path)
-        return
-    found = read(named, path)
+    found = read(named, put("t", FORMATS[given](rows)))
     assert found.captions == JOINED
     family = {"csv": "text", "tsv": "text", "jsonl": "JSON lines", "json": "a JSON list"}
-    said = {"csv": ("csv", "tsv"), "json": ("json", "jsonl"), "parquet": ("parquet",)}
+    said = {
+        "csv": ("csv", "tsv"),
+        "json": ("json", "jsonl"),
+        "jsonl": ("jsonl",),
+        "parquet": ("parquet",),
+    }
     if given not in said[named]:
         assert f"t is {family.get(given, 'Parquet')}" in found.notes
 
@@ -529,6 +529,25 @@ def test_columns_without_names_go_by_number(put, read):
         assert found.captions["b.jpg"] == ["five six", "seven eight"]
     with pytest.raises(SourceError, match="--header maybe is not known; choose none"):
         read("csv", path, header="maybe")
+
+
+def test_a_column_of_splits_is_found_without_a_header(put, read):
+    found = read("csv", put("t.csv", "a dog runs,a.jpg,train\na cat sits,b.jpg,val\n"))
+
+    assert [(row.image_id, row.split) for row in found.rows] == [
+        ("a.jpg", "train"),
+        ("b.jpg", "val"),
+    ]
+
+
+def test_chained_protocols_in_the_first_row_are_rejects(put, tmp_path, tools):
+    """fsspec opens a::b by both, which the rows of others must not make it do."""
+    path = put("t.csv", "image,caption\ns3::file:///etc/passwd,x\n../../x.jpg#0,y\na.jpg,z\n")
+    put("a.jpg", tools.encoded(tools.picture(1)))
+    summary = build(
+        open_source("csv", SourceRequest(str(path))), str(tmp_path / "o"), BuildOptions()
+    )
+    assert summary.rejects == {"outside": 2}
 
 
 def test_a_number_that_belongs_to_the_name_stays(put, read, tmp_path):

@@ -112,10 +112,11 @@ def captions_of(value: Any, chosen: Sequence[str] = ()) -> Any:
 
 
 def _caption(entry: Any) -> Any:
-    if not isinstance(entry, dict) or "text" in entry:
+    text = caption_field(entry, ()) if isinstance(entry, dict) and "text" not in entry else None
+    if text is None:
         return entry
     caption_id = next((entry[k] for k in ("id", "sentid", "caption_id") if k in entry), None)
-    return {"text": caption_field(entry, ()), "id": caption_id}
+    return {"text": text, "id": caption_id}
 
 
 def _role(turn: Mapping[str, Any]) -> Any:

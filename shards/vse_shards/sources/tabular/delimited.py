@@ -14,6 +14,7 @@ from vse_shards.errors import SourceError
 from vse_shards.images import IMAGE_SUFFIXES
 from vse_shards.notes import Notes, shown
 from vse_shards.sources.base import Problem, is_unicode
+from vse_shards.sources.splits import SPLIT_WORDS
 from vse_shards.sources.tabular.cells import number
 from vse_shards.sources.tabular.columns import Columns
 from vse_shards.sources.tabular.files import TableFile
@@ -35,7 +36,7 @@ class TextOptions:
     """Options of texts with delimiters.
 
     Attributes:
-        header: ``none`` if the first line is a row, ``first`` if it names columns; None finds out.
+        header: ``none`` if the first line is a row; None finds out.
         quoting: ``none`` if quotes are part of the text; None reads them as csv does.
         tabs: whether tabs are preferred where the first line has other delimiters too.
     """
@@ -43,6 +44,12 @@ class TextOptions:
     header: str | None = None
     quoting: str | None = None
     tabs: bool = False
+
+
+def names_columns(text: str, columns: Columns) -> bool:
+    """Return whether the first line of a text is a header with all columns that are needed."""
+    first = text.partition("\n")[0]
+    return any(sign in first and columns.fit(_split(first, sign)) for sign in DELIMITERS)
 
 
 class Delimited:
@@ -69,7 +76,7 @@ class Delimited:
         self._taken: list[str] = []  # the lines of the current record
         self._number = 0  # of the last line that was taken
         self._escaped = False
-        self._quoting = csv.QUOTE_MINIMAL if options.quoting is None else csv.QUOTE_NONE
+        self._quoting: Any = csv.QUOTE_MINIMAL if options.quoting is None else csv.QUOTE_NONE
         self._width = 0
         self._positions: dict[str, tuple[int, ...]] = {}
         self._bare = False  # whether images are named without a suffix
@@ -84,7 +91,9 @@ class Delimited:
         head = list(itertools.islice(self._lines, _SAMPLE))
         if head and (found := _SEP.fullmatch(head[0])):
             self._delimiter, self._number = found[1], 1
-            self._notes.say(f"{shown(self._file.name)} names its delimiter: {shown(head[0])}")
+            self._notes.say(
+                f"{shown(self._file.name)} names its delimiter: {shown(head[0].strip())}"
+            )
             head = head[1:]
         else:
             self._delimiter = self._find_delimiter(head)
@@ -149,23 +158,23 @@ class Delimited:
         taken = {column for columns in named.values() for column in columns}
         free = [n for n in range(len(names)) if names[n] not in taken]
         images = [n for n in free if all(map(_is_image, (cells[n] for cells in sample)))]
-        texts = [
-            n
-            for n in free
-            if n not in images
-            and sum(len(c[n].split()) for c in sample) >= _CAPTION_WORDS * len(sample)
-        ]
-        texts = texts or [n for n in free if n not in images][: 1 if len(free) == 2 else 0]
+        texts = [n for n in free if n not in images and _is_text([c[n] for c in sample])]
+        if len(free) == 2 and not texts:
+            texts = [n for n in free if n not in images][:1]
         guessed = {"image": images, "caption": texts}
         for name, positions in guessed.items():
             if name not in named and len(positions) != 1:
-                what = f"columns {', '.join(names[n] for n in positions)} can each be"
-                raise SourceError(
-                    f"{self._file.path}: has no header, and "
-                    f"{what if positions else 'no column looks like'} {name}; say it with "
-                    "--column, such as --column image=1 --column caption=2"
-                )
+                raise self._unclear(name, [names[n] for n in positions])
+        rest = [n for n in free if n not in images + texts]
+        guessed["split"] = [n for n in rest if {c[n].lower() for c in sample} <= SPLIT_WORDS][:1]
         return {name: tuple(names[n] for n in positions) for name, positions in guessed.items()}
+
+    def _unclear(self, name: str, columns: list[str]) -> SourceError:
+        what = f"columns {', '.join(columns)} can each be" if columns else "no column looks like"
+        return SourceError(
+            f"{self._file.path}: has no header, and {what} {name}; say it with --column, such as "
+            "--column image=1 --column caption=2"
+        )
 
     def _feed(self) -> Iterator[str]:
         for line in self._lines:
@@ -308,6 +317,10 @@ def _doubled(found: re.Match[str]) -> str:
 def _is_image(cell: str) -> bool:
     """Return whether a cell names an image by its suffix, or is a web address."""
     return bool(_IMAGE.fullmatch(cell)) or reach.is_web(cell.lower())
+
+
+def _is_text(cells: list[str]) -> bool:
+    return sum(len(cell.split()) for cell in cells) >= _CAPTION_WORDS * len(cells)
 
 
 def _is_data(cell: str) -> bool:

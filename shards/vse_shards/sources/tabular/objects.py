@@ -165,7 +165,7 @@ class Objects:
     def _object(self) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
         """Yield the rows of one object: itself, splits of lists, or captions by image."""
         found = values(self._text(), self._file)
-        content = next(found, {})
+        content: dict[str, Any] = next(found, {})
         second = next(found, None)
         if second is not None:
             for number, entry in enumerate(itertools.chain([content, second], found)):

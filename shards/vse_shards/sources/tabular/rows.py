@@ -103,7 +103,7 @@ class RowMaker:
         Raises:
             SourceError: the images are web addresses.
         """
-        image = record.cells.get("image")
+        image: Any = record.cells.get("image")
         split = self._split.of(_none_if_empty(record.cells.get("split")))
         try:
             location, name, default = self._image(image, record)
@@ -171,7 +171,8 @@ class RowMaker:
 
 
 def _is_there(folder: str, name: str) -> bool:
-    return storage.file_size(storage.locate(folder, name)) >= 0
+    path = storage.locate(folder, name)
+    return not reach.is_outside(path) and storage.file_size(path) >= 0
 
 
 def _captions(record: Record) -> tuple[Any, Any, bool]:
@@ -180,7 +181,8 @@ def _captions(record: Record) -> tuple[Any, Any, bool]:
     Raises:
         BadCell: a list or conversation cannot be read.
     """
-    value, given_ids = record.cells.get("caption"), record.cells.get("caption_id")
+    value: Any = record.cells.get("caption")
+    given_ids: Any = record.cells.get("caption_id")
     if record.several:
         found = [captions_of(cell) for cell in value]
         ids = ids_of(given_ids, found)
@@ -189,15 +191,15 @@ def _captions(record: Record) -> tuple[Any, Any, bool]:
             return [text for text, _ in pairs], [one for _, one in pairs], True
         texts = [t for cell in found for t in (cell if isinstance(cell, list) else [cell])]
         return [text for text in texts if not is_empty(text)], ids, True
-    texts = captions_of(value)
-    if isinstance(texts, list):
-        return texts, ids_of(given_ids, texts), True
+    read: Any = captions_of(value)
+    if isinstance(read, list):
+        return read, ids_of(given_ids, read), True
     if value is None and record.keys:
         keys = ", ".join(map(shown, map(str, record.keys[:8])))
         raise BadCell(f"has no caption; keys are {keys}")
-    if is_empty(texts):
-        texts = ""
-    return [texts] if isinstance(texts, str) else texts, ids_of(given_ids, texts), False
+    if is_empty(read):
+        read = ""
+    return [read] if isinstance(read, str) else read, ids_of(given_ids, read), False
 
 
 def _single(image: Any) -> Any:

@@ -10,7 +10,7 @@ from vse_shards.errors import SourceError
 from vse_shards.notes import Notes, shown
 from vse_shards.sources.base import Problem, Row
 from vse_shards.sources.tabular.columns import Columns
-from vse_shards.sources.tabular.delimited import Delimited, TextOptions
+from vse_shards.sources.tabular.delimited import Delimited, TextOptions, names_columns
 from vse_shards.sources.tabular.files import (
     Format,
     TableFile,
@@ -26,7 +26,6 @@ from vse_shards.sources.tabular.text import decoded_head
 
 _TABS = (".tsv", ".tab", ".token")
 _JSON = (Format.LINES, Format.VALUES, Format.OBJECT)
-HEADERS = ("first", "none")
 
 
 class TabularSource:
@@ -69,7 +68,7 @@ class TabularSource:
         self._named = dict(columns or {})
         Columns(self._named, self.notes)
         for flag, value in (("--header", header), ("--quoting", quoting)):
-            if value not in (None, *HEADERS[flag == "--quoting" :]):
+            if value not in (None, "none"):
                 raise SourceError(f"{flag} {shown(str(value))} is not known; choose none")
         self._header, self._quoting = header, quoting
 
@@ -116,7 +115,9 @@ class TabularSource:
             found = Format.PARQUET
         elif json := json_format(decoded_head(head)):
             found = json
-        elif self.formats[0] is Format.PARQUET and b"\0" not in head:
+        elif names_columns(decoded_head(head), Columns(self._named, Notes())) or (
+            self.formats[0] is Format.PARQUET and b"\0" not in head
+        ):
             found = Format.DELIMITED
         else:
             found = self.formats[0]
