@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import Any, ClassVar
@@ -27,6 +27,8 @@ from vse_shards.sources.base import (
 from vse_shards.sources.declared import ENERGON, FolderSplits
 from vse_shards.sources.samples import MAX_TEXT, TEXTS, Part, TarSamples
 from vse_shards.sources.splits import DEFAULT_SPLIT, find_split, named_by_folder
+from vse_shards.sources.tabular.cells import BadCell
+from vse_shards.sources.tabular.keys import CaptionKeys, as_list
 from vse_shards.sources.tabular.parquet import import_parquet
 from vse_shards.sources.tars import START, compression
 
@@ -40,13 +42,15 @@ class WebDatasetSource:
 
     Captions are those under ``captions`` in the ``.json``, else the ``.txt``, a caption a line,
     else ``caption`` or ``text`` in the ``.json``, else the ``caption`` of img2dataset's
-    ``.parquet`` beside the tar. ``image_id`` in the ``.json`` is the id, else tar and key. The
-    split is the one that Energon's ``.nv-meta/split.yaml`` or the ``configs`` of a dataset card
-    (``README.md``) give the tar, else that which `find_split` finds in its path, else that of a
-    folder in the tar whose name is a split word, else ``train``.
+    ``.parquet`` beside the tar, else another common name in the ``.json``. ``image_id`` in the
+    ``.json`` is the id, else tar and key. The split is the one that Energon's
+    ``.nv-meta/split.yaml`` or the ``configs`` of a dataset card (``README.md``) give the tar, else
+    that which `find_split` finds in its path, else that of a folder in the tar whose name is a
+    split word, else ``train``.
 
     Args:
         path: path of a tar, or of a folder with tars at any depth.
+        columns: ``caption``: the key or keys of the ``.json`` that hold captions.
         allow_missing: set tars aside that are not what img2dataset's statistics say.
 
     Raises:
@@ -54,10 +58,13 @@ class WebDatasetSource:
     """
 
     kind: ClassVar[str] = "webdataset"
-    options: ClassVar[frozenset[str]] = frozenset({"allow_missing"})
+    options: ClassVar[frozenset[str]] = frozenset({"allow_missing", "columns"})
 
-    def __init__(self, path: str, *, allow_missing: bool = False) -> None:
+    def __init__(
+        self, path: str, *, columns: Mapping[str, str] | None = None, allow_missing: bool = False
+    ) -> None:
         self.notes = Notes()
+        self._keys = CaptionKeys(columns, self.kind)
         self._allow_missing = allow_missing
         self._absent: list[tuple[str, str]] = []
         self._splits: FolderSplits | None
@@ -93,6 +100,7 @@ class WebDatasetSource:
             found = self._splits.of(name) if self._splits else find_split(name)
             if found is not None or not self._splits:
                 yield from self._tar(path, name, found or (DEFAULT_SPLIT, None))
+        self._keys.check(self.name)
 
     def _tar(self, path: str, name: str, found: tuple[str, str | None]) -> Iterator[Row | Problem]:
         try:
@@ -121,7 +129,7 @@ class WebDatasetSource:
             yield from aside
             return
         excluded = self._splits.excluded if self._splits else set()
-        tar = _Tar(path, name, samples, _Table(path), self.notes)
+        tar = _Tar(path, name, samples, _Table(path), self._keys, self.notes)
         told = set()
         for key, parts in samples:
             if f"{name}/{key}" in excluded:
@@ -172,6 +180,7 @@ class _Tar:
     name: str
     samples: TarSamples
     table: _Table
+    keys: CaptionKeys
     notes: Notes
 
 
@@ -258,6 +267,7 @@ def _has_text(parts: list[Part]) -> bool:
     return any(part.last in TEXTS for part in parts)
 
 
+# One check after the other, each with its own reject.
 def _row(tar: _Tar, key: str, parts: list[Part], split: str) -> Iterator[Row | Problem]:
     origin = f"{tar.name}: {key}"
     if not is_unicode(origin) or len(origin) > _MAX_NAME:
@@ -303,9 +313,12 @@ def _row(tar: _Tar, key: str, parts: list[Part], split: str) -> Iterator[Row | P
     if is_id(description.get("image_id")):
         image_id = description["image_id"]
     text = tar.samples.text(texts["txt"]) if "txt" in texts else None
-    captions, problems = usable_captions(
-        _captions(text, description, tar, key), None, origin=origin, key=image_id, split=split
-    )
+    try:
+        found = _captions(text, description, tar, key)
+    except BadCell as error:
+        yield problem("malformed row", f".json: {error}")
+        return
+    captions, problems = usable_captions(found, None, origin=origin, key=image_id, split=split)
     yield from problems
     if captions:
         location = Location(tar.path, images[0].offset, images[0].size)
@@ -327,6 +340,8 @@ def _fault(part: Part) -> str:
 
 
 def _captions(text: bytes | None, description: dict[str, Any], tar: _Tar, key: str) -> list[Any]:
+    if tar.keys.chosen:
+        return tar.keys.captions(description)
     if isinstance(description.get("captions"), list):
         return list(description["captions"])
     if text is not None:
@@ -338,8 +353,7 @@ def _captions(text: bytes | None, description: dict[str, Any], tar: _Tar, key: s
         if len(lines) > 1:
             tar.notes.say("a .txt of several lines holds several captions, one a line")
         return lines or [whole]
-    for name in ("caption", "text"):
-        if description.get(name) is not None:
-            return [description[name]]
-    caption = tar.table.caption(key)
-    return [] if caption is None else [caption]
+    values = (description.get(name) for name in ("caption", "text"))
+    named = next((value for value in values if value is not None), None)
+    found = tar.table.caption(key) if named is None else named
+    return tar.keys.captions(description) if found is None else as_list(found)

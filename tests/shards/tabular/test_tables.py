@@ -542,12 +542,10 @@ def test_a_column_of_splits_is_found_without_a_header(put, read):
 
 def test_chained_protocols_in_the_first_row_are_rejects(put, tmp_path, tools):
     """fsspec opens a::b by both, which the rows of others must not make it do."""
-    path = put("t.csv", "image,caption\ns3::file:///etc/passwd,x\n../../x.jpg#0,y\na.jpg,z\n")
+    path = put("t.csv", "image,caption\ns3::file:///etc/a.jpg#0,x\na.jpg,z\n")
     put("a.jpg", tools.encoded(tools.picture(1)))
-    summary = build(
-        open_source("csv", SourceRequest(str(path))), str(tmp_path / "o"), BuildOptions()
-    )
-    assert summary.rejects == {"outside": 2}
+    source = open_source("csv", SourceRequest(str(path)))
+    assert build(source, str(tmp_path / "o"), BuildOptions()).rejects == {"outside": 1}
 
 
 def test_a_number_that_belongs_to_the_name_stays(put, read, tmp_path):

@@ -146,11 +146,11 @@ class Columns:
 def missing(name: str, found: Sequence[str], where: str) -> SourceError:
     """Return the error of a missing column, with the nearest that is there."""
     near = difflib.get_close_matches(name, found, 1)
-    hint = f"; did you mean {shown(near[0])!r}?" if near else ""
+    hint = f"; did you mean {shown(near[0])!r}? It has" if near else "; it has"
     listed = ", ".join(shown(column) for column in found[:_SHOWN])
     more = f" and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else ""
     return SourceError(
-        f"{where}: has no column {shown(name)!r}{hint} It has {listed or 'none'}{more}; "
+        f"{where}: has no column {shown(name)!r}{hint} {listed or 'none'}{more}; "
         "name it with --column, such as --column image=COLUMN"
     )
 
