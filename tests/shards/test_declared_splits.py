@@ -195,3 +195,10 @@ def test_a_folder_without_coco_captions_is_refused(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(SourceError, match=r"has no captions_\*\.json, nor another \.json"):
         splits_of("coco", tmp_path)
+
+
+def test_tables_that_macos_left_are_not_read(tmp_path):
+    (tmp_path / "._a.csv").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "val.csv").write_text("image,caption\na.jpg,w\n")
+    found, _ = splits_of("csv", tmp_path)
+    assert found == {"a.jpg": "val"}

@@ -200,10 +200,9 @@ def _parsed(block: bytes) -> _Header:
     Raises:
         tarfile.HeaderError: it is none, or damaged.
     """
-    # 256 are the eight spaces that stand for the checksum itself.
-    if len(block) != _BLOCK or tarfile.nti(block[148:156]) != 256 + sum(block) - sum(
-        block[148:156]
-    ):
+    written = block[148:156]
+    # 256 is the sum of the eight spaces that stand for the checksum itself.
+    if len(block) != _BLOCK or _number(written) != 256 + sum(block) - sum(written):
         # Sums of signed bytes are tarfile's affair, and the words for what is wrong.
         known = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         return _Header(known.name, known.type, known.size, known.linkname, block[482] != 0)

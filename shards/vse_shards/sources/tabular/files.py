@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
+from vse_shards.folders import files_below
 from vse_shards.notes import Notes, shown
 
 HEAD = 1 << 16  # bytes that tell a format
@@ -96,7 +97,7 @@ def find_files(path: str, suffixes: Collection[str]) -> tuple[str, list[TableFil
     """
     if _is(storage.is_folder, path):
         folder = storage.require_input(path, folder=True)
-        names = [name for name in storage.walk(folder) if _is_table(name, suffixes)]
+        names = [name for name in files_below(folder)[0] if _is_table(name, suffixes)]
         if not names:
             raise SourceError(
                 f"{folder}: is not a file, and a folder without {' or '.join(sorted(suffixes))}"
@@ -122,7 +123,7 @@ def _matching(pattern: str) -> tuple[str, list[TableFile]]:
     fixed = pattern[: min(pattern.find(sign) for sign in "*?[" if sign in pattern)]
     folder = storage.require_input(storage.parent(fixed) or ".", folder=True)
     wanted = pattern[len(storage.parent(fixed)) :].lstrip("/")
-    names = [name for name in storage.walk(folder) if _matches(name, wanted)]
+    names = [name for name in files_below(folder)[0] if _matches(name, wanted)]
     if not names:
         raise SourceError(f"{shown(pattern)}: no file matches; check the path")
     found = [TableFile(storage.join(folder, name), name) for name in names]
