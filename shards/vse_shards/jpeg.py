@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -46,8 +45,7 @@ class Segment(NamedTuple):
     loose: bool
 
 
-@dataclass(frozen=True)
-class JpegHeader:
+class JpegHeader(NamedTuple):
     """The frame of a JPEG.
 
     Attributes:
@@ -86,13 +84,13 @@ def read_header(data: bytes) -> JpegHeader:
     Raises:
         ValueError: the data ends, or has no frame before the first scan, or too many markers.
     """
-    header, scan = None, 0
+    frame, scan = None, 0
     orientation, positions, pictures = 1, [], []
     for segment in segments(data):
         marker, start, content, stop, _ = segment
-        if marker in _FRAMES and header is None and stop - content >= 6:
+        if marker in _FRAMES and frame is None and stop - content >= 6:
             _, height, width, components = struct.unpack_from(">BHHB", data, content)
-            header = JpegHeader(width, height, components, marker - 0xC0, 1, 1, 0, 0)
+            frame = (width, height, components, marker - 0xC0)
         elif marker == _APP1:
             turned, located = _application_data(data[content:stop])
             orientation = turned or orientation
@@ -101,18 +99,11 @@ def read_header(data: bytes) -> JpegHeader:
             pictures.append((start, stop))
         elif marker == _SCAN:
             scan = start
-    if header is None:
+    if frame is None:
         raise ValueError("has no frame header")
-    end, scans = _end(data, scan, 0 if header.frame == _PROGRESSIVE else header.components)
-    return replace(
-        header,
-        scans=scans,
-        orientation=orientation,
-        scan=scan,
-        end=end,
-        positions=tuple(positions),
-        pictures=tuple(pictures),
-    )
+    end, scans = _end(data, scan, 0 if frame[3] == _PROGRESSIVE else frame[2])
+    places = tuple(positions), tuple(pictures)
+    return JpegHeader(*frame, scans, orientation, scan, end, *places)
 
 
 def _application_data(payload: bytes) -> tuple[int | None, bool]:
@@ -128,29 +119,40 @@ def segments(data: bytes) -> Iterator[Segment]:
     Raises:
         ValueError: the data ends before the first scan, or has too many markers before it.
     """
-    position, gap = 2, 0
+    position, gap, last = 2, 0, len(data) - 5
     for _ in range(MAX_MARKERS):
-        if not gap and position < len(data) and data[position] != 0xFF:
-            gap = position
-        found = _MARKER.search(data, position)
-        if found is None or found.end() + 3 > len(data):
-            if gap:
-                raise ValueError(f"no marker at byte {gap}")
-            raise ValueError(f"ends after {len(data)} bytes, before the first scan")
-        start, content = found.start(), found.end()
-        if start - position > MAX_BETWEEN:
-            raise ValueError(f"{start - position:,} bytes between markers, limit {MAX_BETWEEN:,}")
-        marker = data[start + 1]
-        loose = start != position and bool(data[position:start].strip(b"\xff"))
+        start, loose = position, False
+        if start > last or data[start] != 0xFF or data[start + 1] in (0, 0xFF):
+            gap = gap or (position if data[position : position + 1] not in (b"\xff", b"") else 0)
+            start = _next_marker(data, position, gap)
+            loose = bool(data[position:start].strip(b"\xff"))
+        marker, content = data[start + 1], start + 2
         if marker == _SCAN:
             yield Segment(marker, start, content, content, loose)
             return
         position = content
         if marker not in _STANDALONE:
-            (length,) = struct.unpack_from(">H", data, content)
-            position = content + max(length, 2)
-            yield Segment(marker, start, content + 2, position, loose)
+            position += max(data[content] << 8 | data[content + 1], 2)
+            if position <= len(data):  # else the data ends within it
+                yield Segment(marker, start, content + 2, position, loose)
     raise ValueError(f"has over {MAX_MARKERS:,} markers before the first scan")
+
+
+def _next_marker(data: bytes, position: int, gap: int) -> int:
+    """Return the offset of the next marker after fill bytes or others.
+
+    Raises:
+        ValueError: it is too far, or there is none; other bytes than a marker were at ``gap``.
+    """
+    found = _MARKER.search(data, position)
+    if found is None or found.end() + 3 > len(data):
+        if gap:
+            raise ValueError(f"no marker at byte {gap}")
+        raise ValueError(f"ends after {len(data)} bytes, before the first scan")
+    between = found.start() - position
+    if between > MAX_BETWEEN:
+        raise ValueError(f"{between:,} bytes between markers, limit {MAX_BETWEEN:,}")
+    return found.start()
 
 
 def _end(data: bytes, scan: int, components: int) -> tuple[int, int]:

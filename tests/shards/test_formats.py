@@ -368,3 +368,10 @@ def test_a_header_that_lies_is_refused_in_a_dataset_too(tools):
     with pytest.raises(Rejected, match="65500 x 65500"):
         decode_strictly(frame(jpeg, 0xC0, 65_500, 65_500))
     assert read_header(jpeg).end == len(jpeg)
+
+
+def test_a_jpeg_cut_anywhere_in_its_header_is_refused(tools):
+    jpeg = tools.encoded(tools.picture(1))
+    for cut in range(3, jpeg.index(b"\xff\xda") + 10):
+        with pytest.raises(Rejected, match=r"truncated|damaged"):
+            check_image(jpeg[:cut], PLAIN)
