@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from vse_shards.errors import OutputError
+from vse_shards.json_text import parse_json
 from vse_shards.manifest import FILE_NAME
 from vse_shards.notes import shown
 from vse_shards.output import OutputFolder
@@ -79,7 +80,7 @@ def _difference(earlier: bytes | None, recorded: dict[str, Any]) -> str:
     if earlier is None:
         return ""
     try:
-        content = json.loads(earlier)
+        content = parse_json(earlier)
         for section, values in recorded.items():
             for key in {**values, **content[section]}:
                 was, now = content[section].get(key), values.get(key)

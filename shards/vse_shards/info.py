@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from vse_shards.errors import DatasetError
 from vse_shards.index import Index, read_index
+from vse_shards.json_text import parse_json
 from vse_shards.manifest import REJECTS_NAME, Manifest, Split
 from vse_shards.progress import Progress
 
@@ -58,7 +58,7 @@ def read_description(file: BinaryIO, path: Path, index: Index, row: int) -> dict
         if size < 0:
             raise ValueError("it is missing")
         file.seek(offset)
-        description: dict[str, Any] = json.loads(file.read(size))
+        description: dict[str, Any] = parse_json(file.read(size))
     except ValueError as error:
         raise DatasetError(
             f"{path}: {index.keys[row]}.json cannot be read: {error}; run vse-shards verify"
@@ -102,6 +102,6 @@ def _quantiles(values: list[int]) -> list[int] | None:
 def _reasons(path: Path) -> Counter[str]:
     try:
         with path.open(encoding="utf-8") as lines:
-            return Counter(json.loads(line)["reason"] for line in lines)
+            return Counter(parse_json(line)["reason"] for line in lines)
     except (OSError, ValueError, KeyError) as error:
         raise DatasetError(f"{path}: cannot be read: {error}; build the dataset again") from None

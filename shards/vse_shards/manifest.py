@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from vse_shards import storage
 from vse_shards.errors import DatasetError
 from vse_shards.index import parse_index
+from vse_shards.json_text import parse_json
 from vse_shards.masking import masked
 
 FILE_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
 FORMAT = "vse-shards"
 VERSION = 1
+_MAX_SAMPLES = 10_000_000  # of a shard
 _MAX_BYTES = 1 << 28  # of a manifest: 256 MB list about 100,000 shards
 
 
@@ -69,15 +71,23 @@ class ShardRecord:
         """
         record = cls(
             name=_typed(entry, "name", str),
-            samples=_typed(entry, "samples", int),
-            pairs=_typed(entry, "pairs", int),
-            bytes=_typed(entry, "bytes", int),
+            samples=_number(entry, "samples"),
+            pairs=_number(entry, "pairs"),
+            bytes=_number(entry, "bytes"),
             sha256=_typed(entry, "sha256", str),
             index_sha256=_typed(entry, "index_sha256", str),
             captions=tuple((int(count), int(run)) for count, run in entry["captions"]),
         )
-        if not record.name.endswith(".tar") or "/" in record.name:
-            raise ValueError(f"shard name {record.name!r} is not the file name of a tar")
+        name = record.name
+        if not name.endswith(".tar") or "/" in name or not name.isprintable() or len(name) > 255:
+            raise ValueError(f"shard name {name[:80]!r} is not the file name of a tar")
+        if record.samples > _MAX_SAMPLES or min(record.captions, default=(0,))[0] < 0:
+            raise ValueError(
+                f"{name}: has {record.samples:,} samples, limit {_MAX_SAMPLES:,}, or a negative "
+                "number of captions"
+            )
+        if any(run < 0 for _, run in record.captions):
+            raise ValueError(f"{name}: a number of samples is negative")
         if sum(run for _, run in record.captions) != record.samples:
             raise ValueError(f"{record.name}: the caption counts do not cover its samples")
         if sum(count * run for count, run in record.captions) != record.pairs:
@@ -187,7 +197,7 @@ class Manifest:
             DatasetError: as for `load`.
         """
         try:
-            content = json.loads(text)
+            content = parse_json(text)
         except ValueError as error:
             raise DatasetError(f"{path}: not JSON: {error}; build the dataset again") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -208,7 +218,7 @@ class Manifest:
                 build=dict(content["build"]),
                 source=dict(content["source"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
             raise DatasetError(f"{path}: malformed: {reason}; build the dataset again") from None
         if content.get("fingerprint") != manifest.fingerprint:
@@ -301,10 +311,17 @@ def _why_missing(folder: Path) -> str:
     )
 
 
+def _number(entry: Mapping[str, Any], key: str) -> int:
+    value: int = _typed(entry, key, int)
+    if not 0 <= value < 1 << 53:
+        raise ValueError(f"{key} is {str(value)[:20]}, not between 0 and {1 << 53:,}")
+    return value
+
+
 def _typed(entry: Mapping[str, Any], key: str, kind: type) -> Any:
     value = entry[key]
     if type(value) is not kind:  # not isinstance: True is an int
-        raise TypeError(f"{key} is {value!r}, not {kind.__name__}")
+        raise TypeError(f"{key} is {value!r:.80}, not {kind.__name__}")
     return value
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from vse_shards import storage
 from vse_shards.errors import DatasetError, StorageError
 from vse_shards.images import CheckedImage, ImageOptions, Rejected, check_image
+from vse_shards.json_text import parse_json
 from vse_shards.manifest import ShardRecord, run_length_code
 from vse_shards.masking import masked
 from vse_shards.output import OutputFolder
@@ -73,7 +74,7 @@ class Outcome:
         Raises:
             KeyError, TypeError, ValueError: the text is not a record.
         """
-        content: dict[str, Any] = json.loads(text)
+        content: dict[str, Any] = parse_json(text)
         shard = content["shard"]
         return cls(
             fingerprint=content["fingerprint"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 from vse_shards.claim import PLAN_NAME
 from vse_shards.images import Rejected, decode_strictly
 from vse_shards.index import Member, format_index
+from vse_shards.json_text import parse_json
 from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord
 from vse_shards.progress import Progress
 from vse_shards.regions import load_regions
@@ -128,7 +128,7 @@ def _check_samples(
         data = {m.extension: _read(file, m) for m in members}
         name = f"{path}: {members[0].name.partition('.')[0]}"
         try:
-            description = json.loads(data["json"])
+            description = parse_json(data["json"])
             captions = len(description["captions"])
         except (KeyError, ValueError, TypeError):
             yield f"{name}: has no readable description"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import weakref
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from vse_scale.console import heartbeat
 from vse_scale.data.staging import StagingCache, StagingOptions, default_folder
 from vse_scale.errors import DatasetError
 from vse_shards.index import Index, parse_index, read_index
+from vse_shards.json_text import parse_json
 from vse_shards.manifest import Manifest, ShardRecord
 from vse_shards.regions import load_regions
 from vse_shards.shuffle import source_positions
@@ -186,7 +186,7 @@ class ShardDataset:
 
     def record(self, image: int) -> ImageRecord:
         """Return the image's id, captions and size."""
-        raw = json.loads(self._view(image, self._record_spans).tobytes())
+        raw = parse_json(self._view(image, self._record_spans).tobytes())
         return ImageRecord(
             image_id=raw["image_id"],
             captions=[Caption(caption["id"], caption["text"]) for caption in raw["captions"]],

@@ -22,6 +22,7 @@ from vse_scale.retrieval.encode import Progress
 from vse_scale.retrieval.saved import read_lines
 from vse_scale.retrieval.sources import Part, Side
 from vse_scale.world.processes import Processes
+from vse_shards.json_text import parse_json
 
 INDEX = "index.json"
 _PARTS = ".parts"
@@ -95,7 +96,7 @@ def _start(out: Path, asked: dict[str, Any], processes: Processes) -> None:
         if not index.is_file():
             write_json(index, asked)
     processes.barrier()
-    found = json.loads(index.read_text(encoding="utf-8"))
+    found = parse_json(index.read_text(encoding="utf-8"))
     if found != asked:
         differing = [key for key in asked if found.get(key) != asked[key]]
         raise OutputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from vse_scale.retrieval.saved import read_lines
 from vse_scale.retrieval.similarities import as_rows, open_array
 from vse_scale.retrieval.sources import read_checked
 from vse_shards.images import Rejected
+from vse_shards.json_text import parse_json
 
 SideName = Literal["images", "captions"]
 
@@ -48,7 +48,7 @@ class Index:
             DatasetError: it is missing, damaged or not finished.
         """
         try:
-            self._described = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            self._described = parse_json((folder / INDEX).read_text(encoding="utf-8"))
             self.sides: tuple[SideName, ...] = tuple(self._described["sides"])
             self.model = Path(self._described["model"])
         except OSError as error:

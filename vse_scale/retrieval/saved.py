@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from vse_scale.errors import DatasetError
 from vse_scale.retrieval.encode import Embeddings
 from vse_scale.retrieval.similarities import as_rows, open_array
+from vse_shards.json_text import parse_json
 
 
 def open_embeddings(folder: Path) -> Embeddings:
@@ -95,7 +95,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     try:
         with path.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+            return [parse_json(line) for line in lines]
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
+from vse_shards.json_text import parse_json
 from vse_shards.notes import Notes
 
 MAX_CAPTION_WORDS = 1000
@@ -196,7 +197,7 @@ def load_json(path: str) -> Any:
         SourceError: the file cannot be read, or is not JSON.
     """
     try:
-        return json.loads(storage.read_bytes(path))
+        return parse_json(storage.read_bytes(path))
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from vse_shards import storage
 from vse_shards.errors import SourceError
 from vse_shards.folders import data_below
+from vse_shards.json_text import parse_json
 from vse_shards.notes import Notes, shown
 from vse_shards.opening import IMAGE_SUFFIXES
 from vse_shards.sources.base import (
@@ -154,7 +155,7 @@ class WebDatasetSource:
         if not storage.is_file(statistics):
             return
         try:
-            successes = json.loads(storage.read_bytes(statistics))["successes"]
+            successes = parse_json(storage.read_bytes(statistics))["successes"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise SourceError(
                 f"{statistics}: cannot be read as img2dataset's statistics: {shown(repr(error))}"
