@@ -141,7 +141,7 @@ def test_ranks_are_told_how_often_they_were_started_again(
     told = []
     start = subprocess.Popen
 
-    def launcher(command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    def launcher(command: list[str], env: dict[str, str], **options) -> subprocess.Popen[bytes]:
         told.append(env[RESTARTS])
         return start([sys.executable, "-c", f"exit({0 if len(told) == 3 else 247})"])
 
