@@ -12,6 +12,7 @@ from vse_shards.notes import shown
 from vse_shards.options import BuildOptions
 from vse_shards.rows import RowStore
 from vse_shards.sources import Source
+from vse_shards.sources.base import INCOMPLETE
 from vse_shards.threshold import Rejects
 
 
@@ -66,6 +67,8 @@ def check_rows(
     _check_names(source, splits, other_splits, options)
     rejects = Rejects()
     rejects.add(store.problems())
+    if not options.allow_missing:
+        _check_whole(source, rejects)
     rejects.check(source.name, options.max_rejects, store.read, options.accepted())
     leaks = "" if options.allow_leaks else store.leaks()
     if leaks:
@@ -79,6 +82,18 @@ def _check_missing(source: Source, store: RowStore, images: int) -> None:
             f"{source.name}: {missing.count:,} of {missing.count + images:,} images are missing: "
             f"{', '.join(map(shown, missing.first))}{' ...' if missing.count > 3 else ''}; correct "
             "--images, or reject them with --allow-missing"
+        )
+
+
+def _check_whole(source: Source, rejects: Rejects) -> None:
+    """Refuse a part of the input behind whose damage any number of rows may be lost."""
+    first = rejects.first(INCOMPLETE)
+    if first:
+        more = ", ..." if rejects.reasons[INCOMPLETE] > len(first) else ""
+        raise SourceError(
+            f"{source.name}: {rejects.reasons[INCOMPLETE]:,} of its tars cannot be read to the "
+            f"end: {', '.join(first)}{more}; get them again, or build what there is with "
+            "--allow-missing"
         )
 
 

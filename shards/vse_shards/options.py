@@ -9,6 +9,7 @@ from vse_shards.carve import Carving
 from vse_shards.images import ImageOptions
 from vse_shards.manifest import Manifest
 from vse_shards.rows import REPEATED
+from vse_shards.sources.base import INCOMPLETE
 from vse_shards.threshold import RejectLimit
 
 
@@ -63,7 +64,7 @@ class BuildOptions:
 
     def accepted(self) -> tuple[str, ...]:
         """Return the reasons of rejects that are no loss, or that the user has accepted."""
-        missing = ("missing image", "incomplete tar") if self.allow_missing else ()
+        missing = ("missing image", INCOMPLETE) if self.allow_missing else ()
         return (REPEATED, *missing)
 
 

@@ -111,6 +111,10 @@ class Rejects:
             f"correct the source, or accept them with --max-rejects {rejected}"
         )
 
+    def first(self, reason: str) -> list[str]:
+        """Return the first rows of a reason, the first of all with its detail."""
+        return self._first.get(reason, [])
+
     def text(self) -> str:
         """Return the number of each reason."""
         return ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())

@@ -134,7 +134,7 @@ def test_bytes_after_the_end_are_said(tmp_path):
     data = tar_bytes(PAIRS) + b"trailing bytes"
     rows, problems, notes = read(written(tmp_path / "t.tar", data))
     assert told(rows) == RIGHT
-    assert problems == [(None, "unreadable")]
+    assert problems == [(None, "incomplete tar")]
     assert any("what follows its end mark, from byte 10,240, is no tar" in line for line in notes)
 
 
@@ -144,7 +144,7 @@ def test_a_damaged_header_is_no_silent_end(tmp_path):
     data[2 * 1024 + 10] ^= 1  # in the name of b.jpg, which the checksum covers
     rows, problems, notes = read(written(tmp_path / "t.tar", bytes(data)))
     assert told(rows) == {"t/a": RIGHT["t/a"]}
-    assert problems == [(None, "unreadable")]
+    assert problems == [(None, "incomplete tar")]
     (line,) = [line for line in notes if "damaged" in line]
     assert line == (
         "t.tar: is damaged after 1 keys, and read up to there: "
@@ -287,7 +287,7 @@ def test_harmful_headers_cost_nothing_and_are_one_line(tmp_path, kind):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert told(rows) == RIGHT
-    assert problems == [(None, "unreadable")]
+    assert problems == [(None, "incomplete tar")]
     (line,) = [line for line in notes if "damaged after 2 keys" in line]
     assert "\n" not in line
     assert len(line) < 300
@@ -426,3 +426,28 @@ def test_a_build_says_what_it_set_aside(tmp_path, tools):
     assert summary.images == 1
     assert summary.rejects == {"duplicate member": 1}
     assert not os.listdir(path.parent)[1:]
+
+
+@pytest.mark.parametrize("harm", ["cut", "damaged"])
+def test_a_tar_that_ends_early_ends_the_build_until_it_is_accepted(tmp_path, tools, harm):
+    """Half of a tar is no data set, however few lines of rejects it makes."""
+    picture = tools.encoded(tools.picture(1))
+    samples = [
+        (f"{n}.{s}", picture if s == "jpg" else b"w") for n in range(9) for s in ("jpg", "txt")
+    ]
+    data = bytearray(tar_bytes(samples))
+    if harm == "damaged":
+        data[data.index(b"5.jpg\0") + 148] ^= 1
+    written(tmp_path / "in/t.tar", bytes(data if harm == "damaged" else data[: len(data) // 2]))
+    out = tmp_path / "out"
+
+    def command(*options):
+        source = open_source("webdataset", SourceRequest(str(tmp_path / "in"), **dict(options)))
+        return build(source, str(out), BuildOptions(**dict(options)))
+
+    with pytest.raises(SourceError, match=r"1 of its tars cannot be .* t\.tar.*--allow-missing"):
+        command()
+    assert not (out / "manifest.json").exists()
+    summary = command(("allow_missing", True))
+    assert 0 < summary.images < 9
+    assert summary.rejects == {"incomplete tar": 1}

@@ -13,6 +13,8 @@ from vse_shards.json_text import parse_json
 from vse_shards.notes import Notes
 
 MAX_CAPTION_WORDS = 1000
+INCOMPLETE = "incomplete tar"
+"""Reason of a file that holds less than was written to it: an unknown number of rows is lost."""
 
 
 Id = TypeVar("Id", bound=str | int | None, covariant=True)

@@ -17,6 +17,7 @@ from vse_shards.json_text import parse_json
 from vse_shards.notes import Notes, shown
 from vse_shards.opening import IMAGE_SUFFIXES
 from vse_shards.sources.base import (
+    INCOMPLETE,
     Location,
     Problem,
     Row,
@@ -112,7 +113,7 @@ class WebDatasetSource:
                     samples = TarSamples(file, spill, shown(name), self.notes)
                     yield from self._samples(path, name, found, samples)
         except OSError as error:
-            yield Problem(name, None, None, "unreadable", str(error))
+            yield Problem(name, None, None, INCOMPLETE, str(error))
 
     def _samples(
         self, path: str, name: str, found: tuple[str, str | None], samples: TarSamples
@@ -124,7 +125,7 @@ class WebDatasetSource:
                 f"{listing.fault}"
             )
             detail = f"after {listing.keys} keys: {listing.fault}"
-            yield Problem(name, None, None, "unreadable", detail)
+            yield Problem(name, None, None, INCOMPLETE, detail)
         aside = list(self._check(path, name, listing.images))
         if aside:
             yield from aside
@@ -170,7 +171,7 @@ class WebDatasetSource:
                 "img2dataset again, or set such tars aside with --allow-missing"
             )
         self.notes.say(f"{shown(name)}: {detail}; it is set aside")
-        yield Problem(name, None, None, "incomplete tar", detail)
+        yield Problem(name, None, None, INCOMPLETE, detail)
 
 
 @dataclass(frozen=True)
