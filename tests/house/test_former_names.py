@@ -29,6 +29,7 @@ FORMER = {
     "vse_scale.model.gpo": ["GPO"],
     "vse_scale.model.vse": ["VSEModel"],
     "vse_scale.objective": ["HingeResult", "cached_backward", "global_hinge_loss", "hinge_loss"],
+    "vse_scale.telemetry.progress": ["Progress", "configure_logging", "heartbeat"],
     "vse_scale.training.trainer": ["train"],
 }
 

@@ -84,3 +84,8 @@ def uniform(
     words = np.stack(np.broadcast_arrays(*philox4x32(counter, (seed, key))), axis=-1)
     bits = words.reshape(len(pairs), -1)[:, :count] >> np.uint64(8)
     return bits.astype(np.float32) * np.float32(2.0**-24)
+
+
+def mixed_seed(*numbers: int) -> int:
+    """Return a 63-bit seed from ``numbers``, well spread even where they are small."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

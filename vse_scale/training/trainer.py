@@ -10,13 +10,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vse_scale.config import Config
 from vse_scale.console import Progress, duration, heartbeat, log, logged
 from vse_scale.data.loader import Batch, Loader
+from vse_scale.data.rng import mixed_seed
 from vse_scale.errors import CheckpointError, TrainingError, UserError
 from vse_scale.files import whole_folder, write_json, write_text
 from vse_scale.model.vse import VSEModel
@@ -195,7 +195,7 @@ class Trainer:
         """Train on one batch; return the step's record for ``metrics.jsonl``."""
         timer.start(waited=batch.wait_seconds)
         # Dropout depends on these alone, so a resumed run drops the same units.
-        torch.manual_seed(_mix(self.config.run.seed, step, self.world.rank))
+        torch.manual_seed(mixed_seed(self.config.run.seed, step, self.world.rank))
         self.engine.model.trained_stages = plan.trained_stages
         if self.config.engine.micro_batches == 1:
             images, captions = self._encode(batch)
@@ -366,13 +366,9 @@ class Trainer:
         )
         write_json(self.folder.results_file, results.to_json())
         took = results.train_seconds
-        log.info(
-            "trained %d steps%s; model in %s",
-            self.state.step,
-            "" if took is None else f" in {duration(took)}, without evaluation",
-            self.folder.model_folder,
-        )
-
+        spent = "" if took is None else f" in {duration(took)}, without evaluation"
+        model = self.folder.model_folder
+        log.info("trained %d steps%s; model in %s", self.state.step, spent, model)
         if self.validation is None:
             log.warning(
                 "no validation: the dataset has no split %s, so the last model is kept, not the "
@@ -401,8 +397,3 @@ class Trainer:
             start=divmod(first, self.plan.steps_per_epoch),
             grid_cells=self.engine.model.grid_cells,
         )
-
-
-def _mix(*numbers: int) -> int:
-    """Return a 63-bit seed from ``numbers``, well spread even where they are small."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

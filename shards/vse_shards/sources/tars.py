@@ -48,7 +48,7 @@ class Member:
 
 
 class _Header(NamedTuple):
-    """What one header block says; ``map_goes_on`` is of the old sparse format."""
+    """Fields of one header block; ``map_goes_on`` is of the old sparse format."""
 
     name: str
     type: bytes
