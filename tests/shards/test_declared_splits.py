@@ -111,7 +111,7 @@ configs:
 
 
 def test_the_configs_of_a_dataset_card(tars):
-    """huggingface.co/datasets/allenai/satlas-super-resolution has folders and lists like these."""
+    """huggingface.co/docs/hub/datasets-manual-configuration has folders and lists like these."""
     names = ["data/a-0.tar", "data/b-0.tar", "held/deep/test.tar", "extra/x.tar"]
     folder = tars(names, "README.md", CARD)
     found, notes = splits_of("webdataset", folder)

@@ -2,7 +2,7 @@
 
 What hurt people: absolute paths of the author's machine (salesforce/BLIP#218), Windows' separators
 in a COCO path (matterport/Mask_RCNN#185), COCO's other years and folders
-(fizyr/keras-retinanet#98, karpathy/neuraltalk2#131).
+(tensorpack/tensorpack#1193, karpathy/neuraltalk2#131).
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Images as phones, browsers, crawls and attackers make them.
 
-After: AVIF served under the name .jpg (rom1504/img2dataset), "Decompressed data too large" of text
-and profile chunks (python-pillow/Pillow#3557 and others), Samsung's scan headers
-(lovell/sharp#2780, AcademySoftwareFoundation/OpenImageIO#2837, Matthias-Wandel/jhead#18,
-image-rs/jpeg-decoder#96), panoramas and motion photos with a video after the picture
-(libjpeg-turbo/libjpeg-turbo#163, nomacs/nomacs#263), garbage between segments (jpeg-js/jpeg-js#82).
+After: images kept as they were served (rom1504/img2dataset#243), such as AVIF under the name .jpg,
+"Decompressed data too large" of text and profile chunks (python-pillow/Pillow#2445 and #8363),
+Samsung's scan headers (lovell/sharp#2780, AcademySoftwareFoundation/OpenImageIO#2837,
+Matthias-Wandel/jhead#18, image-rs/jpeg-decoder#130), panoramas with a video after the picture
+(libjpeg-turbo/libjpeg-turbo#163, nomacs/nomacs#263), and bytes between segments that begin none
+(jpeg-js/jpeg-js#82).
 """
 
 from __future__ import annotations

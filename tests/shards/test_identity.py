@@ -1,8 +1,8 @@
 """One id is one picture, in every source.
 
-Public reports of people who were hurt: ashnair1/COCO-Assistant#25 and #64 (sets of images numbered
-from 0, merged: images lost), pedropro/TACO#46 and ashnair1/COCO-Assistant#24 (annotation ids that
-stand twice), webdataset/webdataset#157 (one key in several tars).
+Public reports of people who were hurt: ashnair1/COCO-Assistant#25 and #64 (sets that number their
+images alike, merged: images lost), pedropro/TACO#46 and ashnair1/COCO-Assistant#24 (annotation ids
+that stand twice), webdataset/webdataset#157 (one key in several tars).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Secrets of URLs, which people write into commands (fsspec/filesystem_spec#1340)."""
+"""Secrets of URLs, which people write into commands (pangeo-forge/pangeo-forge-recipes#263)."""
 
 from __future__ import annotations
 

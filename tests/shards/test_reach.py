@@ -1,9 +1,9 @@
 """What rows may name: nothing outside the folder of the images, unless the user says so.
 
 After reports of chained URLs that run code (fsspec before 2026.6.0 renders a reference
-specification as a template), of zarr's and kerchunk's references that lead anywhere
-(fsspec/kerchunk#460), and of data sets whose files are links (huggingface/datasets#7440 shows the
-cache's chained names; huggingface/huggingface_hub#1240 its links).
+specification as a template), of kerchunk's references, which lead to any protocol
+(fsspec/kerchunk#132), and of data sets whose files are links into a cache
+(huggingface/huggingface_hub#1240 and #1388).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Region features as detectors and their users write them.
 
 Bottom-up attention's base64 ``.tsv`` (peteanderson80/bottom-up-attention; airsplay/lxmert
-has four columns more), ``.npz`` per image (ruotianluo/self-critical.pytorch, cocobu_att), HDF5 of
+has four columns more), ``.npz`` per image (ruotianluo/ImageCaptioning.pytorch, cocobu_att), HDF5 of
 ``{id}_features`` (aimagelab/meshed-memory-transformer).
 """
 

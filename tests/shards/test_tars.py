@@ -80,7 +80,7 @@ RIGHT = {"t/a": (b"A", ["of a"]), "t/b": (b"B", ["of b"])}
     "order",
     [
         "a.jpg a.txt b.jpg b.txt",
-        # webdataset/webdataset#407, ray-project/ray#44068, webdataset/webdataset#258
+        # webdataset/webdataset#407, ray-project/ray#44068, webdataset/webdataset#140
         "a.jpg b.jpg a.txt b.txt",
         "b.txt a.txt b.jpg a.jpg",
         "a.txt b.jpg b.txt a.jpg",
@@ -114,7 +114,7 @@ def test_one_caption_over_several_lines_is_one_where_the_description_repeats_it(
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_member_twice_is_a_reject_and_no_pair(tmp_path, apart):
-    """webdataset/webdataset#157: a tar that was appended to."""
+    """webdataset/webdataset#157: names that repeat in a tar, as after tar --append."""
     again = [("a.jpg", b"other"), ("a.txt", b"of another")]
     first = [*PAIRS, *again] if apart else [*PAIRS[:2], *again, *PAIRS[2:]]
     rows, problems, _ = read(written(tmp_path / "t.tar", tar_bytes(first)))
@@ -139,7 +139,7 @@ def test_bytes_after_the_end_are_said(tmp_path):
 
 
 def test_a_damaged_header_is_no_silent_end(tmp_path):
-    """tensorflow/models#2100, where tar says "Skipping to next header" and tarfile nothing."""
+    """dusty-nv/jetson-inference#472, where tar says "Skipping to next header"; tarfile is mute."""
     data = bytearray(tar_bytes(PAIRS))
     data[2 * 1024 + 10] ^= 1  # in the name of b.jpg, which the checksum covers
     rows, problems, notes = read(written(tmp_path / "t.tar", bytes(data)))
@@ -217,7 +217,7 @@ def test_a_dotted_pair_beside_a_plain_one_is_said(tmp_path):
 
 
 def test_upper_case_and_leftovers(tmp_path):
-    """OpenNeuroOrg/openneuro#2520: what macOS's tar adds."""
+    """OpenNeuroOrg/openneuro#2520: the ._ files of macOS."""
     members = [
         *(("._A.JPG", b"\0\5\x16\7"), ("A.JPG", b"A"), ("._A.TXT", b"\0"), ("A.TXT", b"of a")),
         *(("__MACOSX/._A.JPG", b"\0"), (".ipynb_checkpoints/A.JPG", b"x"), ("x/Thumbs.db", b"x")),

@@ -1,7 +1,7 @@
 """The command as launchers start it: two processes are two ranks of one run.
 
-After pytorch/pytorch#192113 (torchrun around a command that starts ranks itself hangs),
-Lightning-AI/pytorch-lightning#10150 and #18950 (srun and mpirun train worlds of one).
+After pytorch/ignite#2048 (two launchers at once, and a program that hangs) and
+Lightning-AI/pytorch-lightning#4389 and #13639 (ranks of srun and MPI that are there twice).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Whose process is it: one table of what launchers set, and what is made of it.
 
-After Lightning-AI/pytorch-lightning#10150 and #18950 (srun and mpirun train worlds of one),
+After Lightning-AI/pytorch-lightning#4389 and #13639 (ranks of srun and MPI that are there twice),
 pytorch/ignite#2048 (variables of two launchers), Lightning-AI/pytorch-lightning#16730 (a shell of a
 SLURM job taken for a task), and deepspeedai/DeepSpeed#1331, #5278 and vllm-project/vllm#41848 (GPUs
 named by number, UUID and MIG slice).

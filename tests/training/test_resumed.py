@@ -1,7 +1,8 @@
 """A run that goes on with parts of its folder lost, torn, or validated on another split.
 
-After huggingface/transformers#48319 (parts of a run's folder moved or deleted), mlfoundations
-open_clip#604 and huggingface/setfit#562.
+After huggingface/transformers#48319 (parts of a run's folder moved or deleted),
+huggingface/transformers#35782 (a checkpoint that is not whole) and huggingface/setfit#562 (a folder
+that cannot be written).
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ def test_a_disk_that_is_full_while_the_model_is_written_is_one_line(
 def test_memory_that_is_all_is_one_line_that_says_what_to_set(
     error: Exception, config: Config
 ) -> None:
-    """After metatrain#748: the allocator's traceback, and another start each time."""
+    """After metatensor/metatrain#748: the allocator's message alone, which says no remedy."""
     found = explained(error, config, 2)
     assert isinstance(found, TrainingError)
     assert str(found).startswith("out of memory (")

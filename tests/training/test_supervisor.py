@@ -1,8 +1,8 @@
 """A supervisor over stand-ins for ranks: what is tried again, after what time, and who dies.
 
 After deepspeedai/DeepSpeed#1016 and mosaicml/composer#917 (ranks outlive their launcher),
-sgl-project/sglang#38218 (a parent that is gone before it is watched), and
-Lightning-AI/pytorch-lightning#2095 (Ctrl-C).
+sgl-project/sglang#31361 (a parent that is gone before it is watched), and
+Lightning-AI/pytorch-lightning#2035 (Ctrl-C).
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def test_joining_compiles_nothing_and_leaves_no_shared_memory(tmp_path: Path) ->
 
 
 def test_a_host_that_no_name_server_knows_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After Lightning-AI/pytorch-lightning#19817 (ranks wait for a host that there is not)."""
+    """After Lightning-AI/pytorch-lightning#1542 (the host of rank 0 is not found)."""
 
     def answer(number: int) -> None:
         def look_up(*_: object) -> None:

@@ -68,7 +68,7 @@ LAYOUTS = [
         {"v/a.jpg": ["<b>A</b> dog."]},
     ),
     (
-        "https://github.com/victorchall/EveryDream2trainer/pull/267: an image listed per caption",
+        "https://github.com/victorchall/EveryDream2trainer data/resolver.py: image and caption",
         "json", "data.json",
         json.dumps([{"image": "a.jpg", "caption": "one"}, {"image": "a.jpg", "caption": "two"}]),
         {"a.jpg": ["one", "two"]},
@@ -109,12 +109,12 @@ LAYOUTS = [
         {"a.jpg": ["one"]},
     ),
     (
-        "https://github.com/google-research-datasets/conceptual-captions: tsv downloaded by path",
+        "https://github.com/igorbrigadir/DownloadConceptualCaptions: the caption first, no header",
         "csv", "Validation_GCC.tsv", "a dog on the grass\tv/1.jpg\na cat, two cats\tv/2.jpg\n",
         {"v/1.jpg": ["a dog on the grass"], "v/2.jpg": ["a cat, two cats"]},
     ),
     (
-        "https://github.com/hiyouga/LLaMA-Factory data/mllm_demo.json: messages and images",
+        "https://github.com/hiyouga/LLaMA-Factory data/mllm_demo.json: role, content and images",
         "jsonl", "chat.jsonl",
         lines({"images": ["a.jpg"], "conversations": [
             {"role": "user", "content": "?"}, {"role": "assistant", "content": "A dog."}]}),
@@ -147,7 +147,7 @@ def test_pandas_index_column_and_excels_trailing_commas(put, read):
 
 
 def test_row_names_of_r_are_refused_with_the_count(put, read):
-    """R's write.table names one column fewer than it writes: stackoverflow.com/q/2478352."""
+    """R's write.table names one column fewer than it writes."""
     found = read("csv", put("t.csv", '"image","caption"\n"1","a.jpg","one"\n'))
 
     assert found.rows == []
@@ -155,7 +155,7 @@ def test_row_names_of_r_are_refused_with_the_count(put, read):
 
 
 def test_kaggles_broken_row_of_flickr30k_is_the_only_loss(put, read):
-    """kaggle.com/datasets/hsankesara/flickr-image-dataset: row 19,999 has no second pipe."""
+    """hsankesara/flickr-image-dataset: the row 2199200615.jpg, 4 has no second pipe."""
     header = "image_name| comment_number| comment\n"
     rows = [f'a.jpg| {n}| Two "young" guys , {n} .\n' for n in range(4)]
     found = read("csv", put("results.csv", header + "".join(rows) + "a.jpg| 4   A dog runs\n"))
@@ -165,7 +165,7 @@ def test_kaggles_broken_row_of_flickr30k_is_the_only_loss(put, read):
 
 
 def test_a_results_file_of_coco_has_no_images(put, read):
-    """github.com/cocodataset/cocoapi#... results/captions_val2014_fakecap_results.json."""
+    """github.com/cocodataset/cocoapi results/captions_val2014_fakecap_results.json."""
     found = read(
         "json", put("results.json", '[{"image_id": 404464, "caption": "black and white"}]')
     )
