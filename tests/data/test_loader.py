@@ -190,9 +190,9 @@ def test_remote_shards_give_the_same_batches_within_the_limit(
 ):
     """The loader tells the cache what comes next, so that no epoch fetches a shard twice."""
     opened = []
-    real = staging.open_binary
+    real = staging.open_stream
     monkeypatch.setattr(
-        staging, "open_binary", lambda path: opened.append(path.rsplit("/", 1)[1]) or real(path)
+        staging, "open_stream", lambda path: opened.append(path.rsplit("/", 1)[1]) or real(path)
     )
     local = ShardDataset(many_shards, "train")
     largest = max(path.stat().st_size for path in many_shards.glob("*.tar"))

@@ -58,10 +58,11 @@ def workplace(
     (tmp_path / "runs").mkdir()
     (tmp_path / "data").mkdir()
     for name in (
-        "captions.jsonl", "photos", "data/coco", "runs/other", "M", "DIR", "model_best.pth",
+        "captions.jsonl", "data/coco", "runs/other", "M", "DIR", "model_best.pth",
         "bert-base-uncased",
     ):  # fmt: skip
         (tmp_path / name).symlink_to(belongings / name)
+    shutil.copytree(belongings / "photos", tmp_path / "photos")  # a build follows no link out
     (tmp_path / "launch").symlink_to(ROOT / "launch")
     # What `make demo` leaves: a run, and the scenes that it drew.
     (tmp_path / "runs" / "demo").symlink_to(belongings / "runs" / "other")

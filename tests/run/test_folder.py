@@ -22,6 +22,7 @@ def test_the_names_are_those_of_every_release() -> None:
         "report_file": "report.html",
         "done_file": "done",
         "lock_file": "lock",
+        "changes_file": "changes.jsonl",
         "checkpoints_folder": "checkpoints",
         "model_folder": "model",
         "tokenizer_folder": "tokenizer",
