@@ -46,6 +46,7 @@ def belongings(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
     assert trained.returncode == 0, trained.stderr
     (folder / "M").symlink_to(folder / "runs" / "other" / "model")
     _coco(folder, rows)
+    _others(folder)
     _published(folder)
     return folder
 
@@ -58,7 +59,7 @@ def workplace(
     (tmp_path / "runs").mkdir()
     (tmp_path / "data").mkdir()
     for name in (
-        "captions.jsonl", "data/coco", "runs/other", "M", "DIR", "model_best.pth",
+        "captions.jsonl", "data/coco", "data/others", "runs/other", "M", "DIR", "model_best.pth",
         "bert-base-uncased",
     ):  # fmt: skip
         (tmp_path / name).symlink_to(belongings / name)
@@ -88,6 +89,18 @@ def _photos(source: Path, folder: Path) -> list[dict]:
     text = "".join(json.dumps(row) + "\n" for row in (*first, *rows[2:]))
     (folder / "captions.jsonl").write_text(text)
     return rows
+
+
+def _others(folder: Path) -> None:
+    """Write data/others, a dataset whose ids and pictures no other has."""
+    lines = []
+    for number in range(8):
+        colour = Image.new("RGB", (32, 32), (30 * number, 99, 99))
+        colour.save(folder / f"colour-{number}.jpg")
+        lines.append({"image": f"colour-{number}.jpg", "captions": [f"Colour {number}."]})
+    source = folder / "others.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    build(JsonlSource(str(source)), str(folder / "data" / "others"), BuildOptions())
 
 
 def _coco(folder: Path, rows: list[dict]) -> None:
