@@ -63,8 +63,8 @@ class Notes:
         if self._splits and all(found.why is None for found in self._splits.values()):
             splits = [
                 f"no split is named in {shown(name)}: all rows are {', '.join(self._splits)}; "
-                f"rename it with --split NAME={next(iter(self._splits))}, or name the split in a "
-                "file, a folder or a column"
+                f"carve images to validate on out with --split val=5%, rename with --split "
+                f"NAME={next(iter(self._splits))}, or name splits in a file, a folder or a column"
             ]
         else:
             splits = [

@@ -138,7 +138,7 @@ def test_notes_say_that_no_split_was_recognised():
     notes = Notes()
     notes.split("train", "0.tar", None)
     (line,) = notes.lines("in")
-    assert line.startswith("no split is named in in: all rows are train; rename it with --split")
+    assert line.startswith("no split is named in in: all rows are train; carve images")
 
 
 @given(st.text(max_size=400))
@@ -191,8 +191,9 @@ def test_a_file_without_a_split_column_takes_that_of_its_name(
     assert line == (
         f'split validation: 1 file, the first {path.name} ("validation" in its name)'
         if split == "validation"
-        else f"no split is named in {path.name}: all rows are train; rename it with --split "
-        "NAME=train, or name the split in a file, a folder or a column"
+        else f"no split is named in {path.name}: all rows are train; carve images to "
+        "validate on out with --split val=5%, rename with --split NAME=train, or name splits in a "
+        "file, a folder or a column"
     )
 
 
@@ -201,7 +202,10 @@ def test_the_build_prints_the_splits_and_the_remedy_works(rows_without_split, co
     build = ["build", "--source", "jsonl", "--input", path, "--workers", 1]
     ended = command(*build, "--out", tmp_path / "o", "--json")
     assert ended.returncode == 0, ended.stderr
-    line = "no split is named in rows.jsonl: all rows are train; rename it with --split NAME=train"
+    line = (
+        "no split is named in rows.jsonl: all rows are train; carve images to validate on out with "
+        "--split val=5%, rename with --split NAME=train"
+    )
     assert line in ended.stderr
     note = json.loads(ended.stdout)["notes"][0]
     assert note.startswith(line)
