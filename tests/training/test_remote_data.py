@@ -18,14 +18,14 @@ from vse_scale.training.setup import open_data
 WITNESS = """
 import atexit, os
 from vse_scale.data import staging
-real = staging.open_binary
+real = staging.open_stream
 
 def noted(path):
     with open(os.environ["VSE_TEST_LOG"], "a") as file:
         file.write(path.rsplit("/", 1)[1] + "\\n")
     return real(path)
 
-staging.open_binary = noted
+staging.open_stream = noted
 """
 
 
