@@ -17,16 +17,23 @@ from vse_shards.command_options import (
     AllowMissing,
     AllowOutside,
     Columns,
+    DryRun,
     Header,
     Images,
     Input,
     Json,
+    KeepBytes,
+    KeepExif,
     Limit,
     MaxRejects,
+    MaxSide,
     NoImages,
     NoRegions,
+    Overwrite,
     PrefixIds,
+    Quality,
     Quoting,
+    ShardSamples,
     SourceName,
     Splits,
     Workers,
@@ -101,7 +108,6 @@ def demo(
     make_demo(out, images, seed)
 
 
-# Long, because Typer reads the options from the signature.
 @app.command(
     "build",
     epilog="Example: vse-shards build --source jsonl --input captions.jsonl --out data/mine",
@@ -111,23 +117,11 @@ def build_command(
     input: Input,
     out: Annotated[str, typer.Option(help="Folder or URL to write, created if missing.")],
     images: Images = None,
-    max_side: Annotated[
-        int | None, typer.Option(min=8, help="Shrink images whose longest side exceeds N pixels.")
-    ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of re-encoded JPEGs.")] = 90,
-    keep_bytes: Annotated[
-        bool,
-        typer.Option(
-            "--keep-bytes", help="Store progressive and large RGB JPEGs unchanged, if upright."
-        ),
-    ] = False,
-    keep_exif: Annotated[
-        bool,
-        typer.Option("--keep-exif", help="Keep in stored JPEGs where the photo was taken."),
-    ] = False,
-    shard_samples: Annotated[
-        int, typer.Option(min=1, help="Images per shard, before rejects.")
-    ] = 1000,
+    max_side: MaxSide = None,
+    quality: Quality = 90,
+    keep_bytes: KeepBytes = False,
+    keep_exif: KeepExif = False,
+    shard_samples: ShardSamples = 1000,
     workers: Workers = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
     split: Splits = None,
@@ -140,17 +134,10 @@ def build_command(
     allow_missing: AllowMissing = False,
     allow_leaks: AllowLeaks = False,
     allow_outside: AllowOutside = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a dataset of another build.")
-    ] = False,
+    overwrite: Overwrite = False,
     no_images: NoImages = False,
     no_regions: NoRegions = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Show the first rows as they would be stored, and write nothing."
-        ),
-    ] = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Check images and captions, and pack them into shards. The same command resumes."""
@@ -189,7 +176,6 @@ def build_command(
     reports.show_summary(build(rows, out, options), out, as_json=json)
 
 
-# Long, because Typer reads the options from the signature.
 @app.command(
     "append", epilog="Example: vse-shards append data/mine --source jsonl --input captions.jsonl"
 )

@@ -1,4 +1,4 @@
-"""Options that commands of ``vse-shards`` share, and the reading of their values."""
+"""Options of the commands of ``vse-shards``, and the reading of their values."""
 
 from __future__ import annotations
 
@@ -76,6 +76,27 @@ NoImages = Annotated[
 ]
 NoRegions = Annotated[
     bool, typer.Option("--no-regions", help="Store images only, where there are both.")
+]
+MaxSide = Annotated[
+    int | None, typer.Option(min=8, help="Shrink images whose longest side exceeds N pixels.")
+]
+Quality = Annotated[int, typer.Option(min=1, max=100, help="Quality of re-encoded JPEGs.")]
+KeepBytes = Annotated[
+    bool,
+    typer.Option(
+        "--keep-bytes", help="Store progressive and large RGB JPEGs unchanged, if upright."
+    ),
+]
+KeepExif = Annotated[
+    bool, typer.Option("--keep-exif", help="Keep in stored JPEGs where the photo was taken.")
+]
+ShardSamples = Annotated[int, typer.Option(min=1, help="Images per shard, before rejects.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a dataset of another build.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Show the first rows as they would be stored, and write nothing."
+    ),
 ]
 
 

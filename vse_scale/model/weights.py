@@ -61,6 +61,7 @@ def check_packing(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [one for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
+    # NotImplementedError is zipfile's, of archives in parts and of newer versions of the format.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ModelError(f"{path}: cannot be read as weights ({error})") from error
     if packed:

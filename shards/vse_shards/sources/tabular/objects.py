@@ -22,7 +22,7 @@ _BLOCK = 1 << 20  # characters
 _MOST = 256 << 20  # characters of one object in a list
 _WITNESSES = 100  # rows of which one must have a named column
 _SPACE = " \t\r\n"
-_NO_SPACE = re.compile(r"[ \t\r\n]*")
+_SPACES = re.compile(r"[ \t\r\n]+")
 _BEGIN = re.compile(r'\s*(\[\s*\{|\[\s*\]|\{\s*"|\{\s*\})')
 _KNOWN_KEYS = 1000  # different sets of keys that are remembered
 
@@ -259,7 +259,8 @@ class _Scanner:
     def more(self) -> bool:
         """Skip white space; return whether anything follows."""
         while True:
-            self._position = _NO_SPACE.match(self._buffer, self._position).end()  # type: ignore
+            if space := _SPACES.match(self._buffer, self._position):
+                self._position = space.end()
             if self._position < len(self._buffer):
                 return True
             if not self._fill(_BLOCK):
