@@ -22,7 +22,29 @@ def record(keys, size, index, score, partner, LOWEST: tl.constexpr):
     tl.atomic_max(keys + index, key, mask=(index < size) & (score > LOWEST), sem="relaxed")
 
 
-# Longer than other functions: the parts would share all twenty variables, and Triton inlines calls.
+@triton.jit
+def tile_of_program(M, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+    """Return the row and the column of this program's tile.
+
+    Programs walk GROUP rows of tiles column by column, so that these share candidates in L2.
+    """
+    per_group = GROUP * tl.cdiv(N, COLUMNS)
+    program = tl.program_id(0)
+    first = program // per_group * GROUP
+    height = min(tl.cdiv(M, ROWS) - first, GROUP)
+    return first + program % per_group % height, program % per_group // height
+
+
+@triton.jit
+def ordered_bits(scores, apart, LOWEST: tl.constexpr, UPCAST: tl.constexpr):
+    """Return float32 scores as int32 of the same order; LOWEST where ``apart`` is false."""
+    if UPCAST:
+        scores = tl.where(scores != scores, float("nan"), scores)
+    # Sums are never -0 after adding +0, and a NaN that a GPU computes is 0x7FFFFFFF: the largest.
+    bits = (scores + 0.0).to(tl.int32, bitcast=True)
+    return tl.where(apart, bits ^ ((bits >> 31) & 0x7FFFFFFF), LOWEST)
+
+
 @triton.jit
 def mine(
     queries,
@@ -52,15 +74,7 @@ def mine(
     BOTH: mine the columns too.
     UPCAST: multiply in float32; the interpreter cannot multiply bfloat16.
     """
-    # Programs walk GROUP rows of tiles column by column, so that these share candidates in L2.
-    row_tiles = tl.cdiv(M, ROWS)
-    per_group = GROUP * tl.cdiv(N, COLUMNS)
-    program = tl.program_id(0)
-    first = program // per_group * GROUP
-    height = min(row_tiles - first, GROUP)
-    row_tile = first + program % per_group % height
-    column_tile = program % per_group // height
-
+    row_tile, column_tile = tile_of_program(M, N, ROWS, COLUMNS, GROUP)
     row = row_tile * ROWS + tl.arange(0, ROWS)
     column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
@@ -87,11 +101,7 @@ def mine(
     query_id = tl.maximum(tl.load(query_ids + row, mask=row < M, other=-1), -1)
     candidate_id = tl.maximum(tl.load(candidate_ids + column, mask=column < N, other=-1), -1)
     apart = (query_id[:, None] ^ candidate_id[None, :]) > 0
-    if UPCAST:
-        scores = tl.where(scores != scores, float("nan"), scores)
-    # Sums are never -0 after adding +0, and a NaN that a GPU computes is 0x7FFFFFFF: the largest.
-    bits = (scores + 0.0).to(tl.int32, bitcast=True)
-    ordered = tl.where(apart, bits ^ ((bits >> 31) & 0x7FFFFFFF), LOWEST)
+    ordered = ordered_bits(scores, apart, LOWEST, UPCAST)
     # First the maximum, then its index: half the instructions of a reduction that carries the index
     # along at every step.
     best = tl.max(ordered, axis=1)
