@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from pathlib import Path
 
 from vse_shards.sources import Caption
 
 _BATCH = 5000  # captions that are written at once
+
+
+def scratch_database(path: Path) -> sqlite3.Connection:
+    """Open a new database that ends with its process, in place of a file that a killed one left."""
+    path.unlink(missing_ok=True)
+    db = sqlite3.connect(path)
+    # There is nothing to recover: no rollback log.
+    db.execute("PRAGMA journal_mode = OFF")
+    db.execute("PRAGMA synchronous = OFF")
+    return db
+
+
+def words_of(text: str) -> str:
+    """Return a caption as it is compared: its case and the spaces in it do not count."""
+    return " ".join(text.casefold().split())
 
 
 class CaptionTable:
@@ -25,7 +41,7 @@ class CaptionTable:
     def add(self, row: int, captions: Iterable[Caption[str | int | None]]) -> None:
         """Add captions of a row."""
         # The hash is of this process alone, as the table is; a digest would take longer.
-        self._waiting += [(row, caption.id, hash(caption.text)) for caption in captions]
+        self._waiting += [(row, caption.id, hash(words_of(caption.text))) for caption in captions]
         if len(self._waiting) >= _BATCH:
             self._flush()
 

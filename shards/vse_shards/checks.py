@@ -104,6 +104,7 @@ def _no_rows(source: Source, store: RowStore, other_splits: dict[str, int]) -> S
         return SourceError(
             f"{source.name}: none of its rows can be used; the first: {shown(first['source'])}: "
             f"{first['reason']}: {first['detail']}"
+            f"{f'; {store.outside.remedy()}' if store.outside.count else ''}"
         )
     other = ", ".join(other_splits)
     return SourceError(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vse_shards.caption_table import CaptionTable
+from vse_shards.caption_table import CaptionTable, scratch_database
 from vse_shards.index import read_index
 from vse_shards.info import read_description
 from vse_shards.manifest import Manifest
@@ -64,10 +63,7 @@ class Contents:
     """
 
     def __init__(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
-        self._db = sqlite3.connect(path)
-        self._db.execute("PRAGMA journal_mode = OFF")
-        self._db.execute("PRAGMA synchronous = OFF")
+        self._db = scratch_database(path)
         self._db.execute(
             "CREATE TABLE samples (number INTEGER PRIMARY KEY, image_id TEXT, folder TEXT,"
             " split TEXT, stem TEXT, row INTEGER, key TEXT, description TEXT, digest TEXT,"

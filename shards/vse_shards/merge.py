@@ -71,13 +71,7 @@ def merge(
                     progress.update(len(gathered.files) // 3)
         rejects = _join_rejects(folders, target)
         duplicates = report_duplicates(target, gathered.digests, allow_leaks)
-        merged = Manifest(
-            splits={name: Split(tuple(shards)) for name, shards in gathered.shards.items()},
-            rejects=rejects.lines,
-            rejects_sha256=rejects.digest.hexdigest(),
-            build=recorded["build"],
-            source=recorded["source"],
-        )
+        merged = gathered.manifest(rejects, recorded["build"], recorded["source"])
         changed = finish(target, gathered, merged)
     return replace(gathered.summary(merged), duplicates=duplicates, changed=changed)
 

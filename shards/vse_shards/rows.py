@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vse_shards import reach, storage
-from vse_shards.caption_table import CaptionTable
+from vse_shards.caption_table import CaptionTable, scratch_database
 from vse_shards.identity import (
     Repeats,
     caption_clash,
@@ -66,12 +66,16 @@ class Outside:
 
     def line(self, source: str) -> str:
         """Return a line for people about the rows of ``source``."""
-        known = self._parent not in (None, "", "/")
         return (
             f"{source}: {self.count:,} rows name files outside the folder of the images: "
             f"{', '.join(self._first)}{' ...' if self.count > 3 else ''}; they are rejected; "
-            f"read them with {f'--images {self._parent}, or ' if known else ''}--allow-outside"
+            f"{self.remedy()}"
         )
+
+    def remedy(self) -> str:
+        """Return how such rows are read."""
+        known = self._parent not in (None, "", "/")
+        return f"read them with {f'--images {self._parent}, or ' if known else ''}--allow-outside"
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,7 @@ class RowStore:
         if read_only:
             self._db = sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)
             return
-        path.unlink(missing_ok=True)
-        self._db = sqlite3.connect(path)
-        # A store ends with its build, so there is nothing to recover: no rollback log.
-        self._db.execute("PRAGMA journal_mode = OFF")
-        self._db.execute("PRAGMA synchronous = OFF")
+        self._db = scratch_database(path)
         self._db.execute(
             "CREATE TABLE rows (number INTEGER PRIMARY KEY, split TEXT, image_id TEXT,"
             " image TEXT, regions TEXT, body TEXT, UNIQUE (image_id, split))"

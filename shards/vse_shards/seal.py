@@ -46,6 +46,16 @@ class Gathered:
         """Return whether any of these shards has a sample."""
         return any(f"{task.plan.stem}.tar" in self.files for task in tasks)
 
+    def manifest(self, rejects: Rejects, build: dict[str, Any], source: dict[str, Any]) -> Manifest:
+        """Return the manifest of the shards, with what it records of their build and source."""
+        return Manifest(
+            splits={name: Split(tuple(records)) for name, records in self.shards.items()},
+            rejects=rejects.lines,
+            rejects_sha256=rejects.digest.hexdigest(),
+            build=build,
+            source=source,
+        )
+
     def summary(self, manifest: Manifest) -> Summary:
         """Return what can be told from the shards alone."""
         splits = manifest.splits.values()
@@ -117,13 +127,7 @@ def seal(
         raise
     if earlier is not None and rejects.lines == earlier.rejects and not gathered.has(tasks):
         recorded = {"build": earlier.build, "source": earlier.source}  # nothing was added
-    manifest = Manifest(
-        splits={name: Split(tuple(records)) for name, records in gathered.shards.items()},
-        rejects=rejects.lines,
-        rejects_sha256=rejects.digest.hexdigest(),
-        build=recorded["build"],
-        source=recorded["source"],
-    )
+    manifest = gathered.manifest(rejects, recorded["build"], recorded["source"])
     changed = finish(folder, gathered, manifest)
     return replace(
         gathered.summary(manifest),

@@ -18,6 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from vse_shards import reach, storage
 from vse_shards.build import BuildOptions, build
+from vse_shards.errors import SourceError
 from vse_shards.sources.registry import SourceRequest, open_source
 from vse_shards.threshold import RejectLimit
 
@@ -268,3 +269,18 @@ def test_a_link_out_of_a_folder_of_pairs_is_a_reject(tmp_path, tools):
     )
 
     assert (summary.images, summary.rejects) == (1, {"outside": 1})
+
+
+def test_where_all_rows_lead_out_the_error_names_the_remedy(tmp_path, tools):
+    """A folder of photos that is a link to another disk, as people have it."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.jpg").write_bytes(tools.encoded(tools.picture(1)))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photos").symlink_to(tmp_path / "disk")
+    rows = tmp_path / "mine" / "rows.jsonl"
+    rows.write_text('{"image": "photos/a.jpg", "captions": ["words"]}\n')
+    source = open_source("jsonl", SourceRequest(str(rows)))
+    with pytest.raises(SourceError, match=r"none of its rows .*; read them with --allow-outside$"):
+        build(source, str(tmp_path / "out"), BuildOptions())
+    source = open_source("jsonl", SourceRequest(str(rows)))
+    assert build(source, str(tmp_path / "out"), BuildOptions(allow_outside=True)).images == 1

@@ -6,11 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from vse_scale.data.plan import Indices
-
-
-def words_of(text: str) -> str:
-    """Return a caption as it is compared: its case and the spaces in it do not count."""
-    return " ".join(text.casefold().split())
+from vse_shards.caption_table import words_of
 
 
 def shared_captions(images: Iterable[Iterable[str]]) -> tuple[int, int]:
