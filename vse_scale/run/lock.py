@@ -22,7 +22,8 @@ from vse_scale.run.folder import RunFolder
 
 LOCK = "VSE_SCALE_LOCK"  # environment variable: the token of the lock that a parent holds
 BEAT_SECONDS = 5.0
-STALE_SECONDS = 30.0  # without a beat, by the clock of the one who waits
+# Without a beat, by the clock of the one who waits. NFS may show an old file for a minute.
+STALE_SECONDS = 90.0
 _SETTLE_SECONDS = 0.5  # of two that take over one lock, the later
 
 
