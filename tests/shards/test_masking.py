@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vse_shards import remote
 from vse_shards.masking import masked, masked_values
 from vse_shards.storage import read_bytes
 
@@ -61,3 +62,19 @@ def test_no_message_of_a_build_shows_a_password(command, tmp_path, write_rows):
         assert done.returncode == 2, done.stderr
         assert "hunter2" not in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_the_line_of_a_retry_shows_no_secret(monkeypatch, capfd):
+    monkeypatch.setattr(remote, "QUIET_SECONDS", 0.0)
+    answers = [ConnectionResetError("http://user:hunter2@host/a: reset"), b"bytes"]
+
+    def request():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert remote.attempt("http://user:hunter2@host/a", request) == b"bytes"
+    shown = capfd.readouterr()
+    assert "http://***@host/a" in shown.out + shown.err
+    assert "hunter2" not in shown.out + shown.err
