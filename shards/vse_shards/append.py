@@ -1,4 +1,11 @@
-"""Adding rows to a dataset: its shards stay as they are, and new ones hold the new rows."""
+"""Adding rows to a dataset: its shards stay as they are, and new ones hold the new rows.
+
+The manifest's ``source.appended`` lists every addition in order: kind, rows and digest of its
+source, and of the dataset before it the ``fingerprint`` and ``shards``, the number of shards of
+each split. The first so many shards of a split are those of that dataset, byte for byte and in its
+order, so a run on any dataset of the list may tell that this one begins with it. Datasets that grew
+before these keys were recorded lack both.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +73,13 @@ def append(source: Source, out: str, options: BuildOptions) -> Summary:
             contents.close()
         line = f"{passed:,} of {counted(read, 'image')} of {source.name} are in the dataset already"
         say(line)
-        appended = [*manifest.source.get("appended", []), recorded_source(source, store)]
+        shards = {split: len(content.shards) for split, content in manifest.splits.items()}
+        addition = {
+            **recorded_source(source, store),
+            "fingerprint": manifest.fingerprint,
+            "shards": shards,
+        }
+        appended = [*manifest.source.get("appended", []), addition]
         recorded = {
             "build": dict(manifest.build),
             "source": {**manifest.source, "appended": appended},

@@ -70,6 +70,25 @@ def test_new_rows_become_new_shards_and_the_others_stay(rows_of, tmp_path, tools
     assert tools.digests(out) == after
 
 
+def test_a_grown_dataset_names_those_that_it_begins_with(rows_of, tmp_path):
+    out = tmp_path / "out"
+    build(rows_of("a", range(25)), str(out), SMALL)
+    earlier = [Manifest.load(out)]
+    for name, numbers, split in (("b", range(25, 30), "val"), ("c", range(30, 45), "train")):
+        append(rows_of(name, numbers, split), str(out), options_of(str(out), BuildOptions()))
+        earlier.append(Manifest.load(out))
+    grown = earlier.pop()
+    assert [part["fingerprint"] for part in grown.source["appended"]] == [
+        one.fingerprint for one in earlier
+    ]
+    assert [part["shards"] for part in grown.source["appended"]] == [
+        {"train": 3}, {"train": 3, "val": 1}
+    ]  # fmt: skip
+    for one, part in zip(earlier, grown.source["appended"], strict=True):
+        for split, content in one.splits.items():
+            assert grown.splits[split].shards[: part["shards"][split]] == content.shards
+
+
 def test_the_order_of_the_source_can_be_told_after_an_append(rows_of, tmp_path):
     out = tmp_path / "out"
     build(rows_of("a", range(13)), str(out), SMALL)
