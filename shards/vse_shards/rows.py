@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vse_shards import reach, storage
-from vse_shards.caption_table import CaptionTable, scratch_database
+from vse_shards.caption_table import CaptionTable, scratch_database, words_of
 from vse_shards.identity import (
     Repeats,
     caption_clash,
@@ -215,7 +215,7 @@ class RowStore:
         if not shared:
             return Repeats(kept, 0, "", 0)
         (stored,) = self.fetch([row])
-        text = next(c.text for c in stored.row.captions if hash(c.text) == most)
+        text = next(c.text for c in stored.row.captions if hash(words_of(c.text)) == most)
         return Repeats(kept, shared, text, images)
 
     def numbers(self, split: str) -> NDArray[np.int64]:
