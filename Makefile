@@ -44,7 +44,7 @@ test: .venv/.ready
 	$(BIN)/pytest -n 2 -m "not slow and not soak"
 
 test-slow: .venv/.ready
-	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not soak"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not soak"
 
 soak: .venv/.ready
 	$(BIN)/pytest -m soak --timeout 0

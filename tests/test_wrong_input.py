@@ -35,7 +35,7 @@ def build(captions: Path, images: Path, out: Path) -> subprocess.CompletedProces
         [*map(str, command), "--images", str(images), "--out", str(out)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -96,7 +96,7 @@ def test_the_launcher_passes_the_refusal_on(small_run: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert "did you mean optim.lr?" in complaint(result)
 

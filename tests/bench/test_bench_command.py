@@ -82,7 +82,11 @@ def test_outside_a_checkout_there_are_no_scripts(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["decode", "loader", "eval", "kernels", "shards"])
+@pytest.mark.parametrize(
+    "stage",
+    ["loader", "eval"]
+    + [pytest.param(s, marks=pytest.mark.soak) for s in ("decode", "kernels", "shards")],
+)
 def test_a_rehearsal_of_a_stage(job: Job, stage: str) -> None:
     rows = [row for case in stages.STAGES[stage].measure(job) for row in case]
     check(rows, stage)
@@ -129,22 +133,23 @@ def test_sigterm_ends_implementations_and_leaves_no_folder(photos: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_rehearsal_of_training_as_a_user_starts_it(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["step", pytest.param("train", marks=pytest.mark.soak)])
+def test_a_rehearsal_as_a_user_starts_it(stage: str, photos: Path, tmp_path: Path) -> None:
     out, plot = tmp_path / "out.csv", tmp_path / "plot.svg"
-    arguments = ["step", "train", "--small", "--data", photos, "--out", out, "--plot", plot]
+    arguments = [stage, "--small", "--data", photos, "--out", out, "--plot", plot]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-m", "vse_scale.cli", "bench", *map(str, arguments), "--json"],
-        capture_output=True, text=True, timeout=280, env=environment, check=False,
+        capture_output=True, text=True, timeout=850, env=environment, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [Row(**row) for row in json.loads(done.stdout)["rows"]]
-    for stage in ("step", "train"):
-        check([row for row in rows if row.stage == stage], stage)
+    check(rows, stage)
     assert all(row.peak_bytes > 100 << 20 for row in rows)
-    ours = {row.stage: row for row in rows if row.implementation.startswith("vse_scale")}
-    assert "five captions" in ours["train"].implementation
-    assert ours["train"].shares.startswith("data ")
+    if stage == "train":
+        ours = [row for row in rows if row.implementation.startswith("vse_scale")][-1]
+        assert "five captions" in ours.implementation
+        assert ours.shares.startswith("data ")
     with out.open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert list(lines[0]) == [field.name for field in fields(Row)]

@@ -412,7 +412,7 @@ print(next(loader).images.shape)
 {ending}
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "[8, 32, 32, 3]" in done.stdout

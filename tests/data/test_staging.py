@@ -290,7 +290,7 @@ def start(dataset, tmp_path):
 
 def test_two_processes_of_a_node_download_each_file_once(start, order, dataset, tmp_path):
     for process in [start(), start()]:
-        assert process.communicate(timeout=60)[0] == "ready\ndone\n"
+        assert process.communicate(timeout=300)[0] == "ready\ndone\n"
 
     opened = Counter((tmp_path / "log").read_text().split())
     assert opened == {name: 1 for s in order for name in (s.name, s.index_name)}
@@ -321,7 +321,7 @@ def test_a_killed_download_is_done_again(start, order, dataset, tmp_path):
     left = {path.name.removesuffix(".part") for path in cache.glob("*.tar.part")}
     assert left, "nothing was killed in the middle"
 
-    assert start().communicate(timeout=60)[0] == "ready\ndone\n"
+    assert start().communicate(timeout=300)[0] == "ready\ndone\n"
     assert not list(cache.glob("*.part"))
     for name in left:
         assert (cache / name).read_bytes() == (dataset / name.split("-", 1)[1]).read_bytes()

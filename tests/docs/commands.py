@@ -254,5 +254,5 @@ def start(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
     )

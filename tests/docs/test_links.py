@@ -39,7 +39,7 @@ def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "mkdocs", "build", "-f", str(config), "-d", str(site)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
 
 

@@ -72,7 +72,7 @@ def test_the_network_at_larger_sizes(positions, dtype):
         pytest.param(65, torch.float32, marks=pytest.mark.slow),
         pytest.param(100, torch.bfloat16, marks=pytest.mark.soak),
         pytest.param(196, torch.float16, marks=pytest.mark.soak),
-        pytest.param(256, torch.float32, marks=pytest.mark.slow),
+        pytest.param(256, torch.float32, marks=pytest.mark.soak),
     ],
 )
 def test_the_sort_at_larger_sizes(positions, dtype):

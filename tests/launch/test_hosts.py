@@ -93,7 +93,7 @@ def test_two_hosts_train_as_one_does_and_go_on_after_one_was_cut_off(
     assert "resumed from" in logs[0].read_text()
 
     alone = vse_scale(
-        "train", "--ranks", "4", "--config", config, f"run.dir={tmp_path / 'one'}", timeout=240
+        "train", "--ranks", "4", "--config", config, f"run.dir={tmp_path / 'one'}", timeout=600
     )
     assert alone.returncode == 0, alone.stderr[-4000:]
     assert len(losses(folder)) == 120

@@ -69,7 +69,7 @@ def submit(folder: Path, script: str, codes: str, checkpoints: str = "", **more:
             "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_GPUS_ON_NODE": "2",
             "SLURM_JOB_NODELIST": "n[1-2]", **more,
         },
-        capture_output=True, text=True, timeout=60, cwd=ROOT,
+        capture_output=True, text=True, timeout=300, cwd=ROOT,
     )  # fmt: skip
     job.code, job.said = run.returncode, run.stderr
     for name, lines in (("srun", job.starts), ("scontrol", job.requeues)):

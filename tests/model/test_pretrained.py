@@ -172,7 +172,7 @@ torch.save((images, captions), {str(tmp_path / "out.pt")!r})
 model.save_pretrained({str(tmp_path / "again")!r})
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     images, captions = torch.load(tmp_path / "out.pt")

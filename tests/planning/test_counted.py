@@ -23,7 +23,7 @@ def counted(config: Path, tmp_path: Path, ranks: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.soak), 4])
 def test_it_agrees_with_what_real_ranks_send_and_keep(
     small_run: Path, tmp_path: Path, ranks: int
 ) -> None:

@@ -44,7 +44,7 @@ def measure(tmp_path):
             [browser, *FLAGS, profile, "--dump-dom", frame.as_uri()],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         return json.loads(unescape(re.search(r"<pre>(.+)</pre>", shown.stdout, re.S)[1]))
 

@@ -247,7 +247,7 @@ def command(model_folder, scenes, out):
 def test_killed_and_started_again_it_writes_the_same_bytes(model_folder, scenes, tmp_path):
     whole = tmp_path / "whole"
     asked = command(model_folder, scenes, whole)
-    subprocess.run(asked, check=True, capture_output=True, timeout=240)
+    subprocess.run(asked, check=True, capture_output=True, timeout=600)
     for kills, parts in enumerate((1, 5)):  # of 2 of images and 7 of captions
         out = tmp_path / f"out{kills}"
         asked = command(model_folder, scenes, out)
@@ -258,7 +258,7 @@ def test_killed_and_started_again_it_writes_the_same_bytes(model_folder, scenes,
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait()
         assert not (out / "captions.npy").exists()
-        subprocess.run(asked, check=True, capture_output=True, timeout=240)
+        subprocess.run(asked, check=True, capture_output=True, timeout=600)
         assert contents(out) == contents(whole)
 
 
@@ -266,7 +266,7 @@ def test_killed_and_started_again_it_writes_the_same_bytes(model_folder, scenes,
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_several_processes_write_the_same_bytes(model_folder, scenes, tmp_path, ranks):
     asked = command(model_folder, scenes, tmp_path / "alone")
-    subprocess.run(asked, check=True, capture_output=True, timeout=240)
+    subprocess.run(asked, check=True, capture_output=True, timeout=600)
     _, *arguments = command(model_folder, scenes, tmp_path / "out")
     said = run_ranks(ranks, *arguments)
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")

@@ -65,12 +65,11 @@ def test_several_processes_find_the_same(coco, shared, tmp_path):
     assert evaluate(2, coco, tmp_path / "2.json", *options) == alone
     options = ["--protocol", "coco-5k"]
     alone = evaluate(1, coco, tmp_path / "1.json", *options)
-    for ranks in (2, 3):
-        assert evaluate(ranks, coco, tmp_path / f"{ranks}.json", *options) == alone
+    assert evaluate(3, coco, tmp_path / "3.json", *options) == alone
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 3])
 def test_a_collapsed_model_ranks_last(rows, tmp_path, ranks):
     row = torch.nn.functional.normalize(torch.randn(48, generator=torch.manual_seed(1)), dim=0)
     same = row.numpy()[None]

@@ -95,7 +95,7 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
             [sys.executable, "-c", code, *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
     return run

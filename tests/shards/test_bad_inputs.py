@@ -504,7 +504,7 @@ def in_a_namespace(script: str, source: Path, disk: Path) -> subprocess.Complete
         [*enter, "sh", "-c", ON_A_DISK + script, sys.executable, str(source), str(disk)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -576,7 +576,7 @@ def test_a_limit_on_file_size_is_one_line_from_any_process(small_source, tmp_pat
         preexec_fn=limit,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
     assert result.returncode == 2, result.stderr

@@ -211,14 +211,14 @@ def test_the_command_says_by_its_exit_code_that_it_may_pass(small_source, tmp_pa
     server.fail("503")
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments, "--workers", "2"],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 75
     assert done.stderr.splitlines()[-1].startswith("vse-shards: error: s3://")
     server.heal()
     again = subprocess.run(
         [sys.executable, "-c", code, *arguments, "--workers", "2", "--json"],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["images"] == 4

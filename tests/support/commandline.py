@@ -15,7 +15,7 @@ def installed(name: str) -> Path:
     return Path(sys.executable).with_name(name)
 
 
-def vse_scale(*arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def vse_scale(*arguments: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run the command to its end; standard output and standard error apart."""
     return subprocess.run(
         [installed("vse-scale"), *map(str, arguments)],

@@ -17,7 +17,7 @@ WORDS = ("ball", "dog", "ring", "tree", "lamp", "boat", "hat")
 def vse_shards(*arguments: str | Path) -> None:
     """Run the command as a user would; fail with what it said."""
     command = [installed("vse-shards"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

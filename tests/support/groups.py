@@ -78,7 +78,7 @@ class Group:
             time.sleep(_POLL_SECONDS)
         return True
 
-    def wait_for_words(self, words: str, times: int = 1, timeout: float = 200) -> bool:
+    def wait_for_words(self, words: str, times: int = 1, timeout: float = 600) -> bool:
         """Wait until the log has ``words`` so often; False where the program ended before that."""
         return self.wait_for(lambda: self.said().count(words) >= times, timeout)
 

@@ -53,7 +53,7 @@ def one_rank_environment() -> dict[str, str]:
     return environment_without_launcher() | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
-def train_on_one_rank(config: Path, *overrides: str, timeout: float = 240) -> str:
+def train_on_one_rank(config: Path, *overrides: str, timeout: float = 600) -> str:
     """Train to the end of the schedule, and return what the run said."""
     quiet = ("telemetry.prometheus_port=null", "telemetry.tensorboard=false")
     done = subprocess.run(

@@ -33,7 +33,7 @@ class Said:
 def run_ranks(
     ranks: int,
     *command: str | Path,
-    timeout: float = 280,
+    timeout: float = 600,
     cwd: Path | Sequence[Path] | None = None,
 ) -> list[Said]:
     """Run ``command`` once per rank and wait for all of them.

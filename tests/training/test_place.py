@@ -223,7 +223,7 @@ def test_a_start_that_cannot_be_is_one_line_before_anything_is_written(
     done = subprocess.run(
         [installed("python"), *arguments, "--config", "small", f"run.dir={tmp_path / 'run'}"],
         env=environment_without_launcher() | environment,
-        capture_output=True, text=True, timeout=200,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()

@@ -192,7 +192,7 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Group]:
     }  # fmt: skip
     command = [sys.executable, "-P", "-c", SUPERVISE, tmp_path / "run"]
     with Group(command, environment, tmp_path / "log", cwd=tmp_path) as group:
-        assert group.wait_for_words(" path ", times=2, timeout=200), group.said()
+        assert group.wait_for_words(" path ", times=2, timeout=600), group.said()
         yield group
 
 

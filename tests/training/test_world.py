@@ -28,7 +28,7 @@ def test_joining_compiles_nothing_and_leaves_no_shared_memory(tmp_path: Path) ->
         env={**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert joined.returncode == 0, joined.stderr[-2000:]
     assert joined.stdout == "joined\n"

@@ -107,6 +107,6 @@ def test_the_folder_of_another_programs_metrics_is_no_fault(
     done = subprocess.run(
         [sys.executable, "-c", FOLLOW, small_run],
         env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "gone")},
-        capture_output=True, text=True, timeout=200,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.stdout == "went on\n", done.stderr

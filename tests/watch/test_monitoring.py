@@ -17,7 +17,7 @@ def promtool(*arguments: str) -> str:
     if shutil.which("promtool") is None:
         pytest.skip("needs promtool (Debian's package prometheus)")
     result = subprocess.run(
-        ["promtool", *arguments], capture_output=True, text=True, timeout=60, cwd=MONITORING
+        ["promtool", *arguments], capture_output=True, text=True, timeout=300, cwd=MONITORING
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout

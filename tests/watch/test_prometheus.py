@@ -27,7 +27,7 @@ base: {small}
 data: {{path: {scenes}}}
 model: {{image: {{size: 64}}}}
 optim: {{drop_epochs: [20]}}
-train: {{epochs: 40, frozen_backbone_epochs: 0}}
+train: {{epochs: 24, frozen_backbone_epochs: 0}}
 eval: {{every_epochs: 5}}
 run: {{dir: {folder}/run, checkpoint_epochs: 5}}
 telemetry: {{prometheus_port: {port}}}
