@@ -17,6 +17,7 @@ from vse_shards.errors import DatasetError
 from vse_shards.index import parse_index
 from vse_shards.json_text import parse_json
 from vse_shards.masking import masked
+from vse_shards.plain_files import read_plain
 
 FILE_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
@@ -171,10 +172,10 @@ class Manifest:
             return cls._load_remote(f"{str(folder).rstrip('/')}/{FILE_NAME}")
         path = Path(folder) / FILE_NAME
         try:
-            text = path.read_text("utf-8")
+            text = read_plain(path, _MAX_BYTES).decode()
         except (FileNotFoundError, NotADirectoryError):
             raise DatasetError(_why_missing(Path(folder))) from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise DatasetError(f"{path}: cannot be read: {error}") from error
         return cls.loads(text, path)
 

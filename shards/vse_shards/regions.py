@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import zipfile
+import zlib
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vse_shards.errors import SourceError
+from vse_shards.notes import shown
+from vse_shards.npy import open_npy, parse_npy
 from vse_shards.rgb import Rejected
 from vse_shards.sources import RegionsAt
 
@@ -23,6 +26,7 @@ HDF = (".h5", ".hdf5")
 WHOLE = -1  # row of a file that holds the regions of one image
 MAX_LINE = 1 << 26  # bytes of a .tsv's line: 100 regions of 2,048 channels take 1 MB
 _MAX_ARRAY = 1 << 28  # bytes of one image's regions
+_DAMAGED = (zipfile.BadZipFile, zlib.error)
 _NAMES = ("x", "feat", "features", "feature", "att_feats", "arr_0")  # of the array in a .npz
 
 
@@ -58,9 +62,12 @@ def load_regions(data: bytes) -> Features:
     Raises:
         ValueError: the data is not such an array.
     """
-    values: Features = np.load(io.BytesIO(data), allow_pickle=False)
-    if values.ndim != 2:
-        raise ValueError(f"region features have shape {values.shape}, not (regions, channels)")
+    values: Features = parse_npy(data)
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise ValueError(
+            f"region features are {values.dtype} of shape {values.shape}, not floating-point "
+            "(regions, channels)"
+        )
     return values
 
 
@@ -78,8 +85,8 @@ def _from_npy(at: RegionsAt) -> Features:
 def _region_file(path: str, dimensions: int) -> NDArray[Any]:
     """Map a region file into memory; it may have tens of gigabytes."""
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = open_npy(path)
+    except (OSError, ValueError) as error:
         raise SourceError(f"{path}: cannot be read as .npy: {error}") from error
     if array.ndim != dimensions or array.dtype.kind != "f":
         wanted = "(images, regions, channels)" if dimensions == 3 else "(regions, channels)"
@@ -106,15 +113,16 @@ def _from_npz(path: str) -> Features:
     try:
         with zipfile.ZipFile(path) as archive:
             size = max((entry.file_size for entry in archive.infolist()), default=0)
-        if size > _MAX_ARRAY:
-            raise Rejected("too large", f"{size:,} bytes of regions, limit {_MAX_ARRAY:,}")
-        with np.load(path, allow_pickle=False) as arrays:
-            name = next((name for name in _NAMES if name in arrays.files), None)
+            if size > _MAX_ARRAY:
+                raise Rejected("too large", f"{size:,} bytes of regions, limit {_MAX_ARRAY:,}")
+            held = [name.removesuffix(".npy") for name in archive.namelist()]
+            name = next((name for name in _NAMES if name in held), None)
             if name is None:
-                found = ", ".join(arrays.files)[:80]
+                found = shown(", ".join(held))
                 raise Rejected("missing regions", f"its arrays are {found}, none of {_NAMES}")
-            values: Features = arrays[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            values: Features = parse_npy(archive.read(f"{name}.npy"))
+    # The others are zipfile's and zlib's, of archives that are damaged, in parts or encrypted.
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, *_DAMAGED) as error:
         raise Rejected("damaged", f"cannot be read as .npz: {error}") from None
     # A grid of cells, (14, 14, channels), is as good as regions.
     return values.reshape(-1, values.shape[-1]) if values.ndim == 3 else values
@@ -122,7 +130,10 @@ def _from_npz(path: str) -> Features:
 
 def _from_hdf(at: RegionsAt) -> Features:
     keys = hdf_keys(at.path)
-    values: Features = np.asarray(open_hdf(at.path)[keys[at.row][1]])
+    stored = open_hdf(at.path)[keys[at.row][1]]
+    if stored.nbytes > _MAX_ARRAY:  # as its header says: a file of few bytes may say any size
+        raise Rejected("too large", f"{stored.nbytes:,} bytes of regions, limit {_MAX_ARRAY:,}")
+    values: Features = np.asarray(stored)
     return values
 
 

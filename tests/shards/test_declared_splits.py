@@ -75,11 +75,12 @@ def test_energons_split_yaml(tars, excluded, train, expected, said):
         ("split_parts: {train: [a.tar], val: [a.tar]}", "lists a.tar for train and val"),
         ("split_parts: {train: ['{1..99999999999}.tar']}", "stands for 99,999,999,999 files"),
         ("split_parts: 3", "has no split_parts"),
-        ("{", "is not YAML, line"),
+        ("{", "is not YAML: line"),
         ("!!python/object/apply:os.system [ls]", "is not YAML"),
-        ("a: &a [x]\nb: [*a, *a]", "has YAML aliases"),
-        ("[" * 50_000, "deeper than 20|is not YAML"),
-        ("a: " + "x" * (4 << 20), "more than 4,194,304 bytes"),
+        ("a: &a [x]\nb: [*a, *a]", "has no split_parts"),
+        ("a: &a [*a]", "an alias leads to what holds it"),
+        ("[" * 50_000, "nested|nesting"),
+        ("a: " + "x" * (4 << 20), "limit 4,194,304"),
     ],
 )
 def test_a_bad_split_yaml_is_one_quick_line(tars, text, message):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from vse_scale.config import Config
 from vse_scale.config.recipe import apply_override
+from vse_shards.yaml_text import parse_yaml
 
 # The published batch is 128; 120 holds whole images with five captions each on two ranks.
 _CPU = """
@@ -43,7 +42,7 @@ def default_config(overrides: list[str], *, gpu: bool, small: bool) -> Config:
     Raises:
         ConfigError: a key or value is wrong.
     """
-    raw: dict[str, Any] = yaml.safe_load(_SMALL if small else _GPU if gpu else _CPU)
+    raw: dict[str, Any] = parse_yaml(_SMALL if small else _GPU if gpu else _CPU)
     for override in overrides:
         apply_override(raw, override)
     return Config.parse(raw)

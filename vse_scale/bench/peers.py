@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from vse_scale.data.plan import Plan, PlannedBatch
 from vse_scale.data.rng import Stream, uniform
 from vse_scale.data.shards import ShardDataset
 from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_shards.json_text import parse_json
 
 _READY = 2  # batches that a worker prefetches, torch's default
 
@@ -205,7 +205,7 @@ def webdataset_samples(recipe: Recipe) -> Iterable[tuple[Tensor, Tensor]]:
         image = image.resize((size, size), Image.Resampling.BILINEAR, window)
         if random.random() < recipe.config.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        captions = json.loads(found["json"])["captions"]
+        captions = parse_json(found["json"])["captions"]
         return torch.from_numpy(np.array(image)), random.choice(captions)["text"]
 
     def collate(items: Sequence[tuple[Tensor, str]]) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vse_scale.config.synonyms import meant
 from vse_scale.errors import ConfigError
+from vse_shards.yaml_text import parse_yaml, read_yaml
 
 # The repository's launch/recipes, which comes with the package.
 _RECIPES = Path(__file__).parents[1] / "recipes"
+_MOST_BASES = 20  # one upon the other
 
 
 def recipe_names() -> list[str]:
@@ -36,24 +36,37 @@ def find_recipe(given: str | Path) -> Path:
     return _RECIPES / f"{path.name}.yaml"
 
 
-def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_recipe(
+    path: Path, above: tuple[Path, ...] = (), known: dict[Path, dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """Read ``path``, which the files ``above`` build upon, over the bases that it names.
 
+    Args:
+        path: of the file.
+        above: that it is a base of, the first first.
+        known: files that were read before, merged; so a base of many is read once.
+
     Raises:
-        ConfigError: a file is missing or is no YAML mapping, or a base leads back to the file.
+        ConfigError: a file is missing or is no YAML mapping, a base leads back to the file, or
+            there are more than `_MOST_BASES` one upon the other.
     """
+    known = {} if known is None else known
+    if (resolved := path.resolve()) in known:
+        return known[resolved]
     asked = f"{above[-1]}: base " if above else ""
-    if path.resolve() in (file.resolve() for file in above):
+    if resolved in (file.resolve() for file in above):
         chain = " -> ".join(str(file) for file in (*above, path))
         raise ConfigError(f"{path}: is built upon itself ({chain}); take one base out")
+    if len(above) > _MOST_BASES:
+        raise ConfigError(f"{above[0]}: builds upon more than {_MOST_BASES} files; write fewer")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except OSError as error:
         known = not path.exists() and path.stem in recipe_names()
         hint = f"; {path.stem}, its name alone, is the package's recipe" if known else ""
         raise ConfigError(f"{asked}{path}: cannot be read ({error.strerror}){hint}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    except ValueError as error:
+        raise ConfigError(f"{asked}{path}: is not YAML ({error})") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: holds {type(raw).__name__}, not sections of keys")
     bases = raw.pop("base", [])
@@ -63,8 +76,9 @@ def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: base is {bases!r}; give a file, or a list of files")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = _merge(merged, read_recipe(path.parent / base, (*above, path)))
-    return _merge(merged, raw)
+        merged = _merge(merged, read_recipe(path.parent / base, (*above, path), known))
+    known[resolved] = _merge(merged, raw)
+    return known[resolved]
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -91,8 +105,8 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         hint = f"; did you mean {ours}={text}?" if ours else ""
         raise ConfigError(f"override {override!r} is not of the form section.key=value{hint}")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from error
     if isinstance(value, str) and "\n" in text:
         value = text  # YAML would make a space of the line break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +22,8 @@ from vse_scale.inputs.vocabulary import (
     train_words,
     write_special,
 )
+from vse_shards.json_text import parse_json
+from vse_shards.plain_files import read_plain
 
 __all__ = ["SPECIAL", "CaptionTokenizer"]
 
@@ -136,13 +137,13 @@ class CaptionTokenizer:
                 )
             path = path / "vocab.txt"
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_plain(path).decode()
+        except (OSError, ValueError) as error:
             raise ModelError(f"{path}: cannot be read as a vocabulary ({error})") from error
         if path.suffix != ".json":
             return cls(read_pieces(text, path), str(path))
         try:
-            described = json.loads(text)
+            described = parse_json(text)
             if isinstance(described, dict) and "word2idx" in described:
                 return cls(read_words(described, path), str(path))
             return cls(Tokenizer.from_str(text), str(path))

@@ -22,7 +22,7 @@ from vse_scale.config import ModelConfig
 from vse_scale.errors import ModelError
 from vse_scale.interchange.published_encoders import Tensors, image_encoder, text_encoder
 from vse_scale.model.vse import VSEModel
-from vse_scale.model.weights import check_packing, check_tensors, load_exactly
+from vse_scale.model.weights import check_tensors, load_exactly, load_pickled
 
 _WIDTH = "image.projection.bias"  # of all models; its length is that of an embedding
 _NOTES = ("data_name", "epoch", "best_rsum")
@@ -122,11 +122,10 @@ def _load(path: Path) -> Any:
     """Return the content of a file."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give a published model_best.pth")
-    check_packing(path)
     try:
-        # Allowed by name, and nothing more: unpickling any other class could run anything.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return load_pickled(path, [argparse.Namespace])
+    except ModelError:
+        raise
     except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         content = f"holds a {found[1]}" if found else "is no checkpoint"

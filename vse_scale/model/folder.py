@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,8 +18,10 @@ from vse_scale.errors import ModelError, UserError
 from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.inputs.spec import MAX_TOKENS, InputSpec
 from vse_scale.model.limits import MOST_PIXELS, MOST_TOKENS, MOST_WIDTH, check_most
-from vse_scale.model.weights import load_exactly, read_state_dict
+from vse_scale.model.weights import check_tensors, load_exactly, open_tensors, read_state_dict
 from vse_scale.run.folder import run_folder
+from vse_shards.json_text import read_json
+from vse_shards.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from vse_scale.inputs.tokens import CaptionTokenizer
@@ -136,9 +137,9 @@ def _trained_limit(folder: Path) -> int:
     if run is None:
         return MAX_TOKENS
     try:
-        found = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+        found = read_yaml(run.config_file)
         return int(found["data"]["max_caption_tokens"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError):
         return MAX_TOKENS
 
 
@@ -182,11 +183,13 @@ def settings_folder(folder: Path) -> Path:
 def _read_state(path: Path, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read a model's weights out of a checkpoint, whose other tensors are the optimizer's."""
     try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in wanted if f"{_OF_MODEL}{name}" in set(file.keys())]
-            return {name: file.get_tensor(f"{_OF_MODEL}{name}") for name in names}
-    except (OSError, SafetensorError) as error:
+        with open_tensors(path) as file:
+            held = set(file.keys())
+            names = [name for name in wanted if f"{_OF_MODEL}{name}" in held]
+            read = {name: file.get_tensor(f"{_OF_MODEL}{name}") for name in names}
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read as weights ({error})") from error
+    return check_tensors(read, str(path))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -196,8 +199,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"{folder}: is no model folder, {_CONFIG} is missing")
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        described = read_json(path)
+    except (ValueError, OSError) as error:
         raise ModelError(f"{path}: is not JSON ({error})") from error
     if not isinstance(described, dict) or described.get("format") != _FORMAT:
         raise ModelError(f"{path}: describes no model of this kind; give a folder made by export")

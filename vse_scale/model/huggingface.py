@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from vse_scale.errors import ModelError
 from vse_scale.model.limits import check_architecture
 from vse_scale.model.weights import complain
+from vse_shards.json_text import read_json
 
 Prepare = Callable[[Any], Any]
 """Takes a transformers configuration and returns the one to build from."""
@@ -212,7 +212,7 @@ def read_config(folder: Path) -> Any:
 def _own_code(folder: Path) -> str | None:
     """Return the class in Python code that ``config.json`` asks for, shortened; None: no such."""
     try:
-        asked = json.loads((folder / "config.json").read_text(encoding="utf-8"))["auto_map"]
+        asked = read_json(folder / "config.json")["auto_map"]
         return str(next(iter(asked.values())))[:60]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
 from vse_scale.console import log
 from vse_scale.errors import ModelError
+from vse_shards.json_text import mapping, read_json
 
 # Releases of transformers write the one or the other; in the second, images have a part.
 _FILES = ("preprocessor_config.json", "processor_config.json")
@@ -32,11 +32,11 @@ def read_pixels(folder: Path, *, assumed: str) -> dict[str, Any] | None:
         if not file.is_file():
             continue
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
+            raw = mapping(read_json(file))
             raw = raw.get("image_processor", raw)
             if name == _FILES[0] or "image_mean" in raw or "do_normalize" in raw:
                 return _fields(raw)
-        except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{file}: does not say image_mean and image_std ({error})") from error
     if folder.is_dir():
         _say_assumed(folder, assumed)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vse_scale.errors import ModelError
+from vse_shards.plain_files import open_plain
 
 # The published code's Sequentials: what it calls base is all but the last stage, the top.
 _DETECTOR_LAYERS = {
@@ -20,6 +22,10 @@ _DETECTOR_LAYERS = {
     "top": {"0": "layer4"},
 }
 
+_DTYPES = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
+)  # fmt: skip
 _LISTED = 20  # keys that an error message names before it counts the rest
 
 
@@ -34,20 +40,49 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such file of weights")
-    check_packing(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+            return check_tensors(load_file(path), str(path))
+        loaded = load_pickled(path)
         if isinstance(loaded, Mapping) and loaded.keys() == _DETECTOR_LAYERS.keys():
             loaded = _torchvision_names(loaded)
+    except ModelError:
+        raise
     except Exception as error:  # a damaged file fails in any part of the readers
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise ModelError(f"{path}: cannot be read as weights ({reason})") from error
     return check_tensors(loaded, str(path))
 
 
-def check_packing(path: Path) -> None:
+def load_pickled(path: Path, allowed: Sequence[type] = ()) -> Any:
+    """Return the content of a file of ``torch.save``: tensors, plain values and ``allowed`` types.
+
+    Unpickling any other class could run anything.
+
+    Raises:
+        ModelError: it takes more memory than it has bytes.
+        Exception: it is damaged; of any type, as it fails in any part of the reader.
+    """
+    _check_packing(path)
+    with torch.serialization.safe_globals(list(allowed)):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def open_tensors(path: Path) -> Any:
+    """Open a safetensors file, whose tensors are read by name.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is damaged, or no regular file.
+    """
+    open_plain(path).close()
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_packing(path: Path) -> None:
     """Refuse a file of ``torch.save`` that takes more memory than it has bytes.
 
     ``torch.save`` stores tensors as they are; a compressed archive may hold a thousand times its
@@ -60,15 +95,16 @@ def check_packing(path: Path) -> None:
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = [one for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
+            entries = archive.infolist()
     # NotImplementedError is zipfile's, of archives in parts and of newer versions of the format.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ModelError(f"{path}: cannot be read as weights ({error})") from error
-    if packed:
-        size = sum(one.file_size for one in packed)
+    size, stored = sum(one.file_size for one in entries), path.stat().st_size
+    # Entries may be compressed, or several of them lie over the same bytes.
+    if size > stored or any(one.compress_type != zipfile.ZIP_STORED for one in entries):
         raise ModelError(
-            f"{path}: is a compressed archive of {size:,} bytes, and weights are stored as they "
-            "are; save it again with torch.save"
+            f"{path}: is a compressed archive of {size:,} bytes in {stored:,}, and weights are "
+            "stored as they are; save it again with torch.save"
         )
 
 
@@ -84,15 +120,26 @@ def check_tensors(loaded: Any, origin: str) -> dict[str, Tensor]:
     ):
         raise ModelError(f"{origin}: holds {type(loaded).__name__}, not tensors by name")
     for name, value in loaded.items():
-        odd = (
-            (value.layout is not torch.strided or value.is_nested, "is not dense"),
-            (value.is_quantized, "is quantized"),
-            (value.is_complex(), "is complex"),
-            (value.is_meta, "has no values"),
-        )
-        if fault := next((what for holds, what in odd if holds), None):
+        if fault := _oddity(value):
             raise ModelError(f"{origin}: {name[:80]} {fault}; give plain tensors")
     return dict(loaded)
+
+
+def _oddity(value: Tensor) -> str | None:
+    """Return the first fault of a tensor that cannot be a weight, None of a plain one."""
+    if value.layout is not torch.strided or value.is_nested:
+        return "is not dense"
+    if value.is_quantized:
+        return "is quantized"
+    if value.is_complex():
+        return "is complex"
+    if value.is_meta:
+        return "has no values"
+    if value.dtype not in _DTYPES:
+        return f"is {value.dtype}"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return "repeats its values, of which few are stored"
+    return None
 
 
 def _torchvision_names(loaded: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from vse_scale.model.blueprint import blueprint
 from vse_scale.planning.constants import Collective, Computing, Constants, Network
 from vse_scale.run.system import describe_system
 from vse_scale.world.join import free_port
+from vse_shards.json_text import read_json
 
 _HOPS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}  # times N - 1
 
@@ -164,7 +164,7 @@ def _run(
     for process, text in zip(processes, said, strict=True):
         if process.returncode:
             raise UserError(f"measuring failed: {(text.strip().splitlines() or ['no reason'])[-1]}")
-    found: dict[str, Any] = _mean([json.loads(out.read_text()) for out in outs])
+    found: dict[str, Any] = _mean([read_json(out) for out in outs])
     return found
 
 

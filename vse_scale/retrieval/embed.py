@@ -20,9 +20,10 @@ from vse_scale.errors import DatasetError, OutputError
 from vse_scale.files import whole_file, write_json, write_text
 from vse_scale.retrieval.encode import Progress
 from vse_scale.retrieval.saved import read_lines
+from vse_scale.retrieval.similarities import open_array
 from vse_scale.retrieval.sources import Part, Side
 from vse_scale.world.processes import Processes
-from vse_shards.json_text import parse_json
+from vse_shards.json_text import mapping, read_json
 
 INDEX = "index.json"
 _PARTS = ".parts"
@@ -79,7 +80,7 @@ def embed(
         raise OutputError(f"--out {out}: cannot be written ({error.strerror})") from error
     return {
         name: {
-            "embedded": len(np.load(out / f"{name}.npy", mmap_mode="r")),
+            "embedded": len(open_array(out / f"{name}.npy")),
             "set_aside": len(read_lines(out / f"{name}.set-aside.jsonl")),
         }
         for name in sides
@@ -96,7 +97,10 @@ def _start(out: Path, asked: dict[str, Any], processes: Processes) -> None:
         if not index.is_file():
             write_json(index, asked)
     processes.barrier()
-    found = parse_json(index.read_text(encoding="utf-8"))
+    try:
+        found = mapping(read_json(index))
+    except ValueError as error:
+        raise OutputError(f"--out {out}: {INDEX} is damaged ({error}); name a new folder") from None
     if found != asked:
         differing = [key for key in asked if found.get(key) != asked[key]]
         raise OutputError(
@@ -146,7 +150,7 @@ def _assemble(name: str, parts: list[str], out: Path) -> None:
     for suffix in (".set-aside.jsonl", ".jsonl"):
         text = "".join((folder / f"{part}{suffix}").read_text("utf-8") for part in parts)
         write_text(out / f"{name}{suffix}", text)
-    arrays = [np.load(folder / f"{part}.npy", mmap_mode="r") for part in parts]
+    arrays = [open_array(folder / f"{part}.npy") for part in parts]
     rows = sum(len(array) for array in arrays)
     if not rows:
         reason = read_lines(out / f"{name}.set-aside.jsonl")[0]

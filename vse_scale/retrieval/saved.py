@@ -12,7 +12,8 @@ import torch
 from vse_scale.errors import DatasetError
 from vse_scale.retrieval.encode import Embeddings
 from vse_scale.retrieval.similarities import as_rows, open_array
-from vse_shards.json_text import parse_json
+from vse_shards.json_text import mapping, parse_json
+from vse_shards.plain_files import open_plain
 
 
 def open_embeddings(folder: Path) -> Embeddings:
@@ -94,8 +95,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         DatasetError: it is missing or damaged.
     """
     try:
-        with path.open(encoding="utf-8") as lines:
-            return [parse_json(line) for line in lines]
+        with open_plain(path) as lines:
+            return [mapping(parse_json(line)) for line in lines]
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vse_scale.errors import DatasetError, ModelError
 from vse_scale.retrieval.metrics import DirectionRecalls, Recalls
+from vse_shards.npy import open_npy
 
 _TILE_ELEMENTS = 1 << 24  # of the matrix at once: 128 MB in float64
 
@@ -121,14 +122,12 @@ def open_array(path: Path) -> NDArray[np.floating]:
         DatasetError: it is missing, damaged or holds objects.
     """
     try:
-        array: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: NDArray[np.floating] = open_npy(path)
     except OSError as error:
         reason = error.strerror or error
         raise DatasetError(f"{path}: cannot be read ({reason}); give a .npy file") from error
     except ValueError as error:
         raise DatasetError(f"{path}: is no whole .npy file ({error})") from error
-    if not isinstance(array, np.ndarray):
-        raise DatasetError(f"{path}: holds several arrays; give a .npy file")
     return array
 
 

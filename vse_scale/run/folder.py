@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from vse_scale.errors import OutputError
 from vse_scale.run.journal import read_records
 from vse_scale.run.records import EvaluationRecord, Results, StepRecord
+from vse_shards.json_text import mapping, parse_json
+from vse_shards.plain_files import read_plain
+from vse_shards.yaml_text import parse_yaml
 
 T = TypeVar("T")
 _MODEL = "model"
@@ -140,14 +140,14 @@ class RunRecords:
             raise OutputError(f"{path}: no such run folder; give the run.dir of a training run")
         folder = RunFolder(path)
         evaluations = folder.evaluations()
-        results = _read(folder.results_file, lambda text: Results.from_json(json.loads(text)))
+        results = _read(folder.results_file, lambda text: Results.from_json(parse_json(text)))
         return cls(
             folder,
-            config=_read(folder.config_file, yaml.safe_load) or {},
+            config=_read(folder.config_file, lambda text: mapping(parse_yaml(text) or {})) or {},
             steps=folder.steps(),
             evaluations=evaluations,
             results=(results or Results()).with_best_of(evaluations),
-            system=_read(folder.system_file, json.loads) or {},
+            system=_read(folder.system_file, lambda text: mapping(parse_json(text))) or {},
         )
 
     def setting(self, dotted: str, default: Any = None) -> Any:
@@ -178,12 +178,14 @@ def run_folder(path: Path) -> RunFolder | None:
     return run if run.config_file.is_file() else None
 
 
-def _read(path: Path, parse: Callable[[str], T]) -> T | None:
+def _read(path: Path, parse: Callable[[bytes], T]) -> T | None:
     """Return the parsed file, None where there is none, or raise OutputError."""
-    if not path.exists():
-        return None
     try:
-        return parse(path.read_text("utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
+        return parse(read_plain(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
         reason = " ".join(str(error).split())
         raise OutputError(f"{path}: is damaged ({reason}); restore or remove it") from error

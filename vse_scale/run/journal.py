@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from vse_scale.console import log
 from vse_scale.errors import OutputError
 from vse_scale.files import write_text
+from vse_shards.json_text import parse_json
+from vse_shards.plain_files import open_plain
 
 T = TypeVar("T")
 
@@ -117,7 +120,7 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def _numbered(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the whole lines, counted from 1: a kill may have cut off the last line."""
     if path.exists():
-        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        with TextIOWrapper(open_plain(path), "utf-8", "replace", "\n") as file:
             yield from ((n, line) for n, line in enumerate(file, start=1) if line.endswith("\n"))
 
 
@@ -134,8 +137,8 @@ def _set_aside(path: Path, damaged: list[tuple[int, str]]) -> None:
 
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(line)
+    except ValueError as error:
         raise _damaged(path, number, error) from error
     if not isinstance(found, dict) or not isinstance(found.get("step"), int):
         raise _damaged(path, number, "no object with a step")

@@ -19,6 +19,7 @@ from vse_scale.console import log
 from vse_scale.errors import OutputError
 from vse_scale.files import unwritable, write_text
 from vse_scale.run.folder import RunFolder
+from vse_shards.json_text import read_json
 
 LOCK = "VSE_SCALE_LOCK"  # environment variable: the token of the lock that a parent holds
 BEAT_SECONDS = 5.0
@@ -149,7 +150,7 @@ class RunLock:
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of a lock; empty where it is not there, or half written."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -13,12 +13,14 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vse_scale.bounds import Ge
 from vse_scale.config import Config
 from vse_scale.config.resume import changes, differences, keys_on_purpose
 from vse_scale.console import log
@@ -26,7 +28,9 @@ from vse_scale.errors import CheckpointError, ConfigError
 from vse_scale.files import PARTIAL, whole_folder
 from vse_scale.training.optim import moments_of
 from vse_scale.world.processes import World
+from vse_shards.json_text import read_json
 from vse_shards.masking import masked
+from vse_shards.plain_files import open_plain
 
 TENSORS = "state.safetensors"
 _NAME = "step-"
@@ -54,7 +58,9 @@ class RunState:
         stale: Evaluations since then.
     """
 
-    step: int
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    step: Annotated[int, Ge(0)]
     fingerprint: str
     config: dict[str, Any]
     best_rsum: float | None = None
@@ -210,25 +216,29 @@ def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
 def _damage(folder: Path) -> str | None:
     """Return the fault of a checkpoint folder, or None if it is whole."""
     try:
-        files = json.loads((folder / "files.json").read_text())
+        files = read_json(folder / "files.json")
         for name, expected in files.items():
             path = folder / name
             size = path.stat().st_size
             if size != expected["bytes"]:
                 return f"{name} has {size} bytes, not {expected['bytes']}"
-            with path.open("rb") as file:
+            with open_plain(path) as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
                     return f"{name} is not what was written (sha256 differs)"
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"cannot be read ({error})"
     return None if "state.json" in files else "state.json is not listed"
 
 
 def _read_state(path: Path) -> RunState:
     try:
-        return RunState(**json.loads(path.read_text()))
-    except TypeError as error:
-        raise CheckpointError(
-            f"{path}: was written by another release ({error}); go on with that one, or give "
-            "another run.dir to start anew"
-        ) from error
+        return TypeAdapter(RunState).validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except ValueError as error:
+        reason = str(error)
+    raise CheckpointError(
+        f"{path}: was written by another release ({reason}); go on with that one, or give "
+        "another run.dir to start anew"
+    )

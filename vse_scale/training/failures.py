@@ -16,6 +16,7 @@ from vse_scale.config import Config
 from vse_scale.errors import OutputError, TrainingError, UserError
 from vse_scale.files import stays_unwritable, unwritable
 from vse_scale.training.contract import FAILURES
+from vse_shards.json_text import read_json
 
 # Words of gloo's errors when another rank is gone; NCCL ends the process by itself.
 _RANK_IS_GONE = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer")
@@ -99,7 +100,7 @@ def notes(folder: Path) -> set[Failure]:
 def _taken(folder: Path) -> Iterator[Failure]:
     for path in sorted(folder.glob("*.json")):
         with suppress(OSError, ValueError, TypeError):
-            yield Failure(**json.loads(path.read_text(encoding="utf-8")))
+            yield Failure(**read_json(path))
         path.unlink(missing_ok=True)
 
 

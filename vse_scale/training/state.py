@@ -11,10 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vse_scale.errors import CheckpointError
+from vse_scale.model.weights import open_tensors
 from vse_scale.world.processes import World
 
 
@@ -34,8 +35,8 @@ class SharedTensors:
         self._world = world
         if world.main:
             try:
-                self._file = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
+                self._file = open_tensors(path)
+            except (OSError, ValueError) as error:
                 raise CheckpointError(f"{path}: cannot be read ({error})") from error
 
     def get(self, name: str, shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -47,7 +48,7 @@ class SharedTensors:
         device = self._world.device
         if self._world.main:
             try:
-                value: Tensor = self._file.get_tensor(name).to(device)  # type: ignore[no-untyped-call]
+                value: Tensor = self._file.get_tensor(name).to(device)
             except SafetensorError as error:
                 raise CheckpointError(f"{self._path}: {name} is missing ({error})") from error
             if value.shape != shape or value.dtype != dtype:

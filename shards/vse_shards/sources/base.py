@@ -13,6 +13,7 @@ from vse_shards.json_text import parse_json
 from vse_shards.notes import Notes
 
 MAX_CAPTION_WORDS = 1000
+_MOST_JSON = 1 << 31  # bytes of a file of annotations
 INCOMPLETE = "incomplete tar"
 """Reason of a file that holds less than was written to it: an unknown number of rows is lost."""
 
@@ -199,10 +200,13 @@ def load_json(path: str) -> Any:
         SourceError: the file cannot be read, or is not JSON.
     """
     try:
-        return parse_json(storage.read_bytes(path))
+        text = storage.read_bytes(path, 0, _MOST_JSON + 1)
+        if len(text) > _MOST_JSON:
+            raise SourceError(f"{path}: has more than {_MOST_JSON:,} bytes, the limit")
+        return parse_json(text, surrogates=True)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SourceError(f"{path}: is not JSON: {error}") from None
 
 

@@ -9,17 +9,15 @@ from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any
 
-import yaml
-
 from vse_shards import storage
 from vse_shards.errors import SourceError
 from vse_shards.notes import Notes, shown
 from vse_shards.sources.splits import DEFAULT_SPLIT, find_split
+from vse_shards.yaml_text import parse_yaml
 
 ENERGON = ".nv-meta/split.yaml"
 _CARD = "README.md"
-_MAX_BYTES = 4 << 20  # of a YAML text: names of 100,000 shards
-_MAX_DEPTH = 20
+_MAX_CARD = 1 << 24  # bytes
 _MAX_FILES = 1_000_000  # that a pattern such as shard_{000..999}.tar may stand for
 _FRONT = re.compile(rb"\A(?:\xef\xbb\xbf)?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?(?:\n|\Z)", re.DOTALL)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -182,7 +180,7 @@ def _texts(value: Any) -> list[str]:
 
 def _read(path: str) -> bytes:
     try:
-        return storage.read_bytes(path, 0, _MAX_BYTES + 1)
+        return storage.read_bytes(path, 0, _MAX_CARD)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -191,23 +189,9 @@ def load_yaml(path: str, text: bytes) -> Any:
     """Return the content of a YAML text of plain values.
 
     Raises:
-        SourceError: it is not YAML, too long or too deep, or has aliases, of which a short text can
-            make an endless one.
+        SourceError: it is not YAML, or too large.
     """
-    if len(text) > _MAX_BYTES:
-        raise SourceError(f"{path}: has more than {_MAX_BYTES:,} bytes of YAML, the limit")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    depth = 0
     try:
-        for event in yaml.parse(text, Loader=loader):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                raise SourceError(f"{path}: has YAML aliases, which are not read; write them out")
-            if depth > _MAX_DEPTH:
-                raise SourceError(f"{path}: its YAML is deeper than {_MAX_DEPTH}, the limit")
-        return yaml.load(text, Loader=loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        raise SourceError(f"{path}: is not YAML{where}; correct it, or take it out") from None
+        return parse_yaml(text)
+    except ValueError as error:
+        raise SourceError(f"{path}: is not YAML: {error}; correct it, or take it out") from None

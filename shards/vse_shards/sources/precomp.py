@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vse_shards import storage
 from vse_shards.errors import SourceError
 from vse_shards.notes import Notes
+from vse_shards.npy import open_npy
 from vse_shards.sources.base import (
     Location,
     Problem,
@@ -262,7 +263,6 @@ def _mapped(path: str) -> NDArray[Any]:
     if storage.is_url(path):
         raise SourceError(f"{path}: region files must be on this machine to be mapped")
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        return open_npy(path)
+    except (OSError, ValueError) as error:
         raise SourceError(f"{path}: cannot be read as .npy: {error}") from error
-    return array

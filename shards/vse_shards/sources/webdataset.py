@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -157,7 +156,7 @@ class WebDatasetSource:
             return
         try:
             successes = parse_json(storage.read_bytes(statistics))["successes"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise SourceError(
                 f"{statistics}: cannot be read as img2dataset's statistics: {shown(repr(error))}"
             ) from None
@@ -306,8 +305,9 @@ def _row(tar: _Tar, key: str, parts: list[Part], split: str) -> Iterator[Row | P
             yield problem("unreadable", f"its .{part.last} {fault}")
             return
     try:
-        description = json.loads(tar.samples.text(texts["json"])) if "json" in texts else {}
-    except (ValueError, RecursionError) as error:
+        text = tar.samples.text(texts["json"]) if "json" in texts else "{}"
+        description = parse_json(text, surrogates=True)
+    except ValueError as error:
         yield problem("malformed row", f".json: {error}")
         return
     if not isinstance(description, dict):

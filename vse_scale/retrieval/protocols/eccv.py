@@ -7,7 +7,6 @@ its authors publish.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,9 @@ from vse_scale.retrieval.metrics import DIRECTIONS
 from vse_scale.retrieval.protocols.base import RankingProtocol, needed_embeddings
 from vse_scale.retrieval.protocols.coco_ids import number
 from vse_scale.retrieval.ranks import matching_rows
+from vse_scale.retrieval.similarities import open_array
 from vse_scale.world.processes import ALONE, Processes
+from vse_shards.json_text import mapping, read_json
 
 # By the side of the model that embeds the queries.
 _FILES = {"image": "eccv_image_to_caption.json", "text": "eccv_caption_to_image.json"}
@@ -114,7 +115,7 @@ def evaluate_eccv(embeddings: Embeddings, folder: Path) -> dict[str, EccvFigures
     }
     images, captions = matching_rows(embeddings.images, embeddings.captions)
     if (folder / _CAPTIONS).is_file():
-        ranked = _rows(np.load(folder / _CAPTIONS).tolist(), row_of["text"], folder / _CAPTIONS)
+        ranked = _rows(_ranked_captions(folder / _CAPTIONS), row_of["text"], folder / _CAPTIONS)
         captions = captions[torch.tensor(ranked)]
         row_of["text"] = {name: row for row, name in enumerate(_names(ranked, embeddings))}
     embedded = {"image": images, "text": captions}
@@ -207,15 +208,26 @@ def _rows(names: list[int], known: dict[int, int], file: Path) -> list[int]:
     return [known[name] for name in names]
 
 
+def _ranked_captions(file: Path) -> list[int]:
+    array = open_array(file)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
+        raise DatasetError(
+            f"{file}: holds {array.dtype} of shape {array.shape}, not a list of COCO's numbers; "
+            "download it again"
+        )
+    found: list[int] = array.tolist()
+    return found
+
+
 def _read(file: Path) -> dict[int, list[int]]:
     try:
-        raw: Any = json.loads(file.read_text(encoding="utf-8"))
+        raw = mapping(read_json(file))
         answers = {int(query): [int(name) for name in found] for query, found in raw.items()}
     except OSError as error:
         raise DatasetError(
             f"{file}: cannot be read ({error.strerror}); give the folder of ECCV Caption's files"
         ) from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DatasetError(f"{file}: is damaged ({error}); download it again") from error
     if not answers or not all(answers.values()):
         raise DatasetError(f"{file}: holds a query without right answers; download it again")

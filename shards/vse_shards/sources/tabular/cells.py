@@ -6,12 +6,12 @@ import ast
 import base64
 import binascii
 import io
-import json
 import re
 import tokenize
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vse_shards.json_text import parse_json
 from vse_shards.notes import shown
 from vse_shards.sources.base import is_unicode
 from vse_shards.sources.tabular.columns import caption_field
@@ -68,8 +68,8 @@ def listed(cell: Any) -> Any:
     if not _LIST.match(text) or (not text.endswith("]") and _CLOSED.search(text)):
         return cell
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text, surrogates=True)
+    except ValueError:
         found = _python_list(text)
     if not isinstance(found, list):
         raise BadCell(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from vse_shards.errors import SourceError
+from vse_shards.json_text import parse_json
 from vse_shards.notes import Notes, shown
 from vse_shards.sources.base import Problem
 from vse_shards.sources.splits import find_split
@@ -43,8 +44,8 @@ def json_format(head: str) -> Format | None:
 
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(text, surrogates=True), dict)
+    except ValueError:
         return False
 
 
@@ -143,8 +144,8 @@ class Objects:
                 yield Problem(origin, None, None, "malformed row", "not UTF-8")
                 continue
             try:
-                entry = json.loads(text)
-            except (ValueError, RecursionError) as error:
+                entry = parse_json(text, surrogates=True)
+            except ValueError as error:
                 yield Problem(origin, None, None, "malformed row", f"not JSON: {error}")
                 continue
             yield self._checked(origin, entry)

@@ -1,0 +1,55 @@
+"""Bytes of a file that others wrote: of a regular file, and no more than a limit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+MOST_BYTES = 1 << 28  # of a file that is read whole
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_plain(path: Path | str) -> BinaryIO:
+    """Open a regular file, or a link to one, for reading.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is of another kind, such as a pipe, whose reader may wait for ever.
+    """
+    # Without O_NONBLOCK the opening itself waits for a writer of the pipe.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise ValueError(f"is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, not a regular file")
+
+
+def read_plain(path: Path | str, most: int = MOST_BYTES) -> bytes:
+    """Read a regular file whole.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, or has more bytes.
+    """
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most + 1) if size <= most else b""
+    if max(size, len(data)) > most:
+        raise ValueError(f"has {max(size, len(data)):,} bytes, limit {most:,}")
+    return data
