@@ -58,7 +58,7 @@ class RunState:
         stale: Evaluations since then.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     step: Annotated[int, Ge(0)]
     fingerprint: str
