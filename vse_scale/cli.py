@@ -21,6 +21,7 @@ from vse_scale.console import configure_logging
 from vse_scale.errors import UserError
 from vse_scale.world.place import is_main
 from vse_shards.masking import masked
+from vse_shards.terminal import tell
 
 app = typer.Typer(
     help="Train, evaluate and look at image-text retrieval models.",
@@ -53,8 +54,14 @@ def main() -> None:
     except UserError as error:
         if debug:
             raise
-        print(f"vse-scale: error: {masked(str(error))}", file=sys.stderr)
+        tell(f"vse-scale: error: {masked(str(error))}", sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if debug or not error.filename:
+            raise
+        said = f"{error.filename}: cannot be used ({error.strerror}); see to it, or name another"
+        tell(f"vse-scale: error: {masked(said)}", sys.stderr)
+        sys.exit(UserError.exit_code)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from vse_shards import progress
 from vse_shards.masking import masked
+from vse_shards.terminal import printable, printable_lines
 
 log = logging.getLogger("vse_scale")
 
@@ -19,10 +20,13 @@ HEARTBEAT_SECONDS = 8.0  # a screen that is silent for ten seconds looks like a 
 
 
 class _Formatter(logging.Formatter):
-    """Masks the passwords of URLs in a line."""
+    """Masks the passwords of URLs, and writes out what would steer a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        return masked(super().format(record))
+        return printable_lines(masked(super().format(record)))
 
 
 def configure_logging(*, main: bool) -> None:

@@ -51,6 +51,7 @@ from vse_shards.pool import default_workers
 from vse_shards.preview import write_preview
 from vse_shards.remote import is_url
 from vse_shards.sources.registry import SourceRequest, open_source
+from vse_shards.terminal import tell
 from vse_shards.verify import verify as verify_folder
 
 app = typer.Typer(
@@ -82,7 +83,7 @@ def _print_version(requested: bool) -> None:
     if requested:
         from importlib.metadata import version  # here: only this option pays for the import
 
-        print(f"vse-shards {version('vse-scale')}")
+        tell(f"vse-shards {version('vse-scale')}")
         raise typer.Exit
 
 
@@ -288,6 +289,5 @@ def main() -> None:
         message = str(error)
         if isinstance(error, OSError):
             message = f"{error.filename}: {error.strerror}" if error.filename else message
-        message = message.replace("\n", "\\n").replace("\r", "\\r")
-        print(f"vse-shards: error: {masked(message)}", file=sys.stderr)
+        tell(f"vse-shards: error: {masked(message)}", sys.stderr)
         sys.exit(getattr(error, "exit_code", UserError.exit_code))

@@ -17,6 +17,7 @@ from vse_shards.errors import DatasetError
 from vse_shards.index import parse_index
 from vse_shards.json_text import parse_json
 from vse_shards.masking import masked
+from vse_shards.notes import shown
 from vse_shards.plain_files import read_plain
 
 FILE_NAME = "manifest.json"
@@ -222,6 +223,12 @@ class Manifest:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
             raise DatasetError(f"{path}: malformed: {reason}; build the dataset again") from None
+        for name in manifest.splits:
+            if not name.isprintable() or len(name) > 255:
+                raise DatasetError(
+                    f"{path}: malformed: {shown(name)!r} is no name of a split; build the dataset "
+                    "again"
+                )
         if content.get("fingerprint") != manifest.fingerprint:
             raise DatasetError(
                 f"{path}: was changed after the build: its fingerprint is "

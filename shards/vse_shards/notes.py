@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
+from vse_shards.terminal import printable
+
 MAX_NAME = 80  # characters of a name, cell or hash in any message
-_UNPRINTABLE = re.compile(r"[^ -~\u00a0-\u2027\u2030-\ud7ff\uf900-\U0003ffff]")
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Notes:
 
 def shown(text: str) -> str:
     """Return a text as messages show it: printable, and at most ``MAX_NAME`` characters."""
-    text = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    text = printable(text)
     if len(text) <= MAX_NAME:
         return text
     half = (MAX_NAME - 3) // 2

@@ -9,6 +9,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from vse_shards.masking import masked
+from vse_shards.terminal import tell
 
 
 class Progress:
@@ -108,4 +109,4 @@ class Progress:
 
 def say(text: str) -> None:
     """Print one line to stderr; stdout is for results."""
-    print(masked(text), file=sys.stderr, flush=True)
+    tell(masked(text), sys.stderr)

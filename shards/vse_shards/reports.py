@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from vse_shards.info import describe
 from vse_shards.notes import counted, shown
 from vse_shards.options import Summary
 from vse_shards.progress import say
+from vse_shards.terminal import tell, tell_json
 
 
 def show_summary(summary: Summary, out: str, *, as_json: bool) -> None:
@@ -25,7 +25,7 @@ def show_summary(summary: Summary, out: str, *, as_json: bool) -> None:
         content = {**asdict(summary), "splits": splits, "out": out}
         content["fingerprint"] = summary.manifest.fingerprint
         del content["manifest"]
-        print(json.dumps(content))
+        tell_json(content)
         return
     for name, split in splits.items():
         say(
@@ -51,7 +51,7 @@ def show_summary(summary: Summary, out: str, *, as_json: bool) -> None:
 def show_dry_run(result: DryRun, *, as_json: bool) -> None:
     """Print the first rows as a build would store them."""
     if as_json:
-        print(json.dumps(asdict(result)))
+        tell_json(asdict(result))
         return
     splits = ", ".join(f"{name} {counted(n, 'image')}" for name, n in result.splits.items())
     say(f"the first {counted(result.read, 'row')}: {splits}")
@@ -70,7 +70,7 @@ def show_verdict(problems: list[str], folder: Path, *, as_json: bool) -> None:
         DatasetError: there are problems; all of them are printed first.
     """
     if as_json:
-        print(json.dumps({"folder": str(folder), "ok": not problems, "problems": problems}))
+        tell_json({"folder": str(folder), "ok": not problems, "problems": problems})
     elif problems:
         for problem in problems:
             say(f"  {problem}")
@@ -86,11 +86,11 @@ def show_info(folder: Path, *, as_json: bool) -> None:
     """Print the statistics of a dataset."""
     content = describe(folder)
     if as_json:
-        print(json.dumps(content))
+        tell_json(content)
         return
-    print(f"{folder}: fingerprint {content['fingerprint'][:16]}")
+    tell(f"{folder}: fingerprint {content['fingerprint'][:16]}")
     for name, split in content["splits"].items():
-        print(
+        tell(
             f"{name}: {counted(split['images'], 'image')}, "
             f"{counted(split['captions'], 'caption')}, {counted(split['shards'], 'shard')}, "
             f"{_bytes(split['bytes'])}"
@@ -102,21 +102,21 @@ def show_info(folder: Path, *, as_json: bool) -> None:
         ):
             if split[key]:
                 low, five, median, ninety_five, high = split[key]
-                print(
+                tell(
                     f"  {label:16} median {median}, 5% {five}, 95% {ninety_five}, "
                     f"minimum {low}, maximum {high}"
                 )
         counts = ", ".join(f"{k}: {n:,}" for k, n in split["captions_per_image"].items())
-        print(f"  captions per image (number: images)  {counts}")
+        tell(f"  captions per image (number: images)  {counts}")
         if split["regions_only"]:
-            print(f"  {split['regions_only']:,} samples have region features and no image")
-    print(f"rejects: {_reasons(content['rejects']) if content['rejects'] else 'none'}")
+            tell(f"  {split['regions_only']:,} samples have region features and no image")
+    tell(f"rejects: {_reasons(content['rejects']) if content['rejects'] else 'none'}")
 
 
 def show_preview(content: dict[str, Any], *, as_json: bool) -> None:
     """Print the path of the page of samples."""
     if as_json:
-        print(json.dumps(content))
+        tell_json(content)
     else:
         say(f"{counted(len(content['samples']), 'sample')} in {content['out']}")
 

@@ -73,3 +73,16 @@ def test_a_new_place_would_be_found() -> None:
     assert {name for _, name in calls(ast.parse(code))} >= {
         "json.loads", "yaml.safe_load", "np.load",
     }  # fmt: skip
+
+
+def test_every_line_for_people_passes_the_escaping() -> None:
+    """Lines go through `vse_shards.terminal` or the log, which write out what steers a terminal."""
+    banned = {"print", "typer.echo", "click.echo", "sys.stdout.write", "sys.stderr.write"}
+    found = [
+        f"{place}:{line} uses {name}; use vse_shards.terminal.tell, or the log"
+        for path in FILES
+        if (place := str(path.relative_to(ROOT))) != "shards/vse_shards/terminal.py"
+        for line, name in calls(ast.parse(path.read_text(encoding="utf-8")))
+        if name in banned
+    ]
+    assert found == []

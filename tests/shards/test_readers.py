@@ -85,7 +85,7 @@ def bomb(levels, width):
     ],
 )
 def test_yaml_that_is_refused(text, message):
-    """Bombs as in yaml/pyyaml#235 and kislyuk/yq#134, whose parsers left the limit to the caller."""
+    """Bombs as in yaml/pyyaml#235 and kislyuk/yq#134: PyYAML leaves the limit to its caller."""
     refused(parse_yaml, text, message)
 
 
@@ -123,7 +123,7 @@ ARRAYS = {
     "negative": (npy(GOOD, shape=(-1, 3)), "its header says"),
     "no shape": (npy(GOOD, shape="x"), "header|shape"),
     "no dtype": (npy(GOOD, descr="quux"), "descr|dtype|header"),
-    "a call": (npy(GOOD)[:10] + b"__import__('os').getcwd()\n".ljust(118), "header|parse|malformed"),
+    "a call": (npy(GOOD)[:10] + b"__import__('os').getcwd()\n".ljust(118), "malformed"),
     "an archive": (b"PK\x03\x04" + b"\0" * 40, "magic string"),
     "empty": (b"", "magic|EOF"),
     "half a header": (npy(GOOD)[:20], "EOF|header"),

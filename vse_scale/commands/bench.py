@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import tempfile
@@ -15,6 +14,7 @@ import typer
 from vse_scale.commands.common import best_device, check_writable
 from vse_scale.console import heartbeat, log
 from vse_scale.errors import ConfigError, OutputError
+from vse_shards.terminal import tell_json, tell_page
 
 if TYPE_CHECKING:
     from vse_scale.bench.job import Job
@@ -72,7 +72,7 @@ def bench(
     if plot is not None:
         table.plot(found, plot)
     if as_json:
-        print(json.dumps({"small": small, "rows": [asdict(row) for row in found]}, indent=1))
+        tell_json({"small": small, "rows": [asdict(row) for row in found]}, indent=1)
 
 
 def _measure(stages: list[str], job: Job, out: Path | None, *, quiet: bool) -> list[Row]:
@@ -88,7 +88,7 @@ def _measure(stages: list[str], job: Job, out: Path | None, *, quiet: bool) -> l
             if out is not None:
                 rows.append(out, case)
             if not quiet:
-                print(f"{table.text(case)}\n", flush=True)
+                tell_page(f"{table.text(case)}\n")
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from vse_scale.console import log
 from vse_scale.errors import UserError
+from vse_shards.terminal import tell_json, tell_page
 
 
 def doctor(
@@ -37,7 +37,7 @@ def doctor(
     checked = Config.load(config, overrides) if config is not None else None
     findings = examine(checked, ranks or max(1, torch.cuda.device_count()))
     if as_json:
-        print(json.dumps(to_json(findings), indent=1))
+        tell_json(to_json(findings), indent=1)
     else:
-        print(page(findings))
+        tell_page(page(findings))
     raise typer.Exit(UserError.exit_code if faults(findings) else 0)

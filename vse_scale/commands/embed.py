@@ -21,6 +21,7 @@ from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
 from vse_scale.run.folder import model_folder
 from vse_shards.masking import masked
+from vse_shards.terminal import tell
 
 if TYPE_CHECKING:
     from vse_scale.retrieval.encoder import Encoder
@@ -67,8 +68,8 @@ def embed(
     if processes.main:
         for name, count in counts.items():
             aside = f", {count['set_aside']:,} set aside" if count["set_aside"] else ""
-            print(f"{name}: {count['embedded']:,} embedded{aside}")
-        print(f"embeddings: {out}")
+            tell(f"{name}: {count['embedded']:,} embedded{aside}")
+        tell(f"embeddings: {out}")
 
 
 def _sides(

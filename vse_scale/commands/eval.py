@@ -24,6 +24,7 @@ from vse_scale.commands.protocols import open_protocols
 from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
 from vse_scale.retrieval.protocols.registry import PROTOCOLS
+from vse_shards.terminal import tell_page
 
 if TYPE_CHECKING:
     from vse_scale.data.shards import ShardDataset
@@ -206,7 +207,7 @@ def _say_shared(dataset: ShardDataset) -> None:
 
 def _show(found: Mapping[str, Result], name: str, markdown: bool) -> None:
     tables = [one.markdown(name) if markdown else one.table() for one in found.values()]
-    print("\n\n".join(tables))
+    tell_page("\n\n".join(tables))
 
 
 def _write(found: Mapping[str, Result], split: str, output: Path) -> None:

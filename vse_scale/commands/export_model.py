@@ -11,6 +11,7 @@ import typer
 from vse_scale.commands.common import Checkpoint, chosen_model, new_folder
 from vse_scale.console import log
 from vse_scale.run.folder import RunRecords, model_folder, run_folder
+from vse_shards.terminal import tell
 
 
 def export_model(
@@ -54,4 +55,4 @@ def export_model(
             export_onnx(opened, folder)
         listed = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     log.info("%s", json.dumps(listed))
-    print(f"model: {out}")
+    tell(f"model: {out}")

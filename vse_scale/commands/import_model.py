@@ -10,6 +10,7 @@ import typer
 from vse_scale.commands.common import new_folder
 from vse_scale.console import log
 from vse_scale.errors import ModelError
+from vse_shards.terminal import tell
 
 
 def import_model(
@@ -50,8 +51,8 @@ def import_model(
         card = model_card(imported.model, name=out.name, origin=origin)
         (folder / FILE).write_text(card, encoding="utf-8")
     used = len(imported.model.state_dict())
-    print(f"{out}: {used} tensors, {imported.model.config.image.describe()}")
+    tell(f"{out}: {used} tensors, {imported.model.config.image.describe()}")
     for reason, count in imported.left_out.items():
-        print(f"left out: {count} ({reason})")
+        tell(f"left out: {count} ({reason})")
     if words is None:
-        print("no tokenizer: encode_captions takes token ids; give --tokenizer DIR for text")
+        tell("no tokenizer: encode_captions takes token ids; give --tokenizer DIR for text")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from vse_scale.commands.common import check_writable
 from vse_scale.errors import ConfigError
+from vse_shards.terminal import tell_json, tell_page
 
 
 def plan(
@@ -49,4 +49,4 @@ def plan(
         found = measure_machine(checked, gpus)
         found.save(measure)
     plan = Plan.of(checked, gpus, found)
-    print(json.dumps(plan.as_json(), indent=1) if as_json else plan.text())
+    tell_json(plan.as_json(), indent=1) if as_json else tell_page(plan.text())

@@ -10,6 +10,7 @@ import typer
 from vse_scale.commands.common import Checkpoint, best_device, check_writable, chosen_model
 from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
+from vse_shards.terminal import tell
 
 
 def report(
@@ -34,7 +35,7 @@ def report(
     if len(run) == 2:
         from vse_scale.report.compare import compare_runs
 
-        print(f"report: {compare_runs(run[0], run[1], out or Path('compare.html'))}")
+        tell(f"report: {compare_runs(run[0], run[1], out or Path('compare.html'))}")
         return
     from vse_scale.report.from_run import report_run
 
@@ -42,4 +43,4 @@ def report(
         written = report_run(
             run[0], out, device=best_device(), threads=threads, progress=progress, model=model
         )
-    print(f"report: {written}")
+    tell(f"report: {written}")

@@ -10,6 +10,7 @@ import typer
 
 from vse_scale.commands.common import check_writable, open_encoder
 from vse_scale.errors import ConfigError
+from vse_shards.terminal import tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,13 +53,14 @@ def search(
     wanted: SideName | None = side  # type: ignore[assignment]
     chosen, answers = opened.search(vectors.to(encoder.device), top, wanted)
     found = [(*query, hits) for query, hits in zip(asked, answers, strict=True)]
-    for words, _, hits in found:
-        print(words)
+    for asked_for, _, hits in found:
+        tell(asked_for)
         for rank, hit in enumerate(hits, 1):
-            print(f"{rank:>4}  {hit.score:6.3f}  {hit.id}{'  ' if hit.text else ''}{hit.text}")
+            words = f"{hit.id}{'  ' if hit.text else ''}{hit.text}"
+            tell(f"{rank:>4}  {hit.score:6.3f}  {words}")
     if html is not None:
         write_page(html, opened, chosen, found)
-        print(f"page: {html}")
+        tell(f"page: {html}")
     if output is not None:
         listed = [
             {"query": words, "hits": [{"id": h.id, "text": h.text, "score": h.score} for h in hits]}
@@ -74,10 +76,11 @@ def _queries(
     import torch
 
     from vse_scale.retrieval.index import embed_picture, embed_query
+    from vse_scale.retrieval.sources import read_checked
 
     vectors = [embed_query(encoder, text) for text in texts]
     asked: list[tuple[str, bytes | None]] = [(text, None) for text in texts]
     if image is not None:
         vectors.append(embed_picture(encoder, image))
-        asked.append((image.name, image.read_bytes()))
+        asked.append((image.name, read_checked(image)))
     return torch.cat(vectors), asked

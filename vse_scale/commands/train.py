@@ -10,6 +10,7 @@ import typer
 
 from vse_scale.console import log
 from vse_scale.errors import LaunchError
+from vse_shards.terminal import tell_page
 
 
 def train(
@@ -63,7 +64,7 @@ def train(
     if dry_run:
         from vse_scale.training.dry_run import describe_run
 
-        print(describe_run(checked), end="")
+        tell_page(describe_run(checked).rstrip("\n"))
         return
     if place.idle_tasks > 1:
         log.info(

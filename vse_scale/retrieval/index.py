@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -17,7 +18,10 @@ from vse_scale.retrieval.saved import read_lines
 from vse_scale.retrieval.similarities import as_rows, open_array
 from vse_scale.retrieval.sources import read_checked
 from vse_shards.images import Rejected
-from vse_shards.json_text import parse_json
+from vse_shards.json_text import mapping, read_json
+from vse_shards.notes import shown
+from vse_shards.sources.base import is_unicode
+from vse_shards.storage import locate
 
 SideName = Literal["images", "captions"]
 
@@ -48,9 +52,10 @@ class Index:
             DatasetError: it is missing, damaged or not finished.
         """
         try:
-            self._described = parse_json((folder / INDEX).read_text(encoding="utf-8"))
-            self.sides: tuple[SideName, ...] = tuple(self._described["sides"])
-            self.model = Path(self._described["model"])
+            described = mapping(read_json(folder / INDEX))
+            self.sides = _sides(described["sides"])
+            self.model = Path(described["model"])
+            self._source = mapping(described.get("source", {}))
         except OSError as error:
             raise DatasetError(
                 f"{folder}: is no index, {INDEX} cannot be read ({error.strerror}); give a folder "
@@ -102,22 +107,30 @@ class Index:
 
     def picture(self, side: SideName, hit: Hit) -> bytes | None:
         """Return the encoded image that a hit is, or belongs to; None where it cannot be found."""
-        source: dict[str, Any] = self._described.get("source", {})
         try:
-            if "data" in source:
+            if "data" in self._source:
                 row = hit.row if side == "images" else int(self._lines[side][hit.row]["image"])
-                dataset = self._dataset(source)
+                dataset = self._dataset
                 return bytes(dataset.image_bytes(row)) if dataset.holds("images") else None
-            if "images" in source and side == "images":
-                return (Path(source["images"]) / str(hit.id)).read_bytes()
-        except (OSError, UserError):
-            return None  # the source has gone; the ids stand for themselves
+            if "images" in self._source and side == "images":
+                # An id that leads out of the folder is marked, and nothing is found there.
+                return read_checked(Path(locate(self._source["images"], str(hit.id))))
+        # The source has gone, or is none; the ids stand for themselves.
+        except (OSError, UserError, Rejected, ValueError, LookupError, TypeError):
+            return None
         return None
 
-    def _dataset(self, source: dict[str, Any]) -> ShardDataset:
-        if not hasattr(self, "_opened"):
-            self._opened = ShardDataset(source["data"], source["split"])
-        return self._opened
+    @cached_property
+    def _dataset(self) -> ShardDataset:
+        return ShardDataset(self._source["data"], self._source["split"])
+
+
+def _sides(named: Any) -> tuple[SideName, ...]:
+    """Return the sides that an index names; ValueError if they are others than there are."""
+    sides = get_args(SideName)
+    if not isinstance(named, dict | list) or not set(sides) >= set(named) or not named:
+        raise ValueError(f"its sides are {named!r:.80}, not {' or '.join(sides)}")
+    return tuple(named)
 
 
 def embed_query(encoder: Encoder, text: str) -> Tensor:
@@ -126,6 +139,10 @@ def embed_query(encoder: Encoder, text: str) -> Tensor:
     Raises:
         ConfigError: it is empty, or longer than the text encoder takes.
     """
+    if not is_unicode(text):
+        raise ConfigError(
+            f"the query {shown(text)} is not UTF-8; type it in the terminal's encoding"
+        )
     if not text.strip():
         raise ConfigError("the query is empty; describe what to look for")
     limit = encoder.model.input_spec.max_tokens

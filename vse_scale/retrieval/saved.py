@@ -37,11 +37,12 @@ def open_embeddings(folder: Path) -> Embeddings:
             )
     images, captions = rows["images"], rows["captions"]
     try:
-        image_index = torch.tensor([int(line["image"]) for line in captions[1]], dtype=torch.int64)
-    except KeyError as error:
+        rows_of = [_row(line["image"], len(images[0])) for line in captions[1]]
+    except (KeyError, ValueError) as error:
         raise DatasetError(
-            f"{folder}: captions.jsonl names no image of a caption; embed again"
+            f"{folder}: captions.jsonl names no image of a caption ({error}); embed again"
         ) from error
+    image_index = torch.tensor(rows_of, dtype=torch.int64)
     return Embeddings(
         images=as_rows(images[0]),
         captions=as_rows(captions[0]),
@@ -96,8 +97,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     try:
         with open_plain(path) as lines:
-            return [mapping(parse_json(line)) for line in lines]
+            return [_checked(mapping(parse_json(line))) for line in lines]
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise DatasetError(f"{path}: is damaged ({error}); embed again") from error
+
+
+def _checked(line: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(line.get("id"), int | str):
+        raise ValueError(f"an id is {line.get('id')!r:.80}, neither a number nor a text")
+    return line
+
+
+def _row(value: Any, rows: int) -> int:
+    if not isinstance(value, int) or not 0 <= value < rows:
+        raise ValueError(f"its image is {value!r:.80}, not a row below {rows}")
+    return value

@@ -17,6 +17,7 @@ from vse_scale.retrieval.encoder import Encoder
 from vse_shards.folders import files_below, is_image_name
 from vse_shards.images import ImageOptions, Rejected, check_image
 from vse_shards.opening import IMAGE_SUFFIXES, MAX_FILE_BYTES
+from vse_shards.plain_files import read_plain
 from vse_shards.storage import file_size
 
 
@@ -196,6 +197,9 @@ def read_checked(file: Path) -> bytes:
     """
     if file_size(str(file)) > MAX_FILE_BYTES:
         raise Rejected("too large", f"over {MAX_FILE_BYTES:,} bytes, the limit")
-    data = file.read_bytes()
+    try:
+        data = read_plain(file, MAX_FILE_BYTES)
+    except ValueError as error:
+        raise Rejected("unreadable", str(error)) from None
     check_image(data, ImageOptions())
     return data

@@ -16,6 +16,7 @@ from vse_scale.training.parent import die_with_parent
 from vse_scale.world.devices import choose_slice
 from vse_scale.world.place import Place, find_place, is_main
 from vse_shards.masking import masked
+from vse_shards.terminal import tell
 
 
 def main() -> int:
@@ -51,12 +52,11 @@ def run_rank(config: str, overrides: list[str], *, debug: bool = False) -> int:
         if not main_rank and not isinstance(error, LaunchError):
             # The main rank reports what every rank found; afterwards this one reports its own.
             time.sleep(MESSAGE_SECONDS)
-        print(f"vse-scale: error: {masked(str(error))}", file=sys.stderr)
+        tell(f"vse-scale: error: {masked(str(error))}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         if main_rank:
-            print("ended at once; the same command goes on from the newest checkpoint",
-                  file=sys.stderr)  # fmt: skip
+            tell("ended at once; the same command goes on from the newest checkpoint", sys.stderr)
         return EXIT_INTERRUPTED
     except RuntimeError as error:
         if debug or not rank_is_gone(error):
