@@ -6,7 +6,6 @@ Names that end in `PARTIAL` are leftovers of a kill; anybody may remove them.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from vse_scale.errors import OutputError
+from vse_shards.system import exchange
 
 PARTIAL = ".partial"
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 
 _MORE_ROOM = "make room there"
 _OTHER_RIGHTS = "give another, or the right to write there"
@@ -105,23 +104,13 @@ def _put_in_place(partial: Path, path: Path) -> None:
     """
     if not path.is_dir():
         partial.rename(path)
-    elif not _exchange(partial, path):
+    elif not exchange(partial, path):
         # A folder cannot be renamed over one that holds files.
         replaced = _aside(path, ".replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         path.rename(replaced)
         partial.rename(path)
         shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange the names of two folders at once; False where the system cannot."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    if rename is None:
-        return False
-    names = (os.fsencode(one), os.fsencode(other))
-    failed = rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
-    return not failed
 
 
 def sync(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vse_shards import reports
+from vse_shards import __version__, reports
 from vse_shards.append import append, options_of
 from vse_shards.build import BuildOptions, build
 from vse_shards.checks import refuse_nested
@@ -47,10 +47,10 @@ from vse_shards.errors import DatasetError, SourceError, UserError
 from vse_shards.images import ImageOptions
 from vse_shards.masking import masked
 from vse_shards.merge import merge
-from vse_shards.pool import default_workers
 from vse_shards.preview import write_preview
 from vse_shards.remote import is_url
 from vse_shards.sources.registry import SourceRequest, open_source
+from vse_shards.system import cores
 from vse_shards.terminal import tell
 from vse_shards.verify import verify as verify_folder
 
@@ -81,9 +81,7 @@ Folder = Annotated[
 
 def _print_version(requested: bool) -> None:
     if requested:
-        from importlib.metadata import version  # here: only this option pays for the import
-
-        tell(f"vse-shards {version('vse-scale')}")
+        tell(f"vse-shards {__version__}")
         raise typer.Exit
 
 
@@ -162,7 +160,7 @@ def build_command(
         carvings=carvings,
         prefix_ids=prefix_ids,
         limit=limit,
-        workers=workers or default_workers(),
+        workers=workers or cores(),
         max_rejects=read_limit(max_rejects),
         allow_missing=allow_missing,
         allow_leaks=allow_leaks,
@@ -210,7 +208,7 @@ def append_command(
         splits=splits,
         prefix_ids=prefix_ids,
         limit=limit,
-        workers=workers or default_workers(),
+        workers=workers or cores(),
         max_rejects=read_limit(max_rejects),
         allow_missing=allow_missing,
         allow_leaks=allow_leaks,

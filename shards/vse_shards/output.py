@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from typing import BinaryIO
 from vse_shards import storage
 from vse_shards.errors import OutputError
 from vse_shards.remote import attempt, open_filesystem
+from vse_shards.system import locked_folder, sync_folder
 
 _TEMPORARY = ".vse-tmp"
 
@@ -46,9 +45,11 @@ class OutputFolder:
                     attempt(self.path, lambda: filesystem.makedirs(inner, exist_ok=True))
                 else:
                     os.makedirs(self.path, exist_ok=True)
-                    handle = os.open(self.path, os.O_RDONLY)
-                    stack.callback(os.close, handle)
-                    _lock(handle, self.path)
+                    if not stack.enter_context(locked_folder(self.path)):
+                        raise OutputError(
+                            f"{self.path}: another build is running in this folder; wait for it, "
+                            "or choose another"
+                        )
                     for name in os.listdir(self.path):
                         if name.endswith(_TEMPORARY):
                             os.unlink(os.path.join(self.path, name))
@@ -157,24 +158,7 @@ class OutputFolder:
             return
         os.replace(temporary, os.path.join(self.path, name))
         # A rename is durable only once its folder is synced.
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _lock(handle: int, path: str) -> None:
-    """Lock the folder for this process; the lock ends with the process."""
-    # flock rather than a lock file: the kernel releases it even after a kill.
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise OutputError(
-                f"{path}: another build is running in this folder; wait for it, or choose another"
-            ) from None
-        # Some network file systems cannot lock folders; the build then goes on without a lock.
+        sync_folder(self.path)
 
 
 @contextmanager

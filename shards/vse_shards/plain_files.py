@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from vse_shards.system import READING_AT_ONCE
+
 MOST_BYTES = 1 << 28  # of a file that is read whole
 
 _KINDS = {
@@ -26,7 +28,7 @@ def open_plain(path: Path | str) -> BinaryIO:
         ValueError: it is of another kind, such as a pipe, whose reader may wait for ever.
     """
     # Without O_NONBLOCK the opening itself waits for a writer of the pipe.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, READING_AT_ONCE)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return open(descriptor, "rb")

@@ -52,11 +52,6 @@ class _Stopped(Exception):
     """Raised in a worker when the build ends early."""
 
 
-def default_workers() -> int:
-    """Return the number of cores available to this process."""
-    return len(os.sched_getaffinity(0))
-
-
 def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> int:
     """Write all shards that are not finished, and return their number.
 

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from vse_shards.masking import masked
 from vse_shards.remote import is_url
+from vse_shards.system import is_absolute, slashed
 
 _OUTSIDE = "outside:"  # no storage opens a path that begins so
 _LEADING_OUT = ("..", "%", "::")  # without these, a relative name stays in its folder
@@ -23,7 +24,8 @@ def inside(folder: str, name: str) -> str:
     """
     if is_outside(name):
         return name
-    if is_url(name) or os.path.isabs(name):
+    name = name if is_url(name) else slashed(name)
+    if is_url(name) or is_absolute(name):
         path = name
     else:
         path = posixpath.join(folder, name)
@@ -95,7 +97,7 @@ def _is_below(folder: str, path: str) -> bool:
         return True
     # The folder may have been named by way of a link, and the row not.
     try:
-        return os.path.isabs(path) and _is_under(_real_folder(folder), _real(path))
+        return is_absolute(path) and _is_under(_real_folder(folder), _real(path))
     except ValueError:
         return False
 
@@ -118,11 +120,11 @@ def _roots(folder: str) -> tuple[str, ...]:
 def _real(path: str) -> str:
     folder, name = os.path.split(path)
     if name in ("", ".", ".."):
-        return os.path.realpath(path)
+        return slashed(os.path.realpath(path))
     real = f"{_real_folder(folder).rstrip('/')}/{name}"
-    return os.path.realpath(real) if os.path.islink(real) else real
+    return slashed(os.path.realpath(real)) if os.path.islink(real) else real
 
 
 @lru_cache(maxsize=4096)
 def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder)
+    return slashed(os.path.realpath(folder))

@@ -18,6 +18,7 @@ from vse_shards.errors import SourceError
 from vse_shards.masking import masked
 from vse_shards.remote import attempt, open_filesystem
 from vse_shards.remote import is_url as is_url
+from vse_shards.system import slashed
 
 _BUFFER = 8 << 20  # bytes of one request of a file that is read in order
 
@@ -239,7 +240,7 @@ def walk(folder: str) -> Iterator[str]:
             continue
         seen.add((identity.st_dev, identity.st_ino))
         folders.sort()
-        relative = os.path.relpath(base, folder)
+        relative = slashed(os.path.relpath(base, folder))
         names += [name if relative == "." else f"{relative}/{name}" for name in files]
     yield from sorted(names)
 
@@ -252,7 +253,7 @@ def require_input(path: str, *, folder: bool = False) -> str:
     """
     kind = "folder" if folder else "file"
     if not is_url(path):
-        path = str(Path(path).absolute())
+        path = slashed(str(Path(path).absolute()))
     try:
         there = is_folder(path) if folder else is_file(path)
     except (OSError, ValueError) as error:

@@ -431,7 +431,7 @@ def test_parquet_takes_strings_and_lists(tmp_path, photos):
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(SourceError, match=r"needs pyarrow.*pip install 'vse-scale\[parquet\]'"):
+    with pytest.raises(SourceError, match=r"needs pyarrow.*pip install pyarrow"):
         read("parquet", input=str(tmp_path / "t.parquet"))
 
 

@@ -123,7 +123,7 @@ def test_there_is_a_model_at_every_moment(
     from vse_scale import files
 
     if not exchange:  # as on a network file system
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(files, "exchange", lambda one, other: False)
     path, ended, missing = tmp_path / "model", threading.Event(), []
 
     def watch() -> None:

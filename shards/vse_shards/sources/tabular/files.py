@@ -242,7 +242,7 @@ def _zstd(stream: Any, file: TableFile) -> Any:
         import pyarrow
     except ImportError:
         raise SourceError(
-            f"{file.path}: is zstd: unpack it with unzstd, or pip install 'vse-scale[parquet]'"
+            f"{file.path}: is zstd: unpack it with unzstd, or pip install pyarrow"
         ) from None
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, mode="r"), "zstd")
 

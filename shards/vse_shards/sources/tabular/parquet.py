@@ -54,7 +54,6 @@ def import_parquet(path: str) -> Any:
         import pyarrow.parquet
     except ImportError:
         raise SourceError(
-            f"{path}: reading Parquet needs pyarrow, which is not installed; "
-            "pip install 'vse-scale[parquet]'"
+            f"{path}: reading Parquet needs pyarrow, which is not installed; pip install pyarrow"
         ) from None
     return pyarrow.parquet

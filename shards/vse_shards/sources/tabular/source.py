@@ -167,7 +167,7 @@ class JsonSource(TabularSource):
 
 
 class ParquetSource(TabularSource):
-    """A Parquet table. Needs pyarrow: ``pip install 'vse-scale[parquet]'``."""
+    """A Parquet table. Needs pyarrow: ``pip install pyarrow``."""
 
     kind: ClassVar[str] = "parquet"
     suffixes: ClassVar[frozenset[str]] = frozenset({".parquet", ".pq"})
