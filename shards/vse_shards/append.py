@@ -62,11 +62,11 @@ def append(source: Source, out: str, options: BuildOptions) -> Summary:
     manifest.check(Path(out))
     folder = OutputFolder(out)
     with opened_store(folder) as (store, store_path), folder.scratch("ids") as ids_path:
-        notes = read_source(source, store, options, adding=True)
-        read = sum(store.splits().values())
         contents = Contents(ids_path)
         try:
             contents.add(Path(folder.path), manifest)
+            notes = read_source(source, store, options, settled=contents.split)
+            read = sum(store.splits().values())
             passed = _pass_over_stored(store, contents, options)
             _check_caption_ids(store, contents)
         finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vse_shards import storage
-from vse_shards.carve import carve
+from vse_shards.carve import Settled, carve
 from vse_shards.checks import check_rows
 from vse_shards.claim import claim, refuse_foreign
 from vse_shards.errors import OutputError
@@ -76,7 +76,7 @@ def opened_store(folder: OutputFolder) -> Iterator[tuple[RowStore, Path]]:
 
 
 def read_source(
-    source: Source, store: RowStore, options: BuildOptions, *, adding: bool = False
+    source: Source, store: RowStore, options: BuildOptions, *, settled: Settled | None = None
 ) -> tuple[str, ...]:
     """Read the source into the store, say what its owner must know, and return these lines.
 
@@ -84,7 +84,7 @@ def read_source(
         source: source to read.
         store: empty store.
         options: options of the build.
-        adding: the rows add to a dataset, so that a split to carve out may get none of them.
+        settled: split by id in the dataset that the rows add to, as `carve` takes it.
 
     Raises:
         SourceError: the source yields no dataset.
@@ -104,7 +104,10 @@ def read_source(
     for line in said:
         say(line)
     check_rows(source, store, other_splits, options)
-    more = [carve(store, options.carvings, source.name, adding=adding)] if options.carvings else []
+    more = []
+    if options.carvings:
+        line = carve(store, options.carvings, source.name, settled=settled, workers=options.workers)
+        more.append(line)
     more += store.repeats().lines()
     for line in more:
         say(line)

@@ -110,6 +110,14 @@ class Contents:
         """Return the samples of an id."""
         return list(self._select("WHERE image_id = ?", json.dumps(image_id)))
 
+    def split(self, image_id: str | int) -> str | None:
+        """Return the split of the first sample of an id, None if there is none."""
+        found = self._db.execute(
+            "SELECT split FROM samples WHERE image_id = ? ORDER BY number LIMIT 1",
+            (json.dumps(image_id),),
+        ).fetchone()
+        return None if found is None else str(found[0])
+
     def id_clash(self) -> tuple[Stored, Stored] | None:
         """Return two samples of one id in two datasets, if there are any."""
         found = self._db.execute(

@@ -7,11 +7,14 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import chain, islice
 from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,11 @@ from vse_shards.progress import Progress
 from vse_shards.rows import RowStore
 from vse_shards.shard import ShardPlan, finished, make_shard, shard_fingerprint
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+_FEW = 1000  # items for which no process is started
+_CHUNK = 32  # items that a process takes at once
 _DONE, _REJECTED, _STOP = range(3)
 _counters: SynchronizedArray[int]
 
@@ -46,6 +54,27 @@ class Task:
     out: str
     store: Path
     options: ImageOptions
+
+
+def each(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Yield the results of a function for each item in their order; many are shared by processes.
+
+    Raises:
+        OutputError: a worker died.
+    """
+    waiting = iter(items)
+    first = list(islice(waiting, _FEW))
+    if workers == 1 or len(first) < _FEW:
+        yield from map(function, chain(first, waiting))
+        return
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(workers, context, _start, (context.Array("q", 3),)) as pool:
+            while first:
+                yield from pool.map(function, first, chunksize=_CHUNK)
+                first = list(islice(waiting, workers * _CHUNK * 4))
+    except BrokenProcessPool as error:
+        raise _died() from error
 
 
 class _Stopped(Exception):
@@ -75,15 +104,19 @@ def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> int:
                 for future in ended:
                     written += future.result()
         except BrokenProcessPool as error:
-            raise OutputError(
-                "a worker process died, most likely out of memory; use fewer --workers and "
-                "run the same command again: finished shards are kept"
-            ) from error
+            raise _died() from error
         finally:
             counters[_STOP] = 1  # workers stop at their next image, not at the end of a shard
             pool.shutdown(wait=True, cancel_futures=True)
     _show(counters, progress)
     return written
+
+
+def _died() -> OutputError:
+    return OutputError(
+        "a worker process died, most likely out of memory; use fewer --workers and run the same "
+        "command again: finished shards are kept"
+    )
 
 
 def _start(counters: SynchronizedArray[int], in_worker: bool = True) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -80,9 +80,11 @@ class Outside:
 
 @dataclass(frozen=True)
 class Picture:
-    """Place of a stored row's picture: its bytes are ``size`` bytes of ``path`` from ``offset``."""
+    """Place of a stored row's picture: its bytes are ``size`` bytes of ``path`` from ``offset``.
 
-    number: int
+    The id is JSON, as the table has it.
+    """
+
     image_id: str
     path: str
     offset: int
@@ -241,20 +243,15 @@ class RowStore:
             self._refuse(problem)
         self._db.commit()
 
-    def pictures(self, split: str) -> Iterable[tuple[Picture, bool]]:
-        """Yield the pictures of a split, and whether another is of the same size in bytes.
-
-        A row without a picture has size 0 and is never said to have a twin.
-        """
-        size = "COALESCE(json_extract(body, '$.image[1]'), 0)"
+    def pictures(self, split: str) -> Iterator[Picture]:
+        """Yield the pictures of a split in the source's order; a row without one has size 0."""
         query = (
-            f"SELECT number, image_id, COALESCE(image, ''),"
-            f" COALESCE(json_extract(body, '$.image[0]'), 0), {size},"
-            f" {size} > 0 AND COUNT(*) OVER (PARTITION BY {size}) > 1"
+            "SELECT image_id, COALESCE(image, ''),"
+            " COALESCE(json_extract(body, '$.image[0]'), 0),"
+            " COALESCE(json_extract(body, '$.image[1]'), 0)"
             " FROM rows WHERE split = ? ORDER BY number"
         )
-        for *picture, twin in self._db.execute(query, (split,)):
-            yield Picture(*picture), bool(twin)
+        return (Picture(*found) for found in self._db.execute(query, (split,)))
 
     def move(self, numbers: Iterable[int], split: str) -> None:
         """Put rows into another split."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 
 import pytest
 
@@ -66,6 +67,55 @@ def test_pictures_of_equal_bytes_stay_on_one_side(tmp_path):
         found = sides(store)
     assert len({found[n] for n in copies | {0}}) == 1
     assert {found[n] for n in range(2, 200, 2)} == {"train", "val"}
+
+
+def test_pictures_that_look_alike_stay_on_one_side(write_rows, tmp_path, tools, command):
+    """Each picture comes three times, encoded anew and resized, under ids of their own."""
+    files = {}
+    for n in range(60):
+        image = tools.picture(n, 96, 72)
+        files[f"{n}.jpg"] = tools.encoded(image, quality=95)
+        files[f"copy-{n}.jpg"] = tools.encoded(image, quality=60)
+        files[f"small-{n}.png"] = tools.encoded(image.resize((64, 48)), "PNG")
+    rows = [{"image": name, "captions": [f"of {name}"]} for name in files]
+    source = write_rows(rows, files)
+    arguments = ["--source", "jsonl", "--input", source, "--images", source.parent / "images"]
+    out = tmp_path / "o"
+    result = command("build", *arguments, "--out", out, "--split", "val=30%", "--workers", "2")
+    assert result.returncode == 0, result.stderr
+    assert "120 look like an earlier one and stay with it" in result.stderr
+    found = {}
+    for shard in out.glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    described = json.load(tar.extractfile(member))
+                    number = described["image_id"].split(".")[0].split("-")[-1]
+                    found.setdefault(number, set()).add(shard.name.split("-")[0])
+    assert len(found) == 60
+    assert all(len(splits) == 1 for splits in found.values())
+    assert {"train", "val"} == set.union(*found.values())
+
+
+def test_an_append_goes_by_the_sides_of_the_dataset(write_rows, tmp_path, tools, command):
+    """A new picture like a stored one goes to its split; a stored one stays, whatever its id."""
+    images = {f"{n}.jpg": tools.picture(n, 96, 72) for n in range(40)}
+    files = {name: tools.encoded(image, quality=95) for name, image in images.items()}
+    rows = [{"image": name, "captions": [name]} for name in files]
+    out = tmp_path / "o"
+    source = write_rows(rows, files)
+    arguments = ["--source", "jsonl", "--input", source, "--images", source.parent / "images"]
+    assert not command("build", *arguments, "--out", out, "--split", "val=30%").returncode
+    sides = Manifest.load(out).splits["val"].images
+    more = {
+        f"0-{n}.jpg": tools.encoded(image, quality=70) for n, image in enumerate(images.values())
+    }
+    new = [{"image": name, "captions": [name]} for name in more]
+    write_rows([*new, *rows], {**more, **files})  # before those that they are like
+    result = command("append", out, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "40 of 80 images" in result.stderr
+    assert Manifest.load(out).splits["val"].images == 2 * sides
 
 
 @pytest.mark.parametrize(
