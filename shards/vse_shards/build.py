@@ -20,6 +20,7 @@ from vse_shards.options import BuildOptions, Summary
 from vse_shards.output import OutputFolder
 from vse_shards.pool import Task
 from vse_shards.progress import Progress, say
+from vse_shards.replacing import make_aside, mention_leftover, replacing
 from vse_shards.rows import RowStore
 from vse_shards.seal import seal
 from vse_shards.shard import ShardPlan
@@ -33,7 +34,7 @@ def build(source: Source, out: str, options: BuildOptions) -> Summary:
     """Build a dataset, or resume its build.
 
     After a kill, the same call resumes with the missing shards. The result is the same to the byte
-    for any number of workers.
+    for any number of workers. A dataset that is to be replaced stays until the new one is complete.
 
     Args:
         source: rows to read.
@@ -45,6 +46,15 @@ def build(source: Source, out: str, options: BuildOptions) -> Summary:
         OutputError: the folder cannot be written, or contains other files.
         OSError: a storage does not answer.
     """
+    if options.overwrite and (aside := make_aside(out)) is not None:
+        with replacing(out, aside):
+            return _build(source, str(aside), replace(options, overwrite=False))
+    if not storage.is_url(out):
+        mention_leftover(out)
+    return _build(source, out, options)
+
+
+def _build(source: Source, out: str, options: BuildOptions) -> Summary:
     folder = OutputFolder(out)
     with opened_store(folder) as (store, store_path):
         refuse_foreign(folder)

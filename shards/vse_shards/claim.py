@@ -52,6 +52,8 @@ def claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> No
             "it with vse-shards append, choose another folder, or replace it with --overwrite"
         )
     if overwrite:
+        if sealed is not None:
+            say(f"{folder.path}: the dataset there is removed before the new one is built")
         for name in folder.names():
             folder.remove(name)
     elif sealed is None:

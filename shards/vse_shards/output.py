@@ -15,7 +15,7 @@ from vse_shards.errors import OutputError
 from vse_shards.remote import attempt, open_filesystem
 from vse_shards.system import locked_folder, sync_folder
 
-_TEMPORARY = ".vse-tmp"
+TEMPORARY = ".vse-tmp"
 
 
 class OutputFolder:
@@ -51,7 +51,7 @@ class OutputFolder:
                             "or choose another"
                         )
                     for name in os.listdir(self.path):
-                        if name.endswith(_TEMPORARY):
+                        if name.endswith(TEMPORARY):
                             os.unlink(os.path.join(self.path, name))
                     with tempfile.TemporaryFile(dir=self.path):
                         pass  # fails here, not after hours, if the folder is read-only
@@ -69,7 +69,7 @@ class OutputFolder:
             if self.remote:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
             # The suffix hides it from `names`, and marks it for removal by the next build.
-            temporary = os.path.join(folder, f".{name}.{os.getpid()}{_TEMPORARY}")
+            temporary = os.path.join(folder, f".{name}.{os.getpid()}{TEMPORARY}")
             try:
                 with open(temporary, "wb") as file:
                     yield file
@@ -88,7 +88,7 @@ class OutputFolder:
             folder = self.path
             if self.remote:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
-            path = Path(folder) / f".{name}{_TEMPORARY}"
+            path = Path(folder) / f".{name}{TEMPORARY}"
             try:
                 yield path
             finally:
@@ -114,7 +114,7 @@ class OutputFolder:
                     return []
             # Some storages keep a folder as an empty object of its own name.
             return sorted({storage.base_name(n) for n in found if n.strip("/") != inner.strip("/")})
-        return sorted(name for name in os.listdir(self.path) if not name.endswith(_TEMPORARY))
+        return sorted(name for name in os.listdir(self.path) if not name.endswith(TEMPORARY))
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file, or None if it does not exist.

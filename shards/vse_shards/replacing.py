@@ -1,0 +1,123 @@
+"""Replacing a dataset: the new one is built beside it, and takes its name when it is complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vse_shards.claim import refuse_foreign
+from vse_shards.errors import OutputError
+from vse_shards.manifest import FILE_NAME
+from vse_shards.output import TEMPORARY, OutputFolder
+from vse_shards.progress import say
+from vse_shards.storage import is_url
+from vse_shards.system import exchange, sync_folder
+
+_NEW, _OLD = ".vse-new", ".vse-old"
+_REPLACED = f".replaced{TEMPORARY}"  # in a dataset that another takes the place of
+
+
+def aside_of(out: str) -> Path:
+    """Return the folder in which a dataset is built that replaces another."""
+    return _beside(Path(os.path.realpath(out)), _NEW)
+
+
+def make_aside(out: str) -> Path | None:
+    """Create the folder of `aside_of`; return None where a folder cannot take another's name.
+
+    That is the case in an object storage, at a mount point and in a folder that may not be written.
+    """
+    if is_url(out) or os.path.ismount(os.path.realpath(out)):
+        return None
+    aside = aside_of(out)
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return aside
+
+
+@contextmanager
+def replacing(out: str, aside: Path) -> Iterator[None]:
+    """Let a dataset that the block builds take the place of another.
+
+    After a kill there is a whole dataset in the folder, the old or the new, where the system can
+    exchange folders; elsewhere it may be beside it for a moment, and the same command puts it back.
+
+    Args:
+        out: folder of the dataset to replace; it may be empty, or missing.
+        aside: folder that the block builds in; what an earlier block left there is kept.
+
+    Raises:
+        OutputError: the folder contains something else, or another build is running in it.
+    """
+    place = Path(os.path.realpath(out))
+    former = _beside(place, _OLD)
+    folder = OutputFolder(str(place))
+    if former.is_dir() and not place.exists():  # killed between two renames
+        former.rename(place)
+    try:
+        with folder.opened():
+            refuse_foreign(folder)
+            if (aside / _REPLACED).exists():  # killed before the replaced dataset was removed
+                _remove_folder(aside)
+                aside.mkdir()
+            (aside / FILE_NAME).unlink(missing_ok=True)  # complete, but not in its place
+            _tell(out, aside, folder)
+            try:
+                yield
+            except BaseException:
+                if any(aside.glob("*.tar")):
+                    say(
+                        f"{out}: is as it was; the unfinished dataset is in {aside}: the same "
+                        "command goes on with it; remove that folder if you do not want it"
+                    )
+                raise
+            _take_place(aside, place, former)
+    finally:
+        with suppress(OSError):  # it holds shards
+            aside.rmdir()
+
+
+def mention_leftover(out: str) -> None:
+    """Say that a replacement of a local dataset was begun and not finished."""
+    aside = aside_of(out)
+    if aside.is_dir():
+        say(f"{aside}: was left by an unfinished --overwrite; remove it if you do not want it")
+
+
+def _beside(place: Path, suffix: str) -> Path:
+    return place.with_name(f".{place.name}{suffix}")
+
+
+def _tell(out: str, aside: Path, folder: OutputFolder) -> None:
+    if any(aside.glob("*.tar")):
+        say(f"going on with the unfinished dataset in {aside}")
+    if folder.names():
+        say(f"{out}: stays as it is until the new dataset, in {aside}, is complete")
+
+
+def _take_place(aside: Path, place: Path, former: Path) -> None:
+    try:
+        shutil.copymode(place, aside)
+        (place / _REPLACED).touch()
+        if exchange(aside, place):
+            former = aside
+        else:
+            _remove_folder(former)
+            place.rename(former)
+            aside.rename(place)
+        sync_folder(str(place.parent))
+    except OSError as error:
+        raise OutputError(
+            f"{place}: the new dataset in {aside} cannot take its place: "
+            f"{error.strerror or error}; run the same command again"
+        ) from error
+    _remove_folder(former)
+
+
+def _remove_folder(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
