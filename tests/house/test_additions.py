@@ -39,7 +39,7 @@ class Addition:
     lines: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
-SIGMOID = '''"""The sigmoid loss of SigLIP (Zhai et al., ICCV 2023), by a gather with gradients."""
+LOGISTIC = '''"""The sigmoid loss of SigLIP (Zhai et al., ICCV 2023), by autograd."""
 from __future__ import annotations
 from dataclasses import dataclass
 import torch
@@ -50,13 +50,13 @@ from vse_scale.world.gather import Exchange
 
 @dataclass(frozen=True)
 class Settings:
-    kind: str = "sigmoid"
+    kind: str = "logistic"
     scale: float = 10.0
     bias: float = -10.0
 
 class Sigmoid(Objective):
     Settings = Settings
-    final_phase = "sigmoid"
+    final_phase = "logistic"
 
     def compute(self, images, captions, *, ids, valid, phase, group=None):
         images = images.repeat_interleave(len(captions) // len(images), 0)
@@ -92,14 +92,14 @@ found = Embeddings(rows, rows, torch.arange(30), tuple(range(30)), tuple(range(3
 ADDITIONS = {
     "objective": Addition(
         2,
-        "SETTINGS = ['objective.kind=sigmoid', 'objective.scale=5', 'objective.ramp=null']\n"
+        "SETTINGS = ['objective.kind=logistic', 'objective.scale=5', 'objective.ramp=null']\n"
         f"{TRAIN}\n"
-        "assert [step['objective'] for step in steps] == ['sigmoid'] * 2, steps\n",
-        {"vse_scale/objective/sigmoid.py": SIGMOID},
+        "assert [step['objective'] for step in steps] == ['logistic'] * 2, steps\n",
+        {"vse_scale/objective/logistic.py": LOGISTIC},
         {
             "vse_scale/config/parts.py": (
-                '"objective", "vse_scale.objectives", {"hinge": "vse_scale.objective.hinge:Hinge"}',
-                ' | {"sigmoid": "vse_scale.objective.sigmoid:Sigmoid"}',
+                '        "sigmoid": f"{_OBJECTIVE}.sigmoid:Sigmoid",',
+                '\n        "logistic": f"{_OBJECTIVE}.logistic:Sigmoid",',
             )
         },
     ),

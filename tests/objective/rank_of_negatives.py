@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from cases import of_rank
 
 from vse_scale.objective import global_hinge_loss
 
@@ -14,6 +15,9 @@ def main(folder: Path) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     results = []
     for case in torch.load(folder / "cases.pt"):
+        if "kind" in case:
+            results.append(of_rank(case, rank, ranks))
+            continue
         images, captions, ids, valid = (value.chunk(ranks)[rank].clone() for value in case["batch"])
         images.requires_grad_()
         captions.requires_grad_()

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import check, drawn_case
 from ranks import run_ranks
 from torch.nn import functional as F
 
@@ -41,8 +42,13 @@ def cases():
     ]
 
 
+def other_objectives(ranks):
+    """More cases are drawn in `test_objectives.py`, on ranks that are threads."""
+    return [drawn_case(seed, ranks) for seed in range(24)]
+
+
 def results_of_ranks(folder, ranks):
-    torch.save(cases(), folder / "cases.pt")
+    torch.save([*cases(), *other_objectives(ranks)], folder / "cases.pt")
     run_ranks(ranks, Path(__file__).with_name("rank_of_negatives.py"), folder)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(ranks)]
 
@@ -77,6 +83,9 @@ def test_any_number_of_ranks_gives_the_loss_and_gradient_of_one(tmp_path, ranks)
         for side, own in enumerate((images, captions)):
             together = torch.cat([result["grads"][side] for result in results])
             torch.testing.assert_close(together, own.grad, rtol=0, atol=1e-10)
+    rest = [result[len(cases()) :] for result in of_ranks]
+    for case, *results in zip(other_objectives(ranks), *rest, strict=True):
+        check(case, results)
 
 
 def test_images_with_different_numbers_of_captions_are_refused():

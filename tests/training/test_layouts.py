@@ -93,6 +93,54 @@ def test_layouts_that_cover_all_pairs(
     check_layouts(few_steps, tmp_path, layouts, reference)
 
 
+@pytest.mark.slow
+def test_objectives_with_learned_numbers_on_any_layout_and_resumed(
+    few_steps: Path, tmp_path: Path
+) -> None:
+    """The step of one process, and to the bit the steps of a run that was not stopped."""
+    kinds = {
+        "infonce": (
+            "objective.kind=infonce",
+            "objective.ramp=null",
+            "objective.label_smoothing=0.1",
+        ),
+        "sigmoid": ("objective.kind=sigmoid", "objective.ramp=null", "objective.matryoshka=[8,24]"),
+    }
+    usual = ("optim.algorithm=sgd", "optim.clip=0", "optim.lr=0.1")
+    alone, layouts, parts = {}, {}, {}
+    for (kind, settings), stage in zip(kinds.items(), (1, 2), strict=True):
+        alone[kind] = Job((*usual, *settings))
+        for other, pieces in ((stage, 1), (stage - 1, 2), (3, 2)):
+            engine = (f"engine.zero_stage={other}", f"engine.micro_batches={pieces}")
+            layouts[f"{kind} {other} {pieces}"] = Job((*usual, *settings, *engine))
+        stopped = (*settings, f"engine.zero_stage={stage}")
+        parts |= {
+            f"{kind} whole": Job(stopped, count=9),
+            f"{kind} first": Job(stopped, count=7, save=True, folder=tmp_path / kind),
+            f"{kind} second": Job(stopped, first=None, count=2, folder=tmp_path / kind),
+        }
+    wanted = train_jobs(few_steps, tmp_path, 1, alone)
+    found = train_jobs(few_steps, tmp_path, 2, layouts | parts)
+    for name in layouts:
+        step, expected = found[name].steps[0], wanted[name.split()[0]].steps[0]
+        assert_same_step(step, expected)
+        for key, value in numbers_of(expected["state"]).items():
+            assert float(step["state"][key]) == pytest.approx(float(value), rel=1e-6)
+            assert float(value) != pytest.approx(float(found[name].start[key]), rel=1e-9)
+    for kind in kinds:
+        whole, second = found[f"{kind} whole"], found[f"{kind} second"]
+        assert_same_bits(second.start, found[f"{kind} first"].steps[-1]["state"])
+        assert_same_bits(second.steps[-1]["state"], whole.steps[-1]["state"])
+        numbers = numbers_of(whole.steps[-1]["state"])
+        assert len(numbers) == {"infonce": 1, "sigmoid": 2}[kind]
+        shown = whole.steps[-1]["record"]
+        assert {"temperature"} <= shown.keys() or {"scale", "bias"} <= shown.keys()
+
+
+def numbers_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if name.startswith("objective.")}
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_every_layout(

@@ -12,6 +12,7 @@ import torch
 from vse_scale.config import Config
 from vse_scale.console import log
 from vse_scale.objective.hinge import hinge_loss
+from vse_scale.objective.registry import objective_of
 from vse_scale.run.folder import RunFolder
 from vse_scale.run.records import StepRecord
 from vse_scale.training.watch.collapse import Collapse, CollapseWatch
@@ -90,6 +91,51 @@ def test_the_loss_of_a_point_for_each_side_is_the_same(small_run: Path) -> None:
     loss = hinge_loss(images, captions, margin=settings.objective.margin, mode="hardest", ids=ids)
     record = StepRecord(step=0, objective="hardest", loss=float(loss))
     assert Collapse(settings).ratio(record) == pytest.approx(1.0, rel=1e-6)
+
+
+KINDS = {
+    "hinge": ("objective.reduction=mean", "objective.ignore_above=0.1"),
+    "infonce": ("objective.label_smoothing=0.1",),
+    "sigmoid": ("objective.bias=-3",),
+    "hinge+infonce": ("objective.hinge_weight=0.5", "objective.hinge.warmup_epochs=0"),
+}
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one point", "a point for each side"])
+@pytest.mark.parametrize("sizes", ["[]", "[8,24]"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_objective_tells_its_own_collapse(
+    small_run: Path, warnings: pytest.LogCaptureFixture, kind: str, sizes: str, apart: bool
+) -> None:
+    given = (f"objective.kind={kind}", f"objective.matryoshka={sizes}", *KINDS[kind])
+    settings = config(small_run, *given, *([] if kind == "hinge" else ["objective.ramp=null"]))
+    objective = objective_of(settings.objective)
+    batch = settings.data.global_batch
+    assert settings.data.captions_per_image == 2
+    images = torch.nn.functional.normalize(torch.ones(24), dim=0)
+    # Equal at every size of the embeddings, 0.6 apart.
+    turned = torch.tensor([1.0, 0.25]).repeat(12)
+    captions = torch.nn.functional.normalize(turned, dim=0) if apart else images
+    noise = torch.Generator().manual_seed(0)
+    watch = CollapseWatch(settings, RunFolder(small_run.parent), next_step=0, total_steps=9)
+    for spread, said in ((0.3, 0), (1e-4, 1)):
+        for step in range(100):
+            rows = (
+                side + spread * torch.randn(count, 24, generator=noise)
+                for side, count in ((images, batch // 2), (captions, batch))
+            )
+            found = objective.compute(
+                *(torch.nn.functional.normalize(side, dim=1) for side in rows),
+                ids=torch.arange(batch) // 2, valid=torch.ones(batch, dtype=torch.bool),
+                phase=objective.final_phase,
+            )  # fmt: skip
+            watch.step(
+                StepRecord(
+                    step=step, objective=objective.final_phase, loss=float(found.loss.detach()),
+                    statistics=found.statistics,
+                )
+            )  # fmt: skip
+        assert len(warnings.messages) == said, warnings.messages
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,17 @@ POOLINGS: Registry[Any] = Registry(
     },
 )
 
+_OBJECTIVE = "vse_scale.objective"
+
 OBJECTIVES: Registry[Any] = Registry(
-    "objective", "vse_scale.objectives", {"hinge": "vse_scale.objective.hinge:Hinge"}
+    "objective",
+    "vse_scale.objectives",
+    {
+        "hinge": f"{_OBJECTIVE}.hinge:Hinge",
+        "infonce": f"{_OBJECTIVE}.infonce:InfoNce",
+        "sigmoid": f"{_OBJECTIVE}.sigmoid:Sigmoid",
+        "hinge+infonce": f"{_OBJECTIVE}.weighted:Weighted",
+    },
 )
 
 

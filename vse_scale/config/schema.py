@@ -245,6 +245,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _sizes_end_in_the_whole_embedding(self) -> Config:
+        sizes = getattr(self.objective, "matryoshka", ())
+        if sizes and max(sizes) != self.model.embed_dim:
+            raise ValueError(
+                f"objective.matryoshka is {list(sizes)}, and its largest size must be that of the "
+                f"embeddings, model.embed_dim, which is {self.model.embed_dim}; end it with that"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _crop_scale_is_a_range(self) -> Config:
         low, high = self.data.crop_scale
         if not 0 < low <= high:

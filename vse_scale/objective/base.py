@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from vse_scale.world.gather import Exchange
 
@@ -21,10 +22,13 @@ class ObjectiveResult:
         loss: scalar, the global loss on every rank; its backward gives this rank's embeddings
             their gradient of the global loss (not divided by the number of ranks).
         exchange: the all-gathers that it took.
+        learned: gradient of the global loss with respect to each of `Objective.learned`, the same
+            bits on every rank.
     """
 
     loss: Tensor
     exchange: Exchange
+    learned: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -55,12 +59,14 @@ class Objective(ABC):
 
     A subclass names its ``Settings``, sets ``final_phase`` and implements `compute` and
     `gathered_bytes`; the other methods have defaults for a loss that stays the same all through
-    training. It holds no state: settings, a batch and a phase determine the loss.
+    training. Settings, a batch, a phase and the ``learned`` numbers determine the loss.
 
     Attributes:
         Settings: a frozen dataclass of the keys of the configuration's section ``objective:``,
             with their defaults; bounds are ``annotated_types`` markers.
         settings: this objective's.
+        learned: numbers that are trained with the model, such as a temperature: scalars, float64
+            on the CPU, equal on all ranks. They decay not, and checkpoints keep them.
         final_phase: name of the phase that training ends in.
         collapse_remedy: settings that prevent a collapse, in words for a warning.
     """
@@ -71,6 +77,7 @@ class Objective(ABC):
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+        self.learned: dict[str, nn.Parameter] = {}
 
     @abstractmethod
     def compute(
@@ -119,19 +126,40 @@ class Objective(ABC):
     ) -> Tensor:
         """Return the scalar global loss of the final phase, with its gradient.
 
-        Arguments as for `compute`; without ``ids`` all images differ, without ``valid`` there is
-        no padding.
+        Every rank of ``group`` calls it with as many rows, and gets the same value. Its backward
+        gives this rank's images and captions the exact gradient of that *global* loss, not divided
+        by the number of ranks: a wrapper that averages gradients over ranks, as
+        DistributedDataParallel does, is to be given the loss times that number.
+
+        Args:
+            images: (n, D) this rank's unit rows.
+            captions: (n k, D) unit rows, the k captions of an image side by side.
+            ids: (n k,) or (n,) int64, not negative: pairs of equal ids are never each other's
+                negatives. None: all images differ.
+            valid: (n k,) or (n,) bool; False marks padding. None: there is none.
+            group: the ranks; None means all.
+
+        Raises:
+            ValueError: shapes disagree.
         """
+        if len(images) == 0 or len(captions) % len(images):
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}, captions {tuple(captions.shape)}; every "
+                "image must have as many captions"
+            )
         if ids is None:
-            rank = Exchange(group, images.device).rank
-            own = torch.arange(len(images), device=images.device) + rank * len(images)
-            ids = own.repeat_interleave(len(captions) // len(images))
+            first = Exchange(group, images.device).rank * len(images)
+            ids = torch.arange(first, first + len(images), device=images.device)
         if valid is None:
-            valid = torch.ones_like(ids, dtype=torch.bool)
+            valid = torch.ones(len(captions), dtype=torch.bool, device=images.device)
+        ids, valid = (_of_pairs(values, images, captions) for values in (ids, valid))
         found = self.compute(
             images, captions, ids=ids, valid=valid, phase=self.final_phase, group=group
         )
         return found.loss
+
+    def bound_learned(self) -> None:  # noqa: B027  # most have none
+        """Bring the ``learned`` numbers back within their bounds, after each update."""
 
     def phase(self, epoch: int) -> str:
         """Return the name of an epoch's phase, for metrics.jsonl; epochs count from 0."""
@@ -159,7 +187,25 @@ class Objective(ABC):
         """
         return None
 
+    def collapsed_at(
+        self, phase: str, pairs: int, captions_per_image: int, statistics: Mapping[str, float]
+    ) -> float | None:
+        """Return `collapsed_loss` where it depends on figures of the step, `statistics`."""
+        return self.collapsed_loss(phase, pairs, captions_per_image)
+
     @property
     def recipe_keys(self) -> tuple[str, ...]:
         """The settings that a model card lists."""
         return tuple(field.name for field in fields(self.Settings))
+
+
+def _of_pairs(values: Tensor, images: Tensor, captions: Tensor) -> Tensor:
+    """Return ``values`` (n,) or (n k,) as (n k,)."""
+    if values.shape == (len(captions),):
+        return values
+    if values.shape == (len(images),):
+        return values.repeat_interleave(len(captions) // len(images))
+    raise ValueError(
+        f"ids or valid have shape {tuple(values.shape)}; give one for each of {len(captions)} "
+        f"captions, or of {len(images)} images"
+    )

@@ -12,42 +12,50 @@ from dataclasses import dataclass
 from typing import Annotated, cast
 
 import torch
-import torch.distributed as dist
 from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
 from vse_scale.bounds import ON_PURPOSE
-from vse_scale.objective.base import Objective
+from vse_scale.objective.batch import GlobalBatch
+from vse_scale.objective.gathered import Found, GatheredObjective, IgnoreAbove, SizeSettings
 from vse_scale.objective.negatives import (
-    HingeResult,
+    SUMS,
+    HingeOptions,
     Mode,
     Reduction,
     check_choices,
-    gathered_bytes,
-    global_hinge_loss,
+    chosen_numbers,
+    hinge_figures,
+    hinge_of_batch,
 )
+from vse_scale.world.gather import Exchange
 
-_LABELS = {"all": "all violating negatives (warm-up)", "hardest": "hardest negative"}
+_LABELS = {
+    "all": "all violating negatives (warm-up)",
+    "hardest": "hardest negative",
+    "semi-hard": "hardest negative below the pair",
+}
 
 
 @dataclass(frozen=True)
-class HingeSettings:
+class HingeSettings(SizeSettings):
     """Hinge loss with margin, first over all violations, then over the hardest negative."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic looks for this very form
 
     kind: str = "hinge"
     margin: Annotated[float, Gt(0.0), ON_PURPOSE] = 0.2
     reduction: Reduction = "sum"
+    # "semi-hard": the most similar negative of those less similar than the pair itself.
     mode: Mode = "hardest"
     warmup_epochs: Annotated[int, Ge(0)] = 1  # epochs with all violations before `mode`
     # Published: in the epoch after the warm-up the loss is scaled by i / n at step i of n.
     ramp: bool = True
+    # A negative that beats its pair by more than this is taken for a match that nobody marked.
+    ignore_above: IgnoreAbove = None
 
 
-class Hinge(Objective):
-    """`global_hinge_loss`, in the phases "all" and "hardest"."""
+class Hinge(GatheredObjective):
+    """`global_hinge_loss`, in the phase "all" and then that of its mode."""
 
     Settings = HingeSettings
     collapse_remedy = (
@@ -58,33 +66,17 @@ class Hinge(Objective):
         super().__init__(settings)
         self.final_phase: Mode = settings.mode
 
-    def compute(
-        self,
-        images: Tensor,
-        captions: Tensor,
-        *,
-        ids: Tensor,
-        valid: Tensor,
-        phase: str,
-        group: dist.ProcessGroup | None = None,
-    ) -> HingeResult:
-        """Arguments as `Objective.compute`; a phase is a mode of `global_hinge_loss`."""
-        return global_hinge_loss(
-            images,
-            captions,
-            ids=ids,
-            valid=valid,
-            margin=self.settings.margin,
-            mode=cast("Mode", phase),
-            reduction=self.settings.reduction,
-            group=group,
-        )
+    def of_batch(self, batch: GlobalBatch, phase: str, exchange: Exchange) -> Found:
+        """Return the hinge loss; a phase is a mode of `global_hinge_loss`."""
+        own = self.settings
+        options = HingeOptions(own.margin, cast("Mode", phase), own.reduction, own.ignore_above)
+        loss, (images, captions), sums = hinge_of_batch(batch, options, exchange)
+        figures = hinge_figures(sums, batch.pairs)
+        return Found(loss, images, captions, statistics=figures)
 
-    def gathered_bytes(
-        self, phase: str, *, images: int, captions: int, embed_dim: int
-    ) -> tuple[int, ...]:
-        """Bytes of the embeddings, of the ids, and of the sums with the choices."""
-        return gathered_bytes(phase, images=images, captions=captions, embed_dim=embed_dim)
+    def numbers(self, phase: str, captions: int) -> tuple[int, ...]:
+        """Return those of the sums with the choices."""
+        return (chosen_numbers(phase, captions) + SUMS,)
 
     def phase(self, epoch: int) -> str:
         """All violations during the warm-up, then the mode of the settings."""
@@ -103,8 +95,13 @@ class Hinge(Objective):
         """Name the reduction, such as "sum over 128 pairs"."""
         return f"{self.settings.reduction} over {pairs} pairs"
 
-    def collapsed_loss(self, phase: str, pairs: int, captions_per_image: int) -> float:
-        """The margin for each of 2 B anchors, and in phase "all" for each of its negatives."""
+    def collapsed_loss(self, phase: str, pairs: int, captions_per_image: int) -> float | None:
+        """The margin for each of 2 B anchors, and in phase "all" for each of its negatives.
+
+        None in phase "semi-hard", for which equal embeddings have no negatives.
+        """
+        if phase == "semi-hard":
+            return None
         collapsed: float = 2 * pairs * self.settings.margin
         if phase == "all":
             collapsed *= max(1, pairs - captions_per_image)
@@ -122,23 +119,27 @@ def hinge_loss(
     images: Tensor,
     captions: Tensor,
     *,
-    margin: float = 0.2,
+    margin: float | Tensor = 0.2,
     mode: Mode = "all",
     reduction: Reduction = "sum",
     ids: Tensor | None = None,
     valid: Tensor | None = None,
+    ignore_above: float | None = None,
 ) -> Tensor:
     """Sum max(0, margin + s(i, c') - s(i, c)) over both directions, s the dot product.
 
     Args:
         images: (B, D) unit rows, one per caption: repeat an image's where it has several.
         captions: (B, D) unit rows.
-        margin: by how much a pair should beat a negative.
+        margin: by how much a pair should beat a negative; or (B,), each pair's own.
         mode: "all" sums over every negative, "hardest" over the most similar one of each image
-            and of each caption (the one with the lowest index among equals).
+            and of each caption (the one with the lowest index among equals), "semi-hard" over the
+            most similar of those below the pair's own similarity (Schroff et al., "FaceNet", CVPR
+            2015); an anchor without one adds nothing.
         reduction: "mean" divides the sum by the number of valid pairs.
         ids: (B,) integers; pairs with equal ids are never each other's negatives. None: all differ.
         valid: (B,) bool; what is False is padding and counts neither as a pair nor as a negative.
+        ignore_above: what is more similar than a pair by more than this is no negative of it.
 
     Returns:
         A scalar, differentiable in both embeddings.
@@ -158,11 +159,15 @@ def hinge_loss(
         valid = torch.ones_like(ids, dtype=torch.bool)
     scores = images @ captions.T
     positive = scores.diagonal()
+    limit = HingeOptions(margin, mode, reduction, ignore_above).limit(positive.detach())
     negative = (ids[:, None] != ids) & valid[:, None] & valid
+    margins = margin[:, None] if isinstance(margin, Tensor) else margin
     total = scores.new_zeros(())
     for by_anchor, allowed in ((scores, negative), (scores.T, negative.T)):
-        violation = F.relu(margin + by_anchor - positive[:, None]).masked_fill(~allowed, 0.0)
-        if mode == "hardest":
+        if limit is not None:
+            allowed = allowed & ~(by_anchor > limit[:, None])
+        violation = F.relu(margins + by_anchor - positive[:, None]).masked_fill(~allowed, 0.0)
+        if mode != "all":
             # Chosen by score: the hinge makes equals of all that do not violate.
             hardest = by_anchor.masked_fill(~allowed, -torch.inf).argmax(1, keepdim=True)
             violation = violation.gather(1, hardest)

@@ -17,8 +17,8 @@ and the same for a caption with the roles exchanged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -26,12 +26,13 @@ from torch import Tensor
 
 from vse_kernels import all_violations, hardest_negatives
 from vse_scale.objective.base import ObjectiveResult
+from vse_scale.objective.batch import GlobalBatch, limit_of, rounding_of, with_gradient
 from vse_scale.world.gather import Exchange
 
-Mode = Literal["all", "hardest"]
+Mode = Literal["all", "hardest", "semi-hard"]
 Reduction = Literal["sum", "mean"]
 
-_SUMS = 5  # `_local_sums`, float64
+SUMS = 5  # `_local_sums`, float64
 
 
 @dataclass(frozen=True)
@@ -50,34 +51,40 @@ class HingeResult(ObjectiveResult):
     @property
     def statistics(self) -> dict[str, float]:
         """The three figures below by name."""
-        return {
-            "violating": self.violating,
-            "positive_similarity": self.positive_similarity,
-            "hardest_similarity": self.hardest_similarity,
-        }
+        figures = hinge_figures(self.sums, self.pairs)
+        return {name: float(value) for name, value in figures.items()}
 
     @property
     def violating(self) -> float:
         """Share of valid images and captions that have a violating negative, 0 to 1."""
-        return float(self.sums[0] / (2 * self.pairs))
+        return self.statistics["violating"]
 
     @property
     def positive_similarity(self) -> float:
         """Mean dot product of valid pairs."""
-        return float(self.sums[1] / self.pairs)
+        return self.statistics["positive_similarity"]
 
     @property
     def hardest_similarity(self) -> float:
         """Mean dot product with the hardest negative, over the anchors that have one."""
-        return float(self.sums[3] / self.sums[2].clamp(min=1))
+        return self.statistics["hardest_similarity"]
+
+
+def hinge_figures(sums: Tensor, pairs: Tensor) -> dict[str, Tensor]:
+    """Return the figures of `HingeResult` by name."""
+    return {
+        "violating": sums[0] / (2 * pairs),
+        "positive_similarity": sums[1] / pairs,
+        "hardest_similarity": sums[3] / sums[2].clamp(min=1),
+    }
 
 
 def check_choices(mode: str, reduction: str) -> None:
     """Raise ValueError where ``mode`` or ``reduction`` is unknown."""
-    if mode not in ("all", "hardest"):
-        raise ValueError(f'mode is "{mode}"; it must be "all" or "hardest"')
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f'reduction is "{reduction}"; it must be "sum" or "mean"')
+    for name, value, kind in (("mode", mode, Mode), ("reduction", reduction, Reduction)):
+        if value not in get_args(kind):
+            known = " or ".join(f'"{one}"' for one in get_args(kind))
+            raise ValueError(f'{name} is "{value}"; it must be {known}')
 
 
 def global_hinge_loss(
@@ -86,9 +93,10 @@ def global_hinge_loss(
     *,
     ids: Tensor,
     valid: Tensor,
-    margin: float = 0.2,
+    margin: float | Tensor = 0.2,
     mode: Mode = "hardest",
     reduction: Reduction = "sum",
+    ignore_above: float | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> HingeResult:
     """Compute `hinge_loss` of the batches of all ranks together.
@@ -102,78 +110,73 @@ def global_hinge_loss(
         ids: (b,) int64, not negative; pairs with equal ids, on any rank, are never each other's
             negatives.
         valid: (b,) bool; what is False is padding.
-        margin: by how much a pair should beat a negative.
-        mode: "all" or "hardest", as in `hinge_loss`.
+        margin: by how much a pair should beat a negative; or (b,), each pair's own.
+        mode: a negative's choice, as in `hinge_loss`.
         reduction: "mean" divides by the number of valid pairs on all ranks.
+        ignore_above: as in `hinge_loss`.
         group: the ranks; None means all.
 
     Raises:
         ValueError: ``mode`` or ``reduction`` is unknown, or b is no multiple of n.
     """
     check_choices(mode, reduction)
-    if len(captions) % len(images):
-        raise ValueError(
-            f"images have shape {tuple(images.shape)}, captions {tuple(captions.shape)}; every "
-            "image must have as many captions"
-        )
     exchange = Exchange(group, images.device)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        batch = _GlobalBatch.gather(images, captions, ids, valid, exchange)
-        mined = _mine(batch, margin)
-        if mode == "hardest":
-            loss, grads, sums = _hardest(batch, mined, margin, exchange)
-        else:
-            loss, grads, sums = _all(batch, mined, margin, exchange)
-        pairs = (batch.ids >= 0).sum().clamp(min=1)
-        if reduction == "mean":
-            loss, grads = loss / pairs, [grad / pairs for grad in grads]
-        # Each row of an image is used once per caption.
-        grads[0] = grads[0].view(len(images), -1, images.shape[1]).sum(1)
-    loss = _WithGradient.apply(  # type: ignore[no-untyped-call]
-        images, captions, loss.to(batch.images.dtype), *grads
-    )
-    return HingeResult(loss=loss, exchange=exchange, sums=sums, pairs=pairs)
+        batch = GlobalBatch.gather(images, captions, ids, valid, exchange)
+        hinge = HingeOptions(margin, mode, reduction, ignore_above)
+        loss, gradients, sums = hinge_of_batch(batch, hinge, exchange)
+    loss = with_gradient(loss.to(batch.captions.dtype), (images, captions), gradients)
+    return HingeResult(loss=loss, exchange=exchange, sums=sums, pairs=batch.pairs)
+
+
+@dataclass(frozen=True)
+class HingeOptions:
+    """The options of `global_hinge_loss`."""
+
+    margin: float | Tensor
+    mode: Mode
+    reduction: Reduction
+    ignore_above: float | None
+
+    def limit(self, positive: Tensor) -> Tensor | None:
+        """Return the largest score of a negative of each pair (B,), given the pairs'; None: any."""
+        limit = limit_of(positive, self.ignore_above)
+        if self.mode != "semi-hard":
+            return limit
+        below = positive - rounding_of(positive)
+        return below if limit is None else torch.minimum(below, limit)
+
+
+def hinge_of_batch(
+    batch: GlobalBatch, options: HingeOptions, exchange: Exchange
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Return the loss, the gradients (n, D) and (b, D), and the sums of `HingeResult`."""
+    if isinstance(options.margin, Tensor):
+        margins = exchange.gather(options.margin.to(batch.captions))
+        options = replace(options, margin=margins)
+    mined = _mine(batch, options)
+    compute = _all if options.mode == "all" else _hardest
+    loss, grads, sums = compute(batch, mined, options, exchange)
+    if options.reduction == "mean":
+        loss, grads = loss / batch.pairs, [grad / batch.pairs for grad in grads]
+    # Each row of an image is used once per caption.
+    grads[0] = grads[0].view(len(batch.own_images), -1, grads[0].shape[1]).sum(1)
+    return loss, grads, sums
 
 
 def gathered_bytes(mode: str, *, images: int, captions: int, embed_dim: int) -> tuple[int, ...]:
     """Return the bytes of a rank's part of each gather of `global_hinge_loss`, in float32.
 
     These are a row for each image and each caption, its pairs' ids, and the sums, with the choices
-    of "hardest".
+    of the modes that choose; a margin for each pair comes on top.
     """
-    choices = 2 * captions if mode == "hardest" else 0
-    return (images + captions) * embed_dim * 4, captions * 8, (choices + _SUMS) * 8
+    numbers = chosen_numbers(mode, captions) + SUMS
+    return (images + captions) * embed_dim * 4, captions * 8, numbers * 8
 
 
-@dataclass(frozen=True)
-class _GlobalBatch:
-    """Embeddings (B, D) and ids (B,) of all ranks, -1 for padding; ``own`` are this rank's."""
-
-    images: Tensor
-    captions: Tensor
-    ids: Tensor
-    positive: Tensor
-    own: slice
-
-    @classmethod
-    def gather(
-        cls, images: Tensor, captions: Tensor, ids: Tensor, valid: Tensor, exchange: Exchange
-    ) -> _GlobalBatch:
-        wide = torch.promote_types(images.dtype, torch.float32)
-        count, per_image = len(captions), len(captions) // len(images)
-        # An image's row travels once, however many captions it has.
-        both = exchange.gather(torch.cat([images, captions]).to(wide)[None])
-        all_images, all_captions = (
-            side.flatten(0, 1) for side in torch.split(both, [len(images), count], dim=1)
-        )
-        all_images = all_images.repeat_interleave(per_image, dim=0)
-        return cls(
-            images=all_images,
-            captions=all_captions,
-            ids=exchange.gather(torch.where(valid, ids, -1)),
-            positive=(all_images * all_captions).sum(1),
-            own=slice(exchange.rank * count, (exchange.rank + 1) * count),
-        )
+def chosen_numbers(mode: str, captions: int) -> int:
+    """Return the number of integers that tell the other ranks a rank's choices."""
+    return 0 if mode == "all" else 2 * captions
 
 
 @dataclass(frozen=True)
@@ -190,12 +193,17 @@ class _Mined:
     hinge: Tensor
 
 
-def _mine(batch: _GlobalBatch, margin: float) -> tuple[_Mined, _Mined]:
+def _mine(batch: GlobalBatch, options: HingeOptions) -> tuple[_Mined, _Mined]:
     own_ids, positive = batch.ids[batch.own], batch.positive[batch.own]
+    limit, margin = options.limit(positive), options.margin
+    if isinstance(margin, Tensor):
+        margin = margin[batch.own]
     sides = []
     for anchors, others in ((batch.images, batch.captions), (batch.captions, batch.images)):
         own = anchors[batch.own]
-        index = hardest_negatives(own, others, own_ids, batch.ids, columns=False).row_index
+        index = hardest_negatives(
+            own, others, own_ids, batch.ids, columns=False, query_limit=limit
+        ).row_index
         found = index >= 0
         # The same kind of product as the positive's: a tile's last bits would not cancel.
         similarity = (own * others[index.clamp(min=0)]).sum(1).where(found, 0.0)
@@ -206,7 +214,7 @@ def _mine(batch: _GlobalBatch, margin: float) -> tuple[_Mined, _Mined]:
     return sides[0], sides[1]
 
 
-def _local_sums(batch: _GlobalBatch, mined: tuple[_Mined, _Mined], loss: Tensor) -> Tensor:
+def _local_sums(batch: GlobalBatch, mined: tuple[_Mined, _Mined], loss: Tensor) -> Tensor:
     """This rank's share of the loss and of `HingeResult.sums`, (5,) float64."""
     own_valid = batch.ids[batch.own] >= 0
     sums = (
@@ -220,7 +228,7 @@ def _local_sums(batch: _GlobalBatch, mined: tuple[_Mined, _Mined], loss: Tensor)
 
 
 def _hardest(
-    batch: _GlobalBatch, mined: tuple[_Mined, _Mined], margin: float, exchange: Exchange
+    batch: GlobalBatch, mined: tuple[_Mined, _Mined], options: HingeOptions, exchange: Exchange
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return the global loss, this rank's gradients and the global statistics."""
     loss = sum(side.hinge.sum(dtype=torch.float64) for side in mined)
@@ -266,13 +274,25 @@ def _sum_by_row(values: Tensor, row: Tensor, rows: int) -> Tensor:
 
 
 def _all(
-    batch: _GlobalBatch, mined: tuple[_Mined, _Mined], margin: float, exchange: Exchange
+    batch: GlobalBatch, mined: tuple[_Mined, _Mined], options: HingeOptions, exchange: Exchange
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """As `_hardest`, for every violating negative."""
-    own_ids, own_positive = batch.ids[batch.own], batch.positive[batch.own]
+    own, positive, margin = batch.own, batch.positive, options.margin
+    if isinstance(margin, Tensor):
+        positive, margin = positive - margin, 0.0
+    limit = options.limit(batch.positive)
+    own_limit = None if limit is None else limit[own]
     found = [
         all_violations(
-            anchors[batch.own], others, own_ids, batch.ids, own_positive, batch.positive, margin
+            anchors[own],
+            others,
+            batch.ids[own],
+            batch.ids,
+            positive[own],
+            positive,
+            margin,
+            query_limit=own_limit,
+            candidate_limit=limit,
         )
         for anchors, others in ((batch.images, batch.captions), (batch.captions, batch.images))
     ]
@@ -285,24 +305,3 @@ def _all(
     ]
     totals = exchange.gather(_local_sums(batch, mined, loss)[None]).sum(0)
     return totals[0], grads, totals[1:]
-
-
-class _WithGradient(torch.autograd.Function):
-    """A loss whose gradient with respect to the embeddings is known already."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        images: Tensor,
-        captions: Tensor,
-        loss: Tensor,
-        grad_images: Tensor,
-        grad_captions: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(grad_images.to(images.dtype), grad_captions.to(captions.dtype))
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_images, grad_captions = ctx.saved_tensors
-        return grad * grad_images, grad * grad_captions, None, None, None

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from vse_scale.config import Config
 from vse_scale.model.vse import VSEModel
+from vse_scale.objective.base import Objective
+from vse_scale.training.learned import LearnedNumbers
 from vse_scale.training.optim import apply_plan, build_optimizer
 from vse_scale.training.schedule import StepPlan
 from vse_scale.training.state import SharedTensors
@@ -28,12 +30,16 @@ class Engine:
     DeepSpeed averages gradients over ranks, while the objective gives each rank the exact gradient
     for its own rows: ``backward`` multiplies by the number of ranks, so that the
     gradient of the global loss is clipped and applied.
+
+    Attributes:
+        learned: the objective's own numbers, which need no DeepSpeed.
     """
 
-    def __init__(self, model: VSEModel, config: Config, world: World) -> None:
+    def __init__(self, model: VSEModel, config: Config, world: World, objective: Objective) -> None:
         import deepspeed
 
         self.model = model
+        self.learned = LearnedNumbers(objective, config.optim)
         self._world = world
         self._stage = config.engine.zero_stage
         self._clip = config.optim.clip
@@ -148,6 +154,8 @@ class Engine:
             if "step" in self.optimizer.state[master]:
                 # The same for all of a group.
                 take(f"step.{group}", self.optimizer.state[master]["step"])
+        for name, value in self.learned.state().items():
+            take(name, value)
         return kept
 
     def restore(self, tensors: SharedTensors) -> None:
@@ -172,6 +180,7 @@ class Engine:
                 if group not in steps:
                     steps[group] = tensors.get(f"step.{group}", torch.Size())
                 self.optimizer.state[master]["step"].copy_(steps[group])
+        self.learned.restore(tensors)
 
     def _masters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors that the optimizer updates, each with its parameter group's name."""

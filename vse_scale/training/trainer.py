@@ -122,7 +122,7 @@ class Trainer:
         elif model.untrained_statistics:
             setup.calibrate(model, self.dataset, config, world)
         with heartbeat("building the engine"):
-            self.engine = Engine(model, config, world)
+            self.engine = Engine(model, config, world, self.objective)
         if tensors is not None:
             self.engine.restore(tensors)
             log.info("resumed from %s", origin)
@@ -213,6 +213,7 @@ class Trainer:
                 )
         timer.mark("backward")
         norm = self.engine.step(plan)
+        self.engine.learned.update(found.learned, plan, norm)
         timer.mark("optimizer")
         seconds = timer.seconds()
         seconds["communication"] = found.communication_seconds

@@ -15,7 +15,7 @@ from vse_kernels.checks import (
     require_shape,
 )
 from vse_kernels.dispatch import use_triton
-from vse_kernels.hardest import choice, operator
+from vse_kernels.hardest import choice, operator, reference
 from vse_kernels.hardest.violations import Violations, violations
 
 __all__ = ["HardestNegatives", "Violations", "all_violations", "hardest_negatives"]
@@ -45,6 +45,7 @@ def hardest_negatives(
     candidate_ids: Tensor,
     columns: bool = True,
     impl: str = "auto",
+    query_limit: Tensor | None = None,
 ) -> HardestNegatives:
     """Find the negative with the largest dot product, per query and per candidate.
 
@@ -61,6 +62,8 @@ def hardest_negatives(
         columns: whether to mine the columns too, in the same pass.
         impl: "auto", "torch" or "triton". "auto" falls back to torch with one warning; "triton"
             raises if it cannot run.
+        query_limit: (M,) a query's candidates that score above this are no negatives of it. By
+            torch alone, and without ``columns``.
 
     Raises:
         TypeError: a dtype is not supported.
@@ -68,6 +71,15 @@ def hardest_negatives(
     """
     _check(queries, candidates, query_ids, candidate_ids)
     limit = choice.unsupported(queries.shape[0], candidates.shape[0], queries.dtype)
+    if query_limit is not None:
+        if columns:
+            raise ValueError("query_limit is of the rows alone; give columns=False")
+        require_shape("query_limit", query_limit, (queries.shape[0],), "queries")
+        use_triton("hardest_negatives", impl, queries, "query_limit is for torch alone")
+        found = reference.hardest(
+            queries, candidates, query_ids, candidate_ids, columns=False, query_limit=query_limit
+        )
+        return HardestNegatives(*found[:2], None, None)
     with_triton = use_triton("hardest_negatives", impl, queries, limit)
     operands = (queries, candidates, query_ids, candidate_ids, columns, with_triton)
     run = operator.mine if torch.compiler.is_compiling() else operator.hardest
@@ -87,6 +99,8 @@ def all_violations(
     candidate_positive: Tensor,
     margin: float,
     candidate_gradient: bool = False,
+    query_limit: Tensor | None = None,
+    candidate_limit: Tensor | None = None,
 ) -> Violations:
     """Sum the hinge over every violating negative, with its gradient, in one pass over tiles.
 
@@ -110,6 +124,8 @@ def all_violations(
         candidate_positive: (N,) score of each candidate's positive.
         margin: margin of the hinge.
         candidate_gradient: whether to return the gradient of the candidates too.
+        query_limit: (M,) a query's candidates that score above this are no negatives of it.
+        candidate_limit: (N,) likewise for a candidate's queries.
 
     Returns:
         Violations, in float32 (float64 for float64 embeddings).
@@ -135,6 +151,8 @@ def all_violations(
         candidate_positive,
         margin,
         candidate_gradient,
+        query_limit,
+        candidate_limit,
     )
 
 

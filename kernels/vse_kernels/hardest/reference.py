@@ -74,7 +74,12 @@ def _keep_better(score: Tensor, index: Tensor, new_score: Tensor, new_index: Ten
 
 
 def hardest(
-    queries: Tensor, candidates: Tensor, query_ids: Tensor, candidate_ids: Tensor, columns: bool
+    queries: Tensor,
+    candidates: Tensor,
+    query_ids: Tensor,
+    candidate_ids: Tensor,
+    columns: bool,
+    query_limit: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mine in tiles; arguments and results as `vse_kernels.hardest_negatives`, or empty."""
     sides = (queries.shape[0], candidates.shape[0] if columns else 0)
@@ -88,6 +93,8 @@ def hardest(
     # Tiles come in ascending order, and only a strictly larger score replaces an earlier one: ties
     # go to the lowest index.
     for rows, cols, scores in tiles(queries, candidates, query_ids, candidate_ids):
+        if query_limit is not None:
+            scores.masked_fill_(scores > query_limit[rows, None], -torch.inf)
         best, index = _largest(scores, 1)
         _keep_better(row_score[rows], row_index[rows], best, index + cols.start)
         if columns:

@@ -40,6 +40,8 @@ def violations(
     candidate_positive: Tensor,
     margin: float,
     candidate_gradient: bool,
+    query_limit: Tensor | None = None,
+    candidate_limit: Tensor | None = None,
 ) -> Violations:
     """Sum in tiles; arguments and results as `vse_kernels.all_violations`."""
     dtype = score_dtype(queries)
@@ -60,6 +62,10 @@ def violations(
     for rows, cols, scores in tiles(queries, candidates, query_ids, candidate_ids):
         row_hinge = (scores - row_threshold[rows, None]).clamp_min_(0)
         column_hinge = (scores - column_threshold[None, cols]).clamp_min_(0)
+        if query_limit is not None:
+            row_hinge.masked_fill_(scores > query_limit[rows, None], 0)
+        if candidate_limit is not None:
+            column_hinge.masked_fill_(scores > candidate_limit[None, cols], 0)
         by_row, by_column = row_hinge > 0, column_hinge > 0
         row_loss[rows] += row_hinge.sum(1)
         column_loss[cols] += column_hinge.sum(0)

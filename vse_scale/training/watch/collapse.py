@@ -38,8 +38,8 @@ class Collapse:
 
     def ratio(self, record: StepRecord) -> float | None:
         """Return a step's loss over that of equal embeddings; None: the objective has none."""
-        collapsed = self._objective.collapsed_loss(
-            record.objective, self._batch, self._captions_per_image
+        collapsed = self._objective.collapsed_at(
+            record.objective, self._batch, self._captions_per_image, record.statistics
         )
         return None if collapsed is None else record.loss / collapsed
 
