@@ -46,6 +46,8 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
         shared: whether several processes may write ``path`` at one time.
     """
     partial = _aside(path, f".{os.getpid()}" if shared else "")
+    # A leftover, or a link that another user put there to have its target written.
+    partial.unlink(missing_ok=True)
     try:
         yield partial
         sync(partial)

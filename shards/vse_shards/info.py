@@ -11,7 +11,7 @@ import numpy as np
 
 from vse_shards.errors import DatasetError
 from vse_shards.index import Index, read_index
-from vse_shards.json_text import parse_json
+from vse_shards.json_text import mapping, parse_json
 from vse_shards.manifest import REJECTS_NAME, Manifest, Split
 from vse_shards.progress import Progress
 
@@ -102,6 +102,6 @@ def _quantiles(values: list[int]) -> list[int] | None:
 def _reasons(path: Path) -> Counter[str]:
     try:
         with path.open(encoding="utf-8") as lines:
-            return Counter(parse_json(line)["reason"] for line in lines)
+            return Counter(str(mapping(parse_json(line))["reason"]) for line in lines)
     except (OSError, ValueError, KeyError) as error:
         raise DatasetError(f"{path}: cannot be read: {error}; build the dataset again") from None

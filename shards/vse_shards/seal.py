@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Any
 from vse_shards import storage
 from vse_shards.claim import PLAN_NAME, remove_strays
 from vse_shards.duplicates import Digests, Occurrence, find_duplicates
-from vse_shards.errors import SourceError
+from vse_shards.errors import DatasetError, SourceError
 from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord, Split
 from vse_shards.notes import counted, shown
 from vse_shards.options import BuildOptions, Summary
@@ -219,5 +220,10 @@ def _old_rejects(folder: OutputFolder, earlier: Manifest | None) -> list[str]:
     """Return the rejects of the dataset that is added to; a killed append may have left more."""
     if earlier is None:
         return []
-    lines = (folder.read(REJECTS_NAME) or b"").decode().splitlines(keepends=True)
-    return lines[: earlier.rejects]
+    lines = (folder.read(REJECTS_NAME) or b"").splitlines(keepends=True)[: earlier.rejects]
+    if hashlib.sha256(b"".join(lines)).hexdigest() != earlier.rejects_sha256:
+        raise DatasetError(
+            f"{folder.path}/{REJECTS_NAME}: was changed after the build (its sha256 differs); "
+            "restore it, or build the dataset again"
+        )
+    return [line.decode() for line in lines]

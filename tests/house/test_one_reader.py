@@ -31,10 +31,10 @@ READERS = {
 OWN_TEXTS = {
     "json.loads": {
         f"shards/vse_shards/{name}.py"
-        for name in ("checks", "contents", "row_text", "rows", "threshold")
+        for name in ("carve", "checks", "contents", "row_text", "rows", "threshold")
     },
     # Bytes of a tar, which have no type.
-    "np.memmap": {"vse_scale/data/shards.py"},
+    "np.memmap": {"vse_scale/data/shards.py", "shards/vse_shards/carve.py"},
 }
 
 

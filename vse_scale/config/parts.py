@@ -153,7 +153,7 @@ class Choice:
 
     def _settings(self, name: Any) -> Any:
         if not isinstance(name, str):
-            raise PartError(f"{self.registry.kind} is {name!r}; give a name")
+            raise PartError(f"{self.registry.kind} is {name!r:.80}; give a name")
         return self.registry.find(name).Settings
 
     def _own(self, settings: Any, raw: Mapping[str, Any], *, lenient: bool) -> dict[str, Any]:

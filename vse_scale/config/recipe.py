@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,32 +54,41 @@ def read_recipe(
     known = {} if known is None else known
     if (resolved := path.resolve()) in known:
         return known[resolved]
-    asked = f"{above[-1]}: base " if above else ""
     if resolved in (file.resolve() for file in above):
         chain = " -> ".join(str(file) for file in (*above, path))
         raise ConfigError(f"{path}: is built upon itself ({chain}); take one base out")
     if len(above) > _MOST_BASES:
         raise ConfigError(f"{above[0]}: builds upon more than {_MOST_BASES} files; write fewer")
+    raw = _content(path, f"{above[-1]}: base " if above else "")
+    bases = raw.pop("base", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(map(_is_path, bases)):
+        raise ConfigError(f"{path}: base is {bases!r:.80}; give a file, or a list of files")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = _merge(merged, read_recipe(path.parent / base, (*above, path), known))
+    known[resolved] = _merge(merged, raw)
+    return known[resolved]
+
+
+def _is_path(base: object) -> bool:
+    return isinstance(base, str) and "\0" not in base
+
+
+def _content(path: Path, asked: str) -> dict[str, Any]:
+    """Return the mapping of one file; ``asked`` is what a message says first, of a base."""
     try:
         raw = read_yaml(path)
     except OSError as error:
-        known = not path.exists() and path.stem in recipe_names()
+        known = not os.path.exists(path) and path.stem in recipe_names()
         hint = f"; {path.stem}, its name alone, is the package's recipe" if known else ""
         raise ConfigError(f"{asked}{path}: cannot be read ({error.strerror}){hint}") from error
     except ValueError as error:
         raise ConfigError(f"{asked}{path}: is not YAML ({error})") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: holds {type(raw).__name__}, not sections of keys")
-    bases = raw.pop("base", [])
-    if isinstance(bases, str):
-        bases = [bases]
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: base is {bases!r}; give a file, or a list of files")
-    merged: dict[str, Any] = {}
-    for base in bases:
-        merged = _merge(merged, read_recipe(path.parent / base, (*above, path), known))
-    known[resolved] = _merge(merged, raw)
-    return known[resolved]
+    return raw
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def changes(
     """
     free = (*changeable_keys(section), *on_purpose)
     return [
-        f"{key} was {before!r}, is {after!r}"
+        f"{key} was {before!r:.80}, is {after!r:.80}"
         for key, (before, after) in differences(then, now).items()
         if not _within(key, free)
     ]

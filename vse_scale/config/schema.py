@@ -352,7 +352,7 @@ def _explain(error: ValidationError) -> str:
     # Whole sections are not repeated; a rule over several of its keys names them itself.
     if not dotted or isinstance(first["input"], dict):
         return f"{dotted} {message}" if first["type"] == "part" else message
-    return f"{dotted} is {first['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{dotted} is {first['input']!r:.80}: {message[0].lower()}{message[1:]}"
 
 
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")

@@ -22,14 +22,14 @@ def from_fields(kind: type[Described], raw: Any, what: str) -> Described:
             value; ``what`` is what the message calls it.
     """
     if not isinstance(raw, dict):
-        raise ModelError(f"{what}: is {raw!r}, not fields by name")
+        raise ModelError(f"{what}: is {raw!r:.80}, not fields by name")
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     for name in sorted(known.keys() - raw.keys()):
         if known[name].default is MISSING:
             raise ModelError(f"{what}: {name} is missing")
     for name, value in raw.items():
         if name not in known:
-            raise ModelError(f"{what}: {name} is {value!r}: no such field")
+            raise ModelError(f"{what}: {name[:80]} is {value!r:.80}: no such field")
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
 
 
@@ -43,7 +43,7 @@ def check_fields(of: object, what: str, checks: Iterable[tuple[str, bool, str]])
     """
     for name, fits, wanted in checks:
         if not fits:
-            raise ModelError(f"{what}: {name} is {getattr(of, name)!r}: give {wanted}")
+            raise ModelError(f"{what}: {name} is {getattr(of, name)!r:.80}: give {wanted}")
 
 
 def is_count(value: Any) -> bool:

@@ -147,7 +147,7 @@ def embed_pictures(
 
 def _check_several(what: str, given: Sequence[Any]) -> None:
     if isinstance(given, str | bytes | Path) or not len(given):
-        raise ValueError(f"{what} is {given!r}; give a list of at least one")
+        raise ValueError(f"{what} is {given!r:.80}; give a list of at least one")
 
 
 def pixel_batches(model: Encoder, batches: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,7 @@ def save(model: VSEModel, folder: Path, tokenizer: CaptionTokenizer | None = Non
     tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
     (folder / _CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    shutil.copymode(folder / _CONFIG, folder / _WEIGHTS)  # safetensors' is for its owner alone
     if tokenizer is not None:
         tokenizer.save(folder)
 

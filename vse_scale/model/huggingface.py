@@ -53,9 +53,9 @@ def new_model(
     try:
         known = AutoConfig.for_model(kind).to_dict()
     except ValueError as error:
-        raise ModelError(f"{key}.model_type is {kind!r}, which is unknown") from error
+        raise ModelError(f"{key}.model_type is {kind!r:.80}, which is unknown") from error
     except Exception as error:  # a kind that needs a package, or that has no defaults
-        raise ModelError(f"{key}.model_type is {kind!r}: {first_line(error)}") from error
+        raise ModelError(f"{key}.model_type is {kind!r:.80}: {first_line(error)}") from error
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)

@@ -250,5 +250,5 @@ def _sorted_out(
             try:
                 given[key] = kind(line[key])
             except (TypeError, ValueError, AttributeError) as error:
-                raise ValueError(f"{key} is {line[key]!r}") from error
+                raise ValueError(f"{key} is {line[key]!r:.80}") from error
     return given, {key: value for key, value in line.items() if key not in kinds}

@@ -189,6 +189,7 @@ class Checkpoints:
             save_file(tensors, partial / TENSORS)
             described = json.dumps(dataclasses.asdict(state), indent=1)
             (partial / "state.json").write_text(described)
+            shutil.copymode(partial / "state.json", partial / TENSORS)
             (partial / "files.json").write_text(json.dumps(_inventory(partial), indent=1))
         for old in self._finished()[self._keep :]:
             shutil.rmtree(old)

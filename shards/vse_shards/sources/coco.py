@@ -103,10 +103,11 @@ class CocoSource:
                 f"{path}: is not COCO's layout of images and annotations: {error!r}"
             ) from None
         for image_id, caption_id, text in notes:
-            if image_id in texts:
+            if is_id(image_id) and image_id in texts:
                 texts[image_id].append({"id": caption_id, "text": text})
             else:
-                detail = f"caption {caption_id} is for image {image_id}, which is not listed"
+                caption, image = shown(str(caption_id)), shown(str(image_id))
+                detail = f"caption {caption} is for image {image}, which is not listed"
                 yield Problem(name, image_id, split, "caption for no image", detail)
         finder = ImageFinder(
             self._image_folder(folder, next(iter(images.values()), "")), self.notes.say

@@ -30,7 +30,7 @@ class Separation(Panel):
         """Return both histograms in one chart."""
         histograms = data.found.similarities
         if histograms is None:
-            recorded = [r for r in data.run.evaluations if r.similarities]
+            recorded = [r for r in data.run.evaluations if _is_whole(r.similarities)]
             best = max(recorded, key=lambda r: figures.recorded_rsum(r) or -1.0, default=None)
             histograms = best.similarities if best else None
         if not histograms or not sum(histograms["positive"]):
@@ -42,6 +42,15 @@ class Separation(Panel):
             "other image. Where the two overlap, captions find the wrong picture."
         )
         return note(explained) + chart_grid(_chart(histograms))
+
+
+def _is_whole(histograms: Mapping[str, Sequence[object]]) -> bool:
+    """Return whether both histograms are there, each with as many counts as this release has."""
+    return all(
+        len(found := histograms.get(name, ())) == BINS
+        and all(isinstance(count, int) and count >= 0 for count in found)
+        for name, _, _ in _CURVES
+    )
 
 
 def _chart(histograms: Mapping[str, Sequence[int]]) -> str:
