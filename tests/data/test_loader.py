@@ -205,7 +205,7 @@ def test_remote_shards_give_the_same_batches_within_the_limit(
     cache = StagingOptions(str(tmp_path / "cache"), room * largest / 10**9, ahead=2)
     remote = ShardDataset(many_shards.as_uri(), "train", cache)
     loaders = [make(dataset, tokenizer, **options)[0] for dataset in (local, remote)]
-    order = [local._shards[n].name for epoch in (0, 1) for n in plan._windows.order(epoch)]
+    order = [local._shards[n].name for epoch in (0, 1) for n in plan._order._windows.order(epoch)]
     for _ in range(plan.steps_per_epoch):
         left, right = (next(loader) for loader in loaders)
         assert_equal(left, right)
@@ -231,7 +231,7 @@ def test_the_next_window_is_there_before_it_is_read(many_shards, tokenizer, tmp_
     remote = ShardDataset(many_shards.as_uri(), "train", cache)
     options = {"shuffle_window": 2, "global_batch": 2, "prefetch": 1, "cache_ahead": 2}
     loader, plan = make(remote, tokenizer, **options)
-    names = [remote._shards[n].name for n in plan._windows.order(0)]
+    names = [remote._shards[n].name for n in plan._order._windows.order(0)]
     next(loader)
     end = time.monotonic() + 20
     while len(staged := {p.name.split("-", 1)[1] for p in (tmp_path / "cache").glob("*.tar")}) < 4:

@@ -154,27 +154,32 @@ def test_a_window_reads_few_shards_at_a_time():
 
 @st.composite
 def windowed_plans(draw):
-    """A plan over shards of all sizes, and the shard of every image."""
+    """A plan over shards of all sizes, the shard of every image, and if it reads few at a time."""
     sizes = draw(st.lists(st.integers(1, 8), min_size=1, max_size=9))
     counts = draw(st.lists(st.integers(1, 4), min_size=sum(sizes), max_size=sum(sizes)))
     mode = draw(st.sampled_from(["pairs", "images"]))
     units = sum(counts) if mode == "pairs" else len(counts)
-    plan = Plan(
-        counts,
-        seed=draw(st.integers(0, 2**32 - 1)),
-        global_batch=draw(st.integers(1, units)),
-        mode=mode,
-        last_batch=draw(st.sampled_from(["drop", "wrap"])),
-        shard_sizes=sizes,
-        shuffle_window=draw(st.integers(0, 4)),
-    )
-    return plan, np.repeat(np.arange(len(sizes)), sizes)
+    window, order = draw(st.integers(0, 4)), draw(st.sampled_from(["held", "computed"]))
+    streams = draw(st.integers(1, min(units, 4))) if order == "computed" else 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vse_scale.data.plan._FEW", 1 << 20 if order == "held" else 0)
+        plan = Plan(
+            counts,
+            seed=draw(st.integers(0, 2**32 - 1)),
+            global_batch=streams * draw(st.integers(1, units // streams)),
+            mode=mode,
+            last_batch=draw(st.sampled_from(["drop", "wrap"])),
+            shard_sizes=sizes,
+            shuffle_window=window,
+            streams=streams,
+        )
+    return plan, np.repeat(np.arange(len(sizes)), sizes), window > 0 or plan.streams > 1
 
 
 @some
 @given(windowed_plans(), st.integers(1, 5))
 def test_the_shards_of_a_batch_are_known_before_it(planned, steps):
-    plan, shard_of = planned
+    plan, shard_of, _ = planned
     position, announced = (0, 0), []
     for _ in range(min(2 * plan.steps_per_epoch, 60)):
         now, _ = plan.shards(*position)
@@ -190,7 +195,7 @@ def test_the_shards_of_a_batch_are_known_before_it(planned, steps):
 @some
 @given(windowed_plans(), st.integers(0, 3))
 def test_the_shards_ahead_are_those_that_are_read_next(planned, ahead):
-    plan, _ = planned
+    plan, shard_of, windowed = planned
     wraps = plan.steps_per_epoch * plan.global_batch > plan.units
     position = (0, 0)
     for _ in range(min(2 * plan.steps_per_epoch, 60)):
@@ -198,11 +203,14 @@ def test_the_shards_ahead_are_those_that_are_read_next(planned, ahead):
         assert not set(now) & set(then)
         assert len(then) <= ahead
         later = plan.following(*position)
-        while plan._windows.size and not wraps and later[0] <= position[0] + 1:
+        while windowed and not wraps and later[0] <= position[0] + 1:
             new = [shard for shard in plan.shards(*later)[0] if shard not in now]
             if new:
-                few = min(ahead, len(new))
-                assert then[:few] == new[:few]
+                if plan.streams == 1:
+                    few = min(ahead, len(new))
+                    assert then[:few] == new[:few]
+                else:  # of each stream in turn, whichever needs them first
+                    assert set(new) <= set(plan.shards(*position, len(shard_of))[1])
                 break
             later = plan.following(*later)
         position = plan.following(*position)

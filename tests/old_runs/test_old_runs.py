@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from datasets_made import drawn_numbers, fingerprint, region_dataset, vse_shards
 from one_rank import (
     NUMBERS,
     compare_across_machines,
+    one_rank_environment,
     records,
     this_machine,
     train_on_one_rank,
@@ -92,6 +95,36 @@ def test_its_steps_are_those_it_would_have_trained(name: str, resumed: Path) -> 
         assert later_evaluations(resumed, first) == expected(name)["evaluations"]
     else:
         compare_across_machines(found, expected(name)["steps"])
+
+
+@pytest.mark.slow
+def test_its_order_is_kept_where_a_new_run_has_another(
+    dataset: Path, name: str, tmp_path: Path
+) -> None:
+    if name != "regions":
+        pytest.skip("one is enough")
+    found = {}
+    for begun in ("before", "now"):
+        folder = tmp_path / begun
+        if begun == "before":
+            shutil.copytree(HERE / name / "run", folder)
+        # As if the split were large: every new order is computed.
+        script = "import sys, runpy; from vse_scale.data import plan; plan._FEW = 0; "
+        script += "runpy.run_module('vse_scale.training', run_name='__main__', alter_sys=True)"
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", script, "--config", HERE / name / "recipe.yaml"),
+                *(f"data.path={dataset}", f"run.dir={folder}", "telemetry.tensorboard=false"),
+                "telemetry.prometheus_port=null",
+            ],
+            capture_output=True, text=True, timeout=240, env=one_rank_environment(),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+        found[begun] = remaining_steps(folder, 0)
+    first = (HERE / name / "run" / "metrics.jsonl").read_text().count("\n")
+    compare_across_machines(found["before"][first:], expected(name)["steps"])
+    losses = {begun: [step["loss"] for step in steps[:3]] for begun, steps in found.items()}
+    assert losses["before"] != losses["now"]
 
 
 def remaining_steps(folder: Path, first: int) -> list[dict[str, Any]]:

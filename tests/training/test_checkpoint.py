@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -37,6 +38,29 @@ def test_the_newest_comes_back_with_its_state(tmp_path: Path) -> None:
     path = save(checkpoints, 12)
     assert checkpoints.newest() == (path, dataclasses.replace(STATE, step=12))
     assert torch.equal(load_file(path / TENSORS)["model.weight"], torch.arange(500.0))
+
+
+def test_the_version_of_the_order_is_kept_and_an_unknown_one_refused(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for order in (1, 2):
+        checkpoints.save(SmallEngine(), dataclasses.replace(STATE, order=order), ALONE)
+        found = checkpoints.newest()
+        assert found is not None
+        assert found[1].order == order
+    path = checkpoints.save(SmallEngine(), dataclasses.replace(STATE, order=9), ALONE)
+    with pytest.raises(CheckpointError, match="order: Input should be less than or equal to 2"):
+        checkpoints.newest()
+    # Written before there was another order.
+    state = {k: v for k, v in dataclasses.asdict(STATE).items() if k != "order"}
+    (path / "state.json").write_text(json.dumps(state))
+    inventory = json.loads((path / "files.json").read_text())
+    content = (path / "state.json").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    inventory["state.json"] = {"bytes": len(content), "sha256": digest}
+    (path / "files.json").write_text(json.dumps(inventory))
+    found = checkpoints.newest()
+    assert found is not None
+    assert found[1].order == 1
 
 
 def test_only_so_many_are_kept(tmp_path: Path) -> None:

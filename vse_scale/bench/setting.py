@@ -81,9 +81,9 @@ def open_split(config: Config, split: str) -> ShardDataset:
 def recipe_of(config: Config, tokenizer: str | Path, size: int, grid_cells: int = 0) -> Recipe:
     """Return the ingredients of the published data path's batches: pair by pair, in plan order."""
     dataset = open_split(config, "train")
-    # The published order knows neither windows nor weights, and leaves the rest of an epoch out.
+    # The published order knows no windows, streams or weights, and drops the rest of an epoch.
     order = {"mode": "pairs", "captions_per_image": 1, "last_batch": "drop"}
-    order |= {"shuffle_window": 0, "weights": None}
+    order |= {"shuffle_window": 0, "streams": None, "weights": None}
     plan = make_plan(changed(config, data=order), dataset)
     return Recipe(
         dataset, plan, CaptionTokenizer.load(tokenizer), config.data, config.run.seed, size,

@@ -56,6 +56,10 @@ class DataConfig(Section):
     captions_per_image: Count = 1
     last_batch: Literal["drop", "wrap"] = "drop"
     shuffle_window: int = Field(default=0, ge=0)  # shards; 0 shuffles all of the split at once
+    # Parts of the permuted shards that every batch takes equally much of, so that a node reads from
+    # its own parts alone. None: up to 8 from 2**20 units on where there is a window, else 1; set as
+    # many as there are nodes, or a multiple, beyond eight.
+    streams: Count | None = None
     crop_scale: tuple[Fraction, Fraction] = (0.6, 1.0)  # one ratio for both sides
     flip: Fraction = 0.5
     word_drop: Fraction = 0.2  # share of words masked, replaced or removed

@@ -235,7 +235,9 @@ class _Assembler:
             epoch, step = position
             batch = self._plan.part(epoch, step, rank, ranks)
             if isinstance(self._dataset, ShardDataset) and self._dataset.remote:
-                self._dataset.prepare(*self._plan.shards(epoch, step, self._config.cache_ahead))
+                ahead = self._config.cache_ahead
+                needed = self._plan.shards(epoch, step, ahead, rank=rank, ranks=ranks)
+                self._dataset.prepare(*needed)
             # An image of k captions is decoded once, with the random numbers of its first pair.
             k = self._plan.captions_per_image
             leading = batch.pairs[::k]

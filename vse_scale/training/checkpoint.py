@@ -20,10 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vse_scale.bounds import Ge
+from vse_scale.bounds import Ge, Le
 from vse_scale.config import Config
 from vse_scale.config.resume import changes, differences, keys_on_purpose
 from vse_scale.console import log
+from vse_scale.data.plan import ORDER
 from vse_scale.errors import CheckpointError, ConfigError
 from vse_scale.files import PARTIAL, whole_folder
 from vse_scale.training.optim import moments_of
@@ -56,6 +57,7 @@ class RunState:
         best_rsum: The best validation result so far, or None before the first.
         best_step: The step after which it was reached.
         stale: Evaluations since then.
+        order: Version of the order of training, see `vse_scale.data.plan`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -66,6 +68,7 @@ class RunState:
     best_rsum: float | None = None
     best_step: int | None = None
     stale: int = 0
+    order: Annotated[int, Ge(1), Le(ORDER)] = 1  # of checkpoints from before there was another
 
     def check(self, config: Config, fingerprint: str, origin: Path) -> dict[str, tuple[Any, Any]]:
         """Return what changes on purpose where a run with ``config`` goes on from here.

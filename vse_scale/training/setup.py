@@ -18,7 +18,7 @@ from vse_scale.data.mixing import (
     folder_with,
     open_datasets,
 )
-from vse_scale.data.plan import Plan, PlanError
+from vse_scale.data.plan import ORDER, Plan, PlanError
 from vse_scale.data.producer import batches_apart
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
@@ -48,6 +48,7 @@ _KEYS_OF_PLAN = {
     "captions_per_image": "data.captions_per_image",
     "last_batch": "data.last_batch",
     "shuffle_window": "data.shuffle_window",
+    "streams": "data.streams",
     "weights": "data.weights",
 }
 
@@ -74,16 +75,23 @@ def check_run(config: Config, ranks: int) -> None:
             missing, damaged or do not fit the configuration.
     """
     find_observers(config)
-    dataset, _, _ = open_data(config, ranks)
     folder = RunFolder(Path(config.run.dir)).checkpoints_folder
-    checkpoints = Checkpoints(folder, config.run.keep_checkpoints)
-    if found := checkpoints.newest():
+    found = Checkpoints(folder, config.run.keep_checkpoints).newest()
+    dataset, _, _ = open_data(config, ranks, found[1].order if found else ORDER)
+    if found:
         origin, state = found
         state.check(config, dataset.fingerprint, origin)
 
 
-def open_data(config: Config, ranks: int) -> tuple[Dataset, ShardDataset | None, Plan]:
+def open_data(
+    config: Config, ranks: int, order: int = ORDER
+) -> tuple[Dataset, ShardDataset | None, Plan]:
     """Open the splits to train on and to validate on, and plan the order of training.
+
+    Args:
+        config: of the run.
+        ranks: number of ranks.
+        order: version of the order that the run was begun with.
 
     Raises:
         DatasetError: a split is missing, damaged, or lacks the inputs of the model.
@@ -100,7 +108,7 @@ def open_data(config: Config, ranks: int) -> tuple[Dataset, ShardDataset | None,
     )
     dataset = open_datasets(data.folders, data.split, staging, name="data.path")
     validation = _validation_split(config, staging)
-    plan = make_plan(config, dataset)
+    plan = make_plan(config, dataset, order)
     if isinstance(dataset, ShardDataset) and dataset.remote:
         _check_cache(config, plan, dataset, validation, ranks)
     for opened in (dataset, validation):
@@ -121,8 +129,8 @@ def _validation_split(config: Config, staging: StagingOptions) -> ShardDataset |
     return ShardDataset(folder or config.data.folders[0], wanted, staging)
 
 
-def make_plan(config: Config, dataset: Dataset) -> Plan:
-    """Return the order of training that ``config`` asks for.
+def make_plan(config: Config, dataset: Dataset, order: int = ORDER) -> Plan:
+    """Return the order of training that ``config`` asks for, in version ``order``.
 
     Raises:
         ConfigError: the dataset and the batch do not fit together.
@@ -146,6 +154,8 @@ def make_plan(config: Config, dataset: Dataset) -> Plan:
             shuffle_window=data.shuffle_window,
             dataset_sizes=[len(part) for part in parts],
             weights=data.weights,
+            streams=data.streams,
+            order=order,
         )
     except PlanError as error:
         raise error.renamed(_KEYS_OF_PLAN) from None

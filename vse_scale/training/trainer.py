@@ -16,6 +16,7 @@ from torch import Tensor
 from vse_scale.config import Config
 from vse_scale.console import Progress, duration, heartbeat, log, logged
 from vse_scale.data.loader import Batch, Loader
+from vse_scale.data.plan import ORDER
 from vse_scale.data.rng import mixed_seed
 from vse_scale.errors import CheckpointError, TrainingError, UserError
 from vse_scale.files import whole_folder, write_json, write_text
@@ -87,14 +88,15 @@ class Trainer:
     def __init__(self, config: Config, world: World, lock: RunLock | None = None) -> None:
         self.config, self.world, self._lock = config, world, lock
         self.folder = RunFolder(Path(config.run.dir))
-        self.dataset, self.validation, self.plan = setup.open_data(config, world.ranks)
+        self.checkpoints = Checkpoints(self.folder.checkpoints_folder, config.run.keep_checkpoints)
+        found = self._newest_checkpoint()
+        order = found[1].order if found else ORDER
+        self.dataset, self.validation, self.plan = setup.open_data(config, world.ranks, order)
         self.objective = objective_of(config.objective)
         self.schedule = Schedule(config, self.plan.steps_per_epoch)
         self.tokenizer = setup.prepare_tokenizer(
             config, self.dataset, self.folder.tokenizer_folder, world
         )
-        self.checkpoints = Checkpoints(self.folder.checkpoints_folder, config.run.keep_checkpoints)
-
         torch.manual_seed(config.run.seed)
         model = VSEModel(
             config.model,
@@ -104,11 +106,13 @@ class Trainer:
         )
         model.to(world.device)
         resolved = config.recorded()
-        self.state = RunState(step=0, fingerprint=self.dataset.fingerprint, config=resolved)
+        self.state = RunState(
+            step=0, fingerprint=self.dataset.fingerprint, config=resolved, order=order
+        )
         self._saved: RunState | None = None
         self._best_is_lost = False
         tensors: SharedTensors | None = None
-        if found := self._newest_checkpoint():
+        if found:
             origin, state = found
             changed = state.check(config, self.dataset.fingerprint, origin)
             tensors = SharedTensors(origin / TENSORS, world)
