@@ -3,36 +3,71 @@
 # Nothing is imported from the folder that sbatch was called in.
 export PYTHONSAFEPATH=1
 
-# Ends the job where SLURM would signal it (--signal=USR1@300) before it can have begun.
+# From SLURM 22.05 on srun does not take over what sbatch was told, and would bind a task to one core.
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+
+# Ends the job before a rank starts where none can succeed: `check RANKS ARGUMENTS...` of training.
+check() {
+  local ranks=$1
+  shift
+  check_time_limit
+  if [ -n "${VSE_DATA:-}" ]; then
+    if [ ! -f "$VSE_DATA/manifest.json" ]; then
+      echo "VSE_DATA is $VSE_DATA, where there is no manifest.json; give a dataset's folder" >&2
+      exit 2
+    fi
+    set -- "$@" "data.path=$VSE_DATA"
+  fi
+  vse-scale train --dry-run --ranks "$ranks" "$@" >/dev/null || exit $?
+}
+
+# SLURM signals the ranks so many seconds before the time limit (--signal=USR1@300): not before they
+# have begun.
 check_time_limit() {
-  local lead=300
-  if [ $((${SLURM_JOB_END_TIME:-99999} - ${SLURM_JOB_START_TIME:-0})) -le $lead ]; then
+  local lead=300 start=${SLURM_JOB_START_TIME:-$(date +%s)} end=${SLURM_JOB_END_TIME:-}
+  [[ ${SBATCH_SIGNAL:-} =~ @([0-9]+)$ ]] && lead=${BASH_REMATCH[1]}
+  if [ -z "$end" ]; then # set since SLURM 23.02
+    end=$(scontrol show job "$SLURM_JOB_ID" | grep -o ' EndTime=[^ ]*') || return 0
+    end=$(date -d "${end#*=}" +%s 2>/dev/null) || return 0 # Unknown: no limit
+  fi
+  if [ $((end - start)) -le "$lead" ]; then
     echo "the time limit is shorter than the $lead s before it at which ranks are asked to stop;" \
-      "raise --time" >&2
+      "raise --time, or set SBATCH_SIGNAL=USR1@SECONDS" >&2
     exit 2
   fi
 }
 
 # Copies the dataset in VSE_DATA to every node's own disk, and sets `data` to the override that
-# trains from there: `stage ARGUMENTS...` of the training command, which is checked first. Without
-# VSE_DATA the configuration's data.path is read as it is.
+# trains from there. Without VSE_DATA the configuration's data.path is read as it is.
 stage() {
   data=()
   [ -n "${VSE_DATA:-}" ] || return 0
-  if [ ! -f "$VSE_DATA/manifest.json" ]; then
-    echo "VSE_DATA is $VSE_DATA, where there is no manifest.json; give a dataset's folder" >&2
-    exit 2
-  fi
-  vse-scale train --dry-run "$@" "data.path=$VSE_DATA" >/dev/null || exit $?
-  # Two datasets may have one name.
-  local mark here
-  mark=$(cksum <"$VSE_DATA/manifest.json")
-  here="${VSE_LOCAL:-${TMPDIR:-/tmp}/vse-scale-$(id -un)}/$(basename "$VSE_DATA")-${mark%% *}"
-  srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 sh -c '
-    mkdir -p "$2" || exit
-    if command -v rsync >/dev/null; then rsync -a "$1/" "$2/"; else cp -Rpu "$1/." "$2/"; fi
-    ' stage "$VSE_DATA" "$here"
+  # Two datasets may have one name, and the manifest holds the digest of every shard.
+  local mark own=${TMPDIR:-/tmp}/vse-scale-$(id -un) here
+  mark=$(sha256sum <"$VSE_DATA/manifest.json")
+  here=${VSE_LOCAL:-$own}/$(basename "$VSE_DATA")-${mark:0:16}
+  [ -z "${VSE_LOCAL:-}" ] || own=$here
+  echo "staging $VSE_DATA in $here on every node" >&2
+  export -f copy_missing
+  srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+    bash -c 'copy_missing "$@"' stage "$VSE_DATA" "$own" "$here" || exit $?
   data=("data.path=$here")
+}
+
+# Copies what a folder lacks, below one that is the user's alone: `copy_missing FROM OWN TO`. A file
+# has another name until it is whole: a job may be killed, or a second one of this node read there.
+copy_missing() {
+  mkdir -p -m 700 "$2" && mkdir -p "$3" && cd "$1" || return
+  if [ ! -O "$2" ]; then
+    echo "$2 on $(hostname) belongs to another user; set VSE_LOCAL to a folder of your own" >&2
+    return 2
+  fi
+  exec 9>>"$3/.lock"
+  flock 9
+  find -L . -type f ! -name .lock -print0 | while IFS= read -r -d '' file; do
+    [ "$(stat -Lc %s "$file")" != "$(stat -c %s "$3/$file" 2>/dev/null)" ] || continue
+    mkdir -p "$3/${file%/*}" && cp "$file" "$3/$file.part" && mv "$3/$file.part" "$3/$file" || exit
+  done
 }
 
 # Tells Prometheus whom to scrape for as long as the job runs, and sets `watched` to the override by

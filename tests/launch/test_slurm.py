@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ SCRIPTS = ("train.sbatch", "deepspeed.sbatch")
 
 # Each call takes the next exit code, after it has trained as far as the next checkpoint, if any.
 SRUN = """#!/usr/bin/env bash
-echo "restarts=$VSE_SCALE_RESTARTS ${*//$'\n'/ }" >>"$LOG/srun"
+echo "restarts=$VSE_SCALE_RESTARTS cores=$SRUN_CPUS_PER_TASK ${*//$'\n'/ }" >>"$LOG/srun"
 n=$(($(wc -l <"$LOG/srun") - 1))
 codes=($CODES) checkpoints=($CHECKPOINTS)
 [ "${checkpoints[n]:--}" = - ] || mkdir -p "$RUN/checkpoints/${checkpoints[n]}"
@@ -29,8 +30,9 @@ echo "$*" >>"$LOG/checked"
 [[ $* != *mistake* ]] || exit 2
 """
 SCONTROL = """#!/usr/bin/env bash
-case $1 in
-  show) echo n1; echo n2 ;;
+case "$*" in
+  *"show job"*) echo "   StartTime=$(date -Is) EndTime=${END:-Unknown}" ;;
+  *show*) echo n1; echo n2 ;;
   *) echo "$*" >>"$LOG/scontrol" ;;
 esac
 """
@@ -47,7 +49,9 @@ class Job:
     requeues: list[str] = field(default_factory=list)
 
 
-def submit(folder: Path, script: str, codes: str, checkpoints: str = "", **more: str) -> Job:
+def submit(
+    folder: Path, script: str, codes: str, checkpoints: str = "", run: str = "", **more: str
+) -> Job:
     commands = folder / "bin"
     commands.mkdir()
     for name, text in (
@@ -60,18 +64,18 @@ def submit(folder: Path, script: str, codes: str, checkpoints: str = "", **more:
         (commands / name).chmod(0o755)
     (folder / "targets").mkdir()
     job = Job(folder)
-    run = subprocess.run(
-        ["bash", ROOT / "launch" / "slurm" / script, folder / "coco", "recipe.yaml", "run.seed=7"],
+    ended = subprocess.run(
+        ["bash", f"launch/slurm/{script}", run or folder / "coco", "recipe.yaml", "run.seed=7"],
         env={
             "PATH": f"{commands}:{os.environ['PATH']}", "HOME": str(folder), "LOG": str(folder),
             "RUN": str(folder / "coco"), "CODES": codes, "CHECKPOINTS": checkpoints,
             "VSE_TARGETS": str(folder / "targets"), "SLURM_JOB_ID": "12345",
-            "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_GPUS_ON_NODE": "2",
-            "SLURM_JOB_NODELIST": "n[1-2]", **more,
+            "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_GPUS_ON_NODE": "2",
+            "SLURM_NTASKS_PER_NODE": "2", **more,
         },
         capture_output=True, text=True, timeout=300, cwd=ROOT,
     )  # fmt: skip
-    job.code, job.said = run.returncode, run.stderr
+    job.code, job.said = ended.returncode, ended.stderr
     for name, lines in (("srun", job.starts), ("scontrol", job.requeues)):
         if (folder / name).exists():
             lines += (folder / name).read_text().splitlines()
@@ -145,7 +149,7 @@ def test_a_dataset_is_staged_on_every_node(tmp_path: Path) -> None:
     job = submit(tmp_path, "train.sbatch", codes="0 0", VSE_DATA=str(data), VSE_LOCAL="/disk")
     staging, training = (tmp_path / "srun").read_text().splitlines()
     assert "--ntasks=2 --ntasks-per-node=1" in staging
-    assert re.search(rf"stage {data} /disk/flickr-\d+$", staging)
+    assert re.search(rf"stage {data} (/disk/flickr-[0-9a-f]{{16}}) \1$", staging)
     assert training.endswith(f"data.path={staging.split()[-1]}")
     assert job.code == 0
     # By what is in it: another dataset of that name gets a place of its own.
@@ -160,7 +164,17 @@ def test_a_configuration_is_checked_before_a_dataset_is_copied(tmp_path: Path) -
     data = dataset(tmp_path / "mistake", "{}")
     job = submit(tmp_path, "train.sbatch", codes="0 0", VSE_DATA=str(data))
     assert (job.code, job.starts) == (2, [])
-    assert "--dry-run --config recipe.yaml" in (tmp_path / "checked").read_text()
+    checked = (tmp_path / "checked").read_text()
+    assert "--dry-run --ranks 4 --config recipe.yaml" in checked
+    assert f"run.seed=7 data.path={data}" in checked
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_configuration_is_checked_before_a_rank_starts(tmp_path: Path, script: str) -> None:
+    """In a folder of runs whose name is a URL: nothing is written there."""
+    job = submit(tmp_path, script, codes="0", run="s3://mistake/coco")
+    assert (job.code, job.starts) == (2, [])
+    assert not (ROOT / "s3:").exists()
 
 
 def test_a_dataset_that_is_not_there_is_one_line(tmp_path: Path) -> None:
@@ -185,11 +199,28 @@ def test_a_new_checkpoint_sets_the_count_back(tmp_path: Path) -> None:
     assert (tmp_path / "coco" / "requeues").read_text() == "0\n"
 
 
-def test_a_time_limit_within_the_signals_lead_is_refused(tmp_path: Path) -> None:
-    limits = {"SLURM_JOB_START_TIME": "1000", "SLURM_JOB_END_TIME": "1240"}
-    job = submit(tmp_path, "train.sbatch", codes="0", **limits)
-    assert (job.code, job.starts) == (2, [])
-    assert "raise --time" in job.said
+@pytest.mark.parametrize(
+    ("seconds", "signal", "code"),
+    [(240, None, 2), (400, None, 0), (240, "USR1@120", 0), (400, "B:USR1@500", 2)],
+)
+def test_a_time_limit_within_the_signals_lead_is_refused(
+    tmp_path: Path, seconds: int, signal: str | None, code: int
+) -> None:
+    more = {"END": (datetime.now() + timedelta(seconds=seconds)).isoformat(timespec="seconds")}
+    if signal is not None:
+        more["SBATCH_SIGNAL"] = signal
+    job = submit(tmp_path, "train.sbatch", codes="0", **more)
+    assert (job.code, len(job.starts)) == (code, 0 if code else 1)
+    assert ("raise --time, or set SBATCH_SIGNAL=USR1@SECONDS" in job.said) == bool(code)
+
+
+def test_a_task_gets_the_cores_that_the_job_asked_for(tmp_path: Path) -> None:
+    """From SLURM 22.05 on srun has to be told again, and bound each task to one core.
+
+    reframe-hpc/reframe#2655, snakemake/snakemake-executor-plugin-slurm#41.
+    """
+    submit(tmp_path, "train.sbatch", codes="0", SLURM_CPUS_PER_TASK="8")
+    assert "restarts=0 cores=8 " in (tmp_path / "srun").read_text()
 
 
 def test_nothing_is_imported_from_the_folder_of_the_job(tmp_path: Path) -> None:
@@ -198,19 +229,3 @@ def test_nothing_is_imported_from_the_folder_of_the_job(tmp_path: Path) -> None:
     text = (ROOT / "launch" / "slurm" / "common.sh").read_text()
     assert "export PYTHONSAFEPATH=1" in text
     assert "telemetry.address=0.0.0.0 run.dir=" in (tmp_path / "srun").read_text()
-
-
-def test_a_task_is_a_rank(tmp_path: Path) -> None:
-    """What train.sbatch has each task run, with what SLURM tells a task."""
-    text = (ROOT / "launch" / "slurm" / "train.sbatch").read_text()
-    body = text.split("bash -c '")[1].split("'")[0]
-    tell = tmp_path / "python"
-    tell.write_text('#!/bin/sh\necho "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_SIZE $*"\n')
-    tell.chmod(0o755)
-    slurm = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"}
-    said = subprocess.run(
-        ["bash", "-c", body, "rank", "--config", "a file.yaml"],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_NTASKS_PER_NODE": "2", **slurm},
-        capture_output=True, text=True, check=True, timeout=20,
-    )  # fmt: skip
-    assert said.stdout == "3 1 4 2 -u -m vse_scale.training --config a file.yaml\n"

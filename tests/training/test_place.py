@@ -47,7 +47,7 @@ def place(environment: dict[str, str]) -> tuple[int, int, int]:
         ({**TASK, "PMIX_RANK": "3"}, (3, 4, 1)),
         # mpirun in a SLURM job starts its helpers by srun, one a node.
         ({**TASK, **OPEN_MPI}, (1, 2, 1)),
-        # train.sbatch exports what SLURM says.
+        # A wrapper below srun that exports what SLURM says.
         ({**TASK, **TORCH, "RANK": "3"}, (3, 4, 1)),
         # torchrun, which orders nodes as it likes, and DeepSpeed's launcher below a task a node.
         ({**TASK, **TORCH, "WORLD_SIZE": "32", "TORCHELASTIC_RUN_ID": "x"}, (1, 32, 1)),
@@ -121,6 +121,18 @@ def test_what_is_no_rank_is_one_line(environment: dict[str, str], words: list[st
     assert all(part in str(caught.value) for part in words), caught.value
     assert "\n" not in str(caught.value)
     assert is_main(environment)  # it is heard
+
+
+@pytest.mark.parametrize(
+    ("node", "tasks", "here"),
+    [("0", "2(x2),1", 2), ("2", "2(x2),1", 1), ("1", "3,2", 2), ("0", "4", 4), ("3", "2(x2)", 8)],
+)
+def test_a_step_may_have_other_tasks_on_a_node_than_were_asked_for(
+    node: str, tasks: str, here: int
+) -> None:
+    """Lightning-AI/pytorch-lightning#20391, ACEsuit/mace#828."""
+    asked = {**TASK, "SLURM_NTASKS_PER_NODE": "8", "SLURM_NODEID": node}
+    assert find_place({**asked, "SLURM_STEP_TASKS_PER_NODE": tasks}).local_ranks == here
 
 
 def test_what_the_line_names_is_enough() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import sys
 import time
 from types import FrameType
@@ -52,6 +53,8 @@ def run_rank(config: str, overrides: list[str], *, debug: bool = False) -> int:
         if not main_rank and not isinstance(error, LaunchError):
             # The main rank reports what every rank found; afterwards this one reports its own.
             time.sleep(MESSAGE_SECONDS)
+            if _main_rank_has_left():
+                return error.exit_code
         tell(f"vse-scale: error: {masked(str(error))}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -100,6 +103,23 @@ def _train(config: str, overrides: list[str], place: Place) -> int:
     code = train(load_config(config, overrides, place.ranks))
     leave_world()
     return code
+
+
+def _main_rank_has_left() -> bool:
+    """Return whether the main rank, which this one had joined, is there no more.
+
+    Not every launcher ends the other ranks then, and a line from each of them would be the same.
+    """
+    import torch.distributed as dist
+
+    master = find_place(os.environ).master
+    if master is None or not dist.is_initialized():
+        return False
+    try:
+        socket.create_connection(master, timeout=2.0).close()
+    except OSError:
+        return True
+    return False
 
 
 def _stop_before_the_first_step(number: int, frame: FrameType | None) -> None:

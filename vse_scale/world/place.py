@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vse_scale.errors import LaunchError
 
@@ -141,6 +141,8 @@ def _outer(environment: Mapping[str, str]) -> tuple[_Found, int]:
 
 def _slurm(environment: Mapping[str, str]) -> tuple[_Found, int]:
     slurm = _read(_SLURM, environment)
+    if here := _tasks_here(environment):
+        slurm = replace(slurm, local_ranks=here)
     tasks = slurm.ranks[1] if slurm.ranks is not None else 1
     step = environment.get("SLURM_STEP_ID") or environment.get("SLURM_STEPID") or ""
     if step.isdigit() and int(step) < _FIRST_SPECIAL_STEP:
@@ -150,6 +152,20 @@ def _slurm(environment: Mapping[str, str]) -> tuple[_Found, int]:
         # The shells of sbatch and salloc have the job's variables, and stand for none of its tasks.
         return _Found(), tasks
     return (slurm if slurm.rank is not None or tasks > 1 else _Found()), 0
+
+
+def _tasks_here(environment: Mapping[str, str]) -> tuple[str, int] | None:
+    """Return the step's tasks on this node, out of SLURM's list for all nodes: ``2(x3),1``.
+
+    SLURM_NTASKS_PER_NODE is what was asked for, if it was: a step may have other numbers.
+    """
+    name, node = "SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_NODEID", "")
+    before = int(node) if node.isdigit() else 0
+    for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get(name, "")):
+        if before < int(times or 1):
+            return name, int(tasks)
+        before -= int(times or 1)
+    return None
 
 
 def _read(launcher: _Launcher, environment: Mapping[str, str]) -> _Found:
