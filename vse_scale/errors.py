@@ -1,6 +1,6 @@
 """Every error that a user can mend, one class per kind; commands leave with exit code 2."""
 
-from vse_shards.errors import DatasetError, OutputError, SourceError, UserError
+from vse_shards.errors import DatasetError, OutputError, SourceError, StorageError, UserError
 
 __all__ = [
     "CheckpointError",
@@ -10,6 +10,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "SourceError",
+    "StorageError",
     "TrainingError",
     "UserError",
 ]

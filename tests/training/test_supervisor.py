@@ -67,6 +67,14 @@ def test_crashes_at_once_are_tried_again_at_growing_intervals(
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
+def test_a_storage_that_stays_away_is_left_to_who_starts_the_command_again(
+    watched: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = ending(watched, monkeypatch, [75] * 10)
+    assert watched.run() == 75
+    assert len(pauses) == 9
+
+
 def test_a_death_after_a_new_checkpoint_is_no_reason_to_wait(
     watched: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

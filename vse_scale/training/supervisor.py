@@ -24,7 +24,7 @@ import psutil
 
 from vse_scale.config import Config
 from vse_scale.console import log
-from vse_scale.errors import TrainingError, UserError
+from vse_scale.errors import StorageError, TrainingError, UserError
 from vse_scale.run.folder import RunFolder
 from vse_scale.run.lock import LOCK, RunLock
 from vse_scale.training.checkpoint import finished_checkpoints
@@ -69,8 +69,8 @@ class Supervisor:
 
         Raises:
             OutputError: the run's folder cannot be written, or another process trains in it.
-            TrainingError: the run failed ``max_restarts`` times without a new checkpoint, or in a
-                way that would come again.
+            TrainingError: the run failed ``max_restarts`` times without a new checkpoint, and not
+                for a storage that may come back, or in a way that would come again.
         """
         for number in stop_signals():
             signal.signal(number, self._hear)
@@ -99,6 +99,8 @@ class Supervisor:
             self._check_worth(code, killed, former & failures)
             restarts = 0 if self._newest_checkpoint() != before else restarts + 1
             if restarts > self._max_restarts:
+                if code == StorageError.exit_code:
+                    return code  # it may pass, as the ranks have said
                 raise TrainingError(
                     f"{self._folder.path}: the run died {restarts} times without a new checkpoint, "
                     f"last with exit code {code}; its own messages above say why"
