@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SOAK = pytest.mark.soak
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("train.sbatch", "deepspeed.sbatch")
+DEEPSPEED_SOAKED = ["train.sbatch", pytest.param("deepspeed.sbatch", marks=SOAK)]
 STEPS = 40
 _UNDER_WAY = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUE")
 OPTIONS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
@@ -103,6 +103,7 @@ class Job:
     def start_now(self) -> None:
         """Spare a requeued job the two minutes that SLURM lets it wait."""
         self.wait_for_state("PENDING")
+        time.sleep(2.5)  # a node starts no job again in the second in which it ended
         self.cluster.run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
     def end(self) -> str:
@@ -160,7 +161,7 @@ def errors_of(job: Job) -> list[str]:
     return [line for line in job.said().splitlines() if "error:" in line and "srun" not in line]
 
 
-@pytest.mark.parametrize("script", ["train.sbatch", pytest.param(SCRIPTS[1], marks=SOAK)])
+@pytest.mark.parametrize("script", DEEPSPEED_SOAKED)
 def test_a_job_goes_on_after_a_killed_rank_and_after_the_signal_before_its_limit(
     cluster: Cluster, config: Path, undisturbed: Path, tmp_path: Path, script: str
 ) -> None:
@@ -178,7 +179,7 @@ def test_a_job_goes_on_after_a_killed_rank_and_after_the_signal_before_its_limit
     assert_same_run(run, undisturbed)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", DEEPSPEED_SOAKED)
 def test_a_mistyped_key_is_one_line_and_no_requeue(
     cluster: Cluster, config: Path, tmp_path: Path, script: str
 ) -> None:
@@ -308,9 +309,9 @@ def test_requeues_that_bring_nothing_end_after_the_fourth(
     cluster: Cluster, config: Path, tmp_path: Path, ranks: dict[str, str]
 ) -> None:
     job = submit(cluster, "train.sbatch", tmp_path / "run", config, **ranks, CODE="75")
-    for _ in range(3):
+    for starts in range(1, 4):
+        job.wait_for("exit code 75", times=2 * starts)
         job.start_now()
-        job.wait_for_state("RUNNING")
     assert job.end() == "FAILED 1:0", job.said()
     assert "the job ended 4 times without a new checkpoint; raise --time" in job.said()
 
@@ -319,7 +320,7 @@ def test_a_job_whose_tasks_are_not_the_scripts(
     cluster: Cluster, config: Path, tmp_path: Path, ranks: dict[str, str]
 ) -> None:
     """Three tasks on two nodes: the numbers are the step's."""
-    options = ("--nodes=2", "--ntasks=3", "--gpus-per-node=2", "--cpus-per-task=1")
+    options = ("--nodes=2", "--ntasks=3", "--ntasks-per-node=2", "--gpus-per-node=2", "-c1")
     job = submit(cluster, "train.sbatch", tmp_path / "run", config, options=options, **ranks)
     assert job.end() == "COMPLETED 0:0", job.said()
     numbers = [line.split()[0] for line in (tmp_path / "ranks").read_text().splitlines()]
