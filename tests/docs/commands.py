@@ -42,6 +42,7 @@ NOT_RUN = {
     "*python *tests/kernels/*": "minutes of compiling; tests/kernels/test_compiled.py does it",
     "tests/gpu/run.sh": "minutes, as its steps' own tests",
     "python shards/benchmarks/build_speed.py *": "needs photos, and img2dataset's environment",
+    "python shards/benchmarks/former_speed.py *": "needs photos, and a former commit",
 }
 _IGNORED = ("sleep",)  # of the shell, in loops around commands
 
