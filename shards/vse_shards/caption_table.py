@@ -57,6 +57,9 @@ class CaptionTable:
             text in most rows: its number, the number of its rows, and the first of them.
         """
         self._flush()
+        again = "SELECT 1 FROM captions GROUP BY text HAVING COUNT(*) > 1 LIMIT 1"
+        if self._db.execute(again).fetchone() is None:
+            return 0, 0, 0, 0, 0  # of most sources, and one sort in place of three
         (within,) = self._db.execute(
             "SELECT COALESCE(SUM(n - 1), 0) FROM"
             " (SELECT COUNT(*) n FROM captions GROUP BY row, text HAVING n > 1)"

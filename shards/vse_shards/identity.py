@@ -38,13 +38,19 @@ def prefixed(row: Row) -> Row:
     )
 
 
-def named_alike(one: Row, other: Row) -> bool:
-    """Return whether two rows name the same place for their picture and their regions."""
-    if one.regions != other.regions or (one.image is None) != (other.image is None):
-        return False
-    if one.image is None or other.image is None:
-        return True
-    return (one.image.path, one.image.offset) == (other.image.path, other.image.offset)
+def place_of(row: Row) -> tuple[str | int | None, ...]:
+    """Return the place of a row's picture and of its regions, equal where both are the same.
+
+    Returns:
+        Path and offset of the picture, path and row of the regions.
+    """
+    image, regions = row.image, row.regions
+    return (
+        None if image is None else image.path,
+        None if image is None else image.offset,
+        None if regions is None else regions.path,
+        None if regions is None else regions.row,
+    )
 
 
 def same_picture(one: Row, other: Row) -> bool:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vse_shards.carve import Carving
+from vse_shards.filling import REPEATED
 from vse_shards.images import ImageOptions
 from vse_shards.manifest import Manifest
-from vse_shards.rows import REPEATED
 from vse_shards.sources.base import INCOMPLETE
 from vse_shards.threshold import RejectLimit
 

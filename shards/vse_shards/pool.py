@@ -143,11 +143,12 @@ def _run(task: Task, progress: Progress | None = None) -> bool:
         rows = store.fetch(task.numbers)
 
     def done(rejected: bool) -> None:
-        if _counters[_STOP]:
-            raise _Stopped
         with _counters.get_lock():
-            _counters[_DONE] += 1
-            _counters[_REJECTED] += rejected
+            counts = _counters.get_obj()  # without taking the lock again for each
+            if counts[_STOP]:
+                raise _Stopped
+            counts[_DONE] += 1
+            counts[_REJECTED] += rejected
         if progress is not None:
             _show(_counters, progress)
 

@@ -47,9 +47,19 @@ def locate(folder: str, name: str) -> str:
         real = _real(unmarked(path))
     except ValueError:  # such as a NUL; no file has such a name
         return unmarked(path)
-    if any(_is_under(root, real) for root in _roots(folder)) or not os.path.exists(real):
+    if _is_allowed(folder, real) or not os.path.exists(real):
         return unmarked(path)
     return _OUTSIDE + unmarked(path)
+
+
+@lru_cache(maxsize=4096)
+def holds(folder: str, below: str) -> bool:
+    """Return whether all of a folder but its links may be named by the rows of ``folder``."""
+    return _is_allowed(folder, _real_folder(below))
+
+
+def _is_allowed(folder: str, real: str) -> bool:
+    return any(_is_under(root, real) for root in _roots(folder))
 
 
 def is_outside(path: str) -> bool:
@@ -83,6 +93,7 @@ def forget_folders() -> None:
     """Drop what is known about links of folders."""
     _real_folder.cache_clear()
     _roots.cache_clear()
+    holds.cache_clear()
 
 
 def _is_below(folder: str, path: str) -> bool:

@@ -7,9 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import fsspec
-from fsspec.core import split_protocol, url_to_fs
-
 from vse_shards.errors import AccessError, StorageError, UserError
 from vse_shards.masking import MASK, masked
 from vse_shards.progress import say
@@ -54,6 +51,8 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     Raises:
         ProtocolError: the protocol is unknown, or its package is not installed.
     """
+    from fsspec.core import split_protocol, url_to_fs  # here: it takes long, and few builds need it
+
     # Chained protocols run what the URL says: one of them renders templates of the file it reads.
     if "::" in url:
         raise ProtocolError(errno.EINVAL, "chained protocols are not opened", masked(url))
@@ -158,5 +157,7 @@ def _options(protocol: str | None) -> dict[str, Any]:
         options = {"client_kwargs": {"timeout": timeout}, "use_listings_cache": False}
     else:
         return {}
+    import fsspec  # here: as above
+
     chosen = fsspec.config.conf.get(protocol, {})  # what the user set for fsspec is kept
     return {name: value for name, value in options.items() if name not in chosen}

@@ -9,6 +9,8 @@ from typing import Any
 from vse_shards import storage
 from vse_shards.sources import Caption, Location, RegionsAt, Row
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 @dataclass(frozen=True)
 class StoredRow:
@@ -18,22 +20,25 @@ class StoredRow:
     identity: str
 
 
-def to_columns(row: Row, size: int | None) -> tuple[str | None, str | None, str]:
-    """Return a row's image path, regions path, and the rest as JSON without local paths."""
-    body = {
-        **row.__dict__,
-        "captions": [[caption.id, caption.text] for caption in row.captions],
-        "image": row.image
-        and [row.image.offset, size if row.image.size is None else row.image.size],
-        "regions": row.regions and [storage.base_name(row.regions.path), row.regions.row],
-    }
-    image = None if row.image is None else row.image.path
-    regions = None if row.regions is None else row.regions.path
-    return image, regions, dump(body)
+def to_body(row: Row, size: int | None) -> str:
+    """Return a row as JSON without local paths.
+
+    Args:
+        row: the row.
+        size: size of its picture in bytes, if it has one.
+    """
+    return dump(
+        {
+            **row.__dict__,
+            "captions": [[caption.id, caption.text] for caption in row.captions],
+            "image": row.image and [row.image.offset, size],
+            "regions": row.regions and [storage.base_name(row.regions.path), row.regions.row],
+        }
+    )
 
 
 def from_columns(body: str, image: str | None, regions: str | None) -> StoredRow:
-    """Return the row of what `to_columns` returned, in another order."""
+    """Return the row of what `to_body` returned, with the paths of its image and regions."""
     content: dict[str, Any] = json.loads(body)
     content["captions"] = tuple(Caption(*caption) for caption in content["captions"])
     if image is not None:
@@ -45,4 +50,4 @@ def from_columns(body: str, image: str | None, regions: str | None) -> StoredRow
 
 def dump(content: Any) -> str:
     """Return JSON as a row's identity has it."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return _encode(content)

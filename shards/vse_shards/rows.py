@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vse_shards import reach, storage
 from vse_shards.caption_table import CaptionTable, scratch_database, words_of
+from vse_shards.filling import RowFiller, record_problem
 from vse_shards.identity import (
     Repeats,
     caption_clash,
-    clash,
     leaked,
-    named_alike,
-    prefixed,
-    same_picture,
 )
-from vse_shards.masking import masked
-from vse_shards.notes import shown
-from vse_shards.opening import MAX_FILE_BYTES
-from vse_shards.row_text import StoredRow, dump, from_columns, to_columns
-from vse_shards.sources import Caption, Location, Problem, Row
-
-REPEATED = "duplicate caption"  # reason of a row that says again what another has said
+from vse_shards.row_text import StoredRow, dump, from_columns
+from vse_shards.sources import Problem, Row
 
 
 @dataclass(frozen=True)
@@ -43,39 +30,6 @@ class Missing:
 
     count: int
     first: list[str]
-
-
-class Outside:
-    """Counts the rows whose image is outside the folder of the images."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._first: list[str] = []
-        self._parent: str | None = None  # of all images, while every row names an absolute path
-
-    def add(self, name: str, path: str) -> None:
-        """Count a row that names ``name``, which is at ``path``."""
-        folder = os.path.dirname(os.path.abspath(path)) if os.path.isabs(name) else ""
-        if self.count == 0:
-            self._parent = folder
-        elif self._parent:
-            self._parent = folder and os.path.commonpath([self._parent, folder])
-        self.count += 1
-        if len(self._first) < 3:
-            self._first.append(reach.shown(name))
-
-    def line(self, source: str) -> str:
-        """Return a line for people about the rows of ``source``."""
-        return (
-            f"{source}: {self.count:,} rows name files outside the folder of the images: "
-            f"{', '.join(self._first)}{' ...' if self.count > 3 else ''}; they are rejected; "
-            f"{self.remedy()}"
-        )
-
-    def remedy(self) -> str:
-        """Return how such rows are read."""
-        known = self._parent not in (None, "", "/")
-        return f"read them with {f'--images {self._parent}, or ' if known else ''}--allow-outside"
 
 
 @dataclass(frozen=True)
@@ -99,6 +53,7 @@ class RowStore:
 
     Attributes:
         read: number of rows and problems that were read.
+        outside: rows whose image is outside the folder of the images.
 
     Args:
         path: path of the file.
@@ -108,23 +63,13 @@ class RowStore:
     read = 0
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self.outside = Outside()
         if read_only:
             self._db = sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)
             return
         self._db = scratch_database(path)
-        self._db.execute(
-            "CREATE TABLE rows (number INTEGER PRIMARY KEY, split TEXT, image_id TEXT,"
-            " image TEXT, regions TEXT, body TEXT, UNIQUE (image_id, split))"
-        )
-        # Captions of further rows of an image: joined once, at the end, so that many stay cheap.
-        self._db.execute(
-            "CREATE TABLE more (number INTEGER PRIMARY KEY, row INTEGER, origin TEXT,"
-            " partial INTEGER, captions TEXT)"
-        )
         self._captions = CaptionTable(self._db)
-        self._db.execute("CREATE TABLE missing (number INTEGER PRIMARY KEY, name TEXT UNIQUE)")
-        self._db.execute("CREATE TABLE problems (number INTEGER PRIMARY KEY, line TEXT)")
+        self._filler = RowFiller(self._db, self._captions)
+        self.outside = self._filler.outside
 
     def __enter__(self) -> RowStore:
         return self
@@ -168,16 +113,8 @@ class RowStore:
                     continue
                 row = replace(row, split=splits[row.split])
             self.read += 1
-            if isinstance(row, Problem):
-                self._refuse(row)
-                continue
-            if prefix_ids:
-                row = prefixed(row)
-            if row.image is not None and reach.is_outside(row.image.path):
-                self._add_outside(row, row.image, allow_outside)
-            else:
-                self._add(row)
-        self._join_all()
+            self._filler.add(row, allow_outside=allow_outside, prefix_ids=prefix_ids)
+        self._filler.finish()
         twice = self._captions.id_that_stands_twice()
         if twice is not None:
             raise caption_clash(twice[0], *(stored.row for stored in self.fetch(twice[1:])))
@@ -240,7 +177,7 @@ class RowStore:
         """Remove a row, for a reason if it is a loss."""
         self._db.execute("DELETE FROM rows WHERE number = ?", (number,))
         if problem is not None:
-            self._refuse(problem)
+            record_problem(self._db, problem)
         self._db.commit()
 
     def pictures(self, split: str) -> Iterator[Picture]:
@@ -279,115 +216,3 @@ class RowStore:
         for line in self.problems():
             digest.update(line.encode())
         return digest.hexdigest()
-
-    def _add_outside(self, row: Row, image: Location, allowed: bool) -> None:
-        """Store a row whose image is outside the folder of the images, or refuse it."""
-        path = reach.unmarked(image.path)
-        if allowed and not reach.is_chained(path):
-            try:
-                return self._add(replace(row, image=replace(image, path=path)))
-            except OSError as error:  # such as of a protocol that is not installed
-                return self._refuse_row(row, "unreadable", error.strerror or type(error).__name__)
-        if reach.is_web(path):
-            detail = "a web address; these are not downloaded, but img2dataset does it"
-        elif reach.is_chained(path):
-            detail = "a URL of several protocols; these are never opened"
-        else:
-            detail = "outside the folder of the images"
-            self.outside.add(row.name, path)
-        return self._refuse_row(row, "outside", f"{reach.shown(row.name)} is {detail}")
-
-    def _add(self, row: Row) -> None:
-        image_id = json.dumps(row.image_id)
-        # Before the file is looked at: most rows of a table join, and name the same file again.
-        if row.partial and self._join(row, image_id, read=False):
-            return
-        size = None
-        if row.image is not None and row.image.size is None:
-            size = storage.file_size(row.image.path)
-            if size < 0:
-                # One problem per missing file, however many rows name it.
-                first = self._db.execute(
-                    "INSERT OR IGNORE INTO missing (name) VALUES (?)", (row.name,)
-                ).rowcount
-                return self._refuse_row(row, "missing image", row.name) if first else None
-            if size > MAX_FILE_BYTES:
-                limit = f"{size:,} bytes, limit {MAX_FILE_BYTES:,}"
-                return self._refuse_row(row, "too large", limit)
-        added = self._db.execute(
-            "INSERT OR IGNORE INTO rows (split, image_id, image, regions, body)"
-            " VALUES (?, ?, ?, ?, ?)",
-            (row.split, image_id, *to_columns(row, size)),
-        )
-        if added.rowcount:
-            self._captions.add(int(added.lastrowid or 0), row.captions)
-        elif not self._join(row, image_id, read=True):
-            raise clash(self._earlier(row, image_id)[1], row)
-        return None
-
-    def _earlier(self, row: Row, image_id: str) -> tuple[int, Row]:
-        """Return number and content of the earlier row of the same id and split."""
-        (number,) = self._db.execute(
-            "SELECT number FROM rows WHERE image_id = ? AND split = ?", (image_id, row.split)
-        ).fetchone()
-        return number, self.fetch([number])[0].row
-
-    def _join(self, row: Row, image_id: str, *, read: bool) -> bool:
-        """Add a row's captions to the earlier row of its id, if that shows the same picture.
-
-        Args:
-            row: the further row.
-            image_id: its id, as the table has it.
-            read: compare the bytes of pictures in two places; else they count as different.
-        """
-        found = self._db.execute(
-            "SELECT number, image, regions, body FROM rows WHERE image_id = ? AND split = ?",
-            (image_id, row.split),
-        ).fetchone()
-        if found is None:
-            return False
-        number, image, regions, body = found
-        earlier = from_columns(body, image, regions).row
-        if not named_alike(earlier, row) and not (read and same_picture(earlier, row)):
-            return False
-        captions = [[caption.id, caption.text] for caption in row.captions]
-        self._db.execute(
-            "INSERT INTO more (row, origin, partial, captions) VALUES (?, ?, ?, ?)",
-            (number, row.origin, row.partial, dump(captions)),
-        )
-        return True
-
-    def _join_all(self) -> None:
-        """Add the captions of further rows to the first row of their image."""
-        query = "SELECT row, origin, partial, captions FROM more ORDER BY row, number"
-        for number, group in groupby(self._db.execute(query), key=itemgetter(0)):
-            (text,) = self._db.execute(
-                "SELECT body FROM rows WHERE number = ?", (number,)
-            ).fetchone()
-            body = json.loads(text)
-            known = {(text, None) for _, text in body["captions"]}
-            known |= {(text, caption_id) for caption_id, text in body["captions"]}
-            added = []
-            for _, origin, partial, captions in group:
-                for caption_id, text in json.loads(captions):
-                    # A row of one caption without an id may be another person's: it is kept.
-                    if (text, caption_id) in known and not (partial and caption_id is None):
-                        self._refuse(_repeated(origin, body, text))
-                        continue
-                    known |= {(text, caption_id), (text, None)}
-                    added.append([caption_id, text])
-            body["captions"] += added
-            self._db.execute("UPDATE rows SET body = ? WHERE number = ?", (dump(body), number))
-            self._captions.add(number, [Caption(*caption) for caption in added])
-
-    def _refuse_row(self, row: Row, reason: str, detail: str) -> None:
-        key = masked(row.image_id) if isinstance(row.image_id, str) else row.image_id
-        self._refuse(Problem(row.origin, key, row.split, reason, detail))
-
-    def _refuse(self, problem: Problem) -> None:
-        self._db.execute("INSERT INTO problems (line) VALUES (?)", (problem.to_line(),))
-
-
-def _repeated(origin: str, body: dict[str, Any], text: str) -> Problem:
-    detail = f"{body['origin']} has {shown(text)!r} of this image too"
-    return Problem(origin, body["image_id"], body["split"], REPEATED, detail)

@@ -23,6 +23,7 @@ from vse_shards.regions import read_regions
 from vse_shards.sources import Location, Problem, Row
 from vse_shards.writer import ShardWriter
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 FORMAT_VERSION = 3  # raise it when the same rows and options give other bytes
 
 
@@ -258,7 +259,7 @@ def _description(row: Row, image: CheckedImage | None) -> bytes:
         "width": image and image.width,
         "height": image and image.height,
     }
-    return json.dumps(content, ensure_ascii=False).encode()
+    return _encode(content).encode()
 
 
 def _checked(location: Location, options: ImageOptions) -> CheckedImage:

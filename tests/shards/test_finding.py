@@ -86,9 +86,9 @@ MISSING = [
 @pytest.mark.parametrize(("files", "name"), MISSING)
 def test_another_picture_of_the_same_name_is_not_taken(folder, files, name):
     finder, said = folder(*files)
-    path, shown = finder.locate(name)
+    location, shown = finder.locate(name)
 
-    assert path.endswith(name)
+    assert location.path.endswith(name)
     assert shown == name
     assert said == []
 
@@ -103,9 +103,9 @@ def test_another_picture_of_the_same_name_is_not_taken(folder, files, name):
 )  # fmt: skip
 def test_of_several_files_none_is_taken_and_both_are_named(folder, files, name):
     finder, _ = folder(*files)
-    path, shown = finder.locate(name)
+    location, shown = finder.locate(name)
 
-    assert path.endswith(name)
+    assert location.path.endswith(name)
     assert shown == f"{name} ({' or '.join(sorted(files))}?)"
 
 

@@ -13,7 +13,7 @@ from wds2idx import IndexCreator
 from vse_shards.errors import DatasetError
 from vse_shards.index import Member, format_index, parse_index, read_index
 from vse_shards.verify import walk_tar
-from vse_shards.writer import ShardWriter
+from vse_shards.writer import ShardWriter, member_header
 
 samples = st.lists(
     st.dictionaries(st.sampled_from(["jpg", "json", "npy"]), st.binary(max_size=1500), min_size=1),
@@ -49,6 +49,23 @@ def test_tarfile_reads_back_what_was_written_and_the_digest_is_right(contents):
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {
         (0, 0, 0, "", "", 0o644)
     }
+
+
+NAMES = st.from_regex(r"[0-9A-Za-z_-]{1,104}\.[a-z]{1,4}", fullmatch=True)
+
+
+@given(NAMES, st.integers(0, 8**11))
+def test_a_header_is_the_one_of_tarfile(name, size):
+    member = tarfile.TarInfo(name)
+    member.size = size
+    try:
+        expected = member.tobuf(tarfile.USTAR_FORMAT)
+    except ValueError:  # too long for the format
+        with pytest.raises(ValueError):  # noqa: PT011
+            member_header(name, size)
+        return
+
+    assert member_header(name, size) == expected
 
 
 @settings(max_examples=15, deadline=None)

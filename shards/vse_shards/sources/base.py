@@ -170,9 +170,9 @@ def usable_captions(
         text = entry
         if isinstance(entry, dict):
             text, caption_id = entry.get("text"), entry.get("id", caption_id)
-        if not isinstance(text, str) or not is_id(caption_id, optional=True):
+        if not isinstance(text, str) or not (caption_id is None or is_id(caption_id)):
             refuse("malformed caption", f"caption {number + 1} is {_short(entry)}")
-        elif fault := _fault(text, f"caption {number + 1}", len(texts)):
+        elif fault := _fault(text, number + 1, len(texts)):
             refuse(*fault)
         else:
             captions.append(Caption(caption_id, text.strip()))
@@ -181,15 +181,16 @@ def usable_captions(
     return tuple(captions), problems
 
 
-def _fault(text: str, caption: str, captions: int) -> tuple[str, str] | None:
+def _fault(text: str, number: int, captions: int) -> tuple[str, str] | None:
     """Return reason and detail if the text cannot be a caption."""
     if not text.strip():
-        return "empty caption", f"{caption} of {captions}"
-    words = len(text.split())
+        return "empty caption", f"caption {number} of {captions}"
+    # Words are of a letter and a space at least: most texts need not be divided.
+    words = len(text.split()) if len(text) > MAX_CAPTION_WORDS else 0
     if words > MAX_CAPTION_WORDS:
         return "caption too long", f"{words:,} words, limit {MAX_CAPTION_WORDS:,}"
     if not is_unicode(text):
-        return "malformed caption", f"{caption} is not valid Unicode"
+        return "malformed caption", f"caption {number} is not valid Unicode"
     return None
 
 
@@ -229,6 +230,8 @@ def is_id(value: Any, *, optional: bool = False) -> bool:
 
 def is_unicode(text: str) -> bool:
     """Return whether a string can be encoded as UTF-8; JSON allows lone surrogates."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -10,7 +10,7 @@ from vse_shards import storage
 from vse_shards.errors import SourceError
 from vse_shards.folders import data_below
 from vse_shards.notes import Notes, shown
-from vse_shards.sources.base import Location, Problem, Row, is_id, load_json, usable_captions
+from vse_shards.sources.base import Problem, Row, is_id, load_json, usable_captions
 from vse_shards.sources.finding import ImageFinder
 from vse_shards.sources.splits import DEFAULT_SPLIT, find_split
 
@@ -122,8 +122,8 @@ class CocoSource:
             )
             yield from problems
             if captions:
-                path, found_as = finder.locate(file_name)
-                yield Row(split, image_id, captions, Location(path), origin, found_as)
+                location, found_as = finder.locate(file_name)
+                yield Row(split, image_id, captions, location, origin, found_as)
 
     def _image_folder(self, folder: str, first_image: str) -> str:
         """Return the folder that contains the first image, else that to look for images in."""

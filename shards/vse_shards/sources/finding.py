@@ -16,6 +16,7 @@ from functools import cached_property
 
 from vse_shards import reach, storage
 from vse_shards.errors import SourceError
+from vse_shards.sources.base import Location
 from vse_shards.sources.splits import find_split
 
 # COCO numbers its images across splits and releases: COCO_val2014_000000391895.jpg of 2014 is
@@ -39,6 +40,7 @@ class ImageFinder:
         self._folder = folder
         self._say = say
         self._kinds: set[str] = set()
+        self._last: tuple[str, tuple[Location, str]] | None = None
         self._written = array("q")  # hashes of the paths that exist as written: 8 bytes a row
         self._own: set[int] | None = None  # the same, once a name had to be looked up
         self._names: dict[str, str] = {}  # the row's name by the file that was looked up for it
@@ -53,32 +55,40 @@ class ImageFinder:
             SourceError: another row's image was found under this name's file.
             OSError: the folder is remote and cannot be listed.
         """
-        return self.locate(name)[0]
+        return self.locate(name)[0].path
 
-    def locate(self, name: str) -> tuple[str, str]:
-        """Return the path of an image, and its name for messages.
+    def locate(self, name: str) -> tuple[Location, str]:
+        """Return the location of an image, and its name for messages.
 
         The name is the row's own, except for a missing image that several files could be: then it
         names these as well.
         """
-        path = storage.locate(self._folder, name)
-        if storage.is_url(name) or reach.is_outside(path):
-            return path, name
-        if storage.file_size(path) >= 0:
+        # Tables name an image in several rows, one after the other.
+        if self._last is None or name != self._last[0]:
+            self._last = name, self._locate(name)
+        return self._last[1]
+
+    def _locate(self, name: str) -> tuple[Location, str]:
+        if storage.is_url(name):
+            return Location(storage.locate(self._folder, name)), name
+        path, size = storage.locate_file(self._folder, name)
+        if reach.is_outside(path):
+            return Location(path), name
+        if size >= 0:
             if path in self._names:
                 raise SourceError(_twice(self._names[path], name, path))
             (self._written.append if self._own is None else self._own.add)(hash(path))
-            return path, name
+            return Location(path, 0, size), name
         kind, found = self._look_up(name)
         paths = [storage.locate(self._folder, one) for one in found]
         if len(paths) > 1:
-            return path, f"{name} ({' or '.join(map(_shown, sorted(found)[:2]))}?)"
+            return Location(path), f"{name} ({' or '.join(map(_shown, sorted(found)[:2]))}?)"
         if not paths or not self._free(paths[0], name):
-            return path, name
+            return Location(path), name
         if kind not in self._kinds:
             self._kinds.add(kind)
             self._say(f"images are found {kind}: {_shown(name)} is {_shown(found[0])}")
-        return paths[0], name
+        return Location(paths[0]), name
 
     def _free(self, path: str, name: str) -> bool:
         """Return whether no other name has this file; take it for this name."""

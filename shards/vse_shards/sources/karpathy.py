@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from vse_shards import storage
 from vse_shards.errors import SourceError
 from vse_shards.notes import Notes
-from vse_shards.sources.base import Location, Problem, Row, is_id, load_json, usable_captions
+from vse_shards.sources.base import Problem, Row, is_id, load_json, usable_captions
 from vse_shards.sources.finding import ImageFinder
 from vse_shards.sources.splits import FileSplit
 
@@ -74,5 +74,5 @@ class KarpathySource:
         captions, problems = usable_captions(texts, None, origin=origin, key=image_id, split=split)
         yield from problems
         if captions:
-            path, name = finder.locate(posixpath.join(folder, file_name))
-            yield Row(split, image_id, captions, Location(path), origin, name)
+            location, name = finder.locate(posixpath.join(folder, file_name))
+            yield Row(split, image_id, captions, location, origin, name)

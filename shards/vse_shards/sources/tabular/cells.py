@@ -65,7 +65,11 @@ def listed(cell: Any) -> Any:
         return cell
     text = cell.strip()
     # A list that was cut has no end; in '["Untitled"], oil on canvas' it is not the cell's.
-    if not _LIST.match(text) or (not text.endswith("]") and _CLOSED.search(text)):
+    if (
+        not text.startswith("[")
+        or not _LIST.match(text)
+        or (not text.endswith("]") and _CLOSED.search(text))
+    ):
         return cell
     try:
         found = parse_json(text, surrogates=True)
@@ -135,6 +139,8 @@ def _first_answer(turns: Sequence[Any]) -> Any:
 
 def ids_of(value: Any, texts: Any) -> Any:
     """Return the ids of captions: a list where there are several captions, else None or one."""
+    if value is None:
+        return None
     if isinstance(value, str) and _NUMBERS.fullmatch(value.strip()):
         value = [number(part) for part in re.findall(r"-?\d+", value)]
     value = listed(value)
@@ -163,9 +169,11 @@ def image_bytes(cell: Any) -> tuple[bytes | None, str | None]:
 
 
 def _from_base64(text: str) -> bytes | None:
-    prefix = _DATA.match(text)
-    if prefix is None and (len(text) < _LEAST_BASE64 or not text.startswith(_IN_BASE64)):
+    if not text.startswith("data:") and (
+        len(text) < _LEAST_BASE64 or not text.startswith(_IN_BASE64)
+    ):
         return None
+    prefix = _DATA.match(text)
     try:
         return base64.b64decode(text[prefix.end() if prefix else 0 :], validate=True)
     except (binascii.Error, ValueError):

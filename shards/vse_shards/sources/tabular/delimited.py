@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -79,7 +79,8 @@ class Delimited:
         self._quoting: Any = csv.QUOTE_MINIMAL if options.quoting is None else csv.QUOTE_NONE
         self._width = 0
         self._positions: dict[str, tuple[int, ...]] = {}
-        self._bare = False  # whether images are named without a suffix
+        self._needed = 0  # the last position that is read
+        self._image: str | None = None  # of the last record
 
     def records(self) -> Iterator[Record | Problem]:
         """Yield the records in their order, and problems for rows that cannot be read.
@@ -146,6 +147,7 @@ class Delimited:
             name: tuple(names.index(column) for column in columns)
             for name, columns in chosen.items()
         }
+        self._needed = max(map(max, self._positions.values()))
         return header != "none"
 
     def _guess(self, sample: list[list[str]], names: list[str]) -> dict[str, tuple[str, ...]]:
@@ -260,38 +262,35 @@ class Delimited:
         if not len(cells) >= self._width > 1:
             return False
         image = cells[self._positions["image"][0]].strip(' "')
-        return _is_image(image) or (self._bare and bool(re.fullmatch(r"\S*[\d/]\S*", image)))
+        if _is_image(image):
+            return True
+        # Images may be named without a suffix.
+        bare = self._image is not None and not _is_image(self._image)
+        return bare and bool(re.fullmatch(r"\S*[\d/]\S*", image))
 
     def _origin(self) -> str:
         return f"{self._file.name} line {self._number}"
 
     def _record(self, line: list[str]) -> Record | Problem:
-        needed = max(position for positions in self._positions.values() for position in positions)
-        if len(line) <= needed:
+        if len(line) <= self._needed:
             detail = f"has {len(line)} cells; the header names more"
             return Problem(self._origin(), None, None, "malformed row", detail)
-        if any(cell.strip() for cell in line[self._width :]):
+        if len(line) > self._width and any(cell.strip() for cell in line[self._width :]):
             detail = (
                 f"has {len(line)} cells, the first line {self._width}; text that holds "
                 f"{_NAMES.get(self._delimiter, 'the delimiter')} must be quoted"
             )
             return Problem(self._origin(), None, None, "malformed row", detail)
-        cells = {n: [line[p].strip() for p in found] for n, found in self._positions.items()}
-        if not all(is_unicode(cell) for found in cells.values() for cell in found):
-            return Problem(self._origin(), None, None, "malformed row", "not UTF-8")
-        self._bare = not _is_image(cells["image"][0])
-        return Record(self._origin(), _typed(cells), len(cells["caption"]) > 1)
-
-
-def _typed(cells: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Return one value per name; ids are integers where they can be."""
-    values: dict[str, Any] = {}
-    for name, found in cells.items():
-        converted = [number(cell) for cell in found] if name.endswith("_id") else found
-        values[name] = converted if name == "caption" and len(found) > 1 else converted[0]
-    if len(cells.get("caption_id", ())) > 1:
-        values["caption_id"] = [number(cell) for cell in cells["caption_id"]]
-    return values
+        cells: dict[str, Any] = {}
+        for name, positions in self._positions.items():
+            found: list[Any] = [line[position].strip() for position in positions]
+            if not all(map(is_unicode, found)):
+                return Problem(self._origin(), None, None, "malformed row", "not UTF-8")
+            if name.endswith("_id"):
+                found = list(map(number, found))
+            cells[name] = found[0] if len(found) == 1 else found
+        self._image = cells["image"]
+        return Record(self._origin(), cells, len(self._positions["caption"]) > 1)
 
 
 def _split(line: str, delimiter: str, quoting: Any = csv.QUOTE_MINIMAL) -> list[str]:

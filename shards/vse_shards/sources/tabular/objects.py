@@ -116,19 +116,20 @@ class Objects:
         if choices is None:
             if len(self._known) >= _KNOWN_KEYS:
                 self._known.clear()
-            choices = self._known[keys] = self._columns.candidates(keys)
+            found = {**self._columns.candidates(keys), **(self._named or {})}
+            choices = self._known[keys] = {name: c for name, c in found.items() if c}
         cells: dict[str, Any] = {}
         used: dict[str, tuple[str, ...]] = {}
         for name, candidates in choices.items():
-            chosen = (self._named or {}).get(name)
-            if chosen is not None:
-                values = [entry.get(key) for key in chosen]
-                cells[name], used[name] = values if len(chosen) > 1 else values[0], chosen
+            if self._named and name in self._named:
+                values = [entry.get(key) for key in candidates]
+                cells[name], used[name] = values if len(values) > 1 else values[0], candidates
                 continue
-            key = next((key for key in candidates if entry[key] is not None), None)
-            if key is not None:
-                cells[name], used[name] = entry[key], (key,)
-        if not self._told and {"image", "caption"} <= set(used):
+            for key in candidates:
+                if entry[key] is not None:
+                    cells[name], used[name] = entry[key], (key,)
+                    break
+        if not self._told and "image" in used and "caption" in used:
             self._told = True
             self._columns.tell(used, keys)
         return Record(origin, cells, len(used.get("caption", ())) > 1, keys)

@@ -70,8 +70,7 @@ class Images:
         folder = self.folder or self._chosen.get(table_folder) or self._choose(name, table_folder)
         if folder not in self._finders:
             self._finders[folder] = ImageFinder(folder, self.notes.say)
-        path, name = self._finders[folder].locate(name)
-        return Location(path), name
+        return self._finders[folder].locate(name)
 
     def _choose(self, name: str, beside: str) -> str:
         within = storage.join(beside, "images")
@@ -159,7 +158,7 @@ class RowMaker:
 
     def _stripped(self, image: str) -> str:
         """Return an image's name without Flickr's number of the caption."""
-        found = _NUMBERED.fullmatch(image)
+        found = _NUMBERED.fullmatch(image) if "#" in image else None
         if found is None:
             return image
         if self._strip is None:
