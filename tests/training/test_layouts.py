@@ -170,24 +170,51 @@ def test_twenty_steps_stay_together(few_steps: Path, tmp_path: Path) -> None:
         assert distance(*ends) < 1e-4
 
 
+CHOICES = {
+    0: (),
+    1: ("optim.average=0.6", "optim.schedule=cosine", "optim.schedule_epochs=3"),
+    2: ("optim.average=0.9", "optim.layer_decay=0.7", "optim.decay_norms=false"),
+    3: ("optim.layer_decay=0.7", "optim.decay_norms=false", "optim.schedule=cooldown",
+        "optim.schedule_steps=12", "optim.cooldown=0.5"),
+}  # fmt: skip
+
+
 @pytest.mark.slow
 def test_going_on_is_bit_equal_on_the_same_layout(few_steps: Path, tmp_path: Path) -> None:
     jobs = {}
-    for stage in range(4):
-        overrides, folder = (f"engine.zero_stage={stage}",), tmp_path / f"stage-{stage}"
+    for stage, chosen in CHOICES.items():
+        overrides, folder = (f"engine.zero_stage={stage}", *chosen), tmp_path / f"stage-{stage}"
         jobs |= {
-            f"whole {stage}": Job(overrides, count=12),
+            f"whole {stage}": Job(overrides, count=12, every_state=stage == 1),
             f"first part {stage}": Job(overrides, count=7, save=True, folder=folder),
             f"second part {stage}": Job(overrides, first=None, count=5, folder=folder),
         }
     trained = train_jobs(few_steps, tmp_path, 2, jobs)
-    for stage in range(4):
+    for stage in CHOICES:
         whole, second = trained[f"whole {stage}"], trained[f"second part {stage}"]
         assert_same_bits(second.start, trained[f"first part {stage}"].steps[-1]["state"])
         for found, expected in zip(second.steps, whole.steps[7:], strict=True):
             assert torch.equal(found["pairs"], expected["pairs"])
             assert found["record"]["loss"] == expected["record"]["loss"]
         assert_same_bits(second.steps[-1]["state"], whole.steps[-1]["state"])
+    check_average(trained["whole 1"], decay=0.6)
+
+
+def check_average(run: Trained, decay: float) -> None:
+    """Hold the average to one that is made of the weights after each step."""
+    average = weights_of(run.start)
+    for number, step in enumerate(run.steps, start=1):
+        share = min(decay, (1 + number) / (10 + number))
+        for name, value in weights_of(step["state"]).items():
+            average[name] = share * average[name] + (1 - share) * value
+    end = run.steps[-1]["state"]
+    found = {
+        name.removeprefix("average."): end[name] for name in end if name.startswith("average.")
+    }
+    assert len(found) > 20
+    wanted = {name: average[f"model.{name}"] for name in found}
+    assert distance(wanted, found) < 1e-6
+    assert distance({name: end[f"model.{name}"] for name in found}, found) > 1e-4
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vse_scale.config import OptimConfig
-from vse_scale.training.optim import build_optimizer
+from vse_scale.training.optim import apply_plan, build_optimizer
+from vse_scale.training.schedule import StepPlan
 
 
 def two_groups() -> dict[str, list[torch.nn.Parameter]]:
@@ -62,3 +63,51 @@ def test_allocated_state_changes_no_update_and_goes_through_a_state_dict() -> No
         step(optimizer, 0)
     for name in groups[0]:
         assert torch.equal(groups[0][name][0], groups[1][name][0])
+
+
+def test_norms_and_biases_do_not_decay_where_that_is_asked() -> None:
+    linear = torch.nn.Linear(3, 3)
+    norm = torch.nn.LayerNorm(3)
+    groups = {"heads": [*linear.parameters(), *norm.parameters()]}
+    config = OptimConfig(algorithm="sgd", lr=0.5, weight_decay=0.1, decay_norms=False)
+    optimizer = build_optimizer(groups, config, torch.device("cpu"))
+    before = {p: p.detach().clone() for p in groups["heads"]}
+    for parameter in before:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for parameter, start in before.items():
+        factor = 0.95 if parameter is linear.weight else 1.0
+        torch.testing.assert_close(parameter.detach(), start * factor)
+    assert [group["key"] for group in optimizer.param_groups] == ["heads/norms", "heads"]
+
+
+def test_each_layer_learns_at_a_share_of_the_rate_above_it(small_model) -> None:
+    config = OptimConfig(layer_decay=0.5, lr=1.0, text_scale=0.1, backbone_scale=0.01)
+    optimizer = build_optimizer(
+        small_model.parameter_groups(), config, torch.device("cpu"), small_model.layers_above()
+    )
+    plan = StepPlan(0, 0, "hardest", 1.0, {"heads": 1.0, "text": 0.1, "backbone": 0.01}, None)
+    apply_plan(optimizer, plan)
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    named = dict(small_model.named_parameters())
+    assert rates.keys() == set(named.values())
+    expected = {
+        "text.encoder.embeddings.word_embeddings.weight": 0.1 * 0.25,
+        "text.encoder.encoder.layer.0.output.dense.weight": 0.1 * 0.5,
+        "text.encoder.encoder.layer.1.output.dense.weight": 0.1,
+        "image.backbone.conv1.weight": 0.01 * 0.25,
+        "image.backbone.layer2.0.conv1.weight": 0.01 * 0.5,
+        "image.backbone.layer3.0.conv1.weight": 0.01,
+    }
+    found = {name: rates[named[name]] for name in expected if name in named}
+    assert len(found) == len(expected), sorted(named)
+    assert found == pytest.approx(expected)
+    heads = {rates[p] for p in small_model.parameter_groups()["heads"]}
+    assert heads == {1.0}
+    # One rate for all gives the groups that there have always been.
+    whole = build_optimizer(
+        small_model.parameter_groups(), OptimConfig(), torch.device("cpu"),
+        small_model.layers_above(),
+    )  # fmt: skip
+    names = [name for name, own in small_model.parameter_groups().items() if own]
+    assert [group["key"] for group in whole.param_groups] == names

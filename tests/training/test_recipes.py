@@ -27,6 +27,8 @@ WORKER = Path(__file__).with_name("rank_of_recipes.py")
 # Image side, text side and whether the run is the baseline, by the parts of a recipe's name.
 IMAGE_SIDES = ("detector", "wsl", "imagenet", "region", "vsepp")
 TEXT_SIDES = ("bert", "bigru")
+# Our own choices, over a vision transformer.
+OURS = ("modern", "clip", "siglip")
 
 
 def settings(name: str, *keys: str) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def test_every_published_combination_is_there() -> None:
         for image in IMAGE_SIDES
         for text in TEXT_SIDES
     }
-    assert expected | {"demo", "small", "modern"} == set(NAMES)
+    assert expected | {"demo", "small", *OURS} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -235,13 +237,16 @@ def train(workplace: Path, jobs: dict[str, dict[str, Any]], timeout: float) -> d
 
 # Every image side, either text side, and what we wrote ourselves; the rest combine these.
 PARTS = [f"coco_{image}_bigru" for image in IMAGE_SIDES] + ["coco_region_bert", "demo", "small"]
-REST = [name for name in [*COCO, "modern"] if name not in PARTS]
+REST = [name for name in [*COCO, *OURS] if name not in PARTS]
 
 
 @pytest.mark.parametrize(
     "names",
     [
         pytest.param(PARTS, marks=[pytest.mark.slow, pytest.mark.timeout(900)], id="parts"),
+        pytest.param(
+            ["clip", "siglip"], marks=[pytest.mark.slow, pytest.mark.timeout(900)], id="ours"
+        ),
         pytest.param(REST, marks=[pytest.mark.soak, pytest.mark.timeout(1500)], id="rest"),
     ],
 )
@@ -253,7 +258,7 @@ def test_every_recipe_trains_three_steps_on_two_ranks(workplace: Path, names: li
     few = ["data.global_batch=8", "train.calibration_images=8"]
     # Regions have no size; DINOv2's patches are of 14 pixels.
     regions = [name for name in names if "region" in name or "vsepp" in name]
-    size = {key: [] for key in regions} | {"modern": ["model.image.size=56"]}
+    size = {key: [] for key in regions} | {name: ["model.image.size=56"] for name in OURS}
     jobs = {
         name: {
             "recipe": str(RECIPES / f"{name}.yaml"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vse_scale.config import Config
+from vse_scale.errors import ConfigError
 from vse_scale.training.schedule import Schedule
 
 STEPS = 10
@@ -71,3 +72,41 @@ def test_max_steps_ends_a_run_early_and_never_later() -> None:
     assert schedule(train={"epochs": 3}).total_steps == 30
     assert schedule(train={"epochs": 3, "max_steps": 7}).total_steps == 7
     assert schedule(train={"epochs": 3, "max_steps": 70}).total_steps == 30
+
+
+@pytest.mark.parametrize("length", [{"schedule_epochs": 3}, {"schedule_steps": 30}])
+def test_a_cosine_falls_from_the_warm_up_to_its_end(length: dict[str, int]) -> None:
+    optim = {"schedule": "cosine", "lr": 2.0, "warmup_steps": 10, "final_factor": 0.1, **length}
+    rates = [schedule(optim=optim).at(step).learning_rates["heads"] for step in range(50)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    # Half way between the rate and its end, in the middle of what is left.
+    assert rates[20] == pytest.approx(2.0 * 0.55)
+    assert rates[15] == pytest.approx(2.0 * (0.1 + 0.9 * (1 + 0.5**0.5) / 2))
+    assert rates[30:] == pytest.approx([0.2] * 20)
+
+
+def test_a_constant_rate_cools_down_in_a_line() -> None:
+    optim = {"schedule": "cooldown", "lr": 1.0, "schedule_epochs": 4, "cooldown": 0.25}
+    rates = [schedule(optim=optim).at(step).learning_rates["heads"] for step in range(45)]
+    assert rates[:31] == [1.0] * 31
+    assert rates[30:40] == pytest.approx([1 - i / 10 for i in range(10)])
+    assert rates[40:] == [0.0] * 5
+
+
+def test_more_epochs_leave_the_steps_of_a_cosine_as_they_were() -> None:
+    optim = {"schedule": "cosine", "schedule_epochs": 3}
+    short, long = (schedule(optim=optim, train={"epochs": epochs}) for epochs in (3, 9))
+    assert [short.at(step) for step in range(30)] == [long.at(step) for step in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("optim", "said"),
+    [
+        ({"schedule": "cosine"}, "set optim.schedule_epochs, such as to train.epochs"),
+        ({"schedule": "cosine", "schedule_epochs": 3, "schedule_steps": 9}, "needs one length"),
+        ({"schedule_epochs": 3}, "take it out, or set optim.schedule=cosine"),
+    ],
+)
+def test_a_schedule_has_one_length(optim: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        schedule(optim=optim)

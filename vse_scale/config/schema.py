@@ -100,8 +100,39 @@ class OptimConfig(Section):
     # May be fractions of an epoch.
     drop_epochs: Annotated[tuple[Annotated[float, Field(gt=0.0)], ...], ON_PURPOSE] = (15,)
     drop_factor: Annotated[Positive, ON_PURPOSE] = 0.1
+    # "steps": published, the drops above. "cosine": falls along half a cosine. "cooldown": stays,
+    # and falls in a line over the last `cooldown` of the schedule. Both end at `final_factor` of
+    # the rate, and have a length of their own, so that a run with more epochs takes the same steps.
+    schedule: Annotated[Literal["steps", "cosine", "cooldown"], ON_PURPOSE] = "steps"
+    schedule_epochs: Annotated[Positive | None, ON_PURPOSE] = None  # may be fractions
+    schedule_steps: Annotated[Count | None, ON_PURPOSE] = None  # in place of schedule_epochs
+    cooldown: Annotated[Fraction, ON_PURPOSE] = 0.2
+    final_factor: Annotated[Fraction, ON_PURPOSE] = 0.0
+    # Published: norms' scales and biases decay as weights do.
+    decay_norms: bool = True
+    # Each layer of an encoder, or stage of a ResNet, learns at this times the rate of the one above
+    # it. Published: 1, all alike.
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0), ON_PURPOSE] = 1.0
+    # Weights are averaged over steps by this decay, such as 0.999; the average is validated and
+    # exported. 0: there is none.
+    average: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     # Norm of the loss's gradient; 0: never clip.
     clip: Annotated[float, Field(ge=0.0), ON_PURPOSE] = 2.0
+
+    @model_validator(mode="after")
+    def _a_schedule_has_one_length(self) -> OptimConfig:
+        given = [key for key in ("schedule_epochs", "schedule_steps") if getattr(self, key)]
+        if self.schedule == "steps" and given:
+            raise ValueError(
+                f"optim.{given[0]} is the length of another schedule than optim.schedule=steps, "
+                "which has optim.drop_epochs; take it out, or set optim.schedule=cosine"
+            )
+        if self.schedule != "steps" and len(given) != 1:
+            raise ValueError(
+                f"optim.schedule is {self.schedule}, which needs one length; set "
+                "optim.schedule_epochs, such as to train.epochs, or optim.schedule_steps"
+            )
+        return self
 
 
 class TrainConfig(Section):
@@ -206,6 +237,15 @@ class Config(Section):
             raise ValueError(
                 "engine.compile is true, and torch.compile cannot follow what gathers weights at "
                 "engine.zero_stage=3; set engine.zero_stage=2, or engine.compile=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _averaged_weights_are_whole(self) -> Config:
+        if self.optim.average and self.engine.zero_stage == 3:
+            raise ValueError(
+                f"optim.average is {self.optim.average}, and weights are averaged whole on each "
+                "rank, which engine.zero_stage=3 takes apart; set engine.zero_stage=2"
             )
         return self
 

@@ -16,6 +16,7 @@ from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.inputs.spec import MAX_TOKENS, InputSpec
 from vse_scale.model import folder as model_folder
 from vse_scale.model.embedding import embed_pictures, embed_texts
+from vse_scale.model.layers import layers_above
 from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
 from vse_scale.run.folder import model_folder as model_folder_of
 
@@ -241,6 +242,15 @@ class VSEModel(nn.Module):
         heads = [p for p in self.parameters() if id(p) not in others]
         numbered = {f"backbone.{place}": stage for place, stage in enumerate(stages, start=1)}
         return {"heads": heads, "text": text, **numbered}
+
+    def layers_above(self) -> dict[Parameter, int]:
+        """Return the number of layers, or stages, above each parameter of the encoders."""
+        stages = self.image.parameter_stages()
+        if len(stages) > 1:
+            image = {p: above for above, stage in enumerate(stages[::-1]) for p in stage}
+        else:
+            image = layers_above(self.image.backbone) if stages else {}
+        return image | layers_above(self.text.encoder)
 
     def recompute_activations(self) -> None:
         """Let training keep the inputs of each block or layer alone, and compute the rest again.

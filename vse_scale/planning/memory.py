@@ -26,6 +26,7 @@ def state_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:
     - moments: AdamW's two, of what the rank updates.
     - gradients: whole under stage 0, else what the rank keeps of them: its share.
     - bucket: where stages 1 to 3 collect gradients before they reduce them.
+    - average: of the weights, whole; only where they are averaged.
     - loss: the embeddings of the global batch, and the gradients of the rank's own.
     """
     whole = float(FLOAT * work.parameters)
@@ -38,6 +39,7 @@ def state_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:
         "gradients": kept,
         "bucket": float(_bucket(work)) if stage else 0.0,
         "loss": embeddings * (1 + 1 / ranks),
+        **({"average": whole} if work.averaged else {}),
     }
 
 

@@ -36,6 +36,7 @@ class Workload:
         captions_per_image: pairs that an image serves.
         embed_dim: D.
         objective: the loss, which is planned for its final phase.
+        averaged: whether a rank keeps an average of the weights.
     """
 
     parameters: int
@@ -45,6 +46,7 @@ class Workload:
     captions_per_image: int
     embed_dim: int
     objective: Objective
+    averaged: bool = False
 
     @classmethod
     def of(cls, config: Config, *, bfloat16: bool) -> Workload:
@@ -68,6 +70,7 @@ class Workload:
             captions_per_image=config.data.captions_per_image,
             embed_dim=config.model.embed_dim,
             objective=objective_of(config.objective),
+            averaged=config.optim.average > 0,
         )
 
 

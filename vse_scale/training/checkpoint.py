@@ -128,7 +128,8 @@ class DiskUse:
         buffers = sum(buffer.numel() for buffer in model.buffers())
         exported = _FLOAT * (parameters + buffers)
         moments = _FLOAT * len(moments_of(config.optim)) * parameters
-        return cls(exported, exported + moments, config.run.keep_checkpoints + 1)
+        average = _FLOAT * parameters if config.optim.average else 0
+        return cls(exported, exported + moments + average, config.run.keep_checkpoints + 1)
 
     @property
     def total(self) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vse_scale.config import Config
 from vse_scale.model.vse import VSEModel
 from vse_scale.objective.base import Objective
+from vse_scale.training.average import Average
 from vse_scale.training.learned import LearnedNumbers
 from vse_scale.training.optim import apply_plan, build_optimizer
 from vse_scale.training.schedule import StepPlan
@@ -45,11 +46,14 @@ class Engine:
         self._clip = config.optim.clip
         # Stage 3 takes the model's own weights apart; see `whole_model`.
         self._whole = copy.deepcopy(model).cpu() if self._stage == 3 else model
+        self._average = Average(model, config.optim.average) if config.optim.average else None
         if config.engine.activation_checkpointing:
             model.recompute_activations()
         if config.engine.compile:
             model.compile_encoders()
-        self.optimizer = build_optimizer(model.parameter_groups(), config.optim, world.device)
+        self.optimizer = build_optimizer(
+            model.parameter_groups(), config.optim, world.device, model.layers_above()
+        )
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
             optimizer=self.optimizer,
@@ -92,10 +96,14 @@ class Engine:
         """
         apply_plan(self.optimizer, plan)
         if self._stage == 0:
-            return self._step_unsharded()
-        self.deepspeed.step()
-        # ZeRO leaves the update out by itself where the norm is not finite, and reports inf.
-        return float(self.deepspeed.get_global_grad_norm())
+            norm = self._step_unsharded()
+        else:
+            self.deepspeed.step()
+            # ZeRO leaves the update out by itself where the norm is not finite, and reports inf.
+            norm = float(self.deepspeed.get_global_grad_norm())
+        if self._average is not None and math.isfinite(norm):
+            self._average.update(self.model)
+        return norm
 
     def _step_unsharded(self) -> float:
         # Stage 0 neither reports a norm nor looks at it; its gradients are whole on every rank.
@@ -115,8 +123,12 @@ class Engine:
 
         Up to stage 3 that is ``model``. Under stage 3 a pass through ``model`` gathers weights
         layer by layer, and would wait for ranks that evaluate fewer batches; there it is a copy,
-        on the device for as long as the block lasts. Every rank enters together.
+        on the device for as long as the block lasts. Every rank enters together. Where weights are
+        averaged, it is the model of the average.
         """
+        if self._average is not None:
+            yield self._average.with_buffers_of(self.model)
+            return
         if self._stage < 3:
             yield self.model
             return
@@ -154,8 +166,9 @@ class Engine:
             if "step" in self.optimizer.state[master]:
                 # The same for all of a group.
                 take(f"step.{group}", self.optimizer.state[master]["step"])
-        for name, value in self.learned.state().items():
-            take(name, value)
+        for part in (self.learned, self._average):
+            for name, value in part.state().items() if part is not None else ():
+                take(name, value)
         return kept
 
     def restore(self, tensors: SharedTensors) -> None:
@@ -181,14 +194,16 @@ class Engine:
                     steps[group] = tensors.get(f"step.{group}", torch.Size())
                 self.optimizer.state[master]["step"].copy_(steps[group])
         self.learned.restore(tensors)
+        if self._average is not None:
+            self._average.restore(tensors)
 
     def _masters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors that the optimizer updates, each with its parameter group's name."""
-        names = [group["name"] for group in self.optimizer.param_groups]
+        """Yield the tensors that the optimizer updates, each with its parameter group's key."""
+        names = [group["key"] for group in self.optimizer.param_groups]
         if self._stage == 0:
             for group in self.optimizer.param_groups:
                 for parameter in group["params"]:
-                    yield group["name"], parameter
+                    yield group["key"], parameter
         elif self._stage < 3:
             yield from zip(
                 names, self.deepspeed.optimizer.single_partition_of_fp32_groups, strict=True

@@ -7,7 +7,7 @@ the optimizer, which passes over it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -66,7 +66,10 @@ def moments_of(config: OptimConfig) -> tuple[str, ...]:
 
 
 def build_optimizer(
-    groups: dict[str, list[Parameter]], config: OptimConfig, device: torch.device
+    groups: dict[str, list[Parameter]],
+    config: OptimConfig,
+    device: torch.device,
+    layers_above: Mapping[Parameter, int] | None = None,
 ) -> StagedAdamW | StagedSGD:
     """Return the optimizer over named ``groups``; ``apply_plan`` sets rates and freezing.
 
@@ -74,17 +77,43 @@ def build_optimizer(
         groups: Parameters per group name. Empty groups are left out.
         config: Algorithm, learning rate and weight decay.
         device: Device of the parameters; AdamW is fused on CUDA.
+        layers_above: The number of its encoder's layers above each parameter, 0 where absent, by
+            which rates decay.
     """
-    listed: list[dict[str, Any]] = [
-        {"params": parameters, "name": name, "frozen": False}
-        for name, parameters in groups.items()
-        if parameters
+    listed = [
+        group for name in groups for group in _split(name, groups[name], config, layers_above)
     ]
     if config.algorithm == "sgd":
         return StagedSGD(listed, lr=config.lr, weight_decay=config.weight_decay)
     return StagedAdamW(
         listed, lr=config.lr, weight_decay=config.weight_decay, fused=device.type == "cuda"
     )
+
+
+def _split(
+    name: str,
+    parameters: list[Parameter],
+    config: OptimConfig,
+    layers_above: Mapping[Parameter, int] | None,
+) -> list[dict[str, Any]]:
+    """Return the optimizer's groups of one of the model's, by layer and by decay where wanted."""
+    parts: dict[tuple[int, bool], list[Parameter]] = {}
+    for parameter in parameters:
+        depth = (layers_above or {}).get(parameter, 0) if config.layer_decay < 1 else 0
+        decays = config.decay_norms or parameter.ndim > 1
+        parts.setdefault((depth, decays), []).append(parameter)
+    return [
+        {
+            "params": own,
+            "name": name,
+            # Of the group's state in checkpoints.
+            "key": name + f"/{depth}" * (config.layer_decay < 1) + "/norms" * (not decays),
+            "frozen": False,
+            "scale": config.layer_decay**depth,
+            **({} if decays else {"weight_decay": 0.0}),
+        }
+        for (depth, decays), own in sorted(parts.items(), key=lambda part: part[0])
+    ]
 
 
 def apply_plan(optimizer: torch.optim.Optimizer, plan: StepPlan) -> None:
@@ -94,6 +123,6 @@ def apply_plan(optimizer: torch.optim.Optimizer, plan: StepPlan) -> None:
     """
     for group in optimizer.param_groups:
         part, _, stage = group["name"].partition(".")
-        group["lr"] = plan.learning_rates[part]
+        group["lr"] = plan.learning_rates[part] * group["scale"]
         trained = plan.trained_stages
         group["frozen"] = part == "backbone" and trained is not None and int(stage) > trained

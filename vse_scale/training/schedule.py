@@ -7,6 +7,7 @@ epoch 1 the loss is scaled by i / n; at epoch 15 of 25 the learning rates are di
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from vse_scale.config import Config
@@ -49,10 +50,8 @@ class Schedule:
     def at(self, step: int) -> StepPlan:
         """Return the plan of global step ``step``, counted from 0."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        position = step / self.steps_per_epoch
-        drops = sum(position >= drop for drop in self._optim.drop_epochs)
         rise = min(1.0, (step + 1) / (self._optim.warmup_steps or 1))
-        rate = self._optim.lr * self._optim.drop_factor**drops * rise
+        rate = self._optim.lr * self._fall(step) * rise
         return StepPlan(
             epoch=epoch,
             index=index,
@@ -65,6 +64,19 @@ class Schedule:
             },
             trained_stages=self._trained_stages(epoch),
         )
+
+    def _fall(self, step: int) -> float:
+        """Return the factor that the rates have fallen to."""
+        optim = self._optim
+        if optim.schedule == "steps":
+            position = step / self.steps_per_epoch
+            return optim.drop_factor ** sum(position >= drop for drop in optim.drop_epochs)
+        length = optim.schedule_steps or (optim.schedule_epochs or 0.0) * self.steps_per_epoch
+        cosine = optim.schedule == "cosine"
+        start = optim.warmup_steps if cosine else length * (1 - optim.cooldown)
+        passed = min(1.0, max(0.0, (step - start) / max(length - start, 1)))
+        left = (1 + math.cos(math.pi * passed)) / 2 if cosine else 1 - passed
+        return optim.final_factor + (1 - optim.final_factor) * left
 
     def _trained_stages(self, epoch: int) -> int | None:
         unfrozen_epochs = epoch - self._train.frozen_backbone_epochs
