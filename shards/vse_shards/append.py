@@ -16,7 +16,6 @@ from pathlib import Path
 from vse_shards import storage
 from vse_shards.build import opened_store, plan, read_source, recorded_source
 from vse_shards.carve import Carving
-from vse_shards.claim import PLAN_NAME
 from vse_shards.contents import Contents, Stored
 from vse_shards.errors import OutputError, SourceError
 from vse_shards.identity import prefix_of
@@ -25,7 +24,7 @@ from vse_shards.index import read_index
 from vse_shards.manifest import Manifest
 from vse_shards.notes import counted, shown
 from vse_shards.options import BuildOptions, Summary
-from vse_shards.output import OutputFolder
+from vse_shards.output import PLAN_NAME, OutputFolder
 from vse_shards.progress import Progress, say
 from vse_shards.regions import read_regions
 from vse_shards.rows import RowStore

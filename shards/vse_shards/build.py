@@ -170,4 +170,5 @@ def plan(
                 out=folder.path,
                 store=store_path,
                 options=options.image,
+                owner=folder.owner,
             )

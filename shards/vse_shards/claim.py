@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections.abc import Collection
 from typing import Any
 
@@ -11,10 +12,9 @@ from vse_shards.errors import OutputError
 from vse_shards.json_text import parse_json
 from vse_shards.manifest import FILE_NAME
 from vse_shards.notes import shown
-from vse_shards.output import OutputFolder
+from vse_shards.output import PLAN_NAME, OutputFolder
 from vse_shards.progress import say
 
-PLAN_NAME = ".build.json"  # options and source of an unfinished build
 _SHARD_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*-\d{6}\.(tar|idx|json)")
 _OURS = re.compile(
     rf"{_SHARD_FILE.pattern}|manifest\.json|rejects\.jsonl|duplicates\.jsonl|\.build\.json"
@@ -62,7 +62,10 @@ def claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> No
             say(f"replacing an unfinished build ({unfinished}); shards that fit are kept")
     # Before any shard: an interrupted build must not resume with other options.
     if overwrite or sealed is None:
-        folder.write(PLAN_NAME, json.dumps(recorded, sort_keys=True).encode())
+        owner = uuid.uuid4().hex if folder.remote else ""
+        plan = {**recorded, "owner": owner} if owner else recorded
+        folder.write(PLAN_NAME, json.dumps(plan, sort_keys=True).encode())
+        folder.owner = owner
 
 
 def remove_strays(folder: OutputFolder, kept: Collection[str]) -> None:

@@ -12,10 +12,12 @@ from typing import BinaryIO
 
 from vse_shards import storage
 from vse_shards.errors import OutputError
+from vse_shards.masking import masked
 from vse_shards.remote import attempt, open_filesystem
 from vse_shards.system import locked_folder, sync_folder
 
 TEMPORARY = ".vse-tmp"
+PLAN_NAME = ".build.json"  # options and source of an unfinished build
 
 
 class OutputFolder:
@@ -23,11 +25,19 @@ class OutputFolder:
 
     Files of a remote folder are written to a local temporary folder, and uploaded complete.
 
+    A remote folder cannot be locked. The build that claimed it last owns it: it is named in the
+    plan there, and every other build ends at the next file that it would write.
+
+    Attributes:
+        owner: name of the build that claimed the remote folder; "" writes without a look at it.
+
     Args:
         path: path or URL of the folder.
+        owner: as the attribute.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, owner: str = "") -> None:
+        self.owner = owner
         self.path = path if storage.is_url(path) else str(Path(path).absolute())
         self.remote = storage.is_url(path)
 
@@ -140,8 +150,13 @@ class OutputFolder:
         return None
 
     def remove(self, name: str) -> None:
-        """Remove a file if it exists."""
+        """Remove a file if it exists.
+
+        Raises:
+            OutputError: it cannot be removed.
+        """
         if self.remote:
+            self._check_owner()
             path = f"{self.path}/{name}"
             with _explained(path), contextlib.suppress(FileNotFoundError):
                 filesystem, inner = open_filesystem(path)
@@ -154,11 +169,27 @@ class OutputFolder:
         if self.remote:
             path = f"{self.path}/{name}"
             filesystem, inner = open_filesystem(path)
+            self._check_owner()
             attempt(path, lambda: filesystem.put_file(temporary, inner))
             return
         os.replace(temporary, os.path.join(self.path, name))
         # A rename is durable only once its folder is synced.
         sync_folder(self.path)
+
+    def _check_owner(self) -> None:
+        """Refuse to go on in a remote folder that another build has claimed.
+
+        Raises:
+            OutputError: another has, or has finished there.
+        """
+        if self.owner and not (self._is_owned() or self._is_owned()):  # one answer may be damaged
+            raise OutputError(
+                f"{masked(self.path)}: another build has begun in this folder since, and goes on; "
+                "wait for it, then run the same command again, or choose another folder"
+            )
+
+    def _is_owned(self) -> bool:
+        return f'"{self.owner}"'.encode() in (self.read(PLAN_NAME) or b"")
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class Task:
         out: folder or URL of the dataset.
         store: file of the rows.
         options: conversion of images.
+        owner: name of the build, as `OutputFolder` has it.
     """
 
     split: str
@@ -54,6 +55,7 @@ class Task:
     out: str
     store: Path
     options: ImageOptions
+    owner: str = ""
 
 
 def each(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
@@ -138,7 +140,7 @@ def _end_with_parent() -> None:
 
 def _run(task: Task, progress: Progress | None = None) -> bool:
     """Write a shard unless it is finished, and return whether it was written."""
-    out = OutputFolder(task.out)
+    out = OutputFolder(task.out, task.owner)
     with RowStore(task.store, read_only=True) as store:
         rows = store.fetch(task.numbers)
 

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vse_shards import storage
-from vse_shards.claim import PLAN_NAME, remove_strays
+from vse_shards.claim import remove_strays
 from vse_shards.duplicates import Digests, Occurrence, find_duplicates
-from vse_shards.errors import DatasetError, SourceError
+from vse_shards.errors import DatasetError, OutputError, SourceError
 from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord, Split
+from vse_shards.masking import masked
 from vse_shards.notes import counted, shown
 from vse_shards.options import BuildOptions, Summary
-from vse_shards.output import OutputFolder
+from vse_shards.output import PLAN_NAME, OutputFolder
 from vse_shards.pool import Task, run_tasks
 from vse_shards.progress import Progress, say
 from vse_shards.rows import RowStore
@@ -171,8 +172,27 @@ def _collect(
     return rejects
 
 
+def _check_sizes(folder: OutputFolder, manifest: Manifest) -> None:
+    """Refuse to seal shards of another build, whose last upload came after ours.
+
+    Raises:
+        OutputError: a shard has another size.
+    """
+    storage.forget_listings()
+    for shard in (shard for split in manifest.splits.values() for shard in split.shards):
+        size = storage.file_size(f"{folder.path}/{shard.name}")
+        if size != shard.bytes:
+            raise OutputError(
+                f"{masked(folder.path)}/{shard.name}: has {size:,} bytes, and {shard.bytes:,} were "
+                "written; another build writes to this folder: wait for it, then run the same "
+                "command again"
+            )
+
+
 def finish(folder: OutputFolder, gathered: Gathered, manifest: Manifest) -> bool:
     """Remove what is not of the dataset, and write its manifest; return whether that changed."""
+    if folder.owner:
+        _check_sizes(folder, manifest)
     changed = folder.read(FILE_NAME) != manifest.dumps().encode()
     remove_strays(folder, gathered.files)
     # Last: a folder without a manifest is not a dataset.

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vse_shards.claim import PLAN_NAME
 from vse_shards.images import Rejected, decode_strictly
 from vse_shards.index import Member, format_index
 from vse_shards.json_text import parse_json
 from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord
+from vse_shards.output import PLAN_NAME
 from vse_shards.progress import Progress
 from vse_shards.regions import load_regions
 from vse_shards.storage import sha256_of

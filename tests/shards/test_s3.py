@@ -16,9 +16,10 @@ import fsspec
 import pytest
 from s3_server import FAULTS, credentials, failing_s3, new_bucket
 
-from vse_shards import remote
+from vse_shards import remote, seal
 from vse_shards.build import BuildOptions, build
-from vse_shards.errors import AccessError, StorageError, UserError
+from vse_shards.errors import AccessError, OutputError, StorageError, UserError
+from vse_shards.remote import open_filesystem
 from vse_shards.sources.registry import SourceRequest, open_source
 
 
@@ -150,6 +151,67 @@ def test_a_hang_is_said_after_the_silence(bucket, server, hasty, monkeypatch, ca
 
     assert time.monotonic() - start < 8
     assert "trying again for up to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["memory://two-builders/out", "s3"])
+@pytest.mark.parametrize("second", ["begun", "finished"])
+def test_of_two_builds_in_one_remote_folder_the_later_goes_on(
+    place, second, small_source, tmp_path, bucket, monkeypatch
+):
+    """After apache/iceberg#1564 and delta-io/delta#324: S3 has no lock, and two writers mix."""
+    out = f"{bucket}/out" if place == "s3" else f"{place}-{second}"
+    source, other = from_file(small_source(10)), BuildOptions(shard_samples=4)
+    build(source, str(tmp_path / "out"), other)
+    run = seal.run_tasks
+
+    def run_with_another_in_between(tasks, workers, progress):
+        run(tasks[:1], workers, progress)
+        with monkeypatch.context() as patch:
+            patch.setattr(seal, "run_tasks", run if second == "finished" else _die)
+            try:
+                build(source, out, other)
+            except KeyboardInterrupt:
+                assert second == "begun"
+        return 1 + run(tasks[1:], workers, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seal, "run_tasks", run_with_another_in_between)
+        with pytest.raises(OutputError, match="another build has begun in this folder since"):
+            build(source, out, OPTIONS)
+    if second == "begun":
+        build(source, out, other)
+    filesystem, inner = open_filesystem(out)
+    found = {name.rsplit("/", 1)[1]: filesystem.cat_file(name) for name in filesystem.find(inner)}
+    assert found == local(tmp_path / "out")
+
+
+def _die(*_):
+    raise KeyboardInterrupt
+
+
+def test_the_last_upload_of_another_build_is_not_sealed(small_source, bucket, monkeypatch):
+    out, source = "memory://late-upload/out", from_file(small_source(10))
+    filesystem, inner = open_filesystem(out)
+    check = seal.report_duplicates
+
+    def late(*arguments):
+        filesystem.pipe_file(f"{inner}/train-000001.tar", b"of another build")
+        return check(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seal, "report_duplicates", late)
+        with pytest.raises(OutputError, match=r"train-000001\.tar: has 16 bytes, and [\d,]+ were"):
+            build(source, out, OPTIONS)
+    assert not filesystem.exists(f"{inner}/manifest.json")
+    build(source, out, OPTIONS)
+    assert filesystem.exists(f"{inner}/manifest.json")
+
+
+def test_append_to_a_url_names_a_way(bucket, command):
+    result = command("append", f"{bucket}/out", "--source", "jsonl", "--input", "x.jsonl")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "copy the dataset there first" in line
 
 
 def _said(run, out):
