@@ -173,6 +173,9 @@ def test_versions_and_requirements_have_one_place():
     assert "version" in alone["dynamic"]
     assert "version" in whole["project"]["dynamic"]
     assert whole["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "vse_shards.__version__"
+    kernels = tomllib.loads((ROOT / "kernels/pyproject.toml").read_text())["project"]
+    assert kernels["version"] == __version__
+    assert set(kernels["dependencies"]) <= set(whole["project"]["dependencies"])
     # Whoever installs the whole gets what vse_shards needs, and the same command.
     assert set(alone["dependencies"]) <= set(whole["project"]["dependencies"])
     assert alone["scripts"]["vse-shards"] == whole["project"]["scripts"]["vse-shards"]
