@@ -65,8 +65,8 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def heartbeat(what: str) -> Iterator[None]:
-    """Log ``what`` every `HEARTBEAT_SECONDS`, with its age, while the block runs.
+def heartbeat(what: str, tell: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Log ``what`` every `HEARTBEAT_SECONDS`, with its age, while the block runs; and ``tell``.
 
     This is for work that reports no progress, such as joining the other ranks. A thread logs, so
     the block must release Python's global lock now and then.
@@ -77,6 +77,7 @@ def heartbeat(what: str) -> Iterator[None]:
     def beat() -> None:
         while not done.wait(HEARTBEAT_SECONDS):
             log.info("%s (%s)", what, duration(time.monotonic() - start))
+            tell()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

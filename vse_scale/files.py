@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -95,8 +96,18 @@ def stays_unwritable(error: OSError) -> bool:
 def unwritable(what: str, error: OSError) -> OutputError:
     """Return the error that says that ``what`` cannot be written, and the remedy."""
     reason = error.strerror or str(error)
-    remedy = _REMEDIES.get(error.errno or 0, "look at the disk and its connection")
-    return OutputError(f"{what}: cannot be written ({reason}); {remedy}")
+    return OutputError(f"{what}: cannot be written ({reason}); {remedy_of(error)}")
+
+
+def remedy_of(error: OSError) -> str:
+    """Return what the user can do about a write that failed."""
+    return _REMEDIES.get(error.errno or 0, "look at the disk and its connection")
+
+
+def system_error(error: Exception) -> OSError | None:
+    """Return the system's error that a library, such as safetensors, made words of."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
 def _put_in_place(partial: Path, path: Path) -> None:

@@ -35,6 +35,7 @@ def run_ranks(
     *command: str | Path,
     timeout: float = 600,
     cwd: Path | Sequence[Path] | None = None,
+    start: type[Group] = Group,
 ) -> list[Said]:
     """Run ``command`` once per rank and wait for all of them.
 
@@ -44,6 +45,7 @@ def run_ranks(
             an installed command is a script too.
         timeout: Seconds for all of them together.
         cwd: The folder they run in, or one for each.
+        start: How: a `warm.WarmGroup` lacks the seconds of imports.
 
     Returns:
         The outputs by rank.
@@ -58,7 +60,7 @@ def run_ranks(
         with ExitStack() as started:
             groups = [
                 started.enter_context(
-                    Group(
+                    start(
                         [sys.executable, *command],
                         rank_environment(rank, ranks, port),
                         *outputs[rank],

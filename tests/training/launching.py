@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
+from warm import WarmGroup
 
 WORKER = Path(__file__).with_name("rank_of_training.py")
 
@@ -89,7 +90,7 @@ def train_jobs(
             {**asdict(job), "folder": None, "overrides": overrides, "out": str(here / f"{name}.pt")}
         )
     (here / "jobs.json").write_text(json.dumps(described))
-    run_ranks(ranks, WORKER, config, here / "jobs.json", cwd=hosts)
+    run_ranks(ranks, WORKER, config, here / "jobs.json", cwd=hosts, start=WarmGroup)
     return {name: Trained(**torch.load(here / f"{name}.pt"), folder=folders[name]) for name in jobs}
 
 

@@ -13,7 +13,13 @@ from safetensors.torch import load_file
 
 from vse_scale.config import Config
 from vse_scale.errors import CheckpointError
-from vse_scale.training.checkpoint import TENSORS, Checkpoints, DiskUse, RunState
+from vse_scale.training.checkpoint import (
+    TENSORS,
+    Checkpoints,
+    DiskUse,
+    RunState,
+    finished_checkpoints,
+)
 from vse_scale.world.processes import ALONE
 
 CONFIG = Config.parse({"data": {"path": "shards"}, "run": {"dir": "out"}})
@@ -193,3 +199,10 @@ def test_the_disk_of_a_run(algorithm: str, checkpoint: int) -> None:
     disk = DiskUse.of(model, config)
     assert (disk.model, disk.checkpoint, disk.checkpoints) == (68, checkpoint, 4)
     assert disk.total == 4 * checkpoint + 2 * 68
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot be read .*; give the right to read it"):
+        finished_checkpoints(tmp_path / "file")
+    assert finished_checkpoints(tmp_path / "none") == []

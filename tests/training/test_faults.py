@@ -10,21 +10,21 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
-from commandline import installed, vse_scale
-from groups import Group
 from launching import assert_same_bits, random_run
-from ranks import environment_without_launcher
 from safetensors.torch import load_file
+from warm import WarmGroup, training, vse_scale
 
 from vse_scale.run.journal import read_journal
 from vse_scale.training.checkpoint import TENSORS
 from vse_scale.training.contract import GRACE_SECONDS
 
-STEPS = 150
+STEPS = 50
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
         random_run(
             scenes,
             f"""
-optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, drop_epochs: [4.5]}}
-train: {{epochs: 6, calibration_images: 32}}
-eval: {{batch: 16, every_epochs: 3}}
+optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, drop_epochs: [1.5]}}
+train: {{epochs: 2, calibration_images: 32}}
+eval: {{batch: 16}}
 run: {{dir: {folder / "unused"}, checkpoint_steps: 8}}
 """,
         )
@@ -48,18 +48,23 @@ run: {{dir: {folder / "unused"}, checkpoint_steps: 8}}
     return config, folder / "run"
 
 
-class Run(Group):
+@dataclass(frozen=True)
+class Run:
     """A supervised run on two ranks, in the background."""
 
-    def __init__(self, config: Path, folder: Path, *overrides: str) -> None:
-        self.folder = folder
-        command = [installed("vse-scale"), "train", "--ranks", "2", "--max-restarts", "99"]
-        command += ["--config", config, f"run.dir={folder}", *overrides]
-        super().__init__(command, environment_without_launcher(), folder.with_suffix(".log"))
+    group: WarmGroup
+    folder: Path
 
     def ranks(self) -> list[psutil.Process]:
-        launchers = psutil.Process(self.pid).children()
+        launchers = psutil.Process(self.group.pid).children()
         return [rank for launcher in launchers for rank in launcher.children()]
+
+
+@contextmanager
+def started(config: Path, folder: Path, *overrides: str) -> Iterator[Run]:
+    arguments = ("--max-restarts", "99", "--config", config, f"run.dir={folder}", *overrides)
+    with training(2, folder.with_suffix(".log"), *arguments) as group:
+        yield Run(group, folder)
 
 
 def newest(folder: Path) -> Path:
@@ -78,7 +83,7 @@ def kill_at_random(run: Run, rounds: int, draws: random.Random) -> list[str]:
     """Kill a random rank ``rounds`` times, every other time during a checkpoint."""
     moments = []
     for number in range(1, rounds + 1):
-        if not run.wait_for_words("steps an epoch", times=number):
+        if not run.group.wait_for_words("steps an epoch", times=number):
             break
         if number % 2:
             moments.append("step")
@@ -86,13 +91,13 @@ def kill_at_random(run: Run, rounds: int, draws: random.Random) -> list[str]:
         else:
             moments.append("checkpoint")
             partial = (run.folder / "checkpoints").glob
-            if not run.wait_for(lambda partial=partial: any(partial(".*.partial")), 120):
+            if not run.group.wait_for(lambda partial=partial: any(partial(".*.partial")), 120):
                 break
         ranks = run.ranks()
         if not ranks:
             break
         draws.choice(ranks).send_signal(signal.SIGKILL)
-        if not run.wait_for_words("starting it again", times=number):
+        if not run.group.wait_for_words("starting it again", times=number):
             break
     return moments
 
@@ -103,11 +108,14 @@ def check_kills(whole: tuple[Path, Path], folder: Path, rounds: int) -> None:
     draws = random.Random(rounds)
     killed = 0
     for number in itertools.count():
-        with Run(config, folder / f"run-{number}") as run:
+        with started(config, folder / f"run-{number}") as run:
             kill_at_random(run, rounds - killed, draws)
-            assert run.wait(240) == 0, run.said()[-4000:]
-        restarts = run.said().count("starting it again")
-        assert run.said().count("resumed from") + run.said().count("steps 0 to") >= restarts + 1
+            assert run.group.wait(240) == 0, run.group.said()[-4000:]
+        restarts = run.group.said().count("starting it again")
+        assert (
+            run.group.said().count("resumed from") + run.group.said().count("steps 0 to")
+            >= restarts + 1
+        )
         assert_as_if_never_stopped(run.folder, uninterrupted)
         killed += restarts
         if killed >= rounds:
@@ -130,15 +138,15 @@ def test_a_rank_that_falls_silent_is_found_and_replaced(
     whole: tuple[Path, Path], tmp_path: Path
 ) -> None:
     config, uninterrupted = whole
-    limit = 10
-    with Run(config, tmp_path / "run", f"engine.timeout_seconds={limit}") as run:
-        assert run.wait_for_words("checkpoint ")
+    limit = 6
+    with started(config, tmp_path / "run", f"engine.timeout_seconds={limit}") as run:
+        assert run.group.wait_for_words("checkpoint ")
         run.ranks()[1].send_signal(signal.SIGSTOP)
         began = time.monotonic()
-        assert run.wait_for_words("starting it again")
+        assert run.group.wait_for_words("starting it again")
         # The collective's limit, the others' grace, and a machine that has more to do.
         assert time.monotonic() - began < limit + GRACE_SECONDS + 15
-        assert run.wait(240) == 0, run.said()[-4000:]
+        assert run.group.wait(240) == 0, run.group.said()[-4000:]
     assert_as_if_never_stopped(run.folder, uninterrupted)
 
 
@@ -213,7 +221,7 @@ def test_a_port_that_is_taken_is_left_for_another(
         overrides = ["train.max_steps=2", "eval.every_epochs=9"]
         config = Config.load(small_run, overrides)
         watched = supervisor.Supervisor(
-            config, ["--config", str(small_run), *overrides], ranks=2, max_restarts=1
+            config, ["--config", str(small_run), *overrides], ranks=1, max_restarts=1
         )
         assert watched.run() == 0
     assert "starting it again" in caplog.text

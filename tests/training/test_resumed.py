@@ -23,6 +23,7 @@ from vse_scale.files import unwritable, whole_folder
 from vse_scale.run.folder import RunFolder
 from vse_scale.run.journal import Journal, read_journal
 from vse_scale.run.records import EvaluationRecord, StepRecord
+from vse_scale.training import resumed
 from vse_scale.training.checkpoint import RunState, finished_checkpoints
 from vse_scale.training.failures import explained
 from vse_scale.training.resumed import best_that_counts, lacks_validation, results_of
@@ -46,6 +47,12 @@ def folder(path: Path, *, model: bool = True, validated: tuple[int, ...] = ()) -
     return run
 
 
+@pytest.fixture(autouse=True)
+def any_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder will do; `test_parts_of_a_run` has real ones."""
+    monkeypatch.setattr(resumed, "model_is_whole", lambda run: run.model_folder.is_dir())
+
+
 def test_a_best_model_that_is_there_counts(tmp_path: Path) -> None:
     assert best_that_counts(STATE, "val", folder(tmp_path)) == STATE
 
@@ -54,7 +61,7 @@ def test_a_best_model_that_is_there_counts(tmp_path: Path) -> None:
     ("split", "model", "words"),
     [
         ("train", True, "eval.split was val, is train: the best model so far (RSUM 71.0)"),
-        ("val", False, "is not there, and the weights of its step 24 are in no checkpoint"),
+        ("val", False, "is not there whole, and the weights of its step 24 are in no checkpoint"),
     ],
 )
 def test_one_that_does_not_is_forgotten_and_said(

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import training, vse_scale
+from commandline import vse_scale as started_anew
 from groups import Group
 from launching import random_run
 from safetensors.torch import load_file
+from warm import training, vse_scale
 
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
@@ -70,7 +71,11 @@ run: {{dir: {folder / "unused"}}}
 """,
         )
     )
-    train(config, folder / "run")
+    # By the command itself, which the forks of the other tests must equal to the bit.
+    result = started_anew(
+        "train", "--ranks", "2", "--config", config, f"run.dir={folder / 'run'}", timeout=600
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
     return config, folder / "run"
 
 

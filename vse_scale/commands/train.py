@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vse_scale.console import log
 from vse_scale.errors import LaunchError
 from vse_shards.terminal import tell_page
+
+if TYPE_CHECKING:
+    from vse_scale.config import Config
 
 
 def train(
@@ -72,15 +75,31 @@ def train(
             "srun vse-scale train ... starts a rank per task", place.idle_tasks,
         )  # fmt: skip
     check_run(checked, processes)
+    command = ["--config", str(config), *arguments]
+    raise typer.Exit(_supervised(checked, command, processes, max_restarts))
+
+
+def _supervised(config: Config, command: list[str], ranks: int, max_restarts: int) -> int:
+    from vse_scale.training.failures import OutOfMemory
     from vse_scale.training.supervisor import Supervisor
 
-    supervisor = Supervisor(
-        checked,
-        ["--config", str(config), *arguments],
-        ranks=processes,
-        max_restarts=max_restarts,
-    )
-    raise typer.Exit(supervisor.run())
+    try:
+        return Supervisor(config, command, ranks=ranks, max_restarts=max_restarts).run()
+    except OutOfMemory as error:
+        raise OutOfMemory(error.what, error.remedy, _parts(config, ranks)) from None
+
+
+def _parts(config: Config, ranks: int) -> str | None:
+    """Say what takes a rank's memory; None for a model of the user's that cannot be counted."""
+    import torch
+
+    from vse_scale.planning.memory import memory_line
+    from vse_scale.planning.page import TOKENS
+
+    try:
+        return memory_line(config, ranks, cuda=torch.cuda.is_available(), tokens=TOKENS)
+    except Exception:  # the line must come, whatever the count meets
+        return None
 
 
 def _changed(settings: list[str]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,18 @@ class MixedDataset:
         self.captions_per_sample = np.concatenate([part.captions_per_sample for part in parts])
         self.pairs = sum(part.pairs for part in parts)
         self.shard_sizes = [size for part in parts for size in part.shard_sizes]
-        joined = " ".join(part.fingerprint for part in parts)
-        self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()
+        self.fingerprint = _joined([part.fingerprint for part in parts])
         self._first = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
 
     def __len__(self) -> int:
         """Return the number of images."""
         return int(self._first[-1])
+
+    @property
+    def former(self) -> Collection[str]:
+        """Fingerprints of the mixtures that this one begins with, dataset by dataset."""
+        choices = ((*part.former, part.fingerprint) for part in self.parts)
+        return {_joined(chosen) for chosen in itertools.product(*choices)} - {self.fingerprint}
 
     def check_holds(self, kind: Kind, remedy: str | None = None) -> None:
         """Raise DatasetError unless every sample has an image, or region features.
@@ -89,6 +95,10 @@ class MixedDataset:
             raise IndexError(f"image {image} of {len(self)}")
         number = int(np.searchsorted(self._first, image, side="right")) - 1
         return self.parts[number], image - int(self._first[number])
+
+
+def _joined(fingerprints: Sequence[str]) -> str:
+    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()
 
 
 Dataset = ShardDataset | MixedDataset

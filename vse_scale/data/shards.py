@@ -104,6 +104,18 @@ class ShardDataset:
             for extension in ("jpg", "npy", "json")
         )
 
+    @property
+    def former(self) -> dict[str, int]:
+        """The datasets that this one begins with: shards of the split by fingerprint, oldest first.
+
+        They are those that rows were appended to, see `vse_shards.append`.
+        """
+        return {
+            addition["fingerprint"]: int(addition["shards"].get(self.split, 0))
+            for addition in self._manifest.source.get("appended", [])
+            if "fingerprint" in addition and "shards" in addition
+        }
+
     def _open_cache(self, url: str, options: StagingOptions) -> None:
         self._ahead = options.ahead
         folder = Path(options.folder) if options.folder else default_folder()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -194,6 +196,11 @@ class CaptionTokenizer:
             ModelError: there is no such word.
         """
         return cls(train_words(captions, min_count))
+
+    def digest(self) -> str:
+        """Return a sha256 of the tokens and their ids, the same in every release."""
+        listed = json.dumps(sorted(self._tokenizer.get_vocab().items()), ensure_ascii=True)
+        return hashlib.sha256(listed.encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
         """Write the files that `load` and transformers' ``AutoTokenizer`` open."""

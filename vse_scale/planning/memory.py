@@ -106,6 +106,32 @@ def memory_bytes(work: Workload, batches: Batches, stage: Stage, ranks: int) -> 
     return {**parts, "batches": batches.waiting, "activations": float(max(0, activations))}
 
 
+def memory_line(config: Config, ranks: int, *, cuda: bool, tokens: int) -> str:
+    """Return what takes a rank's memory, the largest part first, in words of one line.
+
+    Args:
+        config: of the run.
+        ranks: how many.
+        cuda: whether they train on GPUs.
+        tokens: of a batch's longest caption.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    precision = config.engine.precision
+    bfloat16 = precision == "bfloat16" or (precision == "auto" and cuda)
+    work = Workload.of(config, bfloat16=bfloat16)
+    batches = Batches.of(config, work, ranks, tokens=tokens, cuda=cuda, bfloat16=bfloat16)
+    parts = memory_bytes(work, batches, config.engine.zero_stage, ranks)
+    ordered = sorted(parts.items(), key=lambda part: part[1], reverse=True)
+    told = ", ".join(f"{name} {_short(size)}" for name, size in ordered if size)
+    return f"a rank takes about {_short(sum(parts.values()))}: {told}"
+
+
+def _short(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
 def _bucket(work: Workload) -> int:
     """Return the bytes that gradients are collected in before they are reduced."""
     return FLOAT * min(work.parameters, LARGEST_BUCKET)

@@ -14,7 +14,7 @@ from vse_scale.planning.memory import Batches, memory_bytes
 from vse_scale.planning.steps import Step, efficiency, step_time
 from vse_scale.planning.traffic import STAGES, Stage, Workload, step_bytes
 
-_TOKENS = 32  # of a batch's longest caption, if not measured; about that in COCO
+TOKENS = 32  # of a batch's longest caption, if not measured; about that in COCO
 
 _BYTES = {"GB": 1e9, "MB": 1e6}
 
@@ -74,7 +74,7 @@ class Plan:
                 f"the constants belong to a model of {constants.parameters} parameters, and "
                 f"this one has {work.parameters}; measure this one with --measure FILE"
             )
-        tokens = constants.tokens if constants else _TOKENS
+        tokens = constants.tokens if constants else TOKENS
         estimates: dict[int, dict[Stage, Estimate]] = {}
         for count in ranks:
             batches = Batches.of(config, work, count, tokens=tokens, cuda=cuda, bfloat16=bfloat16)

@@ -75,12 +75,21 @@ class RunLock:
                 self._path.unlink()
 
     def check(self) -> None:
-        """Raise OutputError where another process has taken the folder over."""
+        """Raise OutputError where another process has taken the folder over, or it was removed."""
         found = _read(self._path)
         if found and found.get("token") != self.token:
             raise OutputError(
                 f"{self._folder}: was taken over by {_owner(found)}, which goes on; this run ends"
             )
+        try:
+            self._path.stat()
+        except FileNotFoundError:
+            raise OutputError(
+                f"{self._folder}: was removed or moved while the run wrote there; move it back and "
+                "start the same command, which starts anew where there is no checkpoint"
+            ) from None
+        except OSError as error:
+            raise unwritable(f"run.dir is {self._folder}", error) from error
 
     def _acquire(self) -> None:
         while not self._created():

@@ -12,7 +12,7 @@ from types import FrameType
 
 from vse_scale.errors import LaunchError, UserError
 from vse_scale.training.contract import EXIT_INTERRUPTED, EXIT_STOPPED, LAUNCHER, MESSAGE_SECONDS
-from vse_scale.training.failures import rank_is_gone
+from vse_scale.training.failures import rank_is_gone, refuse
 from vse_scale.training.parent import die_with_parent
 from vse_scale.world.devices import choose_slice
 from vse_scale.world.place import Place, find_place, is_main
@@ -50,6 +50,8 @@ def run_rank(config: str, overrides: list[str], *, debug: bool = False) -> int:
     except UserError as error:
         if debug:
             raise
+        if refuse(error):
+            return error.exit_code
         if not main_rank and not isinstance(error, LaunchError):
             # The main rank reports what every rank found; afterwards this one reports its own.
             time.sleep(MESSAGE_SECONDS)

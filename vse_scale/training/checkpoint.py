@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol
@@ -26,7 +28,7 @@ from vse_scale.config.resume import changes, differences, keys_on_purpose
 from vse_scale.console import log
 from vse_scale.data.plan import ORDER
 from vse_scale.errors import CheckpointError, ConfigError
-from vse_scale.files import PARTIAL, whole_folder
+from vse_scale.files import PARTIAL, remedy_of, system_error, whole_folder
 from vse_scale.training.optim import moments_of
 from vse_scale.world.processes import World
 from vse_shards.json_text import read_json
@@ -58,6 +60,10 @@ class RunState:
         best_step: The step after which it was reached.
         stale: Evaluations since then.
         order: Version of the order of training, see `vse_scale.data.plan`.
+        steps_per_epoch: Of the dataset; 0 in checkpoints of earlier releases.
+        shift: Steps by which the place in the epochs is ahead of ``step``: an epoch that data was
+            appended in begins anew, longer.
+        vocabulary: Digest of the tokens; "" in checkpoints of earlier releases.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -69,23 +75,47 @@ class RunState:
     best_step: int | None = None
     stale: int = 0
     order: Annotated[int, Ge(1), Le(ORDER)] = 1  # of checkpoints from before there was another
+    steps_per_epoch: Annotated[int, Ge(0)] = 0
+    shift: int = 0
+    vocabulary: str = ""
 
-    def check(self, config: Config, fingerprint: str, origin: Path) -> dict[str, tuple[Any, Any]]:
+    def check(
+        self, config: Config, fingerprint: str, origin: Path, former: Collection[str] = ()
+    ) -> dict[str, tuple[Any, Any]]:
         """Return what changes on purpose where a run with ``config`` goes on from here.
 
+        Args:
+            config: that the run is to go on with.
+            fingerprint: of the dataset.
+            origin: the checkpoint, for messages.
+            former: fingerprints of the datasets that the dataset begins with.
+
         Returns:
-            Old and new value of each key of ``run.resume_with`` that differs.
+            Old and new value of each key of ``run.resume_with`` that differs; "fingerprint" where
+            the dataset has grown.
 
         Raises:
             CheckpointError: the run may not go on.
             ConfigError: a key of ``run.resume_with`` cannot be changed.
         """
         on_purpose = keys_on_purpose(config.run.resume_with, Config)
-        if fingerprint != self.fingerprint:
+        grown = fingerprint != self.fingerprint
+        if grown and not ("data.path" in on_purpose and self.fingerprint in former):
+            path = masked(str(config.data.path))
+            remedy = (
+                f"the latter is the former with rows appended: --resume-with data.path={path} goes "
+                "on with all of them"
+                if self.fingerprint in former
+                else "give the same dataset"
+            )
             raise CheckpointError(
                 f"{origin}: was trained on a dataset with fingerprint {self.fingerprint[:12]}, but "
-                f"{masked(str(config.data.path))} has {fingerprint[:12]}; give the same dataset, "
-                "or another run.dir to start anew"
+                f"{path} has {fingerprint[:12]}; {remedy}, or another run.dir to start anew"
+            )
+        if grown and not self.steps_per_epoch:
+            raise CheckpointError(
+                f"{origin}: is of an earlier release, which kept no length of an epoch; let the "
+                "run write one more checkpoint on the dataset as it was, then append"
             )
         # A stored configuration is read as this release has it: without keys of parts that were
         # not chosen, and with the defaults of settings that are new.
@@ -104,7 +134,10 @@ class RunState:
                 "a run may change on purpose"
             )
         differing = differences(old, new)
-        return {key: values for key, values in differing.items() if key in on_purpose}
+        if grown:
+            differing["fingerprint"] = (self.fingerprint, fingerprint)
+        named = (*on_purpose, "fingerprint")
+        return {key: values for key, values in differing.items() if key in named}
 
 
 @dataclass(frozen=True)
@@ -176,16 +209,20 @@ class Checkpoints:
             try:
                 self._write(final, tensors, state)
             except (OSError, SafetensorError) as error:
+                found = error if isinstance(error, OSError) else system_error(error)
+                reason = str(error) if found is None else found.strerror or str(found)
+                remedy = "make room" if found is None else remedy_of(found)
                 left = self._finished()
                 raise CheckpointError(
-                    f"{final}: cannot be written ({error}); "
+                    f"{final}: cannot be written ({reason}); "
                     + (f"{left[0].name} stays" if left else "there is none before it")
-                    + "; make room, and the same command goes on from there"
+                    + f"; {remedy}, and the same command goes on from there"
                 ) from error
         world.barrier()
         return final
 
     def _write(self, final: Path, tensors: dict[str, Tensor], state: RunState) -> None:
+        self.folder.mkdir(exist_ok=True)  # not its parents: the run's folder may have been removed
         # A checkpoint that a kill left half-written, of this step or another, only takes up room.
         for left in self.folder.glob(f".*{PARTIAL}"):
             shutil.rmtree(left)
@@ -203,9 +240,22 @@ class Checkpoints:
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in ``folder``, the newest first; damaged ones are among them."""
-    named = folder.glob(f"{_NAME}*")
-    return sorted((path for path in named if path.name[len(_NAME) :].isdigit()), reverse=True)
+    """Return the checkpoints in ``folder``, the newest first; damaged ones are among them.
+
+    Raises:
+        CheckpointError: the folder cannot be read, so that there may be some.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be read ({error.strerror}); give the right to read it, or another "
+            "run.dir to start anew"
+        ) from error
+    found = [n for n in names if n.startswith(_NAME) and n[len(_NAME) :].isdigit()]
+    return [folder / name for name in sorted(found, reverse=True)]
 
 
 def _inventory(folder: Path) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT: a second Ctrl-C, which waited for nothin
 RESTARTS = "VSE_SCALE_RESTARTS"  # the number of restarts so far
 SUPERVISOR = "VSE_SCALE_SUPERVISOR"  # process id of a launcher's parent, with which it dies
 LAUNCHER = "VSE_SCALE_LAUNCHER"  # process id of a rank's parent, with which it dies
-FAILURES = "VSE_SCALE_FAILURES"  # the folder where ranks note the exceptions that end them
+FAILURES = "VSE_SCALE_FAILURES"  # the folder where ranks note what ends them, and that they live
 
 # A rank that finds a user's mistake waits so long for the main rank to report it: mostly every rank
 # finds the same one, and the launcher ends all ranks when one leaves.

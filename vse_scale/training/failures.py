@@ -14,18 +14,35 @@ from safetensors import SafetensorError
 
 from vse_scale.config import Config
 from vse_scale.errors import OutputError, TrainingError, UserError
-from vse_scale.files import stays_unwritable, unwritable
+from vse_scale.files import stays_unwritable, system_error, unwritable, write_text
 from vse_scale.training.contract import FAILURES
 from vse_shards.json_text import read_json
 
 # Words of gloo's errors when another rank is gone; NCCL ends the process by itself.
 _RANK_IS_GONE = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer")
+_REFUSED = ".refused"
 _LONGEST = 300  # characters of an exception's words that are shown
 # Words of torch, gloo, NCCL and the C++ library where memory is all.
 _NO_MEMORY = (
     "can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory",
     "std::bad_alloc",
 )  # fmt: skip
+
+
+class OutOfMemory(TrainingError):
+    """Memory that is all.
+
+    Args:
+        what: what took the last of it.
+        remedy: settings that take less.
+        parts: what else takes how much, where that is known.
+    """
+
+    def __init__(self, what: str, remedy: str, parts: str | None = None) -> None:
+        told = f"; {parts}" if parts else ""
+        more = "" if parts else "; vse-scale plan says what takes how much"
+        super().__init__(f"{what}{told}; {remedy}{more}")
+        self.what, self.remedy = what, remedy
 
 
 @dataclass(frozen=True)
@@ -44,10 +61,9 @@ class Failure:
 def explained(error: Exception, config: Config, ranks: int) -> UserError | None:
     """Return ``error`` in the user's words, where the same start would end in it again."""
     if is_out_of_memory(error):
-        return TrainingError(f"out of memory ({_short(error)}); set {_less_memory(config, ranks)}")
+        return OutOfMemory(f"out of memory ({_short(error)})", f"set {less_memory(config, ranks)}")
     if isinstance(error, SafetensorError):
-        number = re.search(r"os error (\d+)", str(error))
-        error = OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
+        error = system_error(error) or error
     if not isinstance(error, OSError) or not stays_unwritable(error):
         return None
     file = error.filename or config.run.dir
@@ -57,7 +73,7 @@ def explained(error: Exception, config: Config, ranks: int) -> UserError | None:
     return OutputError(f"{found}, and the same command goes on from the newest checkpoint")
 
 
-def _less_memory(config: Config, ranks: int) -> str:
+def less_memory(config: Config, ranks: int) -> str:
     """Name settings that take less memory, with values that the configuration allows."""
     batch, pieces = config.data.global_batch, config.engine.micro_batches
     unit = ranks * config.data.captions_per_image
@@ -69,7 +85,7 @@ def _less_memory(config: Config, ranks: int) -> str:
     if not config.engine.activation_checkpointing:
         choices.append("engine.activation_checkpointing=true")
     choices += [f"a data.global_batch below {batch}", f"an eval.batch below {config.eval.batch}"]
-    return f"{', '.join(choices[:-1])} or {choices[-1]}; vse-scale plan says what takes how much"
+    return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
 def _short(error: BaseException) -> str:
@@ -77,6 +93,29 @@ def _short(error: BaseException) -> str:
     text = " ".join(str(error).split())
     tried = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", text)
     return f"tried to allocate {tried[1]}" if tried else text[:80] or type(error).__name__
+
+
+def refuse(error: UserError) -> bool:
+    """Tell the supervisor, where there is one, that no start would do; return whether it says so.
+
+    It says what memory is taken by; anything else the rank says itself.
+    """
+    folder = os.environ.get(FAILURES)
+    if folder is None or error.exit_code != UserError.exit_code:
+        return False
+    memory = [error.what, error.remedy] if isinstance(error, OutOfMemory) else []
+    try:
+        write_text(Path(folder, f"{os.getpid()}{_REFUSED}"), json.dumps(memory))
+    except OSError:
+        return False
+    return bool(memory)
+
+
+def refusal(folder: Path) -> OutOfMemory | bool:
+    """Return whether a rank told that no start would do; the error where it is to be said."""
+    told = [read_json(path) for path in sorted(folder.glob(f"*{_REFUSED}"))]
+    memory = next((found for found in told if found), None)
+    return OutOfMemory(*memory) if memory else bool(told)
 
 
 def note(error: BaseException, step: int) -> None:

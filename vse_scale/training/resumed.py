@@ -7,15 +7,23 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from vse_scale.config import Config
-from vse_scale.console import log
-from vse_scale.errors import OutputError
+from vse_scale.console import duration, log
+from vse_scale.data.mixing import Dataset
+from vse_scale.data.shards import ShardDataset
+from vse_scale.errors import CheckpointError, OutputError, UserError
+from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.folder import weights_file
+from vse_scale.model.weights import open_tensors
 from vse_scale.run.folder import RunFolder
 from vse_scale.run.journal import Journal
 from vse_scale.run.lock import RunLock
 from vse_scale.run.records import EvaluationRecord, Results, StepRecord
-from vse_scale.training.checkpoint import RunState
+from vse_scale.training.checkpoint import Checkpoints, RunState
 from vse_scale.world.processes import World
+from vse_shards.json_text import read_json
 
 
 @contextmanager
@@ -49,6 +57,83 @@ def open_journals(folder: RunFolder, next_step: int) -> tuple[Journal, Journal]:
     )
 
 
+def newest_checkpoint(checkpoints: Checkpoints, world: World) -> tuple[Path, RunState] | None:
+    """Read and verify on the main rank, so that all go on from the same checkpoint or none.
+
+    Raises:
+        CheckpointError: on all ranks, where none of those that there are is whole.
+    """
+    found: tuple[Path, RunState] | CheckpointError | None = None
+    if world.main:
+        try:
+            found = checkpoints.newest()
+        except CheckpointError as error:
+            found = error
+    found = world.from_main(found)
+    if isinstance(found, CheckpointError):
+        raise found
+    return found
+
+
+def model_is_whole(folder: RunFolder) -> bool:
+    """Return whether the run's model is there, no file of it missing or cut short."""
+    path = folder.model_folder
+    try:
+        open_tensors(weights_file(path))  # its header says how long it is
+        read_json(path / "config.json")
+        return CaptionTokenizer.find(path) is not None
+    except (OSError, ValueError, SafetensorError, UserError):
+        return False
+
+
+def check_vocabulary(state: RunState, vocabulary: str, origin: Path, folder: RunFolder) -> None:
+    """Raise CheckpointError where the token ids mean other words than those of the weights.
+
+    Args:
+        state: of the checkpoint ``origin``.
+        vocabulary: digest of the tokens that captions would be read with.
+        origin: folder of the checkpoint.
+        folder: of the run.
+    """
+    if state.vocabulary and state.vocabulary != vocabulary:
+        raise CheckpointError(
+            f"{origin}: was trained with another vocabulary; put the tokenizer back that the run "
+            f"was started with, in {folder.tokenizer_folder} or where model.text.tokenizer is "
+            f"({folder.model_folder} may still hold it), or give another run.dir to start anew"
+        )
+
+
+def on_dataset(
+    state: RunState, dataset: Dataset, validation: ShardDataset | None, steps_per_epoch: int
+) -> RunState:
+    """Return ``state`` as it is on ``dataset``: with its place in the epochs where that has grown.
+
+    The epoch begins anew with what was appended. Where the validation split has grown too the best
+    model counts no more.
+    """
+    if state.fingerprint == dataset.fingerprint:
+        return replace(state, steps_per_epoch=steps_per_epoch)
+    epoch, done = divmod(state.step + state.shift, state.steps_per_epoch)
+    log.info(
+        "the dataset has grown: %d steps an epoch, were %d; epoch %d begins %s",
+        steps_per_epoch, state.steps_per_epoch, epoch + 1, f"anew, {done} steps were done of it"
+        if done else "with all of it",
+    )  # fmt: skip
+    # Of a mixture only datasets tell what they were.
+    shards = 0 if validation is None else validation.former.get(state.fingerprint, 0)
+    state = replace(
+        state, fingerprint=dataset.fingerprint, steps_per_epoch=steps_per_epoch,
+        shift=epoch * steps_per_epoch - state.step,
+    )  # fmt: skip
+    if validation is None or state.best_rsum is None or shards == len(validation.shard_sizes):
+        return state
+    log.warning(
+        "split %s has grown too: the best model so far (RSUM %.1f) counts no more, and is "
+        "replaced by the next", validation.split, state.best_rsum,
+    )  # fmt: skip
+    return replace(state, best_rsum=None, best_step=None, stale=0)
+
+
 def best_that_counts(state: RunState, split: str, folder: RunFolder) -> RunState:
     """Return ``state`` without its best validation where that does not count, and say so.
 
@@ -65,10 +150,10 @@ def best_that_counts(state: RunState, split: str, folder: RunFolder) -> RunState
             "eval.split was %s, is %s: the best model so far (RSUM %.1f) counts no more, and is "
             "replaced by the next", then, split, state.best_rsum,
         )  # fmt: skip
-    elif not folder.model_folder.is_dir() and state.best_step != state.step:
+    elif state.best_step != state.step and not model_is_whole(folder):
         log.warning(
-            "%s is not there, and the weights of its step %d are in no checkpoint: the best model "
-            "(RSUM %.1f) counts no more, and is replaced by the next",
+            "%s is not there whole, and the weights of its step %d are in no checkpoint: the best "
+            "model (RSUM %.1f) counts no more, and is replaced by the next",
             folder.model_folder, state.best_step or 0, state.best_rsum,
         )  # fmt: skip
     else:
@@ -81,6 +166,18 @@ def lacks_validation(state: RunState, split: str, folder: RunFolder) -> bool:
     return state.best_step != state.step and not any(
         record.step + 1 == state.step and record.split == split for record in folder.evaluations()
     )
+
+
+def say_over(step: int, results: Results, folder: RunFolder, config: Config) -> None:
+    """Say that all steps are trained, in what time, and where the model is."""
+    took = results.train_seconds
+    spent = "" if took is None else f" in {duration(took)}, without evaluation"
+    log.info("trained %d steps%s; model in %s", step, spent, folder.model_folder)
+    if results.best is None:
+        log.warning(
+            "no validation: the dataset has no split %s, so the last model is kept, not the best; "
+            "build one with that split, or set eval.split", config.eval.split or "val",
+        )  # fmt: skip
 
 
 def results_of(

@@ -37,19 +37,30 @@ class StepPlan:
 
 
 class Schedule:
-    """The plan of every step of a run."""
+    """The plan of every step of a run.
 
-    def __init__(self, config: Config, steps_per_epoch: int) -> None:
+    Args:
+        config: of the run.
+        steps_per_epoch: of its dataset.
+        shift: steps by which the place in the epochs is ahead of the step, see `RunState`.
+    """
+
+    def __init__(self, config: Config, steps_per_epoch: int, shift: int = 0) -> None:
         self._objective = objective_of(config.objective)
         self._optim = config.optim
         self._train = config.train
         self.steps_per_epoch = steps_per_epoch
-        steps = config.train.epochs * steps_per_epoch
+        self.shift = shift
+        steps = config.train.epochs * steps_per_epoch - shift
         self.total_steps = min(steps, config.train.max_steps or steps)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Return the epoch of global step ``step``, and the step within it, both from 0."""
+        return divmod(step + self.shift, self.steps_per_epoch)
 
     def at(self, step: int) -> StepPlan:
         """Return the plan of global step ``step``, counted from 0."""
-        epoch, index = divmod(step, self.steps_per_epoch)
+        epoch, index = self.place(step)
         rise = min(1.0, (step + 1) / (self._optim.warmup_steps or 1))
         rate = self._optim.lr * self._fall(step) * rise
         return StepPlan(
@@ -69,7 +80,7 @@ class Schedule:
         """Return the factor that the rates have fallen to."""
         optim = self._optim
         if optim.schedule == "steps":
-            position = step / self.steps_per_epoch
+            position = (step + self.shift) / self.steps_per_epoch
             return optim.drop_factor ** sum(position >= drop for drop in optim.drop_epochs)
         length = optim.schedule_steps or (optim.schedule_epochs or 0.0) * self.steps_per_epoch
         cosine = optim.schedule == "cosine"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vse_scale.config import Config
-from vse_scale.console import heartbeat, log
+from vse_scale.console import log
 from vse_scale.data.loader import image_batches
 from vse_scale.data.mixing import (
     Dataset,
@@ -22,7 +22,7 @@ from vse_scale.data.plan import ORDER, Plan, PlanError
 from vse_scale.data.producer import batches_apart
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
-from vse_scale.errors import ConfigError
+from vse_scale.errors import ConfigError, ModelError
 from vse_scale.files import whole_folder
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.folder import settings_folder
@@ -31,6 +31,7 @@ from vse_scale.model.towers.batchnorm import calibrate_batchnorm
 from vse_scale.model.towers.regions import RegionSettings
 from vse_scale.model.vse import VSEModel
 from vse_scale.run.folder import RunFolder
+from vse_scale.training.alive import long_work
 from vse_scale.training.checkpoint import Checkpoints
 from vse_scale.training.watch.observers import find_observers
 from vse_scale.world.processes import World
@@ -80,7 +81,7 @@ def check_run(config: Config, ranks: int) -> None:
     dataset, _, _ = open_data(config, ranks, found[1].order if found else ORDER)
     if found:
         origin, state = found
-        state.check(config, dataset.fingerprint, origin)
+        state.check(config, dataset.fingerprint, origin, dataset.former)
 
 
 def open_data(
@@ -206,15 +207,15 @@ def prepare_tokenizer(
     """Load the tokenizer; where none is given, the main rank makes one from the captions.
 
     A made one is kept in ``folder``, which the main rank alone sees, and is read from there when
-    the run goes on.
+    the run goes on; it is made again where the folder is lost or damaged.
     """
     text = config.model.text
     # A model to start from brings the vocabulary that its weights know.
     started = config.model.init_from and settings_folder(Path(config.model.init_from))
     if given := text.tokenizer or started or text.source:
         return CaptionTokenizer.load(Path(given))
-    if world.main and not folder.exists():
-        with heartbeat("making a vocabulary from the training captions"):
+    if world.main and not _is_tokenizer(folder):
+        with long_work("making a vocabulary from the training captions"):
             made = text.make_tokenizer(caption_texts(dataset))
         with whole_folder(folder) as partial:
             made.save(partial)
@@ -226,10 +227,18 @@ def prepare_tokenizer(
         return CaptionTokenizer.load(Path(own))
 
 
+def _is_tokenizer(folder: Path) -> bool:
+    try:
+        return CaptionTokenizer.find(folder) is not None
+    except ModelError as error:
+        log.warning("%s; it is made again from the captions", error)
+        return False
+
+
 def calibrate(model: VSEModel, dataset: Dataset, config: Config, world: World) -> None:
     """Set an untrained backbone's BatchNorm statistics from the first training images."""
     count = min(config.train.calibration_images, len(dataset))
-    with heartbeat("calibrating BatchNorm"):
+    with long_work("calibrating BatchNorm"):
         batches = image_batches(
             dataset,
             np.arange(count),

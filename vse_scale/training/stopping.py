@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vse_scale.training.alive import tell_alive
 from vse_scale.world.processes import World
 
 
@@ -49,7 +50,11 @@ class StopRequest:
         return bool(agreed.item())
 
     def check(self) -> None:
-        """Raise `Stopped` on every rank where any was asked to stop; every rank calls."""
+        """Raise `Stopped` on every rank where any was asked to stop; every rank calls.
+
+        It is called between the parts of long work, and tells that this rank gets on with it.
+        """
+        tell_alive()
         if self.requested():
             raise Stopped
 

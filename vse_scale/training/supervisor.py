@@ -3,6 +3,7 @@
 A process group does not survive the death of one of its ranks, so recovery is a new group on a new
 port that goes on from the newest checkpoint. A dead rank ends the others within `GRACE_SECONDS`; a
 silent one makes the others leave a collective after ``engine.timeout_seconds``, and dies with them.
+Where all are silent for longer, as one that is alone, all are killed.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ import psutil
 from vse_scale.config import Config
 from vse_scale.console import log
 from vse_scale.errors import StorageError, TrainingError, UserError
+from vse_scale.files import unwritable
 from vse_scale.run.folder import RunFolder
 from vse_scale.run.lock import LOCK, RunLock
+from vse_scale.training.alive import Silence
 from vse_scale.training.checkpoint import finished_checkpoints
 from vse_scale.training.contract import (
     EXIT_INTERRUPTED,
@@ -36,7 +39,14 @@ from vse_scale.training.contract import (
     RESTARTS,
     SUPERVISOR,
 )
-from vse_scale.training.failures import Failure, killed_for_memory, notes
+from vse_scale.training.failures import (
+    Failure,
+    OutOfMemory,
+    killed_for_memory,
+    less_memory,
+    notes,
+    refusal,
+)
 from vse_scale.training.stopping import stop_signals
 from vse_scale.world.devices import visible_devices
 from vse_scale.world.join import cores_per_rank, free_port
@@ -55,7 +65,10 @@ class Supervisor:
         self, config: Config, command: list[str], *, ranks: int, max_restarts: int
     ) -> None:
         """Prepare to run ``command``, the arguments of ``python -m vse_scale.training``."""
+        self._config = config
         self._folder = RunFolder(Path(config.run.dir))
+        # Ranks that wait for one another find out by themselves.
+        self._patience = config.engine.timeout_seconds + (GRACE_SECONDS if ranks > 1 else 0.0)
         self._command = command
         self._ranks = ranks
         self._max_restarts = max_restarts
@@ -79,22 +92,31 @@ class Supervisor:
             tempfile.TemporaryDirectory(prefix="vse-scale-", ignore_cleanup_errors=True) as left,
         ):
             self._environment = {LOCK: lock.token, FAILURES: left}
-            return self._run(Path(left))
+            return self._run(Path(left), lock)
 
-    def _run(self, left: Path) -> int:
+    def _run(self, left: Path, lock: RunLock) -> int:
         restarts = 0
         failures: set[Failure] = set()
+        done = self._folder.done_file
         while not self._stopping:
+            lock.check()
             before, killed = self._newest_checkpoint(), killed_for_memory()
-            self._folder.done_file.unlink(missing_ok=True)
+            try:
+                done.unlink(missing_ok=True)
+            except OSError as error:
+                raise unwritable(str(done), error) from error
             code = self._launch()
             # A rank can abort while it is torn down, after its work.
-            if code == 0 or self._folder.done_file.exists():
+            if code == 0 or os.path.exists(done):
                 return 0
             if self._stopping:
                 break
-            if code == UserError.exit_code:
-                return code
+            refused = refusal(left)
+            if isinstance(refused, OutOfMemory):
+                raise refused
+            # The launcher's code is that of the rank that left first.
+            if refused or code == UserError.exit_code:
+                return UserError.exit_code
             former, failures = failures, notes(left)
             self._check_worth(code, killed, former & failures)
             restarts = 0 if self._newest_checkpoint() != before else restarts + 1
@@ -111,10 +133,9 @@ class Supervisor:
     def _check_worth(self, code: int, killed: int, again: set[Failure]) -> None:
         """Raise TrainingError where another start would end as this one did."""
         if code in _KILLED and killed_for_memory() > killed:
-            raise TrainingError(
-                f"{self._folder.path}: the system killed a rank for lack of memory; give the run "
-                "more, or set a higher engine.micro_batches, or a smaller data.global_batch or "
-                "eval.batch"
+            raise OutOfMemory(
+                f"{self._folder.path}: the system killed a rank for lack of memory",
+                f"give the run more, or set {less_memory(self._config, self._ranks)}",
             )
         if again:
             found = min(again, key=lambda failure: (failure.step, failure.words))
@@ -162,6 +183,7 @@ class Supervisor:
         ranks: set[psutil.Process] = set()
         asked: set[psutil.Process] = set()
         ended_at = math.inf
+        silence = Silence(Path(self._environment[FAILURES]))
         while launcher.poll() is None:
             time.sleep(_POLL_SECONDS)
             alive = self._living_ranks()
@@ -171,6 +193,12 @@ class Supervisor:
                 asked |= alive
             if ranks > alive:
                 ended_at = min(ended_at, time.monotonic())
+            if (silent := silence.seconds()) > self._patience and ended_at == math.inf:
+                log.error(
+                    "no rank got on with its work for %.0f s (engine.timeout_seconds); they are "
+                    "killed", silent,
+                )  # fmt: skip
+                ended_at = -math.inf
             # A stopped process, or one that waits in a collective for a dead one, does not heed
             # SIGTERM.
             if self._interrupted or time.monotonic() > ended_at + GRACE_SECONDS:

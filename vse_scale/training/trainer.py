@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from vse_scale.config import Config
-from vse_scale.console import Progress, duration, heartbeat, log, logged
+from vse_scale.console import Progress, log, logged
 from vse_scale.data.loader import Batch, Loader
 from vse_scale.data.plan import ORDER
 from vse_scale.data.rng import mixed_seed
-from vse_scale.errors import CheckpointError, TrainingError, UserError
+from vse_scale.errors import TrainingError, UserError
 from vse_scale.files import whole_folder, write_json, write_text
 from vse_scale.model.vse import VSEModel
 from vse_scale.objective.base import ObjectiveResult
@@ -30,16 +30,22 @@ from vse_scale.run.lock import RunLock
 from vse_scale.run.records import EvaluationRecord, StepRecord
 from vse_scale.run.system import describe_system
 from vse_scale.training import setup
+from vse_scale.training.alive import long_work, tell_alive
 from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
 from vse_scale.training.contract import EXIT_STOPPED
 from vse_scale.training.engine import Engine
 from vse_scale.training.failures import explained, note
 from vse_scale.training.resumed import (
     best_that_counts,
+    check_vocabulary,
     lacks_validation,
+    model_is_whole,
+    newest_checkpoint,
+    on_dataset,
     open_journals,
     owned,
     results_of,
+    say_over,
 )
 from vse_scale.training.schedule import Schedule, StepPlan
 from vse_scale.training.state import SharedTensors
@@ -65,6 +71,7 @@ def train(config: Config) -> int:
     trainer: Trainer | None = None
     with logged(main=is_main(os.environ)):
         world = join_world(config.engine.timeout_seconds)
+        tell_alive()
         try:
             with owned(config, world) as lock:
                 trainer = Trainer(config, world, lock)
@@ -89,11 +96,10 @@ class Trainer:
         self.config, self.world, self._lock = config, world, lock
         self.folder = RunFolder(Path(config.run.dir))
         self.checkpoints = Checkpoints(self.folder.checkpoints_folder, config.run.keep_checkpoints)
-        found = self._newest_checkpoint()
+        found = newest_checkpoint(self.checkpoints, world)
         order = found[1].order if found else ORDER
         self.dataset, self.validation, self.plan = setup.open_data(config, world.ranks, order)
         self.objective = objective_of(config.objective)
-        self.schedule = Schedule(config, self.plan.steps_per_epoch)
         self.tokenizer = setup.prepare_tokenizer(
             config, self.dataset, self.folder.tokenizer_folder, world
         )
@@ -105,46 +111,36 @@ class Trainer:
             config.data.max_caption_tokens,
         )
         model.to(world.device)
-        resolved = config.recorded()
+        resolved, vocabulary = config.recorded(), self.tokenizer.digest()
         self.state = RunState(
-            step=0, fingerprint=self.dataset.fingerprint, config=resolved, order=order
-        )
-        self._saved: RunState | None = None
-        self._best_is_lost = False
+            step=0, fingerprint=self.dataset.fingerprint, config=resolved, vocabulary=vocabulary,
+            steps_per_epoch=self.plan.steps_per_epoch, order=order,
+        )  # fmt: skip
+        self._saved, self._best_is_lost = None, False
         tensors: SharedTensors | None = None
         if found:
-            origin, state = found
-            changed = state.check(config, self.dataset.fingerprint, origin)
+            origin, then = found
+            changed = then.check(config, self.dataset.fingerprint, origin, self.dataset.former)
+            check_vocabulary(then, vocabulary, origin, self.folder)
+            state = on_dataset(then, self.dataset, self.validation, self.plan.steps_per_epoch)
             tensors = SharedTensors(origin / TENSORS, world)
             tensors.fill(model)
             if self.validation is not None:
-                split, before = self.validation.split, state
-                state = best_that_counts(state, split, self.folder) if world.main else state
+                if world.main:
+                    state = best_that_counts(state, self.validation.split, self.folder)
                 state = world.from_main(state)
-                self._best_is_lost = state.best_rsum != before.best_rsum
-            self.state = self._saved = replace(state, config=resolved)
+                self._best_is_lost = state.best_rsum != then.best_rsum
+            self.state = self._saved = replace(state, config=resolved, vocabulary=vocabulary)
         elif model.untrained_statistics:
             setup.calibrate(model, self.dataset, config, world)
-        with heartbeat("building the engine"):
+        self.schedule = Schedule(config, self.plan.steps_per_epoch, self.state.shift)
+        with long_work("building the engine"):
             self.engine = Engine(model, config, world, self.objective)
         if tensors is not None:
             self.engine.restore(tensors)
             log.info("resumed from %s", origin)
             if changed and world.main:
                 record_changes(self.folder.changes_file, self.state.step, changed)
-
-    def _newest_checkpoint(self) -> tuple[Path, RunState] | None:
-        """Read and verify on the main rank, so that all go on from the same checkpoint or none."""
-        found: tuple[Path, RunState] | CheckpointError | None = None
-        if self.world.main:
-            try:
-                found = self.checkpoints.newest()
-            except CheckpointError as error:
-                found = error
-        found = self.world.from_main(found)
-        if isinstance(found, CheckpointError):
-            raise found
-        return found
 
     def run(self) -> int:
         """Train from the restored position to the end of the schedule; return the exit code."""
@@ -166,6 +162,7 @@ class Trainer:
             for step in range(first, first if self._patience_is_spent() else total):
                 plan = self.schedule.at(step)
                 record = self.train_step(next(batches), step, plan, timer)
+                tell_alive()
                 self._check_applied(record)
                 self.state = replace(self.state, step=step + 1)
                 self.observers.step(record)
@@ -227,7 +224,7 @@ class Trainer:
         return StepRecord(
             step=step,
             epoch=plan.epoch,
-            epoch_fraction=(step + 1) / self.plan.steps_per_epoch,
+            epoch_fraction=(step + 1 + self.schedule.shift) / self.plan.steps_per_epoch,
             objective=plan.objective,
             loss=loss,
             learning_rate=plan.learning_rates,
@@ -241,6 +238,7 @@ class Trainer:
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embed images and their captions, which are neighbours in the batch."""
+        tell_alive()
         inputs = batch.images
         if batch.region_lengths is None:
             inputs = self.engine.model.image_spec.normalise(inputs)
@@ -266,7 +264,10 @@ class Trainer:
 
     def _due(self, steps: int | None, epochs: int) -> bool:
         """Return whether an action due every ``steps``, or else ``epochs``, is due now."""
-        return self.state.step % (steps or epochs * self.plan.steps_per_epoch) == 0
+        if steps:
+            return self.state.step % steps == 0
+        epoch, index = self.schedule.place(self.state.step)
+        return index == 0 and epoch % epochs == 0
 
     def _patience_is_spent(self) -> bool:
         patience = self.config.eval.patience
@@ -303,19 +304,17 @@ class Trainer:
                 return False
             self._save()
         elif self.world.from_main(
-            self.state.best_step == self.state.step and not self.folder.model_folder.is_dir()
+            self.state.best_step == self.state.step and not model_is_whole(self.folder)
         ):
             where = self.folder.model_folder
-            log.info("%s is not there: written again from the checkpoint", where)
+            log.info("%s is not there whole: written again from the checkpoint", where)
             self._export()
         return True
 
     def _say_stopped(self, validated: bool) -> None:
         after = "" if validated else ", with the validation after it"
-        log.info(
-            "stopped after step %d as asked; the same command goes on%s",
-            self.state.step - 1, after,
-        )  # fmt: skip
+        step = self.state.step - 1
+        log.info("stopped after step %d as asked; the same command goes on%s", step, after)
 
     def _record_evaluation(self, record: EvaluationRecord) -> None:
         best = self.state.best_rsum
@@ -334,7 +333,8 @@ class Trainer:
 
     def _export(self) -> None:
         """Write the current weights to the model's folder, in place of the former ones."""
-        with self.engine.whole_model() as model:
+        self._check_folder()
+        with long_work("writing the model"), self.engine.whole_model() as model:
             if self.world.main:
                 with whole_folder(self.folder.model_folder) as partial:
                     model.save_pretrained(partial, tokenizer=self.tokenizer)
@@ -343,16 +343,20 @@ class Trainer:
     def _save(self) -> None:
         if self._saved == self.state:
             return
+        self._check_folder()
         if self.world.main:
-            if self._lock is not None:
-                self._lock.check()
             # First, so that a checkpoint never holds steps that the records lack.
             self.metrics.flush()
         began = time.perf_counter()
-        path = self.checkpoints.save(self.engine, self.state, self.world)
+        with long_work("writing a checkpoint"):
+            path = self.checkpoints.save(self.engine, self.state, self.world)
         self.observers.checkpoint(path, time.perf_counter() - began)
         self._saved = self.state
         log.info("checkpoint %s", path)
+
+    def _check_folder(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
 
     def _finish(self) -> None:
         """Export a model that was not validated, and write the results."""
@@ -370,16 +374,7 @@ class Trainer:
             self.validation.split if self.validation is not None else "",
         )
         write_json(self.folder.results_file, results.to_json())
-        took = results.train_seconds
-        spent = "" if took is None else f" in {duration(took)}, without evaluation"
-        model = self.folder.model_folder
-        log.info("trained %d steps%s; model in %s", self.state.step, spent, model)
-        if self.validation is None:
-            log.warning(
-                "no validation: the dataset has no split %s, so the last model is kept, not the "
-                "best; build one with that split, or set eval.split",
-                self.config.eval.split or "val",
-            )
+        say_over(self.state.step, results, self.folder, self.config)
 
     def _open_journals(self, next_step: int) -> None:
         if self.world.main:
@@ -399,6 +394,6 @@ class Trainer:
             rank=self.world.rank,
             ranks=self.world.ranks,
             device=self.world.device,
-            start=divmod(first, self.plan.steps_per_epoch),
+            start=self.schedule.place(first),
             grid_cells=self.engine.model.grid_cells,
         )

@@ -16,6 +16,7 @@ from vse_scale.retrieval.metrics import DIRECTIONS, HEADLINE
 from vse_scale.retrieval.ranks import recall_at_k
 from vse_scale.retrieval.separation import similarity_histograms
 from vse_scale.run.records import EvaluationRecord
+from vse_scale.training.alive import long_work
 from vse_scale.world.processes import World
 
 if TYPE_CHECKING:
@@ -59,12 +60,13 @@ def validate(
             check=check,
         )
         pooling = _pooling(model) if world.main else {}
-    recalls = recall_at_k(
-        embeddings.images,
-        embeddings.captions,
-        embeddings.caption_to_image,
-        world,
-    )
+    with long_work("ranking the validation split"):
+        recalls = recall_at_k(
+            embeddings.images,
+            embeddings.captions,
+            embeddings.caption_to_image,
+            world,
+        )
     figures: dict[str, Any] = recalls.to_dict()
     rsum = figures.pop("rsum")
     return EvaluationRecord(
