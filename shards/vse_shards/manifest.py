@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vse_shards import storage
 from vse_shards.errors import DatasetError
-from vse_shards.index import parse_index
+from vse_shards.index import Index, parse_index
 from vse_shards.json_text import parse_json
 from vse_shards.masking import masked
 from vse_shards.notes import shown
@@ -26,6 +26,7 @@ FORMAT = "vse-shards"
 VERSION = 1
 _MAX_SAMPLES = 10_000_000  # of a shard
 _MAX_BYTES = 1 << 28  # of a manifest: 256 MB list about 100,000 shards
+_REMEDY = "build the dataset again, or copy the file again"
 
 
 @dataclass(frozen=True)
@@ -240,8 +241,7 @@ class Manifest:
     def check(self, folder: Path) -> None:
         """Check the sizes of all tars, and the digests and counts of all indices.
 
-        No tar is read, so every training run can afford it at its start. ``vse-shards verify``
-        reads the tars.
+        No tar is read; ``vse-shards verify`` reads them.
 
         Raises:
             DatasetError: naming the first file that disagrees, and both values.
@@ -249,11 +249,25 @@ class Manifest:
         for problem in self.disagreements(Path(folder)):
             raise DatasetError(problem)
 
+    def check_sizes(self, folder: Path, split: str) -> None:
+        """Check the sizes of the tars of one split, which reads no file.
+
+        Raises:
+            DatasetError: naming the first file that disagrees, and both values.
+        """
+        for shard in self.split(split, folder).shards:
+            for problem in _wrong_size(folder, shard):
+                raise DatasetError(problem)
+
     def disagreements(self, folder: Path) -> Iterable[str]:
         """Yield one line for each tar or index that disagrees with the manifest."""
         for split in self.splits.values():
             for shard in split.shards:
-                yield from _disagreements(folder, shard)
+                yield from _wrong_size(folder, shard)
+                try:
+                    checked_index(folder, shard)
+                except DatasetError as error:
+                    yield str(error)
 
     def split(self, name: str, folder: Path | str) -> Split:
         """Return the split ``name``; ``folder`` is named in errors.
@@ -279,35 +293,39 @@ def run_length_code(counts: Iterable[int]) -> tuple[tuple[int, int], ...]:
     return tuple((count, length) for count, length in runs)
 
 
-def _disagreements(folder: Path, shard: ShardRecord) -> Iterable[str]:
-    remedy = "build the dataset again, or copy the file again"
-    tar, index_path = folder / shard.name, folder / shard.index_name
+def checked_index(folder: Path, shard: ShardRecord) -> Index:
+    """Read the index of a shard, compared with the manifest.
+
+    Raises:
+        DatasetError: it is not there, is another, or does not have the shard's samples.
+    """
+    path = folder / shard.index_name
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}; {_REMEDY}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != shard.index_sha256:
+        raise DatasetError(
+            f"{path}: has sha256 {digest[:12]}, the manifest says {shard.index_sha256[:12]}; "
+            f"{_REMEDY}"
+        )
+    index = parse_index(data.decode(), path)
+    if len(index) != shard.samples:
+        raise DatasetError(
+            f"{path}: has {len(index)} samples, the manifest says {shard.samples}; {_REMEDY}"
+        )
+    return index
+
+
+def _wrong_size(folder: Path, shard: ShardRecord) -> Iterable[str]:
+    tar = folder / shard.name
     try:
         size = tar.stat().st_size
         if size != shard.bytes:
-            yield f"{tar}: has {size:,} bytes, the manifest says {shard.bytes:,}; {remedy}"
+            yield f"{tar}: has {size:,} bytes, the manifest says {shard.bytes:,}; {_REMEDY}"
     except OSError as error:
-        yield f"{tar}: {error.strerror}; {remedy}"
-    # Indices are read in full: they have about a thousandth of the bytes of their tars.
-    try:
-        data = index_path.read_bytes()
-    except OSError as error:
-        yield f"{index_path}: {error.strerror}; {remedy}"
-        return
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != shard.index_sha256:
-        yield (
-            f"{index_path}: has sha256 {digest[:12]}, the manifest says "
-            f"{shard.index_sha256[:12]}; {remedy}"
-        )
-        return
-    try:
-        samples = len(parse_index(data.decode(), index_path))
-    except DatasetError as error:
-        yield str(error)
-        return
-    if samples != shard.samples:
-        yield f"{index_path}: has {samples} samples, the manifest says {shard.samples}; {remedy}"
+        yield f"{tar}: {error.strerror}; {_REMEDY}"
 
 
 def _why_missing(folder: Path) -> str:

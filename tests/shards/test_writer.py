@@ -143,3 +143,27 @@ def test_a_damaged_index_is_refused_with_its_name(tmp_path, text):
 def test_a_missing_index_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="index is missing"):
         read_index(tmp_path / "none.idx")
+
+
+UNLIKE = [
+    ["jpg 512 3 a.jpg json 1536 7 a.json", "jpg 2560 4 b.jpg json 3584 9 b.json"],
+    ["jpg 512 3 a.jpg json 1536 7 a.json", "json 2560 4 b.json jpg 3584 9 b.jpg"],
+    ["jpg 512 3 a.jpg json 1536 7 a.json npy 1 2 a.npy", "jpg 2560 4 b.jpg"],
+    ["jpg 512 3 a.jpg jpg 1536 7 a.jpg", "jpg 2560 4 b.jpg jpg 3584 9 b.jpg"],
+    ["json 512 3 a.json"],
+]
+
+
+@pytest.mark.parametrize("lines", UNLIKE)
+def test_an_index_of_unlike_samples_is_read_as_one_of_like_ones(lines):
+    """Columns are read at once where all samples have the same members, else line by line."""
+    text = f"v1.2 {len(lines)}\n" + "".join(f"{line}\n" for line in lines)
+    index = parse_index(text, "a.idx")
+    members = [line.split(" ") for line in lines]
+    assert index.keys == [words[3].partition(".")[0] for words in members]
+    for extension in {word for words in members for word in words[::4]}:
+        for row, words in enumerate(members):
+            last = {
+                words[i]: (int(words[i + 1]), int(words[i + 2])) for i in range(0, len(words), 4)
+            }
+            assert index.place(row, extension) == last.get(extension, (-1, -1))

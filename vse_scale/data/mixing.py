@@ -31,7 +31,7 @@ class MixedDataset:
         parts: the datasets, in order.
         folder: folder of the first dataset.
         split: name of the open split.
-        captions_per_sample: (I,) int64, over all datasets.
+        captions_per_sample: (I,) integers, over all datasets.
         pairs: number of captions.
         shard_sizes: images of each shard.
         fingerprint: digest of all datasets in this order.

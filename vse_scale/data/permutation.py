@@ -1,10 +1,10 @@
 """Permutations that are computed, so that any entry of one over a billion costs the same.
 
-Above a few thousand entries it is a Feistel network of six rounds over the smallest power of two
-that holds them (Luby and Rackoff, "How to construct pseudorandom permutations", 1988). What leaves
-the range is encrypted again until it lies inside, which keeps it a bijection (Black and Rogaway,
-"Ciphers with arbitrary finite domains", CT-RSA 2002). Keys are raw words of Philox, which stay what
-they are from one version of numpy to the next.
+Above a few thousand entries it is a Feistel network of six rounds (Luby and Rackoff, "How to
+construct pseudorandom permutations", 1988). What leaves the range is encrypted again until it lies
+inside, which keeps it a bijection (Black and Rogaway, "Ciphers with arbitrary finite domains",
+CT-RSA 2002). Keys are raw words of Philox, which stay what they are from one version of numpy to
+the next.
 """
 
 from __future__ import annotations
@@ -75,18 +75,21 @@ class Permutation:
 class Network:
     """A bijection of 0 to ``size`` - 1 and its inverse.
 
-    The network alternates between halves that differ by a bit where the number of bits is odd.
+    Entries are split into a low half of whole bits and a high half below any bound, so that hardly
+    an entry above ``size`` is ever reached. Rounds change the halves in turn: the low one by an
+    exclusive or, the high one by an addition modulo its bound.
 
     Args:
-        size: number of entries, at least 1.
+        size: number of entries, from 1 to 2**62.
         keys: (12,) uint64, two for each round.
     """
 
     def __init__(self, size: int, keys: _Words) -> None:
         self._size = size
-        self._keys = list(keys)
-        bits = max(2, (size - 1).bit_length())
-        self._widths = (bits - bits // 2, bits // 2)  # of left and right half
+        self._keys = [(keys[2 * turn], keys[2 * turn + 1]) for turn in range(_ROUNDS)]
+        bits = max(2, (size - 1).bit_length()) // 2
+        self._width, self._mask = _U(bits), _U((1 << bits) - 1)
+        self._bound = _U(max(2, -(-size >> bits)))
 
     def encrypt(self, positions: Indices) -> Indices:
         """Return the entries (N,) int64 at ``positions`` (N,) int64."""
@@ -109,29 +112,44 @@ class Network:
         return found
 
     def _forward(self, values: _Words) -> _Words:
-        (wide, narrow), keys = self._widths, self._keys
-        left, right = values >> _U(narrow), values & _U((1 << narrow) - 1)
-        for turn in range(_ROUNDS):
-            left ^= _scrambled(right, keys[2 * turn], keys[2 * turn + 1], wide)
-            left, right, wide, narrow = right, left, narrow, wide
-        return (left << _U(narrow)) | right
+        high, low = values >> self._width, values & self._mask
+        for turn, keys in enumerate(self._keys):
+            if turn % 2 == 0:
+                low ^= self._for_low(high, *keys)
+            else:
+                high += self._for_high(low, *keys)
+                # Below the bound the subtraction wraps around to a number above all others.
+                high = np.minimum(high, high - self._bound)
+        return (high << self._width) | low
 
     def _backward(self, values: _Words) -> _Words:
-        # After an even number of rounds the halves are as wide as at the start.
-        (wide, narrow), keys = self._widths, self._keys
-        left, right = values >> _U(narrow), values & _U((1 << narrow) - 1)
-        for turn in reversed(range(_ROUNDS)):
-            left, right, wide, narrow = right, left, narrow, wide
-            left ^= _scrambled(right, keys[2 * turn], keys[2 * turn + 1], wide)
-        return (left << _U(narrow)) | right
+        high, low = values >> self._width, values & self._mask
+        for turn, keys in reversed(list(enumerate(self._keys))):
+            if turn % 2 == 0:
+                low ^= self._for_low(high, *keys)
+            else:
+                high -= self._for_high(low, *keys)
+                high = np.minimum(high, high + self._bound)
+        return (high << self._width) | low
+
+    def _for_low(self, high: _Words, first: np.uint64, second: np.uint64) -> _Words:
+        mixed = _scrambled(high, first, second)
+        mixed >>= _U(64) - self._width
+        return mixed
+
+    def _for_high(self, low: _Words, first: np.uint64, second: np.uint64) -> _Words:
+        mixed = _scrambled(low, first, second)
+        mixed >>= _FOLD  # of 32 random bits the share that the bound is of them
+        mixed *= self._bound
+        mixed >>= _FOLD
+        return mixed
 
 
-def _scrambled(half: _Words, first: np.uint64, second: np.uint64, width: int) -> _Words:
-    """Return ``width`` bits that depend on ``half`` and both keys."""
+def _scrambled(half: _Words, first: np.uint64, second: np.uint64) -> _Words:
+    """Return words whose upper bits depend on ``half`` and both keys."""
     mixed = half + first
     mixed *= _MULTIPLIERS[0]
     mixed ^= mixed >> _FOLD
     mixed += second
     mixed *= _MULTIPLIERS[1]
-    mixed >>= _U(64 - width)
     return mixed

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +17,9 @@ import numpy.typing as npt
 from vse_scale.console import heartbeat
 from vse_scale.data.staging import StagingCache, StagingOptions, default_folder
 from vse_scale.errors import DatasetError
-from vse_shards.index import Index, parse_index, read_index
+from vse_shards.index import Index, parse_index
 from vse_shards.json_text import parse_json
-from vse_shards.manifest import Manifest, ShardRecord
+from vse_shards.manifest import Manifest, ShardRecord, checked_index
 from vse_shards.regions import load_regions
 from vse_shards.shuffle import source_positions
 from vse_shards.sources import Caption
@@ -30,6 +31,8 @@ Kind = Literal["images", "regions"]
 
 _TAR_HEADER = 512
 _TAR_NAME = 100
+_EXTENSIONS: dict[Kind, str] = {"images": "jpg", "regions": "npy"}
+_FEW_SHARDS = 1000  # whose indices are all read when a split is opened, and kept
 _INDEX_THREADS = 16  # indices are small, so latency dominates
 
 
@@ -46,6 +49,10 @@ class ImageRecord:
 class ShardDataset:
     """The images of one split, indexed in the order of its shards.
 
+    A shard's file is mapped when it is first read, and at most a quarter of the files that the
+    process may open are mapped at a time. The indices of up to 1,000 shards are read when the split
+    is opened; of more, each is read and compared with the manifest when it is first needed.
+
     The shards of a remote dataset are copied to this machine as they are read. Reading in order
     fetches a few shards ahead; a reader in another order announces its shards by `prepare`.
 
@@ -54,7 +61,7 @@ class ShardDataset:
         split: name of the open split.
         splits: names of all splits of the folder.
         remote: whether the folder is a URL.
-        captions_per_sample: (I,) int64, read from the manifest alone.
+        captions_per_sample: (I,) of the smallest integer type, read from the manifest alone.
         pairs: number of captions in the split.
         shard_sizes: images of each shard.
         fingerprint: digest of the whole dataset folder.
@@ -63,7 +70,7 @@ class ShardDataset:
     def __init__(
         self, folder: str | Path, split: str, staging: StagingOptions | None = None
     ) -> None:
-        """Check the folder against its manifest and map the split's shards.
+        """Check the split's files against the manifest: sizes of tars, digests of indices.
 
         Args:
             folder: folder of the dataset, or its URL.
@@ -85,24 +92,24 @@ class ShardDataset:
         self.splits = tuple(manifest.splits)
         self.fingerprint = manifest.fingerprint
         self.shard_sizes = [shard.samples for shard in self._shards]
+        most = max((count for shard in self._shards for count, _ in shard.captions), default=0)
+        kind = np.min_scalar_type(most)  # a byte an image, as a rule
         self.captions_per_sample = np.concatenate(
-            [shard.captions_per_sample() for shard in self._shards]
+            [shard.captions_per_sample().astype(kind) for shard in self._shards]
         )
-        self.pairs = int(self.captions_per_sample.sum())
+        self.pairs = sum(shard.pairs for shard in self._shards)
         self._first = np.concatenate([[0], np.cumsum(self.shard_sizes)]).astype(np.int64)
+        self._few = len(self._shards) <= _FEW_SHARDS
+        self._most_maps = max(1, getrlimit(RLIMIT_NOFILE)[0] // 4)
         self._tars: dict[int, npt.NDArray[np.uint8]] = {}
+        self._indices: dict[int, Index] = {}
         self._prepared: frozenset[int] = frozenset()
         if isinstance(self.folder, Path):
-            manifest.check(self.folder)
-            self._tars = {n: _map(self.folder / s.name) for n, s in enumerate(self._shards)}
+            manifest.check_sizes(self.folder, split)
         else:
             self._open_cache(self.folder, staging or StagingOptions())
-        indices = self._indices()
-        # Spans (I, 2): offset and size of every image's members in its tar, -1 without a member.
-        self._image_spans, self._region_spans, self._record_spans = (
-            np.concatenate([index.places(extension) for index in indices])
-            for extension in ("jpg", "npy", "json")
-        )
+        if self._few:  # with more, an index is read and compared when its shard is first read
+            self._read_indices()
 
     @property
     def former(self) -> dict[str, int]:
@@ -161,9 +168,13 @@ class ShardDataset:
         return int(self._first[-1])
 
     def holds(self, kind: Kind) -> bool:
-        """Return whether every sample has an image, or region features."""
-        spans = self._image_spans if kind == "images" else self._region_spans
-        return bool((spans[:, 0] >= 0).all())
+        """Return whether every sample has an image, or region features.
+
+        Of more shards than are opened at once the first is looked at; a sample of another that
+        lacks it is an error when it is read.
+        """
+        shards = range(len(self._shards) if self._few else 1)
+        return all(bool(self._index(shard).has(_EXTENSIONS[kind]).all()) for shard in shards)
 
     def check_holds(self, kind: Kind, remedy: str | None = None) -> None:
         """Raise DatasetError unless every sample has an image, or region features.
@@ -183,22 +194,23 @@ class ShardDataset:
 
     def image_bytes(self, image: int) -> npt.NDArray[np.uint8]:
         """Return the encoded image, a read-only view of the mapped file."""
-        return self._view(image, self._image_spans)
+        return self._view(image, "jpg")
 
     def regions(self, image: int) -> npt.NDArray[np.floating[Any]]:
         """Return the features (regions, channels) of an image's regions."""
-        return load_regions(self._view(image, self._region_spans).tobytes())
+        return load_regions(self._view(image, "npy").tobytes())
 
     def most_regions(self) -> int:
         """Return the largest number of regions that an image has, by the sizes of their files."""
         first = self.regions(0)
-        header = int(self._region_spans[0, 1]) - first.nbytes
+        header = self._index(0).place(0, "npy")[1] - first.nbytes
         row = first.itemsize * first.shape[1]
-        return int((self._region_spans[:, 1].max() - header) // row)
+        most = max(int(self._index(n).size("npy").max()) for n in range(len(self._shards)))
+        return (most - header) // row
 
     def record(self, image: int) -> ImageRecord:
         """Return the image's id, captions and size."""
-        raw = parse_json(self._view(image, self._record_spans).tobytes())
+        raw = parse_json(self._view(image, "json").tobytes())
         return ImageRecord(
             image_id=raw["image_id"],
             captions=[Caption(caption["id"], caption["text"]) for caption in raw["captions"]],
@@ -208,9 +220,10 @@ class ShardDataset:
 
     def name(self, image: int) -> str:
         """Return folder, shard and member of an image, for messages."""
-        shard = self._shard(image)
-        spans = self._image_spans if self._image_spans[image, 0] >= 0 else self._region_spans
-        start = int(spans[image, 0]) - _TAR_HEADER
+        shard, row = self._find(image)
+        index = self._index(shard)
+        places = [index.place(row, extension) for extension in ("jpg", "npy", "json")]
+        start = next(offset for offset, _ in places if offset >= 0) - _TAR_HEADER
         member = self._tar(shard)[start : start + _TAR_NAME].tobytes().rstrip(b"\0").decode()
         return f"{self.folder}: {self._shards[shard].name}: {member}"
 
@@ -222,37 +235,71 @@ class ShardDataset:
         Raises:
             DatasetError: the manifest lacks the number of rows of the source.
         """
-        keys = [key for index in self._indices() for key in index.keys]
+        keys = [key for n in range(len(self._shards)) for key in self._index(n).keys]
         positions = source_positions(self._manifest, self.split, keys)
         return np.argsort(positions, kind="stable")
 
-    def _shard(self, image: int) -> int:
+    def _find(self, image: int) -> tuple[int, int]:
+        """Return the shard of an image, and its row there."""
         if not 0 <= image < len(self):
             raise IndexError(f"image {image} of a split of {len(self)}")
-        return int(np.searchsorted(self._first, image, side="right")) - 1
+        shard = int(np.searchsorted(self._first, image, side="right")) - 1
+        return shard, image - int(self._first[shard])
 
-    def _view(self, image: int, spans: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        tar = self._tar(self._shard(image))
-        offset, size = spans[image]
-        return tar[offset : offset + size]
+    def _view(self, image: int, extension: str) -> npt.NDArray[np.uint8]:
+        shard, row = self._find(image)
+        offset, size = self._index(shard).place(row, extension)
+        if offset < 0:
+            raise DatasetError(
+                f"{self.name(image)}: its sample has no .{extension}; build the dataset again"
+            )
+        view = self._tar(shard)[offset : offset + size]
+        if self.remote or len(self._shards) <= self._most_maps:
+            return view
+        # Views would keep more files open than may be: each holds the map that it is of.
+        copy = view.copy()
+        copy.setflags(write=False)
+        return copy
 
     def _tar(self, number: int) -> npt.NDArray[np.uint8]:
         tar = self._tars.get(number)
-        if tar is None:
+        if tar is not None:
+            return tar
+        if isinstance(self.folder, Path):
+            _drop_oldest(self._tars, self._most_maps)
+            path = self.folder / self._shards[number].name
+        else:
             if number not in self._prepared:
                 following = range(number + 1, min(number + 1 + self._ahead, len(self._shards)))
                 self.prepare([number], following)
-            tar = self._tars[number] = _map(self._cache.fetch(self._shards[number]))
+            path = self._cache.fetch(self._shards[number])
+        tar = self._tars[number] = _map(path)
         return tar
 
-    def _indices(self) -> list[Index]:
-        if isinstance(self.folder, Path):
-            return [read_index(self.folder / shard.index_name) for shard in self._shards]
+    def _index(self, number: int) -> Index:
+        index = self._indices.get(number)
+        if index is None:
+            _drop_oldest(self._indices, _FEW_SHARDS)
+            shard = self._shards[number]
+            if isinstance(self.folder, Path):
+                index = checked_index(self.folder, shard)
+            else:
+                index = self._remote_index(shard)
+            self._indices[number] = index
+        return index
+
+    def _read_indices(self) -> None:
+        numbers = range(len(self._shards))
+        if not self.remote:
+            for number in numbers:
+                self._index(number)
+            return
         with (
             heartbeat(f"reading the indices of {len(self._shards)} shards from {self.folder}"),
             ThreadPoolExecutor(_INDEX_THREADS) as pool,
         ):
-            return list(pool.map(self._remote_index, self._shards))
+            for _ in pool.map(self._index, numbers):
+                pass
 
     def _remote_index(self, shard: ShardRecord) -> Index:
         path = f"{self.folder}/{shard.index_name}"
@@ -263,6 +310,12 @@ class ShardDataset:
                 "dataset again"
             )
         return index
+
+
+def _drop_oldest(kept: dict[int, Any], most: int) -> None:
+    """Make room for another entry: without the one that was read first."""
+    while len(kept) >= most:
+        del kept[next(iter(kept))]
 
 
 def _map(path: Path) -> npt.NDArray[np.uint8]:

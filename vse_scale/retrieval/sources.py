@@ -80,7 +80,7 @@ class DatasetCaptions:
 
     def __init__(self, encoder: Encoder, dataset: ShardDataset) -> None:
         self._encoder, self._dataset = encoder, dataset
-        self._first = np.concatenate([[0], np.cumsum(dataset.captions_per_sample)])
+        self._first = np.concatenate([[0], np.cumsum(dataset.captions_per_sample, dtype=np.int64)])
 
     def __len__(self) -> int:
         """Return the number of captions."""
