@@ -8,6 +8,9 @@ import pytest
 import torch
 from commandline import vse_scale
 
+from vse_scale.commands.embed import embed as embed_command
+from vse_scale.commands.eval import evaluate
+from vse_scale.commands.search import search
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import ConfigError, DatasetError
 from vse_scale.inputs.tokens import CaptionTokenizer
@@ -169,6 +172,38 @@ def test_damaged_indices_are_refused(encoder, folder, tmp_path, spoil, message):
     with pytest.raises(DatasetError, match=message) as error:
         Index(index).search(embed_query(encoder, "a ring"), 2)
     assert "\n" not in str(error.value)
+
+
+def test_shorter_embeddings_are_embedded_searched_and_ranked(
+    model_folder, folder, scenes, tmp_path, capsys
+):
+    """`--dim` cuts rows, which are of unit length again; an index knows how short its are."""
+    cut = tmp_path / "cut"
+    embed_command(model=model_folder, out=cut, data=str(scenes), split="val", dim=8)
+    whole, short = open_embeddings(folder), open_embeddings(cut)
+    for side in ("images", "captions"):
+        expected = torch.nn.functional.normalize(getattr(whole, side)[:, :8], dim=1)
+        torch.testing.assert_close(getattr(short, side), expected, rtol=0, atol=1e-6)
+    capsys.readouterr()
+    search(index=cut, queries=["a red square"], top=3)
+    asked = VSEModel.from_pretrained(model_folder).embed(texts=["a red square"])[:, :8]
+    scores = (short.images @ torch.nn.functional.normalize(asked, dim=1)[0]).sort().values
+    first = capsys.readouterr().out.splitlines()[1].split()
+    assert float(first[1]) == pytest.approx(float(scores[-1]), abs=6e-4)
+
+    found = tmp_path / "found.json"
+    evaluate(model=model_folder, data=str(scenes), split="val", dim=8, output=found)
+    ranks = query_ranks(short.images, short.captions, short.caption_to_image)
+    figures = json.loads(found.read_text())
+    assert figures["t2i"]["r1"] == pytest.approx(float((ranks.t2i <= 1).double().mean() * 100))
+    for call in (
+        lambda: embed_command(
+            model=model_folder, out=tmp_path / "more", data=str(scenes), split="val", dim=999
+        ),
+        lambda: evaluate(embeddings=[str(cut)], dim=8),
+    ):
+        with pytest.raises(ConfigError, match="--dim"):
+            call()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from vse_scale.errors import OutputError
+from vse_scale.errors import ConfigError, OutputError
 from vse_scale.files import whole_folder
 from vse_scale.run.folder import model_folder, run_folder
 
@@ -26,6 +26,11 @@ CacheDir: TypeAlias = Annotated[
     typer.Option(metavar="DIR", help="local copies of a remote dataset; default: in $TMPDIR"),
 ]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="decoding threads")]
+
+Dim: TypeAlias = Annotated[
+    int | None,
+    typer.Option(min=1, help="cut embeddings to so many dimensions (objective.matryoshka)"),
+]
 
 Checkpoint: TypeAlias = Annotated[
     str | None,
@@ -100,12 +105,22 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise OutputError(f"--out {path}: cannot be written ({error.strerror})") from error
 
 
-def open_encoder(model: Path, batch: int, threads: int) -> Encoder:
-    """Open a model, given its folder or a run's, with what it needs to embed."""
+def open_encoder(model: Path, batch: int, threads: int, dim: int | None = None) -> Encoder:
+    """Open a model, given its folder or a run's, with what it needs to embed.
+
+    Raises:
+        ConfigError: ``dim``, to which embeddings are cut, is more than they have.
+    """
     from vse_scale.model.vse import VSEModel
     from vse_scale.retrieval.encoder import Encoder
 
     device = best_device()
     opened = VSEModel.from_pretrained(model).to(device)
+    if dim is not None and dim > opened.config.embed_dim:
+        raise ConfigError(
+            f"--dim is {dim}, and the model's embeddings have {opened.config.embed_dim} "
+            "dimensions; give fewer"
+        )
+    opened.output_dim = dim
     # None where there is none; a damaged one is an error that names its file.
     return Encoder(opened, opened.tokenizer, device, batch, threads)

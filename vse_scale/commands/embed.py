@@ -12,6 +12,7 @@ from vse_scale.commands.common import (
     Batch,
     CacheDir,
     Checkpoint,
+    Dim,
     Threads,
     chosen_model,
     open_encoder,
@@ -35,6 +36,7 @@ def embed(
     split: Annotated[str, typer.Option(help="of the dataset")] = "test",
     images: Annotated[Path | None, typer.Option(help="a folder of image files")] = None,
     texts: Annotated[Path | None, typer.Option(help="a file with one text a line")] = None,
+    dim: Dim = None,
     cache_dir: CacheDir = None,
     checkpoint: Checkpoint = None,
     batch: Batch = 64,
@@ -54,12 +56,13 @@ def embed(
     from vse_scale.world.join import joined
 
     with joined() as processes:
-        encoder = open_encoder(model, batch, threads)
+        encoder = open_encoder(model, batch, threads, dim)
         sides, source = _sides(encoder, data, split, images, texts, cache_dir)
         described = {
             "model": str(model_folder(model).resolve()),
             "weights_sha256": _sha256(weights_file(model_folder(model))),
             "source": source,
+            **({} if dim is None else {"dim": dim}),
         }
         with progress_of_encoding(visible=processes.main) as progress:
             counts = embed_sides(

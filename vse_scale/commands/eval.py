@@ -13,6 +13,7 @@ from vse_scale.commands.common import (
     Batch,
     CacheDir,
     Checkpoint,
+    Dim,
     Threads,
     best_device,
     check_writable,
@@ -69,6 +70,7 @@ def evaluate(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="print the table as Markdown, for a paper")
     ] = False,
+    dim: Dim = None,
     cache_dir: CacheDir = None,
     checkpoint: Checkpoint = None,
     batch: Batch = 64,
@@ -83,6 +85,8 @@ def evaluate(
     if data is None and not embeddings:
         needing = "--model" if model else "--similarities"
         raise ConfigError(f"{needing} needs --data, the dataset folder that is ranked")
+    if dim is not None and model is None:
+        raise ConfigError(f"--dim {dim} cuts a model's embeddings: give --model, or embed with it")
     check_writable("--json", output)
     members = [_weighted(text) for text in [*(embeddings or []), *(similarities or [])]]
     log.info("evaluating %s", model or ", ".join(str(path) for path, _ in members))
@@ -91,7 +95,7 @@ def evaluate(
     from vse_scale.world.join import joined
 
     with joined() as processes:
-        encoder = None if model is None else open_encoder(model, batch, threads)
+        encoder = None if model is None else open_encoder(model, batch, threads, dim)
         dataset = _open_dataset(protocol, protocols, data, split, cache_dir, needed=not embeddings)
         gallery: Gallery
         if encoder is not None:

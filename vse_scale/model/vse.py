@@ -41,6 +41,9 @@ class VSEModel(nn.Module):
         grid_cells: cells of an image of ``image_spec.size``, or most regions of one.
         trained_stages: how many of the image backbone's last stages compute gradients; None: all of
             it does.
+        output_dim: how many of their first dimensions embeddings are cut to, of unit length again,
+            as ``objective.matryoshka`` trains them for; None: they are whole. Training passes over
+            it.
 
     Raises:
         ModelError: weights that the configuration names are missing, damaged or do not fit.
@@ -72,6 +75,7 @@ class VSEModel(nn.Module):
         if hasattr(self.text, "check_length"):  # a tower over somebody else's encoder
             self.text.check_length(limit)
         self.trained_stages: int | None = None
+        self.output_dim: int | None = None
         self._folder: Path | None = None
         if config.init_from is not None:
             model_folder.load_weights(self, Path(config.init_from))
@@ -135,7 +139,7 @@ class VSEModel(nn.Module):
             ValueError: ``region_lengths`` were given for pixels.
         """
         pooled = self.image(images, region_lengths, cell_draws, self.trained_stages)
-        return unit_length(pooled), self.encode_captions(token_ids, token_lengths)
+        return unit_length(pooled), unit_length(self.text(token_ids, token_lengths))
 
     def encode_images(self, images: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Embed images as (N, D).
@@ -149,11 +153,14 @@ class VSEModel(nn.Module):
             ValueError: ``images`` have another shape, or ``lengths`` were given for pixels.
         """
         self.image.check_shape(images)
-        return unit_length(self.image(images, lengths, None, self.trained_stages))
+        return self._cut(unit_length(self.image(images, lengths, None, self.trained_stages)))
 
     def encode_captions(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Embed ``token_ids`` (P, L) of ``lengths`` (P,) as (P, D)."""
-        return unit_length(self.text(token_ids, lengths))
+        return self._cut(unit_length(self.text(token_ids, lengths)))
+
+    def _cut(self, rows: Tensor) -> Tensor:
+        return rows if self.output_dim is None else unit_length(rows[:, : self.output_dim])
 
     @overload
     def embed(self, images: Sequence[Picture], *, batch: int = 64) -> Tensor: ...

@@ -43,6 +43,7 @@ class Index:
         folder: it.
         model: the model's folder, as recorded.
         sides: "images" or "captions" or both.
+        dim: dimensions that the embeddings were cut to; None: they are whole.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,6 +56,7 @@ class Index:
             described = mapping(read_json(folder / INDEX))
             self.sides = _sides(described["sides"])
             self.model = Path(described["model"])
+            self.dim = _dim(described.get("dim"))
             self._source = mapping(described.get("source", {}))
         except OSError as error:
             raise DatasetError(
@@ -131,6 +133,13 @@ def _sides(named: Any) -> tuple[SideName, ...]:
     if not isinstance(named, dict | list) or not set(sides) >= set(named) or not named:
         raise ValueError(f"its sides are {named!r:.80}, not {' or '.join(sides)}")
     return tuple(named)
+
+
+def _dim(named: Any) -> int | None:
+    """Return the dimensions that an index names; ValueError if they are no number above 0."""
+    if named is None or (type(named) is int and named > 0):
+        return named
+    raise ValueError(f"its dim is {named!r:.80}, no number above 0")
 
 
 def embed_query(encoder: Encoder, text: str) -> Tensor:

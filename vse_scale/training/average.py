@@ -31,7 +31,8 @@ class Average:
         self._updates += 1
         done = int(self._updates)
         decay = min(self._decay, (1 + done) / (10 + done))
-        own, new = list(self._model.parameters()), list(model.parameters())
+        own: list[Tensor] = list(self._model.parameters())
+        new: list[Tensor] = list(model.parameters())
         torch._foreach_lerp_(own, new, 1 - decay)
 
     @torch.no_grad()
