@@ -27,6 +27,7 @@ from vse_shards import cli as shards
 from vse_shards.build import BuildOptions, build
 from vse_shards.demo import make_demo
 from vse_shards.sources.jsonl import JsonlSource
+from vse_shards.terminal import tell
 
 FORMATS = {
     "jpg": {}, "png": {}, "webp": {}, "gif": {}, "bmp": {}, "tiff": {}, "avif": {}, "jp2": {},
@@ -63,7 +64,7 @@ def read_checkpoint() -> None:
             checked = Config.load(config)
             found[1].check(checked, "0" * 64, found[0])
     except UserError as error:
-        print(f"x: error: {error}")
+        tell(f"x: error: {error}")
         sys.exit(2)
 
 

@@ -13,6 +13,7 @@ from vse_shards.yaml_text import parse_yaml, read_yaml
 # The repository's launch/recipes, which comes with the package.
 _RECIPES = Path(__file__).parents[1] / "recipes"
 _MOST_BASES = 20  # one upon the other
+_LONGEST_PATH = 4096  # limits.h
 
 
 def recipe_names() -> list[str]:
@@ -73,7 +74,7 @@ def read_recipe(
 
 
 def _is_path(base: object) -> bool:
-    return isinstance(base, str) and "\0" not in base
+    return isinstance(base, str) and "\0" not in base and len(base) <= _LONGEST_PATH
 
 
 def _content(path: Path, asked: str) -> dict[str, Any]:

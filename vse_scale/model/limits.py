@@ -35,7 +35,7 @@ def check_architecture(config: Any, where: str, build: Callable[[Any], Any]) -> 
     unusual = False
     for key, value in _integers(config.to_dict()):
         if _STACKED.search(key) and value > MOST_LAYERS:
-            raise ModelError(f"{where}: {key} is {value}; give at most {MOST_LAYERS}")
+            raise ModelError(f"{where}: {key} is {value!r:.40}; give at most {MOST_LAYERS}")
         most = 2**20 if _TABLE.search(key) else _USUAL_WIDTH
         unusual |= value > most
     # Planning lays models out that other machines will hold.
@@ -52,10 +52,10 @@ def check_architecture(config: Any, where: str, build: Callable[[Any], Any]) -> 
 
 
 def check_most(where: str, **values: tuple[int, int]) -> None:
-    """Raise ModelError for the first of ``values``, name=(value, most), that is above its most."""
+    """Raise ModelError for the first of ``values``, name=(value, most), that is not from 0 to its most."""
     for name, (value, most) in values.items():
-        if value > most:
-            raise ModelError(f"{where}{name} is {value}; give at most {most}")
+        if not 0 <= value <= most:
+            raise ModelError(f"{where}{name} is {value!r:.40}; give at most {most}")
 
 
 def _integers(nested: dict[str, Any]) -> Iterator[tuple[str, int]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 Numbers = Mapping[str, float]
+_MOST = 1 << 63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,13 +202,20 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _count(value: Any) -> int:
+    count = int(value)
+    if abs(count) >= _MOST:
+        raise ValueError("is beyond 64 bits")
+    return count
+
+
 def _lists(value: Any) -> dict[str, list[Any]]:
     return {str(key): list(values) for key, values in value.items()}
 
 
 _STEP_KINDS: dict[str, Callable[[Any], Any]] = {
-    "step": int,
-    "epoch": int,
+    "step": _count,
+    "epoch": _count,
     "epoch_fraction": float,
     "objective": str,
     "loss": float,
@@ -215,12 +223,12 @@ _STEP_KINDS: dict[str, Callable[[Any], Any]] = {
     "gradient_norm": float,
     "applied": bool,
     "pairs_per_second": float,
-    "bytes_sent": int,
+    "bytes_sent": _count,
     "seconds": _numbers,
 }
 _EVALUATION_KINDS: dict[str, Callable[[Any], Any]] = {
-    "step": int,
-    "epoch": int,
+    "step": _count,
+    "epoch": _count,
     "split": str,
     "rsum": float,
     "pooling": _lists,
@@ -228,8 +236,8 @@ _EVALUATION_KINDS: dict[str, Callable[[Any], Any]] = {
     "seconds": float,
 }
 _RESULT_KINDS: dict[str, Callable[[Any], Any]] = {
-    "steps": int,
-    "pairs": int,
+    "steps": _count,
+    "pairs": _count,
     "train_seconds": float,
     "final_loss": float,
     "last_rsum": float,
@@ -249,6 +257,6 @@ def _sorted_out(
         if line.get(key) is not None:
             try:
                 given[key] = kind(line[key])
-            except (TypeError, ValueError, AttributeError) as error:
+            except (TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise ValueError(f"{key} is {line[key]!r:.80}") from error
     return given, {key: value for key, value in line.items() if key not in kinds}

@@ -276,7 +276,7 @@ def _damage(folder: Path) -> str | None:
             path = folder / name
             size = path.stat().st_size
             if size != expected["bytes"]:
-                return f"{name} has {size} bytes, not {expected['bytes']}"
+                return f"{name} has {size} bytes, not {expected['bytes']!r:.20}"
             with open_plain(path) as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
                     return f"{name} is not what was written (sha256 differs)"

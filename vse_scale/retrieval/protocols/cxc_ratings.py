@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,6 +17,7 @@ from vse_scale.errors import DatasetError
 from vse_scale.retrieval.encode import Embeddings
 from vse_scale.retrieval.protocols.coco_ids import number
 from vse_scale.retrieval.protocols.correlation import Rated
+from vse_shards.plain_files import open_plain
 
 Task: TypeAlias = str
 """i2t, t2i, t2t or i2i: of what kind queries and candidates are."""
@@ -127,12 +129,12 @@ def _pairs(file: Path, threshold: float) -> Iterator[tuple[int, int]]:
 def _ratings(file: Path) -> Iterator[tuple[int, int, float]]:
     """Yield the numbers in the first two columns of every row, and its rating."""
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
+        with TextIOWrapper(open_plain(file), "utf-8", newline="") as lines:
             reader = csv.reader(lines)
             columns = next(reader, [])
             if len(columns) < 3 or columns[2] != "agg_score":
                 raise DatasetError(
-                    f"{file}: its columns are {columns}, without agg_score in the third place; "
+                    f"{file}: its columns are {columns!r:.80}, without agg_score in third place; "
                     "give the aggregated ratings, not the raw ones"
                 )
             for row in reader:
@@ -141,7 +143,7 @@ def _ratings(file: Path) -> Iterator[tuple[int, int, float]]:
         raise DatasetError(
             f"{file}: cannot be read ({error.strerror}); give the folder of CxC's CSV files"
         ) from error
-    except (IndexError, ValueError) as error:
+    except (IndexError, ValueError, csv.Error) as error:
         raise DatasetError(f"{file}: is damaged ({error}); download it again") from error
 
 
