@@ -238,6 +238,24 @@ class Manifest:
             )
         return manifest
 
+    def reject_lines(self, data: bytes, path: str) -> list[str]:
+        """Return the lines of ``rejects.jsonl``; more than the manifest counts are left out.
+
+        Args:
+            data: content of the file.
+            path: named in errors.
+
+        Raises:
+            DatasetError: it was changed after the build.
+        """
+        lines = data.splitlines(keepends=True)[: self.rejects]
+        if hashlib.sha256(b"".join(lines)).hexdigest() != self.rejects_sha256:
+            raise DatasetError(
+                f"{path}: was changed after the build (its sha256 differs); restore it, or build "
+                "the dataset again"
+            )
+        return [line.decode() for line in lines]
+
     def check(self, folder: Path) -> None:
         """Check the sizes of all tars, and the digests and counts of all indices.
 

@@ -237,6 +237,6 @@ def _join_rejects(folders: Sequence[Path], target: OutputFolder) -> Rejects:
     with target.writing(REJECTS_NAME) as file:
         rejects = Rejects(file)
         for folder in folders:
-            with (folder / REJECTS_NAME).open(encoding="utf-8") as lines:
-                rejects.keep(lines)
+            path = folder / REJECTS_NAME
+            rejects.keep(Manifest.load(folder).reject_lines(path.read_bytes(), str(path)))
     return rejects

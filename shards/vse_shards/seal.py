@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
@@ -11,7 +10,7 @@ from typing import Any
 from vse_shards import storage
 from vse_shards.claim import remove_strays
 from vse_shards.duplicates import Digests, Occurrence, find_duplicates
-from vse_shards.errors import DatasetError, OutputError, SourceError
+from vse_shards.errors import OutputError, SourceError
 from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord, Split
 from vse_shards.masking import masked
 from vse_shards.notes import counted, shown
@@ -240,10 +239,5 @@ def _old_rejects(folder: OutputFolder, earlier: Manifest | None) -> list[str]:
     """Return the rejects of the dataset that is added to; a killed append may have left more."""
     if earlier is None:
         return []
-    lines = (folder.read(REJECTS_NAME) or b"").splitlines(keepends=True)[: earlier.rejects]
-    if hashlib.sha256(b"".join(lines)).hexdigest() != earlier.rejects_sha256:
-        raise DatasetError(
-            f"{folder.path}/{REJECTS_NAME}: was changed after the build (its sha256 differs); "
-            "restore it, or build the dataset again"
-        )
-    return [line.decode() for line in lines]
+    data = folder.read(REJECTS_NAME) or b""
+    return earlier.reject_lines(data, f"{folder.path}/{REJECTS_NAME}")

@@ -52,10 +52,11 @@ def check_architecture(config: Any, where: str, build: Callable[[Any], Any]) -> 
 
 
 def check_most(where: str, **values: tuple[int, int]) -> None:
-    """Raise ModelError for the first of ``values``, name=(value, most), that is not from 0 to its most."""
+    """Raise ModelError for the first of ``values``, name=(value, most), that is not 0 to most."""
     for name, (value, most) in values.items():
         if not 0 <= value <= most:
-            raise ModelError(f"{where}{name} is {value!r:.40}; give at most {most}")
+            limit = "at least 0" if value < 0 else f"at most {most}"
+            raise ModelError(f"{where}{name} is {value!r:.40}; give {limit}")
 
 
 def _integers(nested: dict[str, Any]) -> Iterator[tuple[str, int]]:
