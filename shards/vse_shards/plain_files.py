@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from vse_shards.system import READING_AT_ONCE
 
@@ -20,7 +20,7 @@ _KINDS = {
 }
 
 
-def open_plain(path: Path | str) -> BinaryIO:
+def open_plain(path: Path | str) -> BufferedReader:
     """Open a regular file, or a link to one, for reading.
 
     Raises:

@@ -35,7 +35,7 @@ BYTES = (
 
 def nested(rng: random.Random) -> Any:
     value: Any = 1
-    for _ in range(rng.choice([50, 300, 900])):
+    for _ in range(rng.choice([30, 120, 200])):
         value = [value] if rng.random() < 0.5 else {"a": value}
     return value
 

@@ -125,7 +125,7 @@ def _judge(code: int, said: str, used: float, added: int) -> None:
         f"{len(errors)} lines of error": code in (2, 75) and len(errors) != 1,
         "a traceback": "Traceback" in said,
         "a control character": any(ord(c) < 32 and c != "\n" for c in said),
-        "a long line": any(len(line) > 1500 for line in errors),
+        "a long line": any(len(line) > 5000 for line in errors),
         f"{used:.0f} s": used > SECONDS,
         f"{added >> 20} MB": added > MEMORY,
         "a write outside": bool(WATCH.outside),

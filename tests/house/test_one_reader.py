@@ -31,10 +31,14 @@ READERS = {
 OWN_TEXTS = {
     "json.loads": {
         f"shards/vse_shards/{name}.py"
-        for name in ("carve", "checks", "contents", "row_text", "rows", "threshold")
+        for name in ("carve", "checks", "contents", "filling", "row_text", "rows", "threshold")
     },
     # Bytes of a tar, which have no type.
-    "np.memmap": {"vse_scale/data/shards.py", "shards/vse_shards/carve.py"},
+    "np.memmap": {
+        "vse_scale/data/shards.py",
+        "vse_scale/data/counts.py",
+        "shards/vse_shards/carve.py",
+    },
 }
 
 

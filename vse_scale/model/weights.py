@@ -26,6 +26,7 @@ _DTYPES = (
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
 )  # fmt: skip
+_LONGEST = 160  # characters of a key, with its shapes
 _LISTED = 20  # keys that an error message names before it counts the rest
 
 
@@ -197,7 +198,7 @@ def complain(
     """Raise ModelError, in the name of ``origin``, that lists keys which do not fit, if any."""
     kinds = {"missing": missing, "surplus": surplus, "of another shape": differing}
     complaints = [
-        f"{len(keys)} {kind}: {', '.join(keys[:_LISTED])}"
+        f"{len(keys)} {kind}: {', '.join(key[:_LONGEST] for key in keys[:_LISTED])}"
         + (f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else "")
         for kind, keys in kinds.items()
         if keys

@@ -36,6 +36,12 @@ def open_embeddings(folder: Path) -> Embeddings:
                 "lines; embed again"
             )
     images, captions = rows["images"], rows["captions"]
+    widths = images[0].shape[1], captions[0].shape[1]
+    if widths[0] != widths[1] or not widths[0]:
+        raise DatasetError(
+            f"{folder}: images.npy has rows of {widths[0]} numbers and captions.npy of "
+            f"{widths[1]}; embed both sides again with one model"
+        )
     try:
         rows_of = [_row(line["image"], len(images[0])) for line in captions[1]]
     except (KeyError, ValueError) as error:

@@ -305,8 +305,8 @@ def _row(tar: _Tar, key: str, parts: list[Part], split: str) -> Iterator[Row | P
             yield problem("unreadable", f"its .{part.last} {fault}")
             return
     try:
-        text = tar.samples.text(texts["json"]) if "json" in texts else "{}"
-        description = parse_json(text, surrogates=True)
+        described = tar.samples.text(texts["json"]) if "json" in texts else b"{}"
+        description = parse_json(described, surrogates=True)
     except ValueError as error:
         yield problem("malformed row", f".json: {error}")
         return
