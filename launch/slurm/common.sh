@@ -45,7 +45,7 @@ stage() {
   # Two datasets may have one name, and the manifest holds the digest of every shard.
   local mark own=${TMPDIR:-/tmp}/vse-scale-$(id -un) here
   mark=$(sha256sum <"$VSE_DATA/manifest.json")
-  here=${VSE_LOCAL:-$own}/$(basename "$VSE_DATA")-${mark:0:16}
+  here=$(realpath -m "${VSE_LOCAL:-$own}")/$(basename "$VSE_DATA")-${mark:0:16}
   [ -z "${VSE_LOCAL:-}" ] || own=$here
   echo "staging $VSE_DATA in $here on every node" >&2
   export -f copy_missing

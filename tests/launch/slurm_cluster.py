@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from groups import Group
-from hosts import Cable, Host, ip
+from hosts import Cable, Host
 from ranks import environment_without_launcher
 
 NODES = ("n1", "n2")
@@ -122,8 +122,6 @@ def slurm_cluster(folder: Path) -> Iterator[Cluster]:
         pytest.skip("needs root, for nodes with a name and a network of their own")
     with ExitStack() as stack:
         hosts = stack.enter_context(Cable())
-        for host in hosts:
-            ip("-n", host.name, "link", "set", "lo", "up")
         folder.mkdir(parents=True)
         first, second = (host.address for host in hosts)
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{first} n1\n{second} n2\n")

@@ -296,7 +296,7 @@ def test_the_signal_before_the_time_limit_brings_the_job_back(
     signals = {"SBATCH_SIGNAL": "USR1@60"}
     job = submit(
         cluster, "deepspeed.sbatch", tmp_path / "run", config, "train.epochs=400",
-        options=(*OPTIONS, "--time=3"), **signals,
+        options=(*OPTIONS, "--time=5"), **signals,
     )  # fmt: skip
     job.wait_for("stopped after step")
     job.start_now()
