@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -221,3 +222,31 @@ def test_memory_that_is_all_is_one_line_that_says_what_to_set(
 def test_other_exceptions_are_not_the_users(config: Config) -> None:
     assert explained(ValueError("no"), config, 1) is None
     assert explained(OSError(5, "Input/output error"), config, 1) is None
+
+
+def test_memory_that_is_all_is_told_to_the_supervisor_with_its_parts(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After metatensor/metatrain#748: the line that the supervisor says has what takes how much."""
+    from vse_scale.commands import train as command
+    from vse_scale.training import supervisor
+    from vse_scale.training.contract import FAILURES
+    from vse_scale.training.failures import refuse
+
+    def launch(watched: supervisor.Supervisor) -> int:
+        monkeypatch.setenv(FAILURES, watched._environment[FAILURES])
+        error = explained(MemoryError("Tried to allocate 2.34 GiB"), config, 1)
+        assert isinstance(error, TrainingError)
+        assert refuse(error), "the rank is silent, so that there is one line"
+        return 1  # of another rank, which left first
+
+    monkeypatch.setattr(supervisor.Supervisor, "_launch", launch)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(TrainingError) as caught:
+        command._supervised(config, [], 1, 3)
+    said = str(caught.value)
+    assert said.startswith("out of memory (tried to allocate 2.34 GiB); a rank takes about ")
+    for part in ("activations", "weights", "moments", "gradients", "batches"):
+        assert f"{part} " in said
+    assert "set engine.micro_batches=4 (is 1)" in said
+    assert "\n" not in said
