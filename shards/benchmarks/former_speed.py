@@ -1,6 +1,6 @@
 """CPU time of `vse-shards build` against that of a former commit: same input, pairs of builds.
 
-    git archive COMMIT shards | tar x -C FORMER
+    git worktree add FORMER COMMIT
     python shards/benchmarks/former_speed.py --former FORMER/shards --photos DIR [--csv FILE]
 
 `--photos` is a folder of photos; the inputs are cropped from them: JPEGs of 256 pixels a side, and
