@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from commandline import vse_scale
+from PIL import Image
 
 from vse_scale.commands.embed import embed as embed_command
 from vse_scale.commands.eval import evaluate
@@ -220,3 +221,29 @@ def test_the_command(folder, tmp_path):
     first = found[0]["hits"][0]
     assert lines[1].split() == ["1", f"{first['score']:.3f}", str(first["id"])]
     assert (tmp_path / "page.html").is_file()
+
+
+@pytest.mark.parametrize("kind", ["above", "absolute", "linked"])
+def test_an_index_shows_no_picture_outside_its_image_folder(kind, encoder, folder, tmp_path):
+    """A stranger's index that names a picture of yours has it in no page."""
+    (tmp_path / "own").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "own" / "passport.png")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "images" / "shown.png")
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "own" / "passport.png")
+    passport = {
+        "above": "../own/passport.png", "absolute": str(tmp_path / "own/passport.png"),
+        "linked": "link.png",
+    }[kind]  # fmt: skip
+    index = tmp_path / "index"
+    index.mkdir()
+    described = {"sides": ["images"], "model": "m", "source": {"images": str(tmp_path / "images")}}
+    (index / "index.json").write_text(json.dumps(described))
+    np.save(index / "images.npy", np.eye(2, 24, dtype=np.float32))
+    lines = [json.dumps({"id": name}) + "\n" for name in ("shown.png", passport)]
+    (index / "images.jsonl").write_text("".join(lines))
+    opened = Index(index)
+    _, [hits] = opened.search(embed_query(encoder, "a ring"), 2)
+    found = {hit.row: opened.picture("images", hit) for hit in hits}
+    assert found[0] == (tmp_path / "images" / "shown.png").read_bytes()
+    assert found[1] is None
