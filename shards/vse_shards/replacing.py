@@ -28,9 +28,11 @@ def aside_of(out: str) -> Path:
 def make_aside(out: str) -> Path | None:
     """Create the folder of `aside_of`; return None where a folder cannot take another's name.
 
-    That is the case in an object storage, at a mount point and in a folder that may not be written.
+    That is the case in an object storage, at a mount point, where no folder can be made beside it,
+    and around the current folder, which would be gone from under its shell.
     """
-    if is_url(out) or os.path.ismount(os.path.realpath(out)):
+    place, current = Path(os.path.realpath(out)), Path.cwd()
+    if is_url(out) or os.path.ismount(place) or place in (current, *current.parents):
         return None
     aside = aside_of(out)
     try:

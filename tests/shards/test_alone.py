@@ -137,6 +137,21 @@ def test_names_of_one_system_are_used_in_one_module(path):
         assert not found, f"{path}: {sorted(found)}; move what differs to vse_shards/system.py"
 
 
+def test_packages_that_are_imported_at_once_are_required():
+    named = {"Pillow": "PIL", "pyyaml": "yaml"}
+    alone = tomllib.loads((ROOT / "shards/pyproject.toml").read_text())["project"]
+    required = {line.split(">=")[0] for line in alone["dependencies"]}
+    found = set()
+    for path in (ROOT / "shards/vse_shards").rglob("*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add((node.module or "").partition(".")[0])
+    found -= {"vse_shards", *sys.stdlib_module_names}
+    assert found <= {named.get(name, name) for name in required}
+
+
 @pytest.fixture
 def windows(monkeypatch):
     """Windows' rules of paths, for functions that look at the text of a path alone."""

@@ -165,9 +165,19 @@ def test_a_link_and_the_mode_of_its_folder_stay(old, tmp_path, tools):
 
 def test_a_mount_point_is_filled_in_place_and_said(old, monkeypatch, capsys, tools):
     out, source, fresh = old
-    monkeypatch.setattr(replacing.os.path, "ismount", lambda path: path == str(out))
+    monkeypatch.setattr(replacing.os.path, "ismount", lambda path: path == out)
     build(source, str(out), ANEW)
     assert "the dataset there is removed before the new one is built" in capsys.readouterr().err
+    assert tools.digests(out) == fresh
+
+
+def test_the_current_folder_is_filled_in_place(old, monkeypatch, capsys, tools):
+    out, source, fresh = old
+    monkeypatch.chdir(out)
+    build(source, ".", ANEW)
+    assert "the dataset there is removed before the new one is built" in capsys.readouterr().err
+    assert out.stat().st_ino == (out / ".").stat().st_ino
+    assert Manifest.load(".").fingerprint == Manifest.load(out).fingerprint
     assert tools.digests(out) == fresh
 
 
