@@ -206,7 +206,7 @@ class ShardDataset:
         header = self._index(0).place(0, "npy")[1] - first.nbytes
         row = first.itemsize * first.shape[1]
         most = max(int(self._index(n).size("npy").max()) for n in range(len(self._shards)))
-        return (most - header) // row
+        return int((most - header) // row)
 
     def record(self, image: int) -> ImageRecord:
         """Return the image's id, captions and size."""
@@ -315,7 +315,7 @@ class ShardDataset:
 def _drop_oldest(kept: dict[int, Any], most: int) -> None:
     """Make room for another entry: without the one that was read first."""
     while len(kept) >= most:
-        del kept[next(iter(kept))]
+        kept.pop(next(iter(kept)), None)
 
 
 def _map(path: Path) -> npt.NDArray[np.uint8]:
