@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Collection
 from typing import Any
 
+from vse_shards.card import CARD_NAME, is_own
 from vse_shards.errors import OutputError
 from vse_shards.json_text import parse_json
 from vse_shards.manifest import FILE_NAME
@@ -27,7 +28,10 @@ def refuse_foreign(folder: OutputFolder) -> None:
     Raises:
         OutputError: it contains such a file.
     """
-    foreign = [name for name in folder.names() if not _OURS.fullmatch(name)]
+    names = folder.names()
+    foreign = [name for name in names if not _OURS.fullmatch(name) and name != CARD_NAME]
+    if CARD_NAME in names and FILE_NAME not in names and not is_own(folder.read(CARD_NAME)):
+        foreign.append(CARD_NAME)  # beside a manifest it is the owner's text about the dataset
     if foreign:
         raise OutputError(
             f"{folder.path}: contains other files ({shown(foreign[0])}); choose an empty or new "
@@ -54,8 +58,7 @@ def claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> No
     if overwrite:
         if sealed is not None:
             say(f"{folder.path}: the dataset there is removed before the new one is built")
-        for name in folder.names():
-            folder.remove(name)
+        _clear(folder)
     elif sealed is None:
         unfinished = _difference(folder.read(PLAN_NAME), recorded)
         if unfinished:
@@ -66,6 +69,13 @@ def claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> No
         plan = {**recorded, "owner": owner} if owner else recorded
         folder.write(PLAN_NAME, json.dumps(plan, sort_keys=True).encode())
         folder.owner = owner
+
+
+def _clear(folder: OutputFolder) -> None:
+    """Remove a dataset, but not the text of its owner."""
+    for name in folder.names():
+        if name != CARD_NAME or is_own(folder.read(name)):
+            folder.remove(name)
 
 
 def remove_strays(folder: OutputFolder, kept: Collection[str]) -> None:

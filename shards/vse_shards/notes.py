@@ -16,6 +16,8 @@ class _Found:
     files: int
     first: str
     why: str | None
+    unnamed: int = 0  # of the files, those that name no split
+    first_unnamed: str = ""
 
 
 class Notes:
@@ -41,6 +43,9 @@ class Notes:
         """
         found = self._splits.setdefault(split, _Found(0, file, why))
         found.files += 1
+        if why is None:
+            found.unnamed += 1
+            found.first_unnamed = found.first_unnamed or file
         if found.why is None and why is not None:
             found.first, found.why = file, why
 
@@ -71,6 +76,12 @@ class Notes:
                 f"split {shown(split)}: {found.files:,} file{'s' * (found.files != 1)}, the first "
                 f"{shown(found.first)} ({found.why or 'no split is named in it'})"
                 for split, found in self._splits.items()
+            ]
+            splits += [
+                f"of these {counted(found.unnamed, 'file')} name{'s' * (found.unnamed == 1)} no "
+                f"split, the first {shown(found.first_unnamed)}: {shown(split)} is assumed"
+                for split, found in self._splits.items()
+                if found.unnamed and found.why is not None
             ]
         passed = [
             f"passed over {count:,} {kind}, the first {shown(first)}"

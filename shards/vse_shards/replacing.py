@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vse_shards.card import CARD_NAME, is_own
 from vse_shards.claim import refuse_foreign
 from vse_shards.errors import OutputError
 from vse_shards.manifest import FILE_NAME
@@ -67,7 +68,8 @@ def replacing(out: str, aside: Path) -> Iterator[None]:
             if (aside / _REPLACED).exists():  # killed before the replaced dataset was removed
                 _remove_folder(aside)
                 aside.mkdir()
-            (aside / FILE_NAME).unlink(missing_ok=True)  # complete, but not in its place
+            for name in (FILE_NAME, CARD_NAME):
+                (aside / name).unlink(missing_ok=True)  # complete, but not in its place
             _tell(out, aside, folder)
             try:
                 yield
@@ -78,6 +80,10 @@ def replacing(out: str, aside: Path) -> Iterator[None]:
                         "command goes on with it; remove that folder if you do not want it"
                     )
                 raise
+            card = folder.read(CARD_NAME)
+            if card is not None and not is_own(card):
+                say(f"{out}/{CARD_NAME} is not of vse-shards, and stays; see to its configs:")
+                (aside / CARD_NAME).write_bytes(card)
             _take_place(aside, place, former)
     finally:
         with suppress(OSError):  # it holds shards

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vse_shards import storage
+from vse_shards.card import write_card
 from vse_shards.claim import remove_strays
 from vse_shards.duplicates import Digests, Occurrence, find_duplicates
 from vse_shards.errors import OutputError, SourceError
@@ -189,11 +190,12 @@ def _check_sizes(folder: OutputFolder, manifest: Manifest) -> None:
 
 
 def finish(folder: OutputFolder, gathered: Gathered, manifest: Manifest) -> bool:
-    """Remove what is not of the dataset, and write its manifest; return whether that changed."""
+    """Remove what is not of the dataset, write card and manifest; return whether that changed."""
     if folder.owner:
         _check_sizes(folder, manifest)
     changed = folder.read(FILE_NAME) != manifest.dumps().encode()
     remove_strays(folder, gathered.files)
+    write_card(folder, manifest)
     # Last: a folder without a manifest is not a dataset.
     folder.write(FILE_NAME, manifest.dumps().encode())
     folder.remove(PLAN_NAME)

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vse_shards.card import CARD_NAME, card_problem
 from vse_shards.images import Rejected, decode_strictly
 from vse_shards.index import Member, format_index
 from vse_shards.json_text import parse_json
 from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord
-from vse_shards.output import PLAN_NAME
+from vse_shards.output import PLAN_NAME, OutputFolder
 from vse_shards.progress import Progress
 from vse_shards.regions import load_regions
 from vse_shards.storage import sha256_of
@@ -41,6 +42,9 @@ def verify(folder: Path, *, deep: bool = False) -> list[str]:
         )
     problems += manifest.disagreements(folder)
     problems += _check_rejects(folder, manifest)
+    card = OutputFolder(str(folder)).read(CARD_NAME)
+    if problem := card_problem(card, manifest):
+        problems.append(f"{folder / CARD_NAME}: {problem}")
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     with Progress("verifying", sum(s.samples for s in shards), "samples") as progress:
         done = 0

@@ -26,7 +26,7 @@ BANNED = re.compile(r"(What|Who|Whoever|Where|How)\b")
 # Words of the code beside: a reduction, an operation over ranks. They compare no pooling.
 OTHER_MEANINGS = {
     # The member of a tar with a sample's description.
-    "shards/vse_shards/sources/webdataset.py": {"json"},
+    "shards/vse_shards/sources/tar_rows.py": {"json"},
     "vse_scale/objective/hinge.py": {"mean"},
     "vse_scale/objective/negatives.py": {"mean"},
     "vse_scale/world/processes.py": {"max"},

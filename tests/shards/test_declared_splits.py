@@ -203,3 +203,22 @@ def test_tables_that_macos_left_are_not_read(tmp_path):
     (tmp_path / "val.csv").write_text("image,caption\na.jpg,w\n")
     found, _ = splits_of("csv", tmp_path)
     assert found == {"a.jpg": "val"}
+
+
+def test_tables_take_the_splits_of_a_card(tmp_path):
+    """As huggingface.co/docs/hub/datasets-manual-configuration has it."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
+        "    path: data/a*.csv\n  - split: validation\n    path: [data/b.csv]\n---\n# Data\n"
+    )
+    tables = {"a1": "1.jpg,one", "a2": "2.jpg,two", "b": "3.jpg,three", "train_old": "4.jpg,four"}
+    for name, row in tables.items():
+        (tmp_path / f"data/{name}.csv").write_text(f"image,caption\n{row}\n")
+    (tmp_path / "data/a2.csv").write_text("image,caption,split\n2.jpg,two,test\n5.jpg,five,\n")
+    source = open_source("csv", SourceRequest(str(tmp_path)))
+    found = {row.captions[0].text: row.split for row in source.rows() if isinstance(row, Row)}
+    assert found == {"one": "train", "two": "test", "five": "train", "three": "validation"}
+    notes = " | ".join(source.notes.lines("in"))
+    assert "split validation: 1 file, the first data/b.csv (README.md says so)" in notes
+    assert "1 files that README.md names for no split, the first data/train_old.csv" in notes

@@ -530,7 +530,7 @@ def test_members_of_one_key_need_not_lie_side_by_side(tmp_path, photos):
 @pytest.mark.parametrize(
     ("kind", "request_", "option"),
     [
-        ("folder", {"images": "x"}, "--images"),
+        ("webdataset", {"images": "x"}, "--images"),
         ("coco", {"columns": {"a": "b"}}, "--column"),
         ("jsonl", {"use_regions": False}, "--no-regions"),
     ],

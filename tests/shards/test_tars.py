@@ -6,13 +6,10 @@ one names it.
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import os
 import random
-import shlex
-import subprocess
 import tarfile
 import time
 import tracemalloc
@@ -341,21 +338,6 @@ def test_a_shard_of_img2dataset_that_is_not_whole(tmp_path, count, says, message
     assert [row.image_id for row in rows] == ["00000/0", "00000/1"]
     assert problems == [(None, "incomplete tar")]
     assert f"00001.tar: {message}; it is set aside" in notes
-
-
-@pytest.mark.parametrize("name", ["0.tar.gz", "0.tgz", "0.tar"])
-@pytest.mark.parametrize("single", [True, False])
-def test_the_remedy_for_a_compressed_tar_works(tmp_path, name, single):
-    path = written(tmp_path / "it is" / name, gzip.compress(tar_bytes(PAIRS)))
-    given = path if single else path.parent
-    with pytest.raises(SourceError, match=r"which is gzip; images are read from tars") as error:
-        read(given)
-    command = str(error.value).partition("unpack it with ")[2]
-    assert shlex.quote(str(path)) in command
-    subprocess.run(command, shell=True, check=True)
-    rows, problems, _ = read(path.with_name("0.tar") if single else given)
-    assert [row.image_id for row in rows] == ["0/a", "0/b"]
-    assert problems == []
 
 
 def test_folders_in_a_tar_that_are_splits(tmp_path):

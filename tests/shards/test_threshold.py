@@ -91,7 +91,7 @@ def test_a_failed_build_is_no_dataset_and_leaves_nothing_behind(
     rows[:] = rows[1:3]
     assert "no rows" not in run().stderr
     assert sorted(path.name for path in out.iterdir()) == [
-        "manifest.json", "rejects.jsonl", "train-000000.idx", "train-000000.json",
+        "README.md", "manifest.json", "rejects.jsonl", "train-000000.idx", "train-000000.json",
         "train-000000.tar",
     ]  # fmt: skip
 

@@ -158,11 +158,8 @@ def usable_captions(
 
     if isinstance(texts, str):
         texts = [texts]
-    if not isinstance(texts, list):
-        refuse("malformed row", f"captions are {_short(texts)}, not a list of strings")
-        return (), problems
-    if ids is not None and (not isinstance(ids, list) or len(ids) != len(texts)):
-        refuse("malformed row", f"{_short(ids)} are not the ids of {len(texts)} captions")
+    if unfit := _unfit(texts, ids):
+        refuse("malformed row", unfit)
         return (), problems
     captions: list[Caption[str | int | None]] = []
     for number, entry in enumerate(texts):
@@ -171,7 +168,8 @@ def usable_captions(
         if isinstance(entry, dict):
             text, caption_id = entry.get("text"), entry.get("id", caption_id)
         if not isinstance(text, str) or not (caption_id is None or is_id(caption_id)):
-            refuse("malformed caption", f"caption {number + 1} is {_short(entry)}")
+            said = "empty, or not UTF-8" if entry is None else _short(entry)
+            refuse("malformed caption", f"caption {number + 1} is {said}")
         elif fault := _fault(text, number + 1, len(texts)):
             refuse(*fault)
         else:
@@ -179,6 +177,29 @@ def usable_captions(
     if not captions:
         refuse("no caption", f"{len(texts)} captions, none of which can be used")
     return tuple(captions), problems
+
+
+def _unfit(texts: Any, ids: Any) -> str:
+    """Return why texts and ids are not those of captions, "" if they are."""
+    if not isinstance(texts, list):
+        return f"captions are {_short(texts)}, not a list of strings"
+    if ids is not None and (not isinstance(ids, list) or len(ids) != len(texts)):
+        return f"{_short(ids)} are not the ids of {len(texts)} captions"
+    if _is_tokens(texts):
+        return f"{_short(texts)} are words of one caption: join them with spaces"
+    return ""
+
+
+def _is_tokens(texts: list[Any]) -> bool:
+    """Return whether a list holds the words of one caption, as tokenizers give them."""
+    # A full stop alone is no caption; a list of tags has none. Most lists end at their first text.
+    return (
+        len(texts) > 2
+        and all(
+            isinstance(text, str) and " " not in text and len(text.split()) == 1 for text in texts
+        )
+        and not all(any(map(str.isalnum, text)) for text in texts)
+    )
 
 
 def _fault(text: str, number: int, captions: int) -> tuple[str, str] | None:
@@ -191,6 +212,8 @@ def _fault(text: str, number: int, captions: int) -> tuple[str, str] | None:
         return "caption too long", f"{words:,} words, limit {MAX_CAPTION_WORDS:,}"
     if not is_unicode(text):
         return "malformed caption", f"caption {number} is not valid Unicode"
+    if "\0" in text:
+        return "malformed caption", f"caption {number} has a zero byte"
     return None
 
 

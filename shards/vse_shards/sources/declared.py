@@ -16,7 +16,7 @@ from vse_shards.sources.splits import DEFAULT_SPLIT, find_split
 from vse_shards.yaml_text import parse_yaml
 
 ENERGON = ".nv-meta/split.yaml"
-_CARD = "README.md"
+CARD = "README.md"
 _MAX_CARD = 1 << 24  # bytes
 _MAX_FILES = 1_000_000  # that a pattern such as shard_{000..999}.tar may stand for
 _FRONT = re.compile(rb"\A(?:\xef\xbb\xbf)?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?(?:\n|\Z)", re.DOTALL)
@@ -53,9 +53,9 @@ class FolderSplits:
         self._by = ENERGON
         if ENERGON in names:
             self._declared = self._energon(storage.join(folder, ENERGON), wanted)
-        elif _CARD in names:
-            self._by = _CARD
-            self._declared = _of_card(storage.join(folder, _CARD), wanted, notes)
+        elif CARD in names:
+            self._by = CARD
+            self._declared = _of_card(storage.join(folder, CARD), wanted, notes)
 
     def of(self, name: str) -> tuple[str, str | None] | None:
         """Return the split of a file and the reason; None if the declaration leaves it out."""
@@ -87,6 +87,24 @@ class FolderSplits:
         return {name: split for name, split in found.items() if name not in self.excluded}
 
 
+def card_splits(path: str, names: list[str], notes: Notes) -> dict[str, str] | None:
+    """Return the splits that the dataset card of a folder gives files; None without a card.
+
+    Args:
+        path: path or URL of the folder; one of a file has no card.
+        names: files of the folder that hold rows, relative to it.
+        notes: told of each file's split, and of those that the card names for no split.
+    """
+    card = storage.join(path, CARD)
+    if not (storage.is_folder(path) and storage.is_file(card)):
+        return None
+    found = _of_card(card, names, notes)
+    for name in names:
+        if found is not None and name not in found:
+            notes.pass_over(f"files that {CARD} names for no split", name)
+    return found
+
+
 @dataclass(frozen=True)
 class _Pattern:
     split: str
@@ -101,7 +119,7 @@ def _of_card(path: str, wanted: list[str], notes: Notes) -> dict[str, str] | Non
     try:
         content = load_yaml(path, front[1])
     except SourceError as error:
-        notes.say(f"{_CARD} is not read for splits: {shown(str(error).partition(': ')[2])}")
+        notes.say(f"{CARD} is not read for splits: {shown(str(error).partition(': ')[2])}")
         return None
     configs = content.get("configs") if isinstance(content, dict) else None
     configs = [one for one in configs if isinstance(one, dict)] if isinstance(configs, list) else []
@@ -117,7 +135,7 @@ def _of_card(path: str, wanted: list[str], notes: Notes) -> dict[str, str] | Non
         if found:
             if len(configs) > 1:
                 called = shown(str(config.get("config_name")))
-                notes.say(f"{_CARD} has {len(configs)} configs; splits are those of {called}")
+                notes.say(f"{CARD} has {len(configs)} configs; splits are those of {called}")
             return found
     return None
 
@@ -180,7 +198,7 @@ def _texts(value: Any) -> list[str]:
 
 def _read(path: str) -> bytes:
     try:
-        return storage.read_bytes(path, 0, _MAX_CARD)
+        return storage.read_limited(path, _MAX_CARD)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
 

@@ -13,6 +13,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cached_property
+from urllib.parse import unquote
 
 from vse_shards import reach, storage
 from vse_shards.errors import SourceError
@@ -114,6 +115,9 @@ class ImageFinder:
             found = [one for one in whole if plain(one) == plain("/".join(parts))]
             if found:
                 return kind, found
+        decoded = unquote(slashed)
+        if decoded != slashed and (found := self._look_up(decoded)[1]):
+            return "with escapes such as %20 decoded", found
         if found := self._nearest(parts, same):
             return "by the end of their paths", found
         return "by COCO's id", self._by_coco_id(slashed, parts[-1])

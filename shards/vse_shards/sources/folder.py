@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from typing import ClassVar
 
-from vse_shards import storage
+from vse_shards import reach, storage
 from vse_shards.errors import SourceError
 from vse_shards.folders import data_below, is_image_name
-from vse_shards.notes import Notes
+from vse_shards.notes import Notes, shown
 from vse_shards.sources.base import (
+    Caption,
     Location,
     Problem,
     Row,
@@ -19,36 +21,66 @@ from vse_shards.sources.base import (
     usable_captions,
 )
 from vse_shards.sources.declared import FolderSplits
+from vse_shards.sources.finding import ImageFinder
+from vse_shards.sources.packed import Unpacked, is_tar_name
+from vse_shards.sources.splits import FileSplit
+
+# Folders of texts that lie as `images` does: images/a/1.jpg has captions/a/1.txt.
+_IMAGES, _TEXTS = "images", ("captions", "texts", "labels")
+_BOX = re.compile(rb"\d+(\s+-?[\d.]+(e-?\d+)?){4,}")  # YOLO's class, centre and size
+_MAX_LIST = 1 << 30  # bytes of a list of paths
 
 
 class FolderSource:
     """Images at any depth, each with a text file.
 
-    The split is the one that the folder's ``README.md`` gives the image, as Hugging Face has it,
-    else that which `find_split` finds in the path, else ``train``. The image id is the
-    path.
+    The text lies beside its image or, for ``images/a/1.jpg``, in ``captions/a/1.txt``. The split is
+    the one that the folder's ``README.md`` gives the image, as Hugging Face has it, else that which
+    `find_split` finds in the path, else ``train``. The image id is the path.
 
     Args:
-        path: path of the folder.
+        path: path of the folder, of a zip of one, or of a ``.txt`` with a path of an image a line,
+            whose name may say their split.
+        images: folder that the paths of a list are relative to, by default that of the list.
 
     Raises:
-        SourceError: there is no such folder.
+        SourceError: there is no such folder, zip or list.
     """
 
     kind: ClassVar[str] = "folder"
-    options: ClassVar[frozenset[str]] = frozenset()
+    options: ClassVar[frozenset[str]] = frozenset({"images"})
 
-    def __init__(self, path: str) -> None:
-        self._path = storage.require_input(path, folder=True)
-        self.name = storage.base_name(self._path)
+    def __init__(self, path: str, images: str | None = None) -> None:
         self.notes = Notes()
+        self._unpacked = Unpacked(self.notes)
+        self._list = ""
+        if storage.is_folder(path) or not storage.is_file(path):
+            self._path = storage.require_input(path, folder=True)
+        elif path.lower().endswith(".zip"):
+            self._path = self._unpacked.folder(storage.require_input(path))
+        elif path.lower().endswith(".txt"):
+            self._list = storage.require_input(path)
+            self._path = storage.parent(self._list)
+            if images is not None:
+                self._path, images = storage.require_input(images, folder=True), None
+        elif is_tar_name(path):
+            raise SourceError(f"{path}: is a tar: read it with --source webdataset")
+        else:
+            raise SourceError(f"{path}: is neither a folder, a zip of one, nor a .txt of paths")
+        if images is not None:
+            raise SourceError("--images applies to a .txt of paths, not to a folder; omit it")
+        self.name = storage.base_name(self._list or self._path)
 
     def rows(self) -> Iterator[Row | Problem]:
-        """Yield a row per image, sorted by path.
+        """Yield a row per image, sorted by path, or as the list has them.
 
         Raises:
-            SourceError: the folder cannot be listed.
+            SourceError: the folder cannot be listed, or the list cannot be read.
         """
+        self._unpacked.tell()
+        if self._list:
+            yield from self._listed()
+            return
         try:
             names = data_below(self._path, self.notes)
         except OSError as error:
@@ -58,7 +90,7 @@ class FolderSource:
         pictures = list(filter(is_image_name, names))
         splits = FolderSplits(self._path, names, pictures, self.notes, images=True)
         for name in pictures:
-            stem = os.path.splitext(name)[0]
+            stem = next((one for one in _text_stems(name) if one in texts), None)
             described.add(stem)
             found = splits.of(name)
             if found is None:
@@ -66,15 +98,53 @@ class FolderSource:
             split, why = found
             self.notes.split(split, name, why)
             if not is_unicode(name):
-                shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
-                yield Problem(shown, None, split, "malformed row", "its name is not UTF-8")
-            elif stem not in texts:
+                yield Problem(_escaped(name), None, split, "malformed row", "its name is not UTF-8")
+            elif stem is None:
                 yield Problem(name, name, split, "no caption", "there is no .txt beside it")
             else:
-                yield from self._row(name, texts[stem], split)
+                image = Location(storage.locate(self._path, name))
+                text = storage.locate(self._path, texts[stem])
+                yield from self._row(name, image, text, split)
         yield from self._without_image(
             names, {s: texts[s] for s in sorted(texts.keys() - described)}
         )
+
+    def _listed(self) -> Iterator[Row | Problem]:
+        """Yield the rows of a list of paths, which are relative to it."""
+        finder = ImageFinder(self._path, self.notes.say)
+        splits = FileSplit(self.name, self.notes)
+        for number, line in enumerate(self._lines(), start=1):
+            origin = f"{self.name} line {number}"
+            name = decode_line(line)
+            if name is None or "\0" in name:
+                yield Problem(origin, None, None, "malformed row", "not UTF-8, or no path")
+                continue
+            if not name:
+                continue
+            name = name.removeprefix("./")
+            split = splits.of(None)
+            if not is_image_name(name):
+                detail = f"{shown(name)} is no name of an image; a list has a path a line"
+                yield Problem(origin, None, split, "malformed row", detail)
+                continue
+            image, name = finder.locate(name)
+            stems = _text_stems(reach.unmarked(image.path))
+            texts = (f"{stem}{end}" for stem in stems for end in (".txt", ".TXT"))
+            text = next((one for one in texts if storage.file_size(one) >= 0), None)
+            if text is not None:
+                yield from self._row(name, image, text, split)
+            elif storage.file_size(image.path) >= 0:
+                yield Problem(origin, name, split, "no caption", "there is no .txt beside it")
+            else:  # as a row, so that the build counts it among the missing
+                nothing = (Caption(None, ""),)
+                yield Row(split, name, nothing, image, origin, name)
+
+    def _lines(self) -> list[bytes]:
+        try:
+            return storage.read_limited(self._list, _MAX_LIST).splitlines()
+        except OSError as error:
+            reason = error.strerror or error
+            raise SourceError(f"{self._list}: cannot be read: {reason}") from error
 
     def _without_image(self, names: list[str], alone: dict[str, str]) -> Iterator[Problem]:
         """Refuse texts, by their stems, and name the files that are there instead of images."""
@@ -86,15 +156,37 @@ class FolderSource:
                     detail += f", but {others[stem]}, whose suffix is no image's"
                 yield Problem(text, None, None, "caption for no image", detail)
 
-    def _row(self, name: str, text: str, split: str) -> Iterator[Row | Problem]:
+    def _row(self, name: str, image: Location, text: str, split: str) -> Iterator[Row | Problem]:
+        """Yield the row of an image and the text at a path."""
         try:
-            data = storage.read_bytes(storage.locate(self._path, text))
+            data = storage.read_bytes(text)
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            yield Problem(name, name, split, "unreadable", f"{text}: {reason}")
+            yield Problem(name, name, split, "unreadable", f"{storage.base_name(text)}: {reason}")
             return
-        lines = [decode_line(line) for line in data.split(b"\n") if line.strip()]
-        captions, problems = usable_captions(lines, None, origin=name, key=name, split=split)
+        lines = [line.strip() for line in data.split(b"\n") if line.strip()]
+        if lines and all(map(_BOX.fullmatch, lines)):
+            detail = f"{shown(storage.base_name(text))} has boxes, not captions"
+            yield Problem(name, name, split, "no caption", detail)
+            return
+        captions, problems = usable_captions(
+            list(map(decode_line, lines)), None, origin=name, key=name, split=split
+        )
         yield from problems
         if captions:
-            yield Row(split, name, captions, Location(storage.locate(self._path, name)), name, name)
+            yield Row(split, name, captions, image, name, name)
+
+
+def _text_stems(name: str) -> Iterator[str]:
+    """Yield the paths without suffix that the text of an image may have."""
+    stem = os.path.splitext(name)[0]
+    yield stem
+    parts = stem.split("/")
+    if _IMAGES in parts[:-1]:
+        at = len(parts) - 2 - parts[-2::-1].index(_IMAGES)  # the nearest
+        for folder in _TEXTS:
+            yield "/".join([*parts[:at], folder, *parts[at + 1 :]])
+
+
+def _escaped(name: str) -> str:
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

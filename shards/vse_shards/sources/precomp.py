@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from vse_shards.sources.base import (
     usable_captions,
 )
 
+_BUTD = re.compile(r"\.(tsv(\.\d+)?|h5|hdf5|npz)$")
 _IMAGE_FOLDERS = ("images", "flickr30k-images", "flickr8k-images")
 
 
@@ -98,8 +100,10 @@ class PrecompSource:
             found.remove("test")
         if not found:
             asked = f" of {', '.join(sorted(wanted))}" if wanted else ""
+            butd = any(_BUTD.search(name) for name in names)
+            other = "; its .tsv, .h5 or .npz may be --source butd's" if butd else ""
             raise SourceError(
-                f"{self._folder}: has no *_ids.txt, nor *_caps.txt with *_ims.npy{asked}"
+                f"{self._folder}: has no *_ids.txt, nor *_caps.txt with *_ims.npy{asked}{other}"
             )
         return found
 

@@ -96,11 +96,12 @@ class FileSplit:
     Args:
         name: name of the file.
         notes: told of each split once.
+        declared: split of the file and who says so, in place of what its name says.
     """
 
-    def __init__(self, name: str, notes: Notes) -> None:
+    def __init__(self, name: str, notes: Notes, declared: tuple[str, str] | None = None) -> None:
         self._name, self._notes = name, notes
-        found = find_split(name)
+        found = declared or find_split(name)
         self._default = found[0] if found else DEFAULT_SPLIT
         self._why = found[1] if found else None
         self._seen: set[tuple[str, bool]] = set()

@@ -15,13 +15,6 @@ _MAX_CHAIN = 16  # extension headers before one member: GNU tar and pax write up
 _REGULAR = {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE}
 _PAX = {tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE}
 _GNU_LONG = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
-_COMPRESSED = {  # first bytes: name of the format, command that writes the plain file to stdout
-    b"\x1f\x8b": ("gzip", "gzip -dc"),
-    b"BZh": ("bzip2", "bzip2 -dc"),
-    b"\xfd7zXZ\0": ("xz", "xz -dc"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dc"),
-}
-START = max(map(len, _COMPRESSED))  # bytes that `compression` looks at
 
 
 class TarFault(Exception):
@@ -187,11 +180,6 @@ class TarReader:
             block = self._file.read(_BLOCK)
             self._at += _BLOCK
             more = len(block) == _BLOCK and bool(block[504])
-
-
-def compression(start: bytes) -> tuple[str, str] | None:
-    """Return the format of a compressed file and the command that unpacks it, by its start."""
-    return next((found for magic, found in _COMPRESSED.items() if start.startswith(magic)), None)
 
 
 def _parsed(block: bytes) -> _Header:

@@ -146,14 +146,6 @@ def test_pandas_index_column_and_excels_trailing_commas(put, read):
     assert found.captions == {"a.jpg": ["one"], "b.jpg": ["two"]}
 
 
-def test_row_names_of_r_are_refused_with_the_count(put, read):
-    """R's write.table names one column fewer than it writes."""
-    found = read("csv", put("t.csv", '"image","caption"\n"1","a.jpg","one"\n'))
-
-    assert found.rows == []
-    assert "has 3 cells, the first line 2" in found.problems[0].detail
-
-
 def test_kaggles_broken_row_of_flickr30k_is_the_only_loss(put, read):
     """hsankesara/flickr-image-dataset: the row 2199200615.jpg, 4 has no second pipe."""
     header = "image_name| comment_number| comment\n"

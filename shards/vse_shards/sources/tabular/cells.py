@@ -20,8 +20,9 @@ _LIST = re.compile(r"\[\s*(\]|\{?\s*['\"])")  # captions such as "[cat] on a mat
 _CLOSED = re.compile(r"['\"]\s*\]")
 _NUMBERS = re.compile(r"\[[\s\d,-]*\]")
 _MAX_ID = 18  # digits that always fit 64 bits
-_IN_BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk")  # JPEG, PNG, WebP, GIF, BMP
+_IN_BASE64 = ("/9j/", "_9j_", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk")  # JPEG, PNG, WebP, GIF, BMP
 _DATA = re.compile(r"data:image/[\w.+-]+;base64,")
+_URL_SIGNS = str.maketrans("-_", "+/")
 _LEAST_BASE64 = 200  # characters; the smallest JPEG has more
 
 
@@ -174,7 +175,12 @@ def _from_base64(text: str) -> bytes | None:
     ):
         return None
     prefix = _DATA.match(text)
+    # Written in lines, without padding, or with the signs of URLs, as other encoders do.
+    digits = text[prefix.end() :] if prefix else text
+    if "\n" in digits:
+        digits = "".join(digits.split())
+    digits = digits.rstrip("=").translate(_URL_SIGNS)
     try:
-        return base64.b64decode(text[prefix.end() if prefix else 0 :], validate=True)
+        return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
     except (binascii.Error, ValueError):
         return None

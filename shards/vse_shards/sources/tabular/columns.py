@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +30,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 _REQUIRED = ("image", "caption")
 _SHOWN = 12  # columns that a message lists
+_NUMBERED = re.compile(r"(?:caption|text|sentence|comment)s?[_ -]?\d+", re.IGNORECASE)
 
 
 class Columns:
@@ -127,6 +130,13 @@ class Columns:
             for name, columns in chosen.items()
             if name not in self._named and not set(columns) <= set(plain[name])
         ]
+        more = [c for c in numbered(found) if c not in chosen.get("caption", ())]
+        if more and "caption" not in self._named:
+            every = ",".join([*chosen.get("caption", ()), *more])
+            self._notes.say(
+                f"{shown(', '.join(more))} may hold captions too, and are not read: read them "
+                f"with --column {shlex.quote(f'caption={every}')}"
+            )
         if not other:
             return
         read = {column for columns in chosen.values() for column in columns}
@@ -143,8 +153,19 @@ class Columns:
         return None
 
 
+def numbered(found: Sequence[str]) -> list[str]:
+    """Return columns such as ``caption_0`` and ``caption_1``, of which each has a caption."""
+    return [column for column in found if _NUMBERED.fullmatch(column)]
+
+
 def missing(name: str, found: Sequence[str], where: str) -> SourceError:
     """Return the error of a missing column, with the nearest that is there."""
+    several = numbered(found)
+    if name == "caption" and len(several) > 1:
+        return SourceError(
+            f"{where}: has no column 'caption', but {len(several)} numbered ones; read them with "
+            f"--column {shlex.quote('caption=' + ','.join(several))}"
+        )
     near = difflib.get_close_matches(name, found, 1)
     hint = f"; did you mean {shown(near[0])!r}? It has" if near else "; it has"
     listed = ", ".join(shown(column) for column in found[:_SHOWN])

@@ -24,10 +24,12 @@ from vse_shards.sources.tabular.text import lines
 DELIMITERS = ",;|\t"
 _MAX_CELL = 16 << 20  # characters; csv's own limit is 128 kB
 _SAMPLE = 50  # lines that tell dialect and columns
-_NAMES = {",": "commas", ";": "semicolons", "|": "pipes", "\t": "tabs"}
+_NAMES = {",": "commas", ";": "semicolons", "|": "pipes", "\t": "tabs", " ": "spaces"}
+_R_HEADER = re.compile(r'"[^"]*"( "[^"]*")+\s*')  # of R's write.table, which separates by spaces
 _SEP = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _ESCAPE = re.compile(r'\\(["\\])')
 _IMAGE = re.compile(rf"\S.*({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})(#\d+)?", re.I)
+_BUTD = 6  # columns of bottom-up attention's .tsv: image, width, height, number, boxes, features
 _CAPTION_WORDS = 2  # on average, of a column without a name that holds captions
 
 
@@ -108,6 +110,9 @@ class Delimited:
     def _find_delimiter(self, head: list[str]) -> str:
         """Return the delimiter by which the first line names columns, else the most regular."""
         first = head[0] if head else ""
+        if _R_HEADER.fullmatch(first) and self._columns.fit(_split(first, " ")):
+            self._notes.say(f"{shown(self._file.name)} is separated by {_NAMES[' ']}")
+            return " "
         ranked = sorted(DELIMITERS, key=first.count, reverse=True)
         if self._options.tabs and "\t" in first:
             ranked.sort(key="\t".__ne__)
@@ -136,6 +141,9 @@ class Delimited:
             )
         if header != "none":
             chosen = self._columns.choose(names, where)
+            if self._are_rows_named(head[1:], names.index(chosen["image"][0])):
+                names = ["", *names]
+                self._width = len(names)
             twice = {name for name in names if names.count(name) > 1}
             if found := twice & {column for columns in chosen.values() for column in columns}:
                 self._notes.say(f"column {shown(min(found))} is there twice: the first is read")
@@ -149,6 +157,24 @@ class Delimited:
         }
         self._needed = max(map(max, self._positions.values()))
         return header != "none"
+
+    def _are_rows_named(self, rows: list[str], image: int) -> bool:
+        """Return whether every row has a name before its cells, as R's write.table writes it.
+
+        Then images stand one column behind ``image``, their own; in rows with a delimiter too much
+        they do not.
+        """
+        found = [cells for line in rows if line.strip() and (cells := self._cells(line))]
+        named = bool(found) and all(
+            len(cells) == self._width + 1 and _is_image(cells[image + 1]) > _is_image(cells[image])
+            for cells in found
+        )
+        if named:
+            self._notes.say(
+                f"{shown(self._file.name)} has a cell more in its rows than in its header, the "
+                "first, as R writes the names of rows: it is passed over"
+            )
+        return named
 
     def _guess(self, sample: list[list[str]], names: list[str]) -> dict[str, tuple[str, ...]]:
         """Return the columns of images and captions by the cells in them.
@@ -172,6 +198,11 @@ class Delimited:
         return {name: tuple(names[n] for n in positions) for name, positions in guessed.items()}
 
     def _unclear(self, name: str, columns: list[str]) -> SourceError:
+        if self._width == _BUTD and not columns:
+            return SourceError(
+                f"{self._file.path}: has no column that looks like {name}; features of bottom-up "
+                "attention are read with --source butd"
+            )
         what = f"columns {', '.join(columns)} can each be" if columns else "no column looks like"
         return SourceError(
             f"{self._file.path}: has no header, and {what} {name}; say it with --column, such as "

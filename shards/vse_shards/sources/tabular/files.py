@@ -31,7 +31,7 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
 }
-_FAULTS = (
+FAULTS = (
     *(OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
     *(RuntimeError, NotImplementedError),  # zipfile's, of passwords and unknown methods
 )
@@ -157,7 +157,7 @@ def reading(file: TableFile) -> Iterator[None]:
     """
     try:
         yield
-    except _FAULTS as error:
+    except FAULTS as error:
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise SourceError(
             f"{file.path}: cannot be read: {shown(' '.join(str(said).split()))}"
@@ -173,11 +173,11 @@ def opened(file: TableFile, notes: Notes) -> Iterator[BinaryIO]:
     """
     with storage.open_binary(file.path) as raw:
         stream: Any = io.BufferedReader(cast(Any, raw), HEAD)
-        kind = _compression(stream)
+        kind = compression(stream)
         if kind is not None:
             if not file.name.lower().endswith(COMPRESSED):
                 notes.say(f"{shown(file.name)} is {kind} by its content: it is unpacked")
-            stream = io.BufferedReader(cast(Any, _unpacked(stream, kind, file)), HEAD)
+            stream = io.BufferedReader(cast(Any, unpacked(stream, kind, file)), HEAD)
         _refuse_others(peek(stream), file)
         yield stream
 
@@ -205,12 +205,18 @@ def _is_unpacked(stream: Any) -> bool:
     return isinstance(stream, gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile | zipfile.ZipExtFile)
 
 
-def _compression(stream: Any) -> str | None:
+def compression(stream: Any) -> str | None:
+    """Return the format of a compressed file by its first bytes, which stay to be read."""
     head = stream.peek(8)[:8]
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
 
 
-def _unpacked(stream: Any, kind: str, file: TableFile) -> Any:
+def unpacked(stream: Any, kind: str, file: TableFile) -> Any:
+    """Return what a compressed file holds, as a stream.
+
+    Raises:
+        SourceError: it is a zip of several files, or zstd without pyarrow.
+    """
     openers: dict[str, Callable[[Any], Any]] = {
         "gzip": lambda packed: gzip.GzipFile(fileobj=packed),
         "bzip2": bz2.BZ2File,

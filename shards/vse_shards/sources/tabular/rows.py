@@ -88,11 +88,18 @@ class RowMaker:
         file: the table.
         images: images of all tables of the source.
         joined: whether a row of one caption is marked as one of several of its image.
+        declared: split of the file and who says so, if the folder has a card.
     """
 
-    def __init__(self, file: TableFile, images: Images, joined: bool) -> None:
+    def __init__(
+        self,
+        file: TableFile,
+        images: Images,
+        joined: bool,
+        declared: tuple[str, str] | None = None,
+    ) -> None:
         self._file, self._images, self._joined = file, images, joined
-        self._split = FileSplit(file.name, images.notes)
+        self._split = FileSplit(file.name, images.notes, declared)
         self._strip: bool | None = None
         self._first = True
 
@@ -195,7 +202,7 @@ def _captions(record: Record) -> tuple[Any, Any, bool]:
         return read, ids_of(given_ids, read), True
     if value is None and record.keys:
         keys = ", ".join(map(shown, map(str, record.keys[:8])))
-        raise BadCell(f"has no caption; keys are {keys}")
+        raise BadCell(f"has no caption; keys are {keys}; choose with --column caption=KEY,KEY")
     if is_empty(read):
         read = ""
     return [read] if isinstance(read, str) else read, ids_of(given_ids, read), False

@@ -9,6 +9,7 @@ from vse_shards import storage
 from vse_shards.errors import SourceError
 from vse_shards.notes import Notes, shown
 from vse_shards.sources.base import Problem, Row
+from vse_shards.sources.declared import CARD, card_splits
 from vse_shards.sources.tabular.columns import Columns
 from vse_shards.sources.tabular.delimited import Delimited, TextOptions, names_columns
 from vse_shards.sources.tabular.files import (
@@ -64,6 +65,7 @@ class TabularSource:
     ) -> None:
         self.notes = Notes()
         self.name, self._files = find_files(path, self.suffixes)
+        self._declared = card_splits(path, [file.name for file in self._files], self.notes)
         self._folder = storage.require_input(images, folder=True) if images else None
         self._named = dict(columns or {})
         Columns(self._named, self.notes)
@@ -80,7 +82,12 @@ class TabularSource:
         """
         images = self._images = Images(self._folder, self.notes)  # a build reads what it keeps
         for file in self._files:
-            maker = RowMaker(file, images, self.joined)
+            declared = None
+            if self._declared is not None:
+                if file.name not in self._declared:
+                    continue
+                declared = self._declared[file.name], f"{CARD} says so"
+            maker = RowMaker(file, images, self.joined, declared)
             for record in self._records(file):
                 if isinstance(record, Problem):
                     yield record
