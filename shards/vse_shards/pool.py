@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,7 +146,7 @@ def _run(task: Task, progress: Progress | None = None) -> bool:
 
     def done(rejected: bool) -> None:
         with _counters.get_lock():
-            counts = _counters.get_obj()  # without taking the lock again for each
+            counts: Any = _counters.get_obj()  # without taking the lock again for each
             if counts[_STOP]:
                 raise _Stopped
             counts[_DONE] += 1

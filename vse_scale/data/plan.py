@@ -150,12 +150,7 @@ class Plan:
         self._per_step = global_batch // captions_per_image
         full, rest = divmod(self.units, self._per_step)
         self.steps_per_epoch = full + (1 if rest and self._wraps else 0)
-        if shard_sizes is None:
-            shard_sizes = [len(self._counts)]
-            if shuffle_window:
-                raise ValueError("shuffle_window needs the number of images of every shard")
-        if sum(shard_sizes) != len(self._counts):
-            raise ValueError("the shards must hold all images, and no more")
+        shard_sizes = self._sizes(shard_sizes, shuffle_window)
         shares: list[Share] = []
         if weights is not None:
             shares = self._mix(dataset_sizes or (), weights, shuffle_window)
@@ -304,6 +299,16 @@ class Plan:
                 f"`streams` is {self.streams}, and the smallest dataset has {min(sizes)} "
                 f"{self._mode}; set at most {min(sizes)}"
             )
+
+    def _sizes(self, shard_sizes: Sequence[int] | None, shuffle_window: int) -> Sequence[int]:
+        """Return the images of each shard, which is all of them where none is given."""
+        if shard_sizes is None:
+            if shuffle_window:
+                raise ValueError("shuffle_window needs the number of images of every shard")
+            return [len(self._counts)]
+        if sum(shard_sizes) != len(self._counts):
+            raise ValueError("the shards must hold all images, and no more")
+        return shard_sizes
 
     def _check(self) -> None:
         batch, k, pairs = self.global_batch, self.captions_per_image, self._counts.pairs

@@ -121,14 +121,18 @@ class Supervisor:
             self._check_worth(code, killed, former & failures)
             restarts = 0 if self._newest_checkpoint() != before else restarts + 1
             if restarts > self._max_restarts:
-                if code == StorageError.exit_code:
-                    return code  # it may pass, as the ranks have said
-                raise TrainingError(
-                    f"{self._folder.path}: the run died {restarts} times without a new checkpoint, "
-                    f"last with exit code {code}; its own messages above say why"
-                )
+                return self._give_up(code, restarts)
             self._pause(code, min(_LONGEST_PAUSE, 2.0 ** (restarts - 1)) if restarts else 0.0)
         return EXIT_INTERRUPTED if self._interrupted else EXIT_STOPPED
+
+    def _give_up(self, code: int, restarts: int) -> int:
+        """Return the code of a storage that stays away; raise TrainingError for all else."""
+        if code == StorageError.exit_code:
+            return code  # it may pass, as the ranks have said
+        raise TrainingError(
+            f"{self._folder.path}: the run died {restarts} times without a new checkpoint, "
+            f"last with exit code {code}; its own messages above say why"
+        )
 
     def _check_worth(self, code: int, killed: int, again: set[Failure]) -> None:
         """Raise TrainingError where another start would end as this one did."""

@@ -112,12 +112,7 @@ class Objects:
 
     def _record(self, origin: str, entry: dict[str, Any]) -> Record:
         keys = tuple(entry)
-        choices = self._known.get(keys)
-        if choices is None:
-            if len(self._known) >= _KNOWN_KEYS:
-                self._known.clear()
-            found = {**self._columns.candidates(keys), **(self._named or {})}
-            choices = self._known[keys] = {name: c for name, c in found.items() if c}
+        choices = self._known.get(keys) or self._choices(keys)
         cells: dict[str, Any] = {}
         used: dict[str, tuple[str, ...]] = {}
         for name, candidates in choices.items():
@@ -133,6 +128,14 @@ class Objects:
             self._told = True
             self._columns.tell(used, keys)
         return Record(origin, cells, len(used.get("caption", ())) > 1, keys)
+
+    def _choices(self, keys: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """Find the keys to look at for each column in a record of ``keys``, and remember them."""
+        if len(self._known) >= _KNOWN_KEYS:
+            self._known.clear()
+        found = {**self._columns.candidates(keys), **(self._named or {})}
+        choices = self._known[keys] = {name: c for name, c in found.items() if c}
+        return choices
 
     def _lines(self) -> Iterator[tuple[str, dict[str, Any]] | Problem]:
         texts = lines(self._stream, self._file.name, self._notes)
