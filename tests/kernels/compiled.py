@@ -56,7 +56,6 @@ class Case:
     aligned: tuple[str, ...]
     warps: int
     stages: int = 3
-    registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,35 +127,29 @@ def pooling_case(positions: int, dtype: torch.dtype, pointer: str, backward: boo
 
 
 def mining_cases(capability: int) -> Iterator[Case]:
-    """The mining kernel per dtype, rows alone and with columns."""
+    """The mining kernels per dtype: rows alone, with columns, and what the first leaves over."""
     for dtype, pointer in POINTERS.items():
-        for both in (True, False):
-            blocks = mining.blocks(dtype, capability // 10)
-            types = {"queries": pointer, "candidates": pointer}
-            types |= dict.fromkeys(("query_ids", "candidate_ids"), "*i32")
-            types |= dict.fromkeys(("row_keys", "column_keys"), "*i64")
-            types |= dict.fromkeys(("M", "N", "E", "stride_query", "stride_candidate"), "i32")
-            constants = {
-                "LOWEST": LOWEST,
-                "ROWS": blocks.rows,
-                "COLUMNS": blocks.columns,
-                "DEPTH": blocks.depth,
-                "GROUP": blocks.group,
-                "WHOLE": True,
-                "BOTH": both,
-                "UPCAST": False,
-            }
-            name = f"hardest-{'both' if both else 'rows'}-{SHORT[dtype]}"
-            yield Case(
-                name,
-                hardest.mine,
-                types,
-                constants,
-                tuple(types),
-                blocks.warps,
-                blocks.stages,
-                blocks.registers,
-            )
+        blocks = mining.blocks(dtype, capability // 10)
+        types = {"queries": pointer, "candidates": pointer}
+        types |= dict.fromkeys(("query_ids", "candidate_ids"), "*i32") | {"left_over": "*i1"}
+        types |= dict.fromkeys(("row_keys", "column_keys"), "*i64")
+        types |= dict.fromkeys(("M", "N", "E", "stride_query", "stride_candidate"), "i32")
+        constants = {
+            "ROWS": blocks.rows,
+            "COLUMNS": blocks.columns,
+            "DEPTH": blocks.depth,
+            "GROUP": blocks.group,
+            "UPCAST": False,
+            "PRECISION": blocks.precision,
+        }
+        shape = (tuple(types), blocks.warps, blocks.stages)
+        for sides in ("both", "rows"):
+            both = {"BOTH": sides == "both"}
+            name = f"hardest-{sides}-{SHORT[dtype]}"
+            yield Case(name, hardest.mine, types, constants | both, *shape)
+            odd = {"LOWEST": LOWEST, "PART": blocks.part}
+            name = f"hardest-odd-{sides}-{SHORT[dtype]}"
+            yield Case(name, hardest.mine_left_over, types, constants | both | odd, *shape)
 
 
 def reduce_case() -> Case:
@@ -187,11 +180,7 @@ def compile_case(case: Case, capability: int) -> Report:
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={
-            "num_warps": case.warps,
-            "num_stages": case.stages,
-            "maxnreg": case.registers,
-        },
+        options={"num_warps": case.warps, "num_stages": case.stages},
     )
     seconds = sum(os.times()[:4]) - begun
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -48,11 +48,15 @@ LIMITS = (
     Limit(("gpo-backward-48-*", "gpo-backward-64-*"), shared_bytes=128),
     Limit(("gpo-*-100-*", "gpo-*-256-*"), registers=168, shared_bytes=32768),
     Limit(("gpo-reduce",), registers=48, shared_bytes=1024, wide_addresses=1),
-    Limit(("hardest-*-fp32",), registers=168, shared_bytes=32768),
-    # Two programs per multiprocessor on sm_90: one multiplies while the other takes its maxima.
-    Limit(("hardest-*",), (90,), registers=128, shared_bytes=98304, tensor_core="HGMMA"),
-    Limit(("hardest-*",), (80,), registers=168, shared_bytes=65536, tensor_core="HMMA"),
-    Limit(("hardest-*",), (100,), shared_bytes=98320, tensor_core="UTCHMMA"),
+    # Run for the rare tile alone.
+    Limit(("hardest-odd-*",), (80,), registers=184, shared_bytes=40960, tensor_core="HMMA"),
+    Limit(("hardest-odd-*",), (90,), registers=152, shared_bytes=110592, tensor_core="HGMMA"),
+    Limit(("hardest-odd-*",), (100,), registers=128, shared_bytes=61456, tensor_core="UTCHMMA"),
+    Limit(("hardest-*-fp32",), (90,), registers=208, shared_bytes=98304, tensor_core="HGMMA"),
+    # 256 x 128 scores are 128 registers of each of 256 threads.
+    Limit(("hardest-*",), (90,), registers=248, shared_bytes=147456, tensor_core="HGMMA"),
+    Limit(("hardest-*",), (80,), registers=176, shared_bytes=65536, tensor_core="HMMA"),
+    Limit(("hardest-*",), (100,), registers=144, shared_bytes=73744, tensor_core="UTCHMMA"),
 )
 
 

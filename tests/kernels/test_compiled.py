@@ -67,7 +67,7 @@ def expect_within_limits(capability, *patterns):
 def test_the_commonest_on_hopper():
     """Regions, forward; a backward pass; mining with its tensor cores; in seconds."""
     expect_within_limits(
-        90, "gpo-forward-36-bf16", "gpo-backward-8-bf16", "gpo-reduce", "hardest-both-bf16"
+        90, "gpo-forward-36-bf16", "gpo-backward-8-bf16", "gpo-reduce", "hardest-*both-bf16"
     )
 
 
@@ -100,13 +100,13 @@ def test_the_committed_table_keeps_the_limits():
             for report in table
             if report["capability"] == capability and report["triton_version"] == "3.7.1"
         ]
-        assert len(names) == len(set(names)) == 2 * 3 * (len(NETWORK_SIZES) + 2) + 1 + 6
+        assert len(names) == len(set(names)) == 2 * 3 * (len(NETWORK_SIZES) + 2) + 1 + 12
 
 
 def test_a_breach_is_told_in_words():
     report = {
         "name": "hardest-both-bf16",
-        "registers": 200,
+        "registers": 300,
         "spills": 3,
         "shared_bytes": 98304,
         "instructions": 1,
@@ -115,6 +115,6 @@ def test_a_breach_is_told_in_words():
     }
     assert breaches(report, 90) == [
         "hardest-both-bf16 on sm_90: spills 3, allowed 0",
-        "hardest-both-bf16 on sm_90: registers 200, allowed 128",
+        "hardest-both-bf16 on sm_90: registers 300, allowed 248",
         "hardest-both-bf16 on sm_90: no HGMMA",
     ]

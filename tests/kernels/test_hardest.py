@@ -186,3 +186,30 @@ def test_errors_say_value_and_limit(change, error, message):
     }
     with pytest.raises(error, match=message):
         hardest_negatives(**{**arguments, **change})
+
+
+def tf32(values):
+    """Round to the 10 explicit bits of TF32, to nearest, as `cvt.rna.tf32.f32` does."""
+    bits = values.contiguous().view(torch.int32) + 0x1000
+    return (bits & ~0x1FFF).view(torch.float32)
+
+
+def test_three_products_of_tf32_parts_are_as_exact_as_float32():
+    """The bound that the kernel's documents state: 3 * 2**-22 of the sum of absolute products.
+
+    a = high + low + rest with |rest| <= 2**-22 |a|, and low * low is left out. One product of
+    TF32 parts breaks the bound by far.
+    """
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 64, 1024, generator=generator)
+    truth = left.double() @ right.double().T
+    bound = 3 * 2.0**-22 * (left.abs().double() @ right.abs().double().T)
+    high_left, high_right = tf32(left), tf32(right)
+    low_left, low_right = tf32(left - high_left), tf32(right - high_right)
+    parts = [(high_left, high_right), (high_left, low_right), (low_left, high_right)]
+    products = [a.double() @ b.double().T for a, b in parts]
+    assert ((sum(products) - truth).abs() <= bound).all()
+    assert ((products[0] - truth).abs() > bound).any()
+    # Rounding of a float32 accumulator is larger than what the split leaves out.
+    plain = (left @ right.T).double()
+    assert (sum(products) - truth).abs().max() < (plain - truth).abs().max()

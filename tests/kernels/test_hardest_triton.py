@@ -58,6 +58,21 @@ def test_edge_scores_as_torch_has_them():
         torch.testing.assert_close(actual, want, equal_nan=True)
 
 
+@pytest.mark.parametrize("largest", [2.0**-91, 2.0**-89, 1e-20, 1.0, -1.0, 1e30, 3.3e38])
+def test_neighbouring_floats_are_told_apart(largest):
+    """The maximum last, after its neighbour below and before its equal; the score is exact."""
+    best = torch.tensor(largest)
+    below = torch.nextafter(best, torch.tensor(-math.inf))
+    candidates = torch.full((140, 1), float(below))
+    candidates[131] = candidates[139] = best
+    queries, ids = torch.ones(2, 1), torch.arange(140)
+    found = hardest_negatives(queries, candidates, ids[:2] + 200, ids, impl="triton")
+    assert found.row_index.tolist() == [131, 131]
+    assert found.row_score.tolist() == [float(best)] * 2
+    assert found.column_index.tolist() == [0] * 140
+    assert torch.equal(found.column_score, candidates[:, 0])
+
+
 def test_strides_do_not_matter():
     queries, candidates, *ids = mining_problem(20, 30, 8, 1)
     wide = torch.cat([queries, queries], 1)[:, :8]

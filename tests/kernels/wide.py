@@ -38,8 +38,8 @@ def expect_wide_mining(device: str) -> None:
     """Rows 2^22 elements apart, on either side: the last of 600 begin beyond 2^31."""
     stride, rows = 2**22, 600
     memory = torch.empty(stride * (rows - 1) + 64, dtype=torch.float16, device=device)
-    queries, candidates, qids, cids = mining_problem(rows, 40, 16, 0, torch.float16)
-    view: Tensor = memory.as_strided((rows, 16), (stride, 1))
+    queries, candidates, qids, cids = mining_problem(rows, 40, 64, 0, torch.float16)
+    view: Tensor = memory.as_strided((rows, 64), (stride, 1))
     view.copy_(queries)
     for given in ((view, candidates, qids, cids), (candidates, view, cids, qids)):
         found = hardest_negatives(*(tensor.to(device) for tensor in given), impl="triton")

@@ -17,50 +17,54 @@ LARGEST_INDEX = 2**31 - 1
 
 @dataclass(frozen=True)
 class Blocks:
-    """Launch parameters of the mining kernel.
+    """Launch parameters of the mining kernels.
 
     Attributes:
         rows: queries per tile.
         columns: candidates per tile.
         depth: embedding entries per step.
+        precision: of the product of float32 embeddings, as `tl.dot` names it.
         group: rows of tiles in one traversal group, so that L2 keeps their candidates.
         warps: warps per program.
         stages: depth steps in flight.
-        registers: limit per thread; None leaves it to the compiler.
+        part: columns of a tile that the second kernel computes at a time.
     """
 
     rows: int
     columns: int
     depth: int
-    group: int
-    warps: int
-    stages: int
-    registers: int | None = None
+    precision: str = "ieee"
+    group: int = 8
+    warps: int = 8
+    stages: int = 3
+    part: int = 32
 
 
-# Tensor cores do not multiply float32 exactly; the other units do, and want small tiles.
-_FLOAT32 = Blocks(64, 64, 32, group=8, warps=4, stages=3)
+# Three products of TF32 parts are as exact as one in float32, on tensor cores.
+_FLOAT32 = {
+    8: Blocks(128, 64, 32, "tf32x3"),
+    9: Blocks(128, 128, 32, "tf32x3"),
+    10: Blocks(128, 64, 32, "tf32x3"),
+}
 _HALF = {
-    8: Blocks(128, 128, 64, group=8, warps=8, stages=3),
-    # Two programs share a multiprocessor: one multiplies while the other reduces. Triton 3.6 would
-    # use 147 registers; with 128 nothing spills.
-    9: Blocks(128, 128, 64, group=8, warps=8, stages=3, registers=128),
-    10: Blocks(128, 128, 64, group=8, warps=8, stages=3),
+    8: Blocks(128, 128, 64),
+    # 85 multiply-adds per byte from L2, where 128 x 128 has 64; wider tiles spill.
+    9: Blocks(256, 128, 64),
+    10: Blocks(128, 64, 64),
 }
 
 
 def blocks(dtype: torch.dtype, capability: int) -> Blocks:
     """Return the blocks for embeddings of `dtype` on compute capability `capability`.x."""
-    if dtype == torch.float32:
-        return _FLOAT32
-    return _HALF[min(max(capability, min(_HALF)), max(_HALF))]
+    table = _FLOAT32 if dtype == torch.float32 else _HALF
+    return table[min(max(capability, min(table)), max(table))]
 
 
 def unsupported(queries: int, candidates: int, dtype: torch.dtype) -> str | None:
     """Return the property that the Triton kernel does not support, or None."""
     if dtype not in DTYPES:
         return "float64 is computed by torch alone"
-    smallest = min(block.rows * block.columns for block in (_FLOAT32, *_HALF.values()))
+    smallest = min(block.rows * block.columns for block in (*_FLOAT32.values(), *_HALF.values()))
     if max(queries, candidates) > LARGEST_INDEX or queries * candidates > smallest * LARGEST_INDEX:
         return f"{queries} x {candidates} scores are more tiles than a grid can hold"
     return None
