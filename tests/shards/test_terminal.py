@@ -109,7 +109,12 @@ def write_rows(folder, rows):
 def test_captions_ids_and_names_in_every_command(name, tmp_path, said):
     evil = TOGETHER[name]
     rows = [
-        {"image": "good.png", "caption": f"a {evil}", "image_id": f"1{evil}"},
+        # A caption that holds NUL is a reject.
+        {
+            "image": "good.png",
+            "caption": "a" if name == "null" else f"a {evil}",
+            "image_id": f"1{evil}",
+        },
         {"image": f"no{evil}.png", "caption": evil, "image_id": f"2{evil}"},
         {"image": f"../{evil}", "caption": evil},
         {"image": f"ftp://{evil}", "caption": evil},
