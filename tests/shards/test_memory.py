@@ -67,7 +67,7 @@ def write_parquet(path: Path, rows: Iterator[dict[str, object]]) -> None:
 
     schema = pa.schema({"image": pa.string(), "image_id": pa.int64(), "caption": pa.string()})
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        while batch := [one for one, _ in zip(rows, range(20_000), strict=False)]:
+        while batch := list(itertools.islice(rows, 20_000)):
             writer.write_table(pa.Table.from_pylist(batch, schema))
 
 
