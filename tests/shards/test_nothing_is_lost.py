@@ -30,6 +30,8 @@ from vse_shards.sources.registry import SourceRequest, open_source
 from vse_shards.threshold import RejectLimit
 
 SIDE = 16
+FEW = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+MANY = FEW | {"derandomize": False, "database": None}
 
 
 def picture(number: int, kind: str = "JPEG") -> bytes:
@@ -229,12 +231,21 @@ def judge(stored: Stored, rows: list[tuple[list[str], str]]) -> None:
 
 
 @pytest.mark.parametrize("layout", WRITERS)
-@settings(
-    max_examples=300, deadline=None, derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+@settings(max_examples=300, **FEW)
 @given(table=tables())
 def test_a_table(layout: str, table: Table) -> None:
+    check_table(layout, table)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("layout", WRITERS)
+@settings(max_examples=3000, **MANY)
+@given(table=tables())
+def test_many_tables(layout: str, table: Table) -> None:
+    check_table(layout, table)
+
+
+def check_table(layout: str, table: Table) -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         for name, data in table.files.items():
@@ -332,12 +343,20 @@ def tar_of(members: list[tuple[str, bytes]], *, linked: bool) -> bytes:
     return file.getvalue()
 
 
-@settings(
-    max_examples=800, deadline=None, derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+@settings(max_examples=800, **FEW)
 @given(tar=tars())
 def test_a_tar(tar: Tar) -> None:
+    check_tar(tar)
+
+
+@pytest.mark.soak
+@settings(max_examples=8000, **MANY)
+@given(tar=tars())
+def test_many_tars(tar: Tar) -> None:
+    check_tar(tar)
+
+
+def check_tar(tar: Tar) -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         (folder / "in").mkdir()

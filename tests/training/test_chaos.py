@@ -31,7 +31,7 @@ from warm import WarmGroup, training
 from vse_scale.run.journal import read_journal
 from vse_scale.training.checkpoint import TENSORS
 
-DRAWS = int(os.environ.get("CHAOS_DRAWS", "30"))  # two of each fault
+DRAWS = int(os.environ.get("CHAOS_DRAWS", "40"))  # each fault at least twice
 FIRST = int(os.environ.get("CHAOS_FIRST", "0"))  # seed of the first draw
 AT_ONCE = 3  # draws that run side by side: many of them wait
 STEPS, TIMEOUT = 20, 10
