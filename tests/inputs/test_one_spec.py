@@ -49,7 +49,9 @@ def command(*arguments: object) -> None:
     assert done.exit_code == 0, done.output
 
 
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("set in the recipe", marks=pytest.mark.slow), "the encoder's"]
+)
 def test_training_and_commands_cut_captions_alike(name, long_captions, small_run, tmp_path):
     setting, limit = LIMITS[name]
     run = tmp_path / "run"

@@ -50,6 +50,7 @@ def test_any_number_of_ranks_takes_the_steps_of_one(
     assert record["bytes_sent"] == loss_bytes(Workload.of(Config.load(config), bfloat16=False), 2)
 
 
+@pytest.mark.slow
 def test_it_trains_and_is_reported_and_planned_for(
     config: Path, tmp_path: Path, on_path: None
 ) -> None:
