@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -19,6 +20,16 @@ import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SMALL = Path(__file__).with_name("small.yaml")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """A command that a test runs in this process sets up the log, which the next test reads."""
+    log = logging.getLogger("vse_scale")
+    before = (log.handlers[:], log.propagate, log.level)
+    yield
+    log.handlers[:], log.propagate = before[0], before[1]
+    log.setLevel(before[2])
 
 
 @pytest.fixture(scope="session")

@@ -81,12 +81,8 @@ def evaluate(
     Started once per process by a launcher, such as torchrun, the processes share the work.
     """
     model = chosen_model(model, checkpoint)
-    _check_source({"--model": model, "--embeddings": embeddings, "--similarities": similarities})
-    if data is None and not embeddings:
-        needing = "--model" if model else "--similarities"
-        raise ConfigError(f"{needing} needs --data, the dataset folder that is ranked")
-    if dim is not None and model is None:
-        raise ConfigError(f"--dim {dim} cuts a model's embeddings: give --model, or embed with it")
+    sources = {"--model": model, "--embeddings": embeddings, "--similarities": similarities}
+    _check_source(sources, data, dim)
     check_writable("--json", output)
     members = [_weighted(text) for text in [*(embeddings or []), *(similarities or [])]]
     log.info("evaluating %s", model or ", ".join(str(path) for path, _ in members))
@@ -112,13 +108,18 @@ def evaluate(
             _write(found, split, output)
 
 
-def _check_source(options: Mapping[str, object]) -> None:
+def _check_source(options: Mapping[str, object], data: str | None, dim: int | None) -> None:
+    """Refuse all but one of the ways to say what is ranked, and what does not fit that one."""
     given = [name for name, value in options.items() if value]
     if len(given) != 1:
         raise ConfigError(
             f"{' and '.join(given) or 'none'} of --model, --embeddings and --similarities was "
             "given; give one of them"
         )
+    if data is None and given != ["--embeddings"]:
+        raise ConfigError(f"{given[0]} needs --data, the dataset folder that is ranked")
+    if dim is not None and given != ["--model"]:
+        raise ConfigError(f"--dim {dim} cuts a model's embeddings: give --model, or embed with it")
 
 
 def _weighted(text: str) -> tuple[Path, float]:

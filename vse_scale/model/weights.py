@@ -97,8 +97,8 @@ def _check_packing(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    # NotImplementedError is zipfile's, of archives in parts and of newer versions of the format.
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    # A RuntimeError is zipfile's, of archives in parts and of newer versions of the format.
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path}: cannot be read as weights ({error})") from error
     size, stored = sum(one.file_size for one in entries), path.stat().st_size
     # Entries may be compressed, or several of them lie over the same bytes.

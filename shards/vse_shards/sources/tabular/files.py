@@ -33,7 +33,7 @@ _MAGIC = {
 }
 FAULTS = (
     *(OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
-    *(RuntimeError, NotImplementedError),  # zipfile's, of passwords and unknown methods
+    RuntimeError,  # zipfile's, of passwords and methods that it does not know
 )
 _OTHERS = {  # formats that are no table of ours, by the bytes they begin with
     b"ARROW1": "is an Arrow file: write it as Parquet (pyarrow.parquet.write_table)",
