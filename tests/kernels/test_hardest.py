@@ -188,6 +188,22 @@ def test_errors_say_value_and_limit(change, error, message):
         hardest_negatives(**{**arguments, **change})
 
 
+def test_limits_are_checked_and_warn_of_no_fallback(recwarn):
+    queries, candidates, *ids = mining_problem(4, 3, 2, 0)
+    with pytest.raises(ValueError, match=r"query_limit has shape \(1,\)"):
+        hardest_negatives(queries, candidates, *ids, columns=False, query_limit=torch.ones(1))
+    positives = torch.zeros(4), torch.zeros(3)
+    for name in ("query_limit", "candidate_limit"):
+        with pytest.raises(ValueError, match=rf"{name} has shape \(1,\)"):
+            all_violations(queries, candidates, *ids, *positives, 0.2, **{name: torch.ones(1)})
+    limit = torch.full((4,), 0.25)
+    found = hardest_negatives(queries, candidates, *ids, columns=False, query_limit=limit)
+    scores = masked_scores(queries, candidates, *ids)
+    best = scores.masked_fill(scores > 0.25, -math.inf).max(1).values
+    assert torch.equal(found.row_score.double(), best)
+    assert not recwarn.list
+
+
 def tf32(values):
     """Round to the 10 explicit bits of TF32, to nearest, as `cvt.rna.tf32.f32` does."""
     bits = values.contiguous().view(torch.int32) + 0x1000

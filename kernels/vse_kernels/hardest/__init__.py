@@ -74,8 +74,9 @@ def hardest_negatives(
     if query_limit is not None:
         if columns:
             raise ValueError("query_limit is of the rows alone; give columns=False")
-        require_shape("query_limit", query_limit, (queries.shape[0],), "queries")
-        use_triton("hardest_negatives", impl, queries, "query_limit is for torch alone")
+        _check_limit("query_limit", query_limit, queries)
+        if impl != "auto":  # torch is no fallback here, so that "auto" warns of nothing
+            use_triton("hardest_negatives", impl, queries, "query_limit is for torch alone")
         found = reference.hardest(
             queries, candidates, query_ids, candidate_ids, columns=False, query_limit=query_limit
         )
@@ -142,6 +143,8 @@ def all_violations(
     require_same_device(
         queries=queries, query_positive=query_positive, candidate_positive=candidate_positive
     )
+    _check_limit("query_limit", query_limit, queries)
+    _check_limit("candidate_limit", candidate_limit, candidates)
     return violations(
         queries,
         candidates,
@@ -154,6 +157,12 @@ def all_violations(
         query_limit,
         candidate_limit,
     )
+
+
+def _check_limit(name: str, limit: Tensor | None, rows: Tensor) -> None:
+    if limit is not None:
+        require_shape(name, limit, (rows.shape[0],), f"rows of shape {tuple(rows.shape)}")
+        require_same_device(rows=rows, **{name: limit})
 
 
 def _check(queries: Tensor, candidates: Tensor, query_ids: Tensor, candidate_ids: Tensor) -> None:

@@ -43,7 +43,8 @@ def _padded(matrix: Tensor, depth: int) -> Tensor:
     A row that starts off a multiple of 16 entries is loaded in pieces, and spills; the copy costs
     a fraction of the product. A matrix that fits is returned as it is.
     """
-    spare = -matrix.shape[1] % depth
+    # Without entries every product is 0, as with one step of zeros.
+    spare = -matrix.shape[1] % depth if matrix.shape[1] else depth
     aligned = matrix.stride(0) % 16 == 0 and matrix.data_ptr() % 16 == 0
     if not spare and matrix.stride(1) == 1 and aligned:
         return matrix
@@ -65,15 +66,10 @@ def hardest(
         torch.full((count,), _NOTHING, dtype=torch.int64, device=queries.device)
         for count in (size, others if columns else 0)
     )
-    # Without entries every product is 0, as with one step of zeros.
-    width = max(queries.shape[1], 1)
     if size and others:
         grid = (triton.cdiv(size, blocks.rows) * triton.cdiv(others, blocks.columns),)
         with torch.cuda.device_of(queries):  # type: ignore[no-untyped-call]
-            left, right = (
-                _padded(pad(matrix, (0, width - matrix.shape[1])), blocks.depth)
-                for matrix in (queries, candidates)
-            )
+            left, right = (_padded(matrix, blocks.depth) for matrix in (queries, candidates))
             operands = (
                 left,
                 right,
