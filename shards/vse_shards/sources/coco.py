@@ -99,8 +99,9 @@ class CocoSource:
             texts: dict[Any, list[dict[str, Any]]] = {image_id: [] for image_id in images}
             notes = [(n["image_id"], n.get("id"), n["caption"]) for n in content["annotations"]]
         except (KeyError, TypeError) as error:
+            held = shown(", ".join(content) if isinstance(content, dict) else str(content))
             raise SourceError(
-                f"{path}: is not COCO's layout of images and annotations: {error!r}"
+                f"{path}: is not COCO's layout of images and annotations: {error!r} in {held}"
             ) from None
         for image_id, caption_id, text in notes:
             if is_id(image_id) and image_id in texts:

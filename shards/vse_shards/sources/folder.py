@@ -26,7 +26,9 @@ from vse_shards.sources.packed import Unpacked, is_tar_name
 from vse_shards.sources.splits import FileSplit
 
 # Folders of texts that lie as `images` does: images/a/1.jpg has captions/a/1.txt.
-_IMAGES, _TEXTS = "images", ("captions", "texts", "labels")
+_IMAGES, _TEXTS = "images", ("captions", "texts", "labels", "text", "text_c10")
+_ENDS = (".txt", ".caption")  # the second as kohya's scripts have it; the first wins
+_TABLES = {"metadata.jsonl": "jsonl", "metadata.csv": "csv", "metadata.parquet": "parquet"}
 _BOX = re.compile(rb"\d+(\s+-?[\d.]+(e-?\d+)?){4,}")  # YOLO's class, centre and size
 _MAX_LIST = 1 << 30  # bytes of a list of paths
 
@@ -34,7 +36,8 @@ _MAX_LIST = 1 << 30  # bytes of a list of paths
 class FolderSource:
     """Images at any depth, each with a text file.
 
-    The text lies beside its image or, for ``images/a/1.jpg``, in ``captions/a/1.txt``. The split is
+    The text, ``.txt`` or ``.caption``, lies beside its image or, for ``images/a/1.jpg``, in
+    ``captions/a/1.txt``. The split is
     the one that the folder's ``README.md`` gives the image, as Hugging Face has it, else that which
     `find_split` finds in the path, else ``train``. The image id is the path.
 
@@ -85,7 +88,16 @@ class FolderSource:
             names = data_below(self._path, self.notes)
         except OSError as error:
             raise SourceError(f"{self._path}: cannot be listed: {error}") from error
-        texts = {n[:-4]: n for n in names if n.lower().endswith(".txt")}
+        texts: dict[str, str] = {}
+        for end in _ENDS:
+            for name in names:
+                if name.lower().endswith(end):
+                    texts.setdefault(name[: -len(end)], name)
+        table = next((n for n in names if storage.base_name(n) in _TABLES), None)
+        nothing = "there is no .txt beside it"
+        if table is not None:  # Hugging Face's layout
+            kind = _TABLES[storage.base_name(table)]
+            nothing += f", but {shown(table)}: --source {kind} with the same --input reads it"
         described = set()
         pictures = list(filter(is_image_name, names))
         splits = FolderSplits(self._path, names, pictures, self.notes, images=True)
@@ -100,7 +112,7 @@ class FolderSource:
             if not is_unicode(name):
                 yield Problem(_escaped(name), None, split, "malformed row", "its name is not UTF-8")
             elif stem is None:
-                yield Problem(name, name, split, "no caption", "there is no .txt beside it")
+                yield Problem(name, name, split, "no caption", nothing)
             else:
                 image = Location(storage.locate(self._path, name))
                 text = storage.locate(self._path, texts[stem])
@@ -129,7 +141,7 @@ class FolderSource:
                 continue
             image, name = finder.locate(name)
             stems = _text_stems(reach.unmarked(image.path))
-            texts = (f"{stem}{end}" for stem in stems for end in (".txt", ".TXT"))
+            texts = (f"{stem}{e}" for stem in stems for end in _ENDS for e in (end, end.upper()))
             text = next((one for one in texts if storage.file_size(one) >= 0), None)
             if text is not None:
                 yield from self._row(name, image, text, split)
@@ -148,7 +160,7 @@ class FolderSource:
 
     def _without_image(self, names: list[str], alone: dict[str, str]) -> Iterator[Problem]:
         """Refuse texts, by their stems, and name the files that are there instead of images."""
-        others = {os.path.splitext(n)[0]: n for n in names if not n.lower().endswith(".txt")}
+        others = {os.path.splitext(n)[0]: n for n in names if not n.lower().endswith(_ENDS)}
         for stem, text in alone.items():
             if is_unicode(stem):
                 detail = "there is no image beside it"

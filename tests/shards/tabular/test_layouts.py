@@ -177,6 +177,13 @@ def test_text_of_other_alphabets_is_not_taken_for_windows_1252(put, read, codec)
 
     assert found.rows == []
     assert found.reasons == [("malformed row", "not UTF-8")]
+    assert "convert it with iconv -f ENCODING -t UTF-8" in found.notes
+    row = f'{{"image": "a.jpg", "caption": "{words}"}}\n'
+    assert "convert it with iconv" in read("jsonl", put("t.jsonl", (row * 2).encode(codec))).notes
+    with pytest.raises(SourceError, match=r"t\.json: is not UTF-8: convert it with iconv"):
+        read("json", put("t.json", f"[{row}]".encode(codec)))
+    path.write_text(path.read_text(codec), "utf-8")  # as iconv does
+    assert read("csv", path).captions == {"a.jpg": [words]}
 
 
 def test_rows_of_image_and_url_use_the_file(put, read):
@@ -189,3 +196,18 @@ def test_rows_of_image_and_url_use_the_file(put, read):
 def test_tables_of_urls_alone_are_refused(put, read):
     with pytest.raises(SourceError, match="img2dataset does"):
         read("parquet", put("t.parquet", as_parquet({"URL": ["https://h/a.jpg"], "TEXT": ["w"]})))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"image": {"0": "a.jpg", "1": "b.jpg"}, "caption": {"0": "one", "1": "two"}},
+        {"image": ["a.jpg", "b.jpg"], "caption": ["one", "two"]},
+        {"columns": ["image", "caption"], "index": [0], "data": [["a.jpg", "one"]]},
+    ],
+    ids=["by index", "lists", "split"],
+)
+def test_a_table_by_columns_is_refused(put, read, table):
+    """pandas' ``to_json`` and ``to_dict`` in other orientations (pandas-dev/pandas#12866)."""
+    with pytest.raises(SourceError, match=r"is a table by columns; write a list of rows"):
+        read("json", put("t.json", json.dumps(table)))

@@ -31,6 +31,7 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
 }
+CONVERT = "convert it with iconv -f ENCODING -t UTF-8 (ENCODING: GBK, CP1251, SHIFT_JIS, ...)"
 FAULTS = (
     *(OSError, EOFError, UnicodeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
     RuntimeError,  # zipfile's, of passwords and methods that it does not know
@@ -158,6 +159,8 @@ def reading(file: TableFile) -> Iterator[None]:
     try:
         yield
     except FAULTS as error:
+        if isinstance(error, UnicodeDecodeError) and error.encoding == "utf-8":
+            raise SourceError(f"{file.path}: is not UTF-8: {CONVERT}") from error
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise SourceError(
             f"{file.path}: cannot be read: {shown(' '.join(str(said).split()))}"

@@ -197,7 +197,9 @@ class Objects:
             raise SourceError(f"{where}: is COCO's layout: read it with --source coco")
         if _are_rows(images) and "sentences" in images[0]:  # type: ignore[index]
             raise SourceError(f"{where}: is Karpathy's layout: read it with --source karpathy")
-        if self._columns.fit(list(content)) and all(isinstance(v, dict) for v in content.values()):
+        data = content.get("data")
+        apart = "columns" in content and isinstance(data, list) and not _are_rows(data)
+        if apart or (self._columns.fit(list(content)) and _are_columns(list(content.values()))):
             raise SourceError(
                 f"{where}: is a table by columns; write a list of rows, as pandas does with "
                 "to_json(orient='records')"
@@ -223,6 +225,14 @@ class Objects:
                     "are rows, a list of rows, or captions by image"
                 )
             yield f"{self._file.name} row {number}", entry
+
+
+def _are_columns(values: list[Any]) -> bool:
+    """Return whether values are columns of a table, by index or in order."""
+    if all(isinstance(value, dict) for value in values):
+        return True
+    lists = [value for value in values if isinstance(value, list) and len(value) > 1]
+    return len(lists) == len(values) and len(set(map(len, lists))) == 1
 
 
 def values(text: Any, file: TableFile) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from vse_shards.notes import Notes, shown
-from vse_shards.sources.tabular.files import peek
+from vse_shards.sources.tabular.files import CONVERT, peek
 
 _MARKS = {  # the longer first: UTF-32's begins as UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
@@ -41,6 +41,7 @@ def lines(stream: BinaryIO, name: str, notes: Notes, newline: str = "\n") -> Ite
         yield from io.TextIOWrapper(stream, encoding, newline=newline)
         return
     western: bool | None = None
+    told = False
     for line in io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=newline):
         if line.isascii():
             yield line
@@ -57,6 +58,9 @@ def lines(stream: BinaryIO, name: str, notes: Notes, newline: str = "\n") -> Ite
                 )
             if western:
                 line = raw.decode("cp1252", "replace")
+            elif not told:
+                told = True
+                notes.say(f"{shown(name)} has text that is not UTF-8: {CONVERT}")
         else:
             western = western or False
         yield line
