@@ -24,13 +24,21 @@ class Notes:
     """Notes of one reading of a source, each said once, in the order in which they came up."""
 
     def __init__(self) -> None:
-        self._said: dict[str, None] = {}
+        self._said: dict[str, bool] = {}  # whether others of its kind came up
+        self._first: dict[str, str] = {}  # line by kind
         self._splits: dict[str, _Found] = {}
         self._passed: dict[str, tuple[int, str]] = {}
 
-    def say(self, line: str) -> None:
-        """Add a line, unless it was said before."""
-        self._said.setdefault(line)
+    def say(self, line: str, kind: str | None = None) -> None:
+        """Add a line, unless it was said before.
+
+        Args:
+            line: the line.
+            kind: name of the lines of which there may be one a file or a key: the first is said,
+                with a word that others came up.
+        """
+        first = line if kind is None else self._first.setdefault(kind, line)
+        self._said[first] = self._said.get(first, False) or first != line
 
     def split(self, split: str, file: str, why: str | None) -> None:
         """Count a file as one of a split; call it once a file.
@@ -87,7 +95,8 @@ class Notes:
             f"passed over {count:,} {kind}, the first {shown(first)}"
             for kind, (count, first) in self._passed.items()
         ]
-        return [*splits, *passed, *self._said]
+        said = [line + " (the first of several)" * more for line, more in self._said.items()]
+        return [*splits, *passed, *said]
 
 
 def shown(text: str) -> str:

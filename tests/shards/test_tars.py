@@ -198,6 +198,36 @@ def test_dots_in_names(tmp_path):
     )
 
 
+def test_extensions_of_two_words(tmp_path):
+    """``sample.image.jpg`` and ``sample.caption.txt``: keys end at the first dot in webdataset."""
+    members = [("1.image.jpg", b"1"), ("1.caption.txt", b"one"),
+               ("2.Caption.txt", b"two"), ("2.IMG.JPG", b"2")]  # fmt: skip
+    rows, problems, notes = read(written(tmp_path / "t.tar", tar_bytes(members)))
+    assert told(rows) == {"t/1": (b"1", ["one"]), "t/2": (b"2", ["two"])}
+    assert problems == []
+    assert not any("last dot" in line for line in notes)
+
+
+def test_numbers_after_a_dot_never_join_two_samples(tmp_path):
+    members = [("22.05.jpg", b"5"), ("22.06.txt", b"six")]
+    rows, problems, _ = read(written(tmp_path / "t.tar", tar_bytes(members)))
+    assert rows == []
+    assert problems == [("t/22.05", "no caption"), ("t/22.06", "caption for no image")]
+
+
+def test_what_every_sample_has_is_said_once(tmp_path):
+    members = [(f"{n}.{k}.png", b"1") for n in range(50) for k in "ab"]
+    members += [(f"{n}.{k}.txt", b"one") for n in range(50) for k in "ab"]
+    members += [(f"x{n}.{end}", b"1") for n in range(50) for end in ("jpg", "png", "txt")]
+    rows, _, notes = read(written(tmp_path / "t.tar", tar_bytes(members)))
+    assert len(rows) == 150
+    assert [line for line in notes if "last dot" in line] == [
+        "names are divided at their last dot where the first gives no sample: 0.a is a key in "
+        "t.tar (the first of several)"
+    ]
+    assert sum("has several images" in line for line in notes) == 1
+
+
 def test_further_parts_of_a_sample_are_no_samples(tmp_path):
     """webdataset/webdataset#20: several pictures of one key."""
     data = tar_bytes([*PAIRS[:2], ("a.seg.png", b"S"), ("a.cls", b"3")])

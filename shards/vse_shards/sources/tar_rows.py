@@ -25,6 +25,8 @@ from vse_shards.sources.tabular.cells import BadCell
 from vse_shards.sources.tabular.keys import CaptionKeys, as_list
 from vse_shards.sources.tabular.parquet import import_parquet
 
+# Extensions of two words are the sample's own, as webdataset has them; numbers are of the key.
+_IMAGE_WORDS, _TEXT_WORDS = {"image", "img", "photo"}, {"caption", "captions", "text", "prompt"}
 _MAX_NAME = 4096  # bytes of a path on Linux
 
 
@@ -87,22 +89,34 @@ def by_stem(key: str, parts: list[Part], tar: Tar) -> Iterator[tuple[str, list[P
         if "." in part.extension:
             stem = f"{key}.{part.extension.rpartition('.')[0]}"
             dotted.setdefault(stem, []).append(part)
-    if plain or not dotted:
+    if plain or not dotted or _is_one_sample(counted):
         pairs = (stem for stem, own in dotted.items() if len(own) > 1 and _has_text(own))
         unread = next(pairs, None)
         if unread is not None:
             tar.notes.say(
                 f"{shown(tar.name)}: members of names such as {shown(unread)} belong to key "
-                f"{shown(key)}, as webdataset has it, and are not read; name them without the dot"
+                f"{shown(key)}, as webdataset has it, and are not read; name them without the dot",
+                kind="unread",
             )
         yield key, [*plain, *(part for part in parts if not part.counts)] if plain else parts
         return
     stem = next(iter(dotted))
     tar.notes.say(
         f"names are divided at their last dot where the first gives no sample: {shown(stem)} is "
-        f"a key in {shown(tar.name)}"
+        f"a key in {shown(tar.name)}",
+        kind="last dot",
     )
     yield from dotted.items()
+
+
+def _is_one_sample(parts: list[Part]) -> bool:
+    """Return whether two members are ``KEY.image.jpg`` and ``KEY.caption.txt``."""
+    words = [part.extension.rpartition(".")[0].lower() for part in parts]
+    images = [f".{part.last}" in IMAGE_SUFFIXES for part in parts]
+    return sorted(images) == [False, True] and all(
+        word in (_IMAGE_WORDS if image else _TEXT_WORDS)
+        for word, image in zip(words, images, strict=True)
+    )
 
 
 def _has_text(parts: list[Part]) -> bool:
@@ -140,7 +154,8 @@ def row_of(tar: Tar, key: str, parts: list[Part], split: str) -> Iterator[Row | 
     if len(images) > 1:
         tar.notes.say(
             f"{shown(tar.name)}: {shown(key)} has several images, "
-            f"{' and '.join(f'.{part.last}' for part in images[:3])}; the first is taken"
+            f"{' and '.join(f'.{part.last}' for part in images[:3])}; the first is taken",
+            kind="several images",
         )
     for part in (images[0], *texts.values()):
         if fault := _fault(part):
@@ -163,8 +178,11 @@ def row_of(tar: Tar, key: str, parts: list[Part], split: str) -> Iterator[Row | 
         yield problem("malformed row", f".json: {error}")
         return
     others = [f".{part.extension}" for part in parts if not part.counts]
-    if not found and not texts and others:
-        yield problem("no caption", f"it has no .txt or .json, but {shown(', '.join(others[:4]))}")
+    if not found and not texts:
+        but = (
+            f", but {shown(', '.join(others[:4]))}" if others else f", but .{images[0].last} alone"
+        )
+        yield problem("no caption", f"it has no .txt or .json{but}")
         return
     captions, problems = usable_captions(found, None, origin=origin, key=image_id, split=split)
     yield from problems

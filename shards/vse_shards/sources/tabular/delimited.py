@@ -95,7 +95,8 @@ class Delimited:
         if head and (found := _SEP.fullmatch(head[0])):
             self._delimiter, self._number = found[1], 1
             self._notes.say(
-                f"{shown(self._file.name)} names its delimiter: {shown(head[0].strip())}"
+                f"{shown(self._file.name)} names its delimiter: {shown(head[0].strip())}",
+                kind="sep=",
             )
             head = head[1:]
         else:
@@ -111,7 +112,7 @@ class Delimited:
         """Return the delimiter by which the first line names columns, else the most regular."""
         first = head[0] if head else ""
         if _R_HEADER.fullmatch(first) and self._columns.fit(_split(first, " ")):
-            self._notes.say(f"{shown(self._file.name)} is separated by {_NAMES[' ']}")
+            self._notes.say(f"{shown(self._file.name)} is separated by {_NAMES[' ']}", "spaces")
             return " "
         ranked = sorted(DELIMITERS, key=first.count, reverse=True)
         if self._options.tabs and "\t" in first:
@@ -122,7 +123,7 @@ class Delimited:
         )
         usual = "\t" if self._options.tabs else ","
         if sign != usual and sign in first:
-            self._notes.say(f"{shown(self._file.name)} is separated by {_NAMES[sign]}")
+            self._notes.say(f"{shown(self._file.name)} is separated by {_NAMES[sign]}", sign)
         return sign
 
     def _cells(self, line: str) -> list[str]:
@@ -137,7 +138,8 @@ class Delimited:
             header = "none"
             self._notes.say(
                 f"{shown(self._file.name)} has no header (its first line has "
-                f"{shown(next(filter(_is_data, names)))}): columns are 1 to {self._width}"
+                f"{shown(next(filter(_is_data, names)))}): columns are 1 to {self._width}",
+                kind="no header",
             )
         if header != "none":
             chosen = self._columns.choose(names, where)
@@ -172,7 +174,8 @@ class Delimited:
         if named:
             self._notes.say(
                 f"{shown(self._file.name)} has a cell more in its rows than in its header, the "
-                "first, as R writes the names of rows: it is passed over"
+                "first, as R writes the names of rows: it is passed over",
+                kind="names of rows",
             )
         return named
 
@@ -260,7 +263,8 @@ class Delimited:
         self._escaped = True
         self._notes.say(
             f'{shown(self._file.name)} has \\" for a quote within a cell, as Spark writes it: it '
-            f"is read so from line {self._number:,} on"
+            f"is read so from line {self._number:,} on",
+            kind="escapes",
         )
         return True
 

@@ -179,7 +179,7 @@ def opened(file: TableFile, notes: Notes) -> Iterator[BinaryIO]:
         kind = compression(stream)
         if kind is not None:
             if not file.name.lower().endswith(COMPRESSED):
-                notes.say(f"{shown(file.name)} is {kind} by its content: it is unpacked")
+                notes.say(f"{shown(file.name)} is {kind} by its content: it is unpacked", kind)
             stream = io.BufferedReader(cast(Any, unpacked(stream, kind, file)), HEAD)
         _refuse_others(peek(stream), file)
         yield stream

@@ -129,7 +129,7 @@ class TabularSource:
         else:
             found = self.formats[0]
         if found not in self.formats:
-            self.notes.say(f"{shown(file.name)} is {found.value}: it is read as such")
+            self.notes.say(f"{shown(file.name)} is {found.value}: it is read as such", found.value)
         return found
 
 

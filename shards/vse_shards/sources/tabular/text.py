@@ -37,7 +37,7 @@ def lines(stream: BinaryIO, name: str, notes: Notes, newline: str = "\n") -> Ite
     """
     encoding = _marked(peek(stream))
     if encoding is not None:
-        notes.say(f"{shown(name)} is {encoding.upper()}: it is read as such")
+        notes.say(f"{shown(name)} is {encoding.upper()}: it is read as such", encoding)
         yield from io.TextIOWrapper(stream, encoding, newline=newline)
         return
     western: bool | None = None
@@ -54,13 +54,14 @@ def lines(stream: BinaryIO, name: str, notes: Notes, newline: str = "\n") -> Ite
                 western = True
                 notes.say(
                     f"{shown(name)} is not UTF-8: read as Windows-1252; if letters are wrong, "
-                    "convert it with iconv"
+                    "convert it with iconv",
+                    kind="Windows-1252",
                 )
             if western:
                 line = raw.decode("cp1252", "replace")
             elif not told:
                 told = True
-                notes.say(f"{shown(name)} has text that is not UTF-8: {CONVERT}")
+                notes.say(f"{shown(name)} has text that is not UTF-8: {CONVERT}", "no UTF-8")
         else:
             western = western or False
         yield line
@@ -74,7 +75,7 @@ def blocks(stream: BinaryIO, name: str, notes: Notes) -> io.TextIOWrapper:
     """
     encoding = _marked(peek(stream))
     if encoding is not None:
-        notes.say(f"{shown(name)} is {encoding.upper()}: it is read as such")
+        notes.say(f"{shown(name)} is {encoding.upper()}: it is read as such", encoding)
     return io.TextIOWrapper(stream, encoding or "utf-8-sig", newline="\n")
 
 
