@@ -17,11 +17,11 @@ from vse_shards import storage
 from vse_shards.build import opened_store, plan, read_source, recorded_source
 from vse_shards.carve import Carving
 from vse_shards.contents import Contents, Stored
-from vse_shards.errors import OutputError, SourceError
+from vse_shards.errors import DatasetError, OutputError, SourceError
 from vse_shards.identity import prefix_of
 from vse_shards.images import ImageOptions, Rejected, check_image
 from vse_shards.index import read_index
-from vse_shards.manifest import Manifest
+from vse_shards.manifest import FILE_NAME, Manifest
 from vse_shards.notes import counted, shown
 from vse_shards.options import BuildOptions, Summary
 from vse_shards.output import PLAN_NAME, OutputFolder
@@ -99,9 +99,15 @@ def options_of(folder: str, given: BuildOptions) -> BuildOptions:
             ``splits`` if none are given.
 
     Raises:
-        DatasetError: there is no such dataset.
+        DatasetError: there is no such dataset, or it does not tell how it was built.
     """
     build = Manifest.load(folder).build
+    needed = ("max_side", "quality", "keep_bytes", "shard_samples", "seed", "splits")
+    if absent := [key for key in needed if key not in build]:
+        raise DatasetError(
+            f"{folder}/{FILE_NAME}: malformed: build has no {', '.join(absent)}; build the dataset "
+            "again"
+        )
     return replace(
         given,
         image=ImageOptions(
@@ -189,17 +195,28 @@ def _check_caption_ids(store: RowStore, contents: Contents) -> None:
 
 
 def _after(folder: OutputFolder, manifest: Manifest, split: str) -> tuple[int, int]:
-    """Return the number of a split's next shard, and the key of its first sample."""
+    """Return the number of a split's next shard, and the key of its first sample.
+
+    Raises:
+        DatasetError: its shards are not called as a build calls them, or it has none.
+    """
     shards = manifest.splits[split].shards
     parts = [manifest.source, *manifest.source.get("appended", [])]
     rows = sum(part.get("rows", {}).get(split, 0) for part in parts)
     # A merged dataset has no rows of a source; its keys may repeat, but new ones need not.
-    last = (
-        0
-        if rows
-        else max(
-            int(read_index(Path(folder.path) / shard.index_name).keys[-1]) + 1 for shard in shards
+    try:
+        last = (
+            0
+            if rows
+            else max(
+                int(read_index(Path(folder.path) / shard.index_name).keys[-1]) + 1
+                for shard in shards
+            )
         )
-    )
-    number = max(int(shard.name.removesuffix(".tar").rpartition("-")[2]) for shard in shards)
+        number = max(int(shard.name.removesuffix(".tar").rpartition("-")[2]) for shard in shards)
+    except (ValueError, IndexError):
+        raise DatasetError(
+            f"{folder.path}/{FILE_NAME}: malformed: split {shown(split)} has a shard without "
+            "samples, or one that is not called NAME-NUMBER.tar; build the dataset again"
+        ) from None
     return number + 1, max(rows, last)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vse_shards.images import decode_strictly
 from vse_shards.index import Index, parse_index
-from vse_shards.json_text import parse_json
+from vse_shards.info import parse_description
 from vse_shards.output import OutputFolder
 from vse_shards.progress import Progress
 from vse_shards.storage import read_bytes
@@ -102,7 +102,7 @@ class _Shards:
 
     def image_id(self, stem: str, row: int) -> str | int:
         """Return the id of a stored sample."""
-        image_id: str | int = parse_json(self._member(stem, row, "json"))["image_id"]
+        image_id: str | int = parse_description(self._member(stem, row, "json"))["image_id"]
         return image_id
 
     def _member(self, stem: str, row: int, extension: str) -> bytes:
@@ -112,4 +112,4 @@ class _Shards:
 
     def _read_index(self, stem: str) -> Index:
         text = self._out.read(f"{stem}.idx") or b""
-        return parse_index(text.decode(), Path(f"{stem}.idx"))
+        return parse_index(text, Path(f"{stem}.idx"))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vse_shards.errors import DatasetError
 
 VERSION = "v1.2"
+_MOST = 1 << 53  # bytes: beyond any tar, and sums of two stay in 64 bits
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,13 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def end(self) -> int:
+        """Byte of the tar after the last member, 0 without one."""
+        return max(
+            (int(one.sum(axis=1).max(initial=0)) for one in self._columns.values()), default=0
+        )
 
     @property
     def extensions(self) -> list[str]:
@@ -103,12 +111,17 @@ class Index:
         return self._columns[extension]
 
 
-def parse_index(text: str, path: Path | str) -> Index:
-    """Read the text of an index; ``path`` is named in errors.
+def parse_index(text: str | bytes, path: Path | str) -> Index:
+    """Read the text of an index, UTF-8 if bytes; ``path`` is named in errors.
 
     Raises:
         DatasetError: the text is not an index of version ``v1.2``, or is truncated.
     """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{path}: cannot read the index: {error}; it is damaged") from None
     lines = text.split("\n")
     version, _, count = lines[0].partition(" ")
     if version != VERSION or not count.isdecimal():
@@ -148,6 +161,8 @@ def _uniform(lines: list[str], path: Path | str) -> Index | None:
         }
     except (ValueError, OverflowError):
         return None
+    if any(((one < 0) | (one > _MOST)).any() for one in columns.values()):
+        return None
     return Index(path, [name.partition(".")[0] for name in words[3::width]], columns)
 
 
@@ -164,6 +179,8 @@ def _any(lines: list[str], path: Path | str) -> Index:
                 Member(words[i], int(words[i + 1]), int(words[i + 2]), words[i + 3])
                 for i in range(0, len(words), 4)
             ]
+            if any(not 0 <= n <= _MOST for one in members for n in (one.offset, one.size)):
+                raise ValueError
         except ValueError:
             raise DatasetError(
                 f"{path}: line {row + 2} is {line[:60]!r}, not groups of extension, offset, size "
@@ -183,9 +200,9 @@ def read_index(path: Path) -> Index:
         DatasetError: the file is missing, or is not an index.
     """
     try:
-        text = path.read_text("utf-8")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise DatasetError(f"{path}: the index is missing; build the dataset again") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DatasetError(f"{path}: cannot read the index: {error}") from error
-    return parse_index(text, path)
+    return parse_index(data, path)

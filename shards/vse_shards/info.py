@@ -58,12 +58,37 @@ def read_description(file: BinaryIO, path: Path, index: Index, row: int) -> dict
         if size < 0:
             raise ValueError("it is missing")
         file.seek(offset)
-        description: dict[str, Any] = parse_json(file.read(size))
+        return parse_description(file.read(size))
     except ValueError as error:
         raise DatasetError(
             f"{path}: {index.keys[row]}.json cannot be read: {error}; run vse-shards verify"
         ) from None
-    return description
+
+
+def parse_description(text: bytes) -> dict[str, Any]:
+    """Return the JSON member of a sample.
+
+    Raises:
+        ValueError: it is not what a build writes.
+    """
+    content = mapping(parse_json(text))
+    captions = content.get("captions")
+    if not isinstance(captions, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("text"), str) and _is_id(one.get("id"))
+        for one in captions
+    ):
+        raise ValueError("its captions are no list of ids and texts")
+    if not _is_id(content.get("image_id")):
+        raise ValueError("its image_id is neither a number nor a text")
+    if not all(
+        content.get(side) is None or type(content[side]) is int for side in ("width", "height")
+    ):
+        raise ValueError("its width and height are no numbers")
+    return content
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) or type(value) is int
 
 
 def _describe(folder: Path, split: Split) -> dict[str, Any]:

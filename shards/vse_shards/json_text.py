@@ -9,6 +9,7 @@ from typing import Any
 from vse_shards.plain_files import MOST_BYTES, read_plain
 
 MOST_DEPTH = 100  # of lists and objects in each other
+MOST_EXACT = 1 << 53  # not every reader keeps larger numbers exactly
 
 
 def parse_json(text: str | bytes, *, surrogates: bool = False) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vse_shards import storage
+from vse_shards import recorded, storage
 from vse_shards.errors import DatasetError
 from vse_shards.index import Index, parse_index
 from vse_shards.json_text import parse_json
@@ -216,10 +216,10 @@ class Manifest:
                     name: Split(tuple(map(ShardRecord.from_dict, split["shards"])))
                     for name, split in content["splits"].items()
                 },
-                rejects=_typed(content, "rejects", int),
+                rejects=_number(content, "rejects"),
                 rejects_sha256=_typed(content, "rejects_sha256", str),
-                build=dict(content["build"]),
-                source=dict(content["source"]),
+                build=recorded.checked(content["build"], recorded.BUILD, "build"),
+                source=recorded.checked(content["source"], recorded.SOURCE, "source"),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
@@ -246,7 +246,7 @@ class Manifest:
             path: named in errors.
 
         Raises:
-            DatasetError: it was changed after the build.
+            DatasetError: it was changed after the build, or is not UTF-8.
         """
         lines = data.splitlines(keepends=True)[: self.rejects]
         if hashlib.sha256(b"".join(lines)).hexdigest() != self.rejects_sha256:
@@ -254,7 +254,10 @@ class Manifest:
                 f"{path}: was changed after the build (its sha256 differs); restore it, or build "
                 "the dataset again"
             )
-        return [line.decode() for line in lines]
+        try:
+            return [line.decode() for line in lines]
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{path}: cannot be read: {error}; {_REMEDY}") from None
 
     def check(self, folder: Path) -> None:
         """Check the sizes of all tars, and the digests and counts of all indices.
@@ -328,10 +331,24 @@ def checked_index(folder: Path, shard: ShardRecord) -> Index:
             f"{path}: has sha256 {digest[:12]}, the manifest says {shard.index_sha256[:12]}; "
             f"{_REMEDY}"
         )
-    index = parse_index(data.decode(), path)
+    return shard_index(data, shard, path)
+
+
+def shard_index(data: bytes, shard: ShardRecord, path: Path | str) -> Index:
+    """Read the index of a shard from bytes whose digest is right; ``path`` is named in errors.
+
+    Raises:
+        DatasetError: it is no index, or does not have the shard's samples within the shard.
+    """
+    index = parse_index(data, path)
     if len(index) != shard.samples:
         raise DatasetError(
             f"{path}: has {len(index)} samples, the manifest says {shard.samples}; {_REMEDY}"
+        )
+    if index.end > shard.bytes:
+        raise DatasetError(
+            f"{path}: has a member that ends at byte {index.end:,}, and {shard.name} has "
+            f"{shard.bytes:,} bytes; {_REMEDY}"
         )
     return index
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from vse_shards.card import CARD_NAME, card_problem
 from vse_shards.images import Rejected, decode_strictly
 from vse_shards.index import Member, format_index
-from vse_shards.json_text import parse_json
+from vse_shards.info import parse_description
 from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord
 from vse_shards.output import PLAN_NAME, OutputFolder
 from vse_shards.progress import Progress
@@ -132,9 +132,9 @@ def _check_samples(
         data = {m.extension: _read(file, m) for m in members}
         name = f"{path}: {members[0].name.partition('.')[0]}"
         try:
-            description = parse_json(data["json"])
+            description = parse_description(data["json"])
             captions = len(description["captions"])
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError):
             yield f"{name}: has no readable description"
             continue
         if captions != count:

@@ -108,7 +108,7 @@ def test_staged_shards_are_those_of_the_source(dataset, order, make, downloads):
     cache.prepare(order)
     for shard in order:
         assert cache.fetch(shard).read_bytes() == (dataset / shard.name).read_bytes()
-        assert cache.index(shard) == (dataset / shard.index_name).read_text()
+        assert cache.index(shard) == (dataset / shard.index_name).read_bytes()
         assert cache.index(shard)
 
     assert set(downloads.values()) == {1}

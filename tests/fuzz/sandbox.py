@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import resource
 import signal
 import sys
 import traceback
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+
+from memory import forget_peak, peak_memory
 
 SECONDS = 20
 MEMORY = 1 << 30  # bytes that a command may add
@@ -91,7 +92,7 @@ def run(main: Callable[[], None], arguments: list[str], folder: Path) -> tuple[i
     """
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", "strict") for _ in range(2))
     argv, sys.argv = sys.argv, arguments
-    started, held = os.times(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, held = os.times(), forget_peak()
     code = 0
     try:
         with limited(folder), redirect_stdout(out), redirect_stderr(err):
@@ -113,7 +114,7 @@ def run(main: Callable[[], None], arguments: list[str], folder: Path) -> tuple[i
         stream.flush()
     said = b"".join(stream.buffer.getvalue() for stream in (out, err)).decode()  # type: ignore[attr-defined]
     used = sum(os.times()[:2]) - sum(started[:2])
-    added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) * 1024
+    added = peak_memory() - held
     _judge(code, said, used, added)
     return code, said
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from corpus import TARGETS, make_corpus
 from sandbox import run
+from seals import reseal
 
 DEEP = "[" * 100_000
 HUGE = 10**4000
@@ -42,6 +43,17 @@ def setting(dotted: str, value: Any) -> Callable[[Path], None]:
             inner = inner[int(key) if key.isdigit() else key]
         inner[int(last) if isinstance(inner, list) else last] = value
         path.write_text("\n".join([json.dumps(content), *lines[1:]]) + "\n")
+
+    return change
+
+
+def first_number(value: str) -> Callable[[Path], None]:
+    """Set the first offset of DALI's index of a tar."""
+
+    def change(path: Path) -> None:
+        head, line, *rest = path.read_text().split("\n")
+        extension, _, others = line.split(" ", 2)
+        path.write_text("\n".join([head, f"{extension} {value} {others}", *rest]))
 
     return change
 
@@ -82,15 +94,15 @@ def device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
-MANIFEST = "data/manifest.json"
+MANIFEST, INDEX = "data/manifest.json", "data/train-000000.idx"
 ECCV, CXC = "eccv/eccv_image_to_caption.json", "cxc/sits_val.csv"
 STATE = "run/checkpoints/step-00000005/state.json"
 HEAD = "caption,image,agg_score\n"
 SHARD = "splits/train/shards/0"
-CASES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
+CASES: list[tuple[str, str, str, Callable[[Path], None]]] = [
     # JSON that is nested for ever, no object, not UTF-8, a pipe or a device
-    **{
-        f"{what} of {target}": (target, file, change)
+    *(
+        (f"{what} of {target}", target, file, change)
         for what, change in {
             "depth": text(DEEP), "a number": text("3"), "latin-1": text(b'{"a": "\xe9"}'),
             "half a pair": text('{"\\ud800": 1}'), "a pipe": fifo, "a device": device,
@@ -102,10 +114,10 @@ CASES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
             "report": "run/results.json", "train": "run/config.yaml",
             "checkpoint": "run/checkpoints/step-00000005/files.json",
         }.items()
-    },
+    ),
     # Manifests
-    **{
-        f"{key} of a shard: {str(value)[:12]!r}": (
+    *(
+        (f"{key} of a shard: {str(value)[:12]!r}",
             "info", MANIFEST, setting(f"{SHARD}/{key}", value)
         )
         for key, value in (
@@ -114,20 +126,50 @@ CASES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
             ("pairs", 2**70), ("captions", [[1]]), ("captions", [[HUGE, HUGE]]), ("sha256", None),
             ("captions", [["x", "y"]]), ("captions", 3),
         )
-    },
-    "splits as a list": ("info", MANIFEST, setting("splits", [])),
-    "a split of NUL": ("info", MANIFEST, setting("splits/\0", {"shards": []})),
+    ),
+    ("splits as a list", "info", MANIFEST, setting("splits", [])),
+    ("a split of NUL", "info", MANIFEST, setting("splits/\0", {"shards": []})),
+    # Manifests that agree with themselves, and not with the files
+    *(
+        (f"{key} of a sealed shard: {str(value)[:12]!r}, {target}", target, MANIFEST,
+         setting(f"{SHARD}/{key}", value))
+        for target in ("verify", "append", "merge", "eval")
+        for key, value in (
+            ("name", "other.tar"), ("name", "x\u202e.tar"), ("bytes", 2**52), ("index_sha256", ""),
+        )
+    ),
+    *(
+        (f"{key} = {str(value)[:9]!r}, sealed", "append", MANIFEST, setting(key, value))
+        for key, value in (
+            ("rejects", 2**62), ("rejects", -1), ("rejects_sha256", "x" * 9999), ("build", {}),
+            ("build/shard_samples", "x"), ("build/shard_samples", HUGE), ("build/shard_samples", 0),
+            ("build/quality", 0), ("build/seed", -1), ("build/splits", []), ("build/max_side", "x"),
+            ("source", []), ("source/rows", [1]), ("source/rows/train", -1),
+            ("source/appended", [{"rows": 3}]), ("build/carve", [["val", "x"]]),
+        )
+    ),
+    ("another digest of a sealed shard", "verify", MANIFEST, setting(f"{SHARD}/sha256", "x" * 99)),
+    # Indices of tars that agree with the manifest, and not with the tar
+    *(
+        (f"{what} in the index of a tar, {target}", target, INDEX, change)
+        for target in ("info", "verify", "append", "merge", "eval", "preview")
+        for what, change in {
+            "latin-1": lambda path: path.write_bytes(path.read_bytes().replace(b"jpg", b"\xe9", 1)),
+            "a huge offset": first_number(str(HUGE)), "a far offset": first_number(str(2**62)),
+            "an offset beyond": first_number("999999999"), "a negative offset": first_number("-9"),
+        }.items()
+    ),
     # Indices and saved embeddings
-    "sides of another kind": ("search", "index/index.json", setting("sides", ["x"])),
-    "sides that cannot be keys": ("search", "index/index.json", setting("sides", [[]])),
-    "no model": ("search", "index/index.json", setting("model", 3)),
-    "an id that is a list": ("eval saved", "index/images.jsonl", setting("id", [1])),
-    "an image that is no row": ("eval saved", "index/captions.jsonl", setting("image", -1)),
-    "an image beyond the rows": ("eval saved", "index/captions.jsonl", setting("image", 10**9)),
-    "an image that is a text": ("eval saved", "index/captions.jsonl", setting("image", "x")),
+    ("sides of another kind", "search", "index/index.json", setting("sides", ["x"])),
+    ("sides that cannot be keys", "search", "index/index.json", setting("sides", [[]])),
+    ("no model", "search", "index/index.json", setting("model", 3)),
+    ("an id that is a list", "eval saved", "index/images.jsonl", setting("id", [1])),
+    ("an image that is no row", "eval saved", "index/captions.jsonl", setting("image", -1)),
+    ("an image beyond the rows", "eval saved", "index/captions.jsonl", setting("image", 10**9)),
+    ("an image that is a text", "eval saved", "index/captions.jsonl", setting("image", "x")),
     # Arrays
-    **{
-        f"{what} in {file}": (target, file, array(values))
+    *(
+        (f"{what} in {file} of {target}", target, file, array(values))
         for target, file in (
             ("eval saved", "index/images.npy"), ("search", "index/images.npy"),
             ("eval similarities", "rows/sims.npy"), ("eval eccv", "eccv/coco_test_ids.npy"),
@@ -136,29 +178,29 @@ CASES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
             "strings": ["a"], "big-endian": np.ones((3, 24), ">f4"), "a number": 1.0,
             "records": np.zeros(3, "f4,i4"), "nothing": np.zeros((0, 24), "f4"),
         }.items()
-    },
-    "not finite": ("eval saved", "index/images.npy", array(np.full((7, 24), np.nan, "f4"))),
+    ),
+    ("not finite", "eval saved", "index/images.npy", array(np.full((7, 24), np.nan, "f4"))),
     # Annotations
-    "ECCV without answers": ("eval eccv", ECCV, text('{"10": []}')),
-    "ECCV of texts": ("eval eccv", ECCV, text('{"x": ["y"]}')),
-    "ECCV that is infinite": ("eval eccv", ECCV, text('{"10": [1e999]}')),
-    "CxC cut": ("eval cxc", CXC, text(HEAD + "x")),
-    "CxC of NUL": ("eval cxc", CXC, text(HEAD + "\0,1,2\n")),
-    "CxC in a cell": ("eval cxc", CXC, text(HEAD + "1" * 200_000)),
-    "CxC of latin-1": ("eval cxc", CXC, text(HEAD.encode() + b"\xe9,1,2\n")),
+    ("ECCV without answers", "eval eccv", ECCV, text('{"10": []}')),
+    ("ECCV of texts", "eval eccv", ECCV, text('{"x": ["y"]}')),
+    ("ECCV that is infinite", "eval eccv", ECCV, text('{"10": [1e999]}')),
+    ("CxC cut", "eval cxc", CXC, text(HEAD + "x")),
+    ("CxC of NUL", "eval cxc", CXC, text(HEAD + "\0,1,2\n")),
+    ("CxC in a cell", "eval cxc", CXC, text(HEAD + "1" * 200_000)),
+    ("CxC of latin-1", "eval cxc", CXC, text(HEAD.encode() + b"\xe9,1,2\n")),
     # Published checkpoints
-    "a sparse tensor": ("import", "rows/best.pth", first_tensor(torch.eye(3).to_sparse())),
-    "a complex tensor": ("import", "rows/best.pth", first_tensor(torch.eye(3) * 1j)),
-    "an endless tensor": ("import", "rows/best.pth", first_tensor(torch.zeros(1).expand(10**12))),
-    "no tensor": ("import", "rows/best.pth", first_tensor("x")),
-    "a number of float8": (
+    ("a sparse tensor", "import", "rows/best.pth", first_tensor(torch.eye(3).to_sparse())),
+    ("a complex tensor", "import", "rows/best.pth", first_tensor(torch.eye(3) * 1j)),
+    ("an endless tensor", "import", "rows/best.pth", first_tensor(torch.zeros(1).expand(10**12))),
+    ("no tensor", "import", "rows/best.pth", first_tensor("x")),
+    ("a number of float8",
         "import", "rows/best.pth", first_tensor(torch.zeros(3, dtype=torch.float8_e4m3fn))
     ),
-    "no pair": ("import", "rows/best.pth", weights(lambda loaded: {"model": [1, 2]})),
-    "a list": ("import", "rows/best.pth", weights(lambda loaded: [loaded])),
+    ("no pair", "import", "rows/best.pth", weights(lambda loaded: {"model": [1, 2]})),
+    ("a list", "import", "rows/best.pth", weights(lambda loaded: [loaded])),
     # Settings of models
-    **{
-        f"{key} = {str(value)[:9]}": ("export", "model/config.json", setting(key, value))
+    *(
+        (f"{key} = {str(value)[:9]}", "export", "model/config.json", setting(key, value))
         for key, value in (
             ("vocab_size", float("inf")), ("vocab_size", -1), ("vocab_size", HUGE), ("pad_id", "x"),
             ("model/text/architecture/num_attention_heads", 0),
@@ -167,39 +209,71 @@ CASES: dict[str, tuple[str, str, Callable[[Path], None]]] = {
             ("model/embed_dim", HUGE), ("model/image/size", 10**9), ("model/image", []),
             ("model/image/backbone", {"a": 1}), ("image_spec", None), ("input_spec", [3]),
         )
-    },
+    ),
     # Runs
-    **{
-        f"{file} with {key} = {str(value)[:9]!r}": ("report", f"run/{file}", setting(key, value))
+    *(
+        (f"{file} with {key} = {str(value)[:9]!r}", "report", f"run/{file}", setting(key, value))
         for file, key, value in (
             ("results.json", "steps", "many"), ("results.json", "rsum", []),
             ("metrics.jsonl", "loss", "x"), ("metrics.jsonl", "step", HUGE),
             ("metrics.jsonl", "seconds", 3), ("evaluations.jsonl", "pooling", 3),
         )
-    },
-    "a system that is a list": ("report", "run/system.json", text("[1]")),
-    "a configuration that is a list": ("report", "run/config.yaml", text("[1]")),
-    "a state of another type": ("checkpoint", STATE, text("3")),
-    "a recipe upon /dev/zero": ("train", "run/config.yaml", text("base: /dev/zero")),
-    "a recipe upon itself": ("train", "run/config.yaml", text("base: config.yaml")),
-    "a recipe upon NUL": ("train", "run/config.yaml", text('base: "\\0"')),
-    "a recipe upon a long name": ("train", "run/config.yaml", text(f"base: {'x' * 5000}")),
-    "an alias bomb": ("train", "run/config.yaml", text("a: &a [x]\n" + "".join(
+    ),
+    ("a system that is a list", "report", "run/system.json", text("[1]")),
+    ("a configuration that is a list", "report", "run/config.yaml", text("[1]")),
+    ("a state of another type", "checkpoint", STATE, text("3")),
+    ("a state that is nested", "checkpoint", STATE, text(DEEP)),
+    *(
+        (f"{key} of a state: {str(value)[:9]!r}", "checkpoint", STATE, setting(key, value))
+        for key, value in (
+            ("step", -1), ("step", "x"), ("step", HUGE), ("step", None), ("step", float("nan")),
+            ("fingerprint", 3), ("fingerprint", "x" * 9999), ("config", []), ("config", {}),
+            ("config/optim", 3), ("config/optim/heads", []), ("config/seed", "x" * 9999),
+            ("config/model/image/backbone", {"a": 1}), ("best_rsum", "x"), ("best_step", [1]),
+            ("stale", 0.5), ("order", 0), ("order", 10**9), ("steps_per_epoch", -1),
+            ("shift", "x"), ("vocabulary", None), ("another", 1),
+        )
+    ),
+    ("a recipe upon /dev/zero", "train", "run/config.yaml", text("base: /dev/zero")),
+    ("a recipe upon itself", "train", "run/config.yaml", text("base: config.yaml")),
+    ("a recipe upon NUL", "train", "run/config.yaml", text('base: "\\0"')),
+    ("a recipe upon a long name", "train", "run/config.yaml", text(f"base: {'x' * 5000}")),
+    ("an alias bomb", "train", "run/config.yaml", text("a: &a [x]\n" + "".join(
         f"a{n}: &a{n} [{', '.join(['*a' + (str(n - 1) if n else '')] * 9)}]\n" for n in range(9)
     ))),
-}  # fmt: skip
+]  # fmt: skip
+
+IN_OTHER_WORDS = {  # where the line names another file, or none
+    MANIFEST: ("other.tar: No such file", "the manifest says", "rejects.jsonl: was changed"),
+    STATE: ("step-00000005: its configuration: ", "step-00000005: was trained on a dataset with "),
+    "index/images.npy": ("embeddings are not finite",),
+}
+SEAL = {  # said if the digests had not been renewed
+    MANIFEST: "its fingerprint is",
+    STATE: "is not what was written",
+    INDEX: "has sha256",
+}
+
+
+def test_no_case_hides_another():
+    assert len({name for name, *_ in CASES}) == len(CASES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_one_line_and_exit_code_2(name, corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("target", "file", "spoil"), [pytest.param(*rest, id=name) for name, *rest in CASES]
+)
+def test_one_line_and_exit_code_2(target, file, spoil, corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    target, file, spoil = CASES[name]
     box = tmp_path / "box"
     shutil.copytree(corpus, box)
-    spoil(box / file)
+    spoil(damaged := box / file)
+    if damaged.is_file() and not damaged.is_symlink():
+        reseal(damaged)
     places = {one.name: one for one in box.iterdir()} | {"out": box / "out"}
     arguments = [word.format(**places) for word in TARGETS[target].arguments]
     code, said = run(TARGETS[target].main, ["x", *arguments], box)
     assert code == 2, said[-1000:]
+    assert any(word in said for word in (damaged.name, *IN_OTHER_WORDS.get(file, ()))), said
+    assert file not in SEAL or SEAL[file] not in said
     assert not (box / "out").exists()

@@ -15,6 +15,7 @@ import pytest
 from corpus import TARGETS, make_corpus
 from mutations import mutate
 from sandbox import Fault, run
+from seals import reseal
 
 DRAWS = int(os.environ.get("VSE_FUZZ_DRAWS", "12"))  # of each target
 SMALL = Path(__file__).parents[1] / "small.yaml"
@@ -31,7 +32,10 @@ def corpus(tmp_path_factory):
 
 
 def draw(name: str, number: int, corpus: Path, work: Path) -> None:
-    """Damage a copy of the files of a target by the seed ``number``, and run its command."""
+    """Damage a copy of the files of a target by the seed ``number``, and run its command.
+
+    Every second draw has its digests renewed, as by one who wants the damage to be read.
+    """
     target, rng = TARGETS[name], random.Random(f"{name}:{number}")
     box = work / "box"
     shutil.copytree(corpus, box, ignore=shutil.ignore_patterns("canary"))
@@ -40,6 +44,8 @@ def draw(name: str, number: int, corpus: Path, work: Path) -> None:
     damaged = rng.choice([one for one in files if one.is_file()])
     if number:  # the first draw is whole
         mutate(damaged, rng)
+    if number % 2:
+        reseal(damaged)
     places = {one.name: one for one in box.iterdir()} | {"out": box / "out"}
     arguments = [word.format(**places) for word in target.arguments]
     before = os.environ.get("TMPDIR")

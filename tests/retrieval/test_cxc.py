@@ -145,6 +145,10 @@ def test_wrong_files_are_named(folder, small):
         evaluate_cxc(small, folder, "val")
     with pytest.raises(DatasetError, match="'abc' holds no COCO id"):
         evaluate_cxc(replace(small, image_ids=("abc", "b", "c")), folder)
+    sits = folder / "sits_val.csv"
+    sits.write_text("caption,image,agg_score\nx,COCO_1.jpg,5\n")
+    with pytest.raises(DatasetError, match=r"sits_val\.csv: is damaged \('x' holds no COCO id\)"):
+        evaluate_cxc(small, folder, "val")
     sis = folder / "sis_test.csv"
     sis.write_text(sis.read_text() + "COCO_1.jpg,COCO_2.jpg,much,x\n")
     with pytest.raises(DatasetError, match=r"sis_test\.csv: is damaged .*'much'"):

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from vse_scale.console import heartbeat
 from vse_scale.data.staging import StagingCache, StagingOptions, default_folder
 from vse_scale.errors import DatasetError
-from vse_shards.index import Index, parse_index
-from vse_shards.json_text import parse_json
-from vse_shards.manifest import Manifest, ShardRecord, checked_index
+from vse_shards.index import Index
+from vse_shards.info import parse_description
+from vse_shards.manifest import Manifest, ShardRecord, checked_index, shard_index
 from vse_shards.regions import load_regions
 from vse_shards.shuffle import source_positions
 from vse_shards.sources import Caption
@@ -209,8 +209,18 @@ class ShardDataset:
         return int((most - header) // row)
 
     def record(self, image: int) -> ImageRecord:
-        """Return the image's id, captions and size."""
-        raw = parse_json(self._view(image, "json").tobytes())
+        """Return the image's id, captions and size.
+
+        Raises:
+            DatasetError: they are not what a build writes.
+        """
+        try:
+            raw = parse_description(self._view(image, "json").tobytes())
+        except ValueError as error:
+            raise DatasetError(
+                f"{self.name(image)}: its description cannot be read: {error}; build the dataset "
+                "again"
+            ) from None
         return ImageRecord(
             image_id=raw["image_id"],
             captions=[Caption(caption["id"], caption["text"]) for caption in raw["captions"]],
@@ -303,13 +313,7 @@ class ShardDataset:
 
     def _remote_index(self, shard: ShardRecord) -> Index:
         path = f"{self.folder}/{shard.index_name}"
-        index = parse_index(self._cache.index(shard), path)
-        if len(index) != shard.samples:
-            raise DatasetError(
-                f"{path}: has {len(index)} samples, the manifest says {shard.samples}; build the "
-                "dataset again"
-            )
-        return index
+        return shard_index(self._cache.index(shard), shard, path)
 
 
 def _drop_oldest(kept: dict[int, Any], most: int) -> None:

@@ -125,8 +125,8 @@ class StagingCache:
                 return future.result()
         return self._stage(shard)
 
-    def index(self, shard: ShardRecord) -> str:
-        """Return the text of a shard's index.
+    def index(self, shard: ShardRecord) -> bytes:
+        """Return a shard's index, as `vse_shards.manifest.shard_index` reads it.
 
         Raises:
             DatasetError: as for `fetch`.
@@ -136,11 +136,11 @@ class StagingCache:
             with contextlib.suppress(OSError), opened(path, "rb") as file:
                 kept = file.read()
                 if hashlib.sha256(kept).hexdigest() == shard.index_sha256:
-                    return kept.decode()
+                    return kept
             limit = _INDEX_BYTES * (shard.samples + 1)
             self._download(shard.index_name, path, shard.index_sha256, limit)
             with opened(path, "rb") as file:
-                return file.read().decode()
+                return file.read()
 
     def close(self) -> None:
         """Release all shards, and end the threads after their current downloads."""

@@ -31,7 +31,7 @@ from vse_scale.errors import CheckpointError, ConfigError
 from vse_scale.files import PARTIAL, remedy_of, system_error, whole_folder
 from vse_scale.training.optim import moments_of
 from vse_scale.world.processes import World
-from vse_shards.json_text import read_json
+from vse_shards.json_text import MOST_EXACT, mapping, read_json
 from vse_shards.masking import masked
 from vse_shards.plain_files import open_plain
 
@@ -68,15 +68,15 @@ class RunState:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    step: Annotated[int, Ge(0)]
+    step: Annotated[int, Ge(0), Le(MOST_EXACT)]
     fingerprint: str
     config: dict[str, Any]
     best_rsum: float | None = None
     best_step: int | None = None
     stale: int = 0
     order: Annotated[int, Ge(1), Le(ORDER)] = 1  # of checkpoints from before there was another
-    steps_per_epoch: Annotated[int, Ge(0)] = 0
-    shift: int = 0
+    steps_per_epoch: Annotated[int, Ge(0), Le(MOST_EXACT)] = 0
+    shift: Annotated[int, Ge(-MOST_EXACT), Le(MOST_EXACT)] = 0
     vocabulary: str = ""
 
     def check(
@@ -271,7 +271,10 @@ def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
 def _damage(folder: Path) -> str | None:
     """Return the fault of a checkpoint folder, or None if it is whole."""
     try:
-        files = read_json(folder / "files.json")
+        files = mapping(read_json(folder / "files.json"))
+    except (OSError, ValueError) as error:
+        return f"files.json cannot be read ({error})"
+    try:
         for name, expected in files.items():
             path = folder / name
             size = path.stat().st_size
@@ -280,8 +283,8 @@ def _damage(folder: Path) -> str | None:
             with open_plain(path) as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
                     return f"{name} is not what was written (sha256 differs)"
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        return f"cannot be read ({error})"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"what files.json lists cannot be read ({error})"
     return None if "state.json" in files else "state.json is not listed"
 
 

@@ -13,7 +13,19 @@ def number(name: int | str) -> int:
     Raises:
         DatasetError: there is no number in it.
     """
+    try:
+        return rated_number(name)
+    except ValueError as error:
+        raise DatasetError(f"{error}; evaluate a dataset with COCO's own ids") from None
+
+
+def rated_number(name: int | str) -> int:
+    """Return COCO's own number in a cell of a published file.
+
+    Raises:
+        ValueError: there is no number in it.
+    """
     digits = re.findall(r"\d+", str(name))
     if not digits:
-        raise DatasetError(f"{name!r} holds no COCO id; evaluate a dataset with COCO's own ids")
+        raise ValueError(f"{name!r:.80} holds no COCO id")
     return int(digits[-1])

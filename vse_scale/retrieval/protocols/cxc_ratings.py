@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vse_scale.errors import DatasetError
 from vse_scale.retrieval.encode import Embeddings
-from vse_scale.retrieval.protocols.coco_ids import number
+from vse_scale.retrieval.protocols.coco_ids import number, rated_number
 from vse_scale.retrieval.protocols.correlation import Rated
 from vse_shards.plain_files import open_plain
 
@@ -138,7 +138,7 @@ def _ratings(file: Path) -> Iterator[tuple[int, int, float]]:
                     "give the aggregated ratings, not the raw ones"
                 )
             for row in reader:
-                yield number(row[0]), number(row[1]), float(row[2])
+                yield rated_number(row[0]), rated_number(row[1]), float(row[2])
     except OSError as error:
         raise DatasetError(
             f"{file}: cannot be read ({error.strerror}); give the folder of CxC's CSV files"
