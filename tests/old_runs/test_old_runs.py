@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from datasets_made import drawn_numbers, fingerprint, region_dataset, vse_shards
 from one_rank import (
     NUMBERS,
     compare_across_machines,
-    one_rank_environment,
     records,
     this_machine,
     train_on_one_rank,
@@ -111,15 +108,10 @@ def test_its_order_is_kept_where_a_new_run_has_another(
         # As if the split were large: every new order is computed.
         script = "import sys, runpy; from vse_scale.data import plan; plan._FEW = 0; "
         script += "runpy.run_module('vse_scale.training', run_name='__main__', alter_sys=True)"
-        done = subprocess.run(
-            [
-                *(sys.executable, "-c", script, "--config", HERE / name / "recipe.yaml"),
-                *(f"data.path={dataset}", f"run.dir={folder}", "telemetry.tensorboard=false"),
-                "telemetry.prometheus_port=null",
-            ],
-            capture_output=True, text=True, timeout=240, env=one_rank_environment(),
+        train_on_one_rank(
+            HERE / name / "recipe.yaml", f"data.path={dataset}", f"run.dir={folder}",
+            program=("-c", script),
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
         found[begun] = remaining_steps(folder, 0)
     first = (HERE / name / "run" / "metrics.jsonl").read_text().count("\n")
     compare_across_machines(found["before"][first:], expected(name)["steps"])

@@ -8,6 +8,7 @@ import io
 import lzma
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -65,7 +66,7 @@ def put(folder, files):
      (".TAR.XZ", lzma.compress), (".tar", gzip.compress)],
 )  # fmt: skip
 def test_a_compressed_tar_gives_the_rows_of_the_plain_one(tmp_path, suffix, pack):
-    """webdataset reads .tar.gz as well (webdataset/webdataset#5), and not all readers do (#331)."""
+    """Not all readers do: webdataset/webdataset#5 does, webdataset/webdataset#331 did not."""
     put(tmp_path, {f"x/train-0{suffix}": pack(tar_of(PAIRS)), "y/train-0.tar": tar_of(PAIRS)})
     plain = read("webdataset", tmp_path / "y")
     for path in (tmp_path / "x", tmp_path / f"x/train-0{suffix}"):
@@ -132,11 +133,19 @@ def test_a_damaged_zip_is_one_line(tmp_path, data):
         read("folder", tmp_path / "p.zip")
 
 
-def test_a_zip_writes_nothing_outside(tmp_path):
-    put(tmp_path, {"p.zip": zip_of({"../../evil.txt": b"x", "/etc/evil.txt": b"x", **PAIRS})})
-    rows, _, _ = read("folder", tmp_path / "p.zip")
-    assert len(rows) == 2
-    assert not list(tmp_path.parent.rglob("evil.txt"))
+def test_a_zip_writes_nothing_outside(tmp_path, monkeypatch):
+    spare = tmp_path / "a/b/c/spare"
+    spare.mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(spare))
+    evil = {f"{'../' * n}evil.txt": b"x" for n in range(1, 6)} | {"/etc/evil.txt": b"x"}
+    put(tmp_path, {"p.zip": zip_of({**evil, **PAIRS})})
+    source = open_source("folder", SourceRequest(str(tmp_path / "p.zip")))
+    assert len([row for row in source.rows() if isinstance(row, Row)]) == 2
+    (unpacked,) = spare.glob("*/*")
+    found = list(tmp_path.rglob("evil.txt"))
+    assert found  # within the folder, where zipfile's own rules put it
+    assert all(path.is_relative_to(unpacked) for path in found)
+    assert not Path("/etc/evil.txt").exists()
 
 
 @pytest.mark.parametrize("texts", ["captions", "labels", "texts"])
@@ -231,6 +240,7 @@ def test_a_delimiter_too_much_is_no_table_of_r(tmp_path):
                    "a.jpg": b"A", "b.jpg": b"B"})  # fmt: skip
     rows, problems, _ = read("csv", tmp_path / "t.csv")
     assert rows == {}
+    assert len(problems) == 2
     assert all("must be quoted" in detail for _, _, detail in problems)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from memory import run_alone
 from PIL import Image, ImageDraw, ImageEnhance
 
 from vse_shards.likeness import LOOK, first_alike, look_of
@@ -100,7 +99,8 @@ def test_a_chain_of_likeness_is_one_group():
 def test_many_looks_take_little_memory_and_are_all_compared():
     """200,000 pictures with 500 copies far from their originals, each with three bits changed."""
     code = """
-import resource, numpy as np
+import numpy as np
+from memory import forget_peak, peak_memory
 from vse_shards.likeness import LOOK, first_alike
 draws, n = np.random.default_rng(0), 200_000
 looks = np.zeros(n, LOOK)
@@ -111,13 +111,12 @@ looks[-500:] = looks[:500]
 looks["pixels"][-500:] += n
 bits = np.stack([draws.choice(64, 3, replace=False) for _ in range(500)]).astype(np.uint64)
 looks["shape"][-500:] ^= np.bitwise_or.reduce(np.uint64(1) << bits, axis=1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = forget_peak()
 first = first_alike(looks)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+after = peak_memory()
 print((first[-500:] == np.arange(500)).mean(), (first[:-500] == np.arange(n - 500)).all())
-print((after - before) * 1024 / n)
+print((after - before) / n)
 """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    found, alone, taken = told.stdout.split()
-    assert (found, alone) == ("1.0", "True"), told.stderr
+    found, alone, taken = run_alone(code)
+    assert (found, alone) == ("1.0", "True")
     assert float(taken) < 200  # bytes a picture

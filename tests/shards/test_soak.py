@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
+from memory import run_alone
 
 from vse_shards.build import BuildOptions, build
 from vse_shards.sources.jsonl import JsonlSource
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
-# Builds in this one process and says the most memory it held, in MB, and what it built.
+# Builds in this one process, and says what it built and the most memory it held, in MB.
 BUILD = """
-import json, re, sys
+import sys
+from memory import peak_memory
 from vse_shards.build import BuildOptions, build
 from vse_shards.sources.registry import SourceRequest, open_source
 kind, path, out = sys.argv[1:]
 summary = build(open_source(kind, SourceRequest(path)), out, BuildOptions())
-# Of this program alone: ru_maxrss would begin with what the parent held when it forked.
-peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
-print(json.dumps({"peak": peak, "images": summary.images, "pairs": summary.pairs}))
+print(summary.images, summary.pairs, peak_memory() / 1e6)
 """
 
 
@@ -45,13 +43,8 @@ def tiny_images(folder: Path, count: int) -> list[str]:
 
 
 def build_alone(kind: str, path: Path, out: Path) -> dict[str, float]:
-    result = subprocess.run(
-        [sys.executable, "-c", BUILD, kind, str(path), str(out)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(result.stdout)
+    said = run_alone(BUILD, kind, path, out, seconds=3600)
+    return dict(zip(("images", "pairs", "peak"), map(float, said), strict=True))
 
 
 def test_memory_is_flat_in_the_number_of_images(tmp_path):

@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from seals import reseal
 
 from vse_shards import cli
 from vse_shards.terminal import printable, printable_lines, tell, tell_json
@@ -51,6 +52,12 @@ def is_clean(text):
         )
         for c in text
     )
+
+
+def writes_out(evil, text):
+    """Whether the first letters are there as escapes; a line may leave out the middle."""
+    written = evil.encode("unicode_escape").decode()[:15]
+    return written in text.replace("\\\\", "\\")  # as within quotes
 
 
 @pytest.mark.parametrize("name", EVIL)
@@ -122,10 +129,16 @@ def test_captions_ids_and_names_in_every_command(name, tmp_path, said):
     ]
     source = write_rows(tmp_path, rows)
     build = ["build", "--source", "jsonl", "--input", source, "--workers", "1"]
-    said(*build, "--out", tmp_path / "strict")
-    said(*build, "--out", tmp_path / "dry", "--dry-run", "--allow-missing")
-    said(*build, "--out", tmp_path / "split", "--split", f"{evil}=train")
-    said(*build, "--out", tmp_path / "column", "--column", f"caption={evil}")
+    refused = 0 if name == "null" else 2  # no path holds NUL: the row is malformed, not missing
+    for expected, *options in (
+        (refused, "strict"),
+        (0, "dry", "--dry-run", "--allow-missing"),
+        (2, "split", "--split", f"{evil}=train"),
+        (2, "column", "--column", f"caption={evil}"),
+    ):
+        code, text = said(*build, "--out", tmp_path / options[0], *options[1:])
+        assert code == expected, text
+        assert writes_out(evil, text)
     code, _ = said(
         *build, "--out", tmp_path / "out", "--allow-missing", "--max-rejects", "9", "--json"
     )
@@ -133,8 +146,13 @@ def test_captions_ids_and_names_in_every_command(name, tmp_path, said):
     for command in ("info", "verify"):
         assert said(command, tmp_path / "out")[0] == 0
     assert said("preview", tmp_path / "out", "--out", tmp_path / "page.html")[0] == 0
-    said("append", tmp_path / "out", "--source", "jsonl", "--input", source, "--workers", "1")
-    said("build", "--source", f"{evil}:x", "--input", source, "--out", tmp_path / "other")
+    for command in (
+        ["append", tmp_path / "out", "--source", "jsonl", "--input", source, "--workers", "1"],
+        ["build", "--source", f"{evil}:x", "--input", source, "--out", tmp_path / "other"],
+    ):
+        code, text = said(*command)
+        assert code == (refused if command[0] == "append" else 2), text
+        assert writes_out(evil, text)
 
 
 @pytest.mark.parametrize("name", ["all", "line"])
@@ -142,14 +160,24 @@ def test_names_of_files_and_manifests(name, tmp_path, said):
     evil = TOGETHER[name].replace("/", "")
     folder = tmp_path / f"in{evil}"
     folder.mkdir()
-    assert said("info", folder)[0] == 2
+    code, text = said("info", folder)
+    assert code == 2
+    assert writes_out(evil, text)
     source = write_rows(folder, [{"image": "good.png", "caption": "a cat"}])
     out = tmp_path / f"out{evil}"
-    assert said("build", "--source", "jsonl", "--input", source, "--out", out)[0] == 0
+    code, text = said("build", "--source", "jsonl", "--input", source, "--out", out)
+    assert code == 0
+    assert writes_out(evil, text)
     (folder / f"x{evil}.jsonl").write_text("{")
-    said("build", "--source", "jsonl", "--input", folder, "--out", tmp_path / "all")
+    code, text = said("build", "--source", "jsonl", "--input", folder, "--out", tmp_path / "all")
+    assert code == 0
+    assert writes_out(evil, text)
     manifest = json.loads((out / "manifest.json").read_text())
     manifest["splits"][evil] = manifest["splits"].pop("train")
     (out / "manifest.json").write_text(json.dumps(manifest))
+    reseal(out / "manifest.json")
     for command in (["info"], ["verify"], ["verify", "--json"]):
-        assert said(command[0], out, *command[1:])[0] == 2
+        code, text = said(command[0], out, *command[1:])
+        assert code == 2
+        assert "is no name of a split" in text
+        assert writes_out(evil, text.partition("manifest.json")[2])

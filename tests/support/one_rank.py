@@ -53,11 +53,23 @@ def one_rank_environment() -> dict[str, str]:
     return environment_without_launcher() | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
-def train_on_one_rank(config: Path, *overrides: str, timeout: float = 600) -> str:
-    """Train to the end of the schedule, and return what the run said."""
+TRAINING = ("-m", "vse_scale.training")
+
+
+def train_on_one_rank(
+    config: Path, *overrides: str, timeout: float = 600, program: Sequence[str] = TRAINING
+) -> str:
+    """Train to the end of the schedule, and return what the run said.
+
+    Args:
+        config: of the run.
+        *overrides: of its settings.
+        timeout: in seconds.
+        program: arguments of Python before those of the run.
+    """
     quiet = ("telemetry.prometheus_port=null", "telemetry.tensorboard=false")
     done = subprocess.run(
-        [sys.executable, "-m", "vse_scale.training", "--config", str(config), *quiet, *overrides],
+        [sys.executable, *program, "--config", str(config), *quiet, *overrides],
         capture_output=True, text=True, timeout=timeout, env=one_rank_environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
