@@ -16,7 +16,7 @@ Channels = tuple[float, float, float]
 _WHAT = "image specification"  # in messages
 
 # ImageNet: statistics of torchvision's models. Detector: Caffe's, as bottom-up attention and
-# Detectron use them (BGR, 0 to 255).
+# Detectron use them (BGR, 0 to 255). Lite: EfficientNet-Lite's, as its authors trained it.
 _PRESETS: dict[str, dict[str, Any]] = {
     "imagenet": {
         "channel_order": "RGB",
@@ -29,6 +29,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "scale": 1.0,
         "mean": (102.9801, 115.9465, 122.7717),
         "std": (1.0, 1.0, 1.0),
+    },
+    "lite": {
+        "channel_order": "RGB",
+        "scale": 1.0,
+        "mean": (127.0, 127.0, 127.0),
+        "std": (128.0, 128.0, 128.0),
     },
 }
 
@@ -72,7 +78,7 @@ class ImageSpec:
 
     @classmethod
     def preset(
-        cls, name: Literal["imagenet", "detector"], size: int, *, antialias: bool = False
+        cls, name: Literal["imagenet", "detector", "lite"], size: int, *, antialias: bool = False
     ) -> ImageSpec:
         """Return the specification that pretrained weights of this kind expect."""
         return cls(size=size, antialias=antialias, **_PRESETS[name])

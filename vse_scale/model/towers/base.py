@@ -7,7 +7,7 @@ rest. Nobody else compares a tower's name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class PixelSettings(ImageSettings):
     """
 
     size: Annotated[int, Ge(16)] = 512
-    pixels: Literal["imagenet", "detector"] = "imagenet"
+    pixels: Literal["imagenet", "detector", "lite"] = "imagenet"
     antialias: bool = False
 
     def describe(self) -> str:
@@ -92,6 +92,26 @@ class PixelSettings(ImageSettings):
     def image_spec(self) -> ImageSpec:
         """Return the pixels that the tower expects."""
         return ImageSpec.preset(self.pixels, self.size, antialias=self.antialias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSettings(PixelSettings):
+    """Settings of towers over pixels whose weights come in one file.
+
+    Attributes:
+        weights: a state dict with the names of the network's publisher; None: random.
+    """
+
+    weights: str | None = None
+
+    @property
+    def source(self) -> str | None:
+        """File whose weights the tower starts from; None: random ones."""
+        return self.weights
+
+    def weightless(self) -> tuple[Self, list[str]]:
+        """Return settings without the file of weights; nothing needs to be assumed."""
+        return replace(self, weights=None), []
 
 
 @dataclass(frozen=True, kw_only=True)

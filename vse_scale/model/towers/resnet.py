@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vse_scale.model.towers.base import PixelSettings
+from vse_scale.model.towers.base import WeightsSettings
 from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
 from vse_scale.model.towers.grid import GridTower
 from vse_scale.model.weights import load_exactly, read_state_dict
@@ -263,29 +263,16 @@ def _max_pool(kind: str | None) -> nn.Module:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetSettings(PixelSettings):
+class ResNetSettings(WeightsSettings):
     """Settings of a residual network.
 
-    Attributes:
-        weights: a state dict with torchvision's names, or the published detector's file; None:
-            random.
+    Its ``weights`` are a state dict with torchvision's names, or the published detector's file.
     """
 
     licenses: ClassVar[Mapping[str, str]] = {
         "wsl": "CC-BY-NC-4.0 (Facebook's weakly supervised ResNeXt): no commercial use",
         "detector": "MIT (bottom-up attention; trained on Visual Genome, CC-BY-4.0)",
     }
-
-    weights: str | None = None
-
-    @property
-    def source(self) -> str | None:
-        """File whose weights the tower starts from; None: random ones."""
-        return self.weights
-
-    def weightless(self) -> tuple[Self, list[str]]:
-        """Return settings without the file of weights; nothing needs to be assumed."""
-        return replace(self, weights=None), []
 
 
 class ResNetTower(GridTower):
