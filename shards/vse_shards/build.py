@@ -20,7 +20,7 @@ from vse_shards.options import BuildOptions, Summary
 from vse_shards.output import OutputFolder
 from vse_shards.pool import Task
 from vse_shards.progress import Progress, say
-from vse_shards.replacing import make_aside, mention_leftover, replacing
+from vse_shards.replacing import make_aside, mention_leftover, put_back, replacing
 from vse_shards.rows import RowStore
 from vse_shards.seal import seal
 from vse_shards.shard import ShardPlan
@@ -50,6 +50,7 @@ def build(source: Source, out: str, options: BuildOptions) -> Summary:
         with replacing(out, aside):
             return _build(source, str(aside), replace(options, overwrite=False))
     if not storage.is_url(out):
+        put_back(out)
         mention_leftover(out)
     return _build(source, out, options)
 

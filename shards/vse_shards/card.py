@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from vse_shards.manifest import Manifest
+from vse_shards.notes import shown
 from vse_shards.output import OutputFolder
 from vse_shards.progress import say
+from vse_shards.yaml_text import parse_yaml
 
 CARD_NAME = "README.md"
 _MARK = "<!-- vse-shards writes this file anew; take this line out to keep a text of your own. -->"
@@ -20,7 +23,8 @@ def card_of(manifest: Manifest) -> str:
     splits = sorted(manifest.splits)  # as the manifest has them
     names = _split_names(splits)
     files = "".join(
-        f"  - split: {names[split]}\n    path: {split}-[0-9][0-9][0-9][0-9][0-9][0-9].tar\n"
+        f"  - split: {_yaml_text(names[split])}\n"
+        f"    path: {split}-[0-9][0-9][0-9][0-9][0-9][0-9].tar\n"
         for split in splits
     )
     return (
@@ -39,7 +43,7 @@ def write_card(folder: OutputFolder, manifest: Manifest) -> None:
     """
     found = folder.read(CARD_NAME)
     if not is_own(found):
-        say(f"{folder.path}/{CARD_NAME} is not of vse-shards, and stays; see to its configs:")
+        say(staying(folder.path, manifest))
     elif found != card_of(manifest).encode():
         folder.write(CARD_NAME, card_of(manifest).encode())
 
@@ -49,12 +53,33 @@ def is_own(text: bytes | None) -> bool:
     return text is None or _MARK.encode() in text
 
 
+def staying(folder: str, manifest: Manifest) -> str:
+    """Return a line about a card that is its owner's."""
+    names = ", ".join(_split_names(sorted(manifest.splits)).values())
+    return (
+        f"{folder}/{CARD_NAME} is not of vse-shards, and stays; datasets.load_dataset reads the "
+        f"splits that `configs:` in it lists: it should list {shown(names)}"
+    )
+
+
 def card_problem(text: bytes | None, manifest: Manifest) -> str:
     """Return in which way a card of this program is not the dataset's, "" if it is."""
     # Datasets of earlier versions have none.
     if text is None or not is_own(text) or text == card_of(manifest).encode():
         return ""
-    return "is not the card of this dataset: run the same vse-shards build again, or remove it"
+    return (
+        "is not the card of this dataset: run the last vse-shards command that wrote there (build, "
+        "append, merge) again, or remove it"
+    )
+
+
+def _yaml_text(name: str) -> str:
+    """Return a name as YAML reads it as a text: 2014 and no are quoted."""
+    try:
+        plain = parse_yaml(name) == name
+    except ValueError:  # such as of 0x_
+        plain = False
+    return name if plain else json.dumps(name)
 
 
 def _split_names(splits: list[str]) -> dict[str, str]:

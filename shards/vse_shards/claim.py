@@ -30,8 +30,10 @@ def refuse_foreign(folder: OutputFolder) -> None:
     """
     names = folder.names()
     foreign = [name for name in names if not _OURS.fullmatch(name) and name != CARD_NAME]
-    if CARD_NAME in names and FILE_NAME not in names and not is_own(folder.read(CARD_NAME)):
-        foreign.append(CARD_NAME)  # beside a manifest it is the owner's text about the dataset
+    # Beside a manifest or a plan it is the owner's text about the dataset.
+    dataset = FILE_NAME in names or PLAN_NAME in names
+    if CARD_NAME in names and not dataset and not is_own(folder.read(CARD_NAME)):
+        foreign.append(CARD_NAME)
     if foreign:
         raise OutputError(
             f"{folder.path}: contains other files ({shown(foreign[0])}); choose an empty or new "
@@ -55,11 +57,12 @@ def claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> No
             f"{folder.path}: contains a dataset of another build ({difference}); add new rows to "
             "it with vse-shards append, choose another folder, or replace it with --overwrite"
         )
-    if overwrite:
-        if sealed is not None:
-            say(f"{folder.path}: the dataset there is removed before the new one is built")
-        _clear(folder)
-    elif sealed is None:
+    if overwrite and sealed is not None:
+        say(
+            f"{folder.path}: the dataset there is removed before the new one is built, as no "
+            "other folder can take its name"
+        )
+    elif not overwrite and sealed is None:
         unfinished = _difference(folder.read(PLAN_NAME), recorded)
         if unfinished:
             say(f"replacing an unfinished build ({unfinished}); shards that fit are kept")
@@ -69,12 +72,14 @@ def claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> No
         plan = {**recorded, "owner": owner} if owner else recorded
         folder.write(PLAN_NAME, json.dumps(plan, sort_keys=True).encode())
         folder.owner = owner
+    if overwrite:  # after the plan, by which the same command goes on if it ends here
+        _clear(folder)
 
 
 def _clear(folder: OutputFolder) -> None:
-    """Remove a dataset, but not the text of its owner."""
-    for name in folder.names():
-        if name != CARD_NAME or is_own(folder.read(name)):
+    """Remove a dataset, its manifest first, but neither the plan nor the text of its owner."""
+    for name in sorted(folder.names(), key=lambda name: name != FILE_NAME):
+        if name != PLAN_NAME and (name != CARD_NAME or is_own(folder.read(name))):
             folder.remove(name)
 
 

@@ -151,6 +151,7 @@ def build_command(
         use_images=not no_images,
         use_regions=not no_regions,
         allow_missing=allow_missing,
+        allow_outside=allow_outside,
     )
     options = BuildOptions(
         image=ImageOptions(max_side, quality, keep_bytes, keep_exif),
@@ -225,6 +226,7 @@ def append_command(
         use_images=not no_images,
         use_regions=not no_regions,
         allow_missing=allow_missing,
+        allow_outside=allow_outside,
     )
     rows = open_source(source, request)
     refuse_nested(input, str(folder))

@@ -127,7 +127,8 @@ class RowFiller:
     def _add(self, row: Row) -> None:
         image_id, place = json.dumps(row.image_id), place_of(row)
         # Before the file is looked at: most rows of a table join, and name the same file again.
-        if row.partial:
+        captioned = any(caption.text.strip() for caption in row.captions)
+        if row.partial and captioned:
             number, *earlier = self._earlier(row, image_id)
             if number is not None and tuple(earlier) == place:
                 return self._join(row, number)
@@ -145,6 +146,8 @@ class RowFiller:
             if size > MAX_FILE_BYTES:
                 limit = f"{size:,} bytes, limit {MAX_FILE_BYTES:,}"
                 return self._refuse(row, "too large", limit)
+        if not captioned:
+            return self._refuse(row, "no caption", "it has no text, or an empty one")
         added = self._db.execute(
             f"INSERT OR IGNORE INTO rows (split, image_id, {_PLACE}, body)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vse_shards.card import CARD_NAME, is_own
+from vse_shards.card import CARD_NAME, is_own, staying
 from vse_shards.claim import refuse_foreign
 from vse_shards.errors import OutputError
-from vse_shards.manifest import FILE_NAME
+from vse_shards.manifest import FILE_NAME, Manifest
 from vse_shards.output import TEMPORARY, OutputFolder
 from vse_shards.progress import say
 from vse_shards.storage import is_url
 from vse_shards.system import exchange, sync_folder
 
 _NEW, _OLD = ".vse-new", ".vse-old"
+_NEVER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)  # no folder may be made
 _REPLACED = f".replaced{TEMPORARY}"  # in a dataset that another takes the place of
 
 
@@ -29,8 +31,11 @@ def aside_of(out: str) -> Path:
 def make_aside(out: str) -> Path | None:
     """Create the folder of `aside_of`; return None where a folder cannot take another's name.
 
-    That is the case in an object storage, at a mount point, where no folder can be made beside it,
+    That is the case in an object storage, at a mount point, where no folder may be made beside it,
     and around the current folder, which would be gone from under its shell.
+
+    Raises:
+        OutputError: it cannot be created now, such as on a full disk.
     """
     place, current = Path(os.path.realpath(out)), Path.cwd()
     if is_url(out) or os.path.ismount(place) or place in (current, *current.parents):
@@ -38,8 +43,13 @@ def make_aside(out: str) -> Path | None:
     aside = aside_of(out)
     try:
         aside.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NEVER:
+            return None
+        raise OutputError(
+            f"{aside}: the new dataset is built there before it replaces {out}, and that folder "
+            f"cannot be made: {error.strerror or error}; mend that, and run the same command again"
+        ) from error
     return aside
 
 
@@ -60,8 +70,7 @@ def replacing(out: str, aside: Path) -> Iterator[None]:
     place = Path(os.path.realpath(out))
     former = _beside(place, _OLD)
     folder = OutputFolder(str(place))
-    if former.is_dir() and not place.exists():  # killed between two renames
-        former.rename(place)
+    put_back(out)
     try:
         with folder.opened():
             refuse_foreign(folder)
@@ -73,6 +82,7 @@ def replacing(out: str, aside: Path) -> Iterator[None]:
             _tell(out, aside, folder)
             try:
                 yield
+                refuse_foreign(folder)  # as it is removed with what was put there since
             except BaseException:
                 if any(aside.glob("*.tar")):
                     say(
@@ -82,7 +92,7 @@ def replacing(out: str, aside: Path) -> Iterator[None]:
                 raise
             card = folder.read(CARD_NAME)
             if card is not None and not is_own(card):
-                say(f"{out}/{CARD_NAME} is not of vse-shards, and stays; see to its configs:")
+                say(staying(out, Manifest.load(aside)))
                 (aside / CARD_NAME).write_bytes(card)
             _take_place(aside, place, former)
     finally:
@@ -90,11 +100,21 @@ def replacing(out: str, aside: Path) -> Iterator[None]:
             aside.rmdir()
 
 
+def put_back(out: str) -> None:
+    """Give a dataset its name back after a kill between the two renames of its replacement."""
+    place = Path(os.path.realpath(out))
+    if place.name and not place.exists() and (former := _beside(place, _OLD)).is_dir():
+        former.rename(place)
+
+
 def mention_leftover(out: str) -> None:
-    """Say that a replacement of a local dataset was begun and not finished."""
-    aside = aside_of(out)
-    if aside.is_dir():
-        say(f"{aside}: was left by an unfinished --overwrite; remove it if you do not want it")
+    """Say which folders a replacement of a local dataset left that was begun and not finished."""
+    place = Path(os.path.realpath(out))
+    if not place.name:  # the root of a file system
+        return
+    for folder in (_beside(place, _NEW), _beside(place, _OLD)):
+        if folder.is_dir():
+            say(f"{folder}: was left by an unfinished --overwrite; remove it if you do not want it")
 
 
 def _beside(place: Path, suffix: str) -> Path:
@@ -120,9 +140,11 @@ def _take_place(aside: Path, place: Path, former: Path) -> None:
             aside.rename(place)
         sync_folder(str(place.parent))
     except OSError as error:
+        moved = not place.exists() and former.is_dir()
         raise OutputError(
             f"{place}: the new dataset in {aside} cannot take its place: "
             f"{error.strerror or error}; run the same command again"
+            f"{f' (the former dataset is in {former})' if moved else ''}"
         ) from error
     _remove_folder(former)
 

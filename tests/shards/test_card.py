@@ -11,6 +11,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from vse_shards.build import BuildOptions, build
@@ -72,7 +73,7 @@ def test_a_card_of_another_dataset_is_found_and_mended_by_the_same_build(built):
     right = card.read_text()
     card.write_text(right.replace("val-", "test-"))
     (problem,) = verify(folder)
-    assert "run the same vse-shards build again" in problem
+    assert "run the last vse-shards command that wrote there" in problem
     built()
     assert card.read_text() == right
     assert verify(folder) == []
@@ -83,8 +84,25 @@ def test_a_text_of_the_owner_stays(built, capsys):
     (folder / "README.md").write_text("# Ours\n")
     built(overwrite=True, seed=3)
     assert (folder / "README.md").read_text() == "# Ours\n"
-    assert "is not of vse-shards, and stays" in capsys.readouterr().err
+    said = "README.md is not of vse-shards, and stays; datasets.load_dataset reads the splits"
+    listed = "`configs:` in it lists: it should list train, train_dev, val"
+    for _ in ("in its place", "in place"):
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if said in line]
+        assert listed in line
+        built(seed=3)
     assert verify(folder) == []
+
+
+@pytest.mark.parametrize("split", ["2014", "no", "1_000", "null", "0x_", "1e3", "train"])
+def test_a_split_is_a_text_whatever_yaml_takes_its_name_for(split, write_rows, tools, tmp_path):
+    """Hugging Face's loader left out, or refused, splits that are no texts."""
+    rows = [{"image": "1.jpg", "captions": ["words"], "split": split}]
+    source = JsonlSource(str(write_rows(rows, {"1.jpg": tools.encoded(tools.picture(1))})))
+    build(source, str(tmp_path / "out"), BuildOptions())
+    card = (tmp_path / "out/README.md").read_text()
+    (found,) = yaml.safe_load(card.split("---")[1])["configs"][0]["data_files"]
+    assert found == {"split": split, "path": f"{split}-[0-9][0-9][0-9][0-9][0-9][0-9].tar"}
+    assert verify(tmp_path / "out") == []
 
 
 def test_a_folder_with_another_readme_is_not_written_to(built, tmp_path):
@@ -103,7 +121,12 @@ def test_append_and_merge_bring_the_card_along(built, tmp_path, command, tools):
     (other / "c.jsonl").write_text(json.dumps(row))
     source = ("--source", "jsonl", "--input", other / "c.jsonl")
     assert command("append", folder, *source).returncode == 0
-    assert "- split: test\n" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "- split: test\n" in card
+    (folder / "README.md").write_text(card.replace("test-", "other-"))
+    assert len(verify(folder)) == 1
+    assert command("append", folder, *source).returncode == 0  # as the line says
+    assert (folder / "README.md").read_text() == card
     assert command("build", *source, "--out", tmp_path / "b", "--prefix-ids").returncode == 0
     merged = command("merge", built("a"), tmp_path / "b", "--out", tmp_path / "c")
     assert merged.returncode == 0, merged.stderr

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vse_shards.build import BuildOptions, build
 from vse_shards.carve import Carving, carve
 from vse_shards.errors import SourceError
+from vse_shards.likeness import look_of
 from vse_shards.manifest import Manifest
 from vse_shards.rows import RowStore
 from vse_shards.sources import Caption, Location, Row
+from vse_shards.sources.registry import SourceRequest, open_source
 
 
 def filled(store, folder, count, *, copies=()):
@@ -155,3 +160,29 @@ def test_a_split_of_that_name_is_not_added_to(small_source, tmp_path):
     options = BuildOptions(carvings=(Carving("val", 10.0),))
     with pytest.raises(SourceError, match="a split 'val' of its own, of 4 images; omit --split"):
         build(JsonlSource(str(small_source(20))), str(tmp_path / "o"), options)
+
+
+def damaged_avif():
+    """A file that Pillow opens, and whose decoder raises RuntimeError."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "AVIF")
+    data = file.getvalue()
+    start = data.index(b"mdat") + 4
+    return data[:start] + bytes(len(data) - start)
+
+
+def test_carving_passes_over_a_damaged_picture(tmp_path, tools):
+    data = damaged_avif()
+    with pytest.raises(RuntimeError):
+        Image.open(io.BytesIO(data)).load()
+    assert look_of(data)["pixels"] == look_of(data)["pixels"] != 0
+    files = {f"{n}.jpg": tools.encoded(tools.picture(n)) for n in range(30)}
+    files |= {f"{n}.txt": b"words" for n in range(30)} | {"x.avif": data, "x.txt": b"damaged"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    options = BuildOptions(carvings=(Carving("val", 30.0),))
+    summary = build(
+        open_source("folder", SourceRequest(str(tmp_path))), str(tmp_path / "out"), options
+    )
+    assert (summary.images, sum(summary.rejects.values())) == (30, 1)

@@ -109,6 +109,16 @@ def test_of_several_files_none_is_taken_and_both_are_named(folder, files, name):
     assert shown == f"{name} ({' or '.join(sorted(files))}?)"
 
 
+def test_escapes_are_decoded_so_often_as_programs_escape_a_name(folder):
+    """A name of many escapes ended the build with RecursionError."""
+    for name in ("a%20b.jpg", "a%2520b.jpg"):
+        finder, said = folder("a b.jpg", "b.jpg")
+        assert relative(finder.find(name)) == "a b.jpg"
+        assert "with escapes" in said[0]
+    name = f"%{'25' * 1500}.jpg"
+    assert finder.find(name).endswith(name)
+
+
 def test_the_longest_common_end_decides(folder):
     finder, _ = folder("train/dog/1.jpg", "val/dog/1.jpg")
 

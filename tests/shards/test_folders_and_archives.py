@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -44,10 +45,11 @@ def tar_of(files):
     return file.getvalue()
 
 
-def zip_of(files, **options):
+def zip_of(files):
+    """A zip of files by name, or of pairs of name and bytes."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
+        for name, data in files.items() if isinstance(files, dict) else files:
             archive.writestr(name, data)
     return file.getvalue()
 
@@ -146,6 +148,32 @@ def test_a_zip_writes_nothing_outside(tmp_path, monkeypatch):
     assert found  # within the folder, where zipfile's own rules put it
     assert all(path.is_relative_to(unpacked) for path in found)
     assert not Path("/etc/evil.txt").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("second", ["a.jpg", "../a.jpg", "/a.jpg", "./a.jpg"])
+def test_two_files_of_a_zip_never_become_one(second, tmp_path):
+    """The later of two pictures took the place of the earlier, which was lost without a word."""
+    path = tmp_path / "p.zip"
+    path.write_bytes(zip_of([*PAIRS.items(), (second, b"another")]))
+    with pytest.raises(SourceError, match=r"p\.zip: a\.jpg and .*a\.jpg are two files .* to one"):
+        read("folder", path)
+    path.write_bytes(zip_of([*PAIRS.items(), (second, PAIRS["a.jpg"])]))  # a copy is no loss
+    assert len(read("folder", path)[0]) == 2
+    path.write_bytes(zip_of({**PAIRS, "A.jpg": b"C", "A.txt": b"of A"}))
+    if not (tmp_path / "P.ZIP").exists():  # where case tells files apart
+        assert len(read("folder", path)[0]) == 3
+
+
+def test_a_zip_that_does_not_fit_is_not_begun(tmp_path, monkeypatch):
+    put(tmp_path, {"p.zip": zip_of(PAIRS)})
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(9, 4, 5))
+    with pytest.raises(SourceError, match=r"needs 10 bytes, and 5 are free$"):
+        read("folder", tmp_path / "p.zip")
+    assert not [p for p in (tmp_path / "temporary").rglob("*") if p.is_file()]
 
 
 @pytest.mark.parametrize("texts", ["captions", "labels", "texts"])

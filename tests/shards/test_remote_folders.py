@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import fsspec
@@ -53,6 +54,32 @@ def test_other_sources_are_read_remotely_too(kind, tmp_path, memory, tools):
 
     assert (summary.images, summary.untouched) == (1, 1)
     assert good in (tmp_path / "out/train-000000.tar").read_bytes()
+
+
+COCO = {"images": [{"id": 1, "file_name": "1.jpg"}],
+        "annotations": [{"id": 5, "image_id": 1, "caption": "one"}]}  # fmt: skip
+KARPATHY = {"dataset": "flickr8k", "images": [
+    {"imgid": 1, "filename": "1.jpg", "split": "train", "sentids": [5],
+     "sentences": [{"raw": "one", "sentid": 5, "imgid": 1, "tokens": ["one"]}]}]}  # fmt: skip
+ANNOTATIONS = {
+    "coco": ("captions_train2017.json", {"captions_train2017.json": json.dumps(COCO)}),
+    "karpathy": ("dataset_flickr8k.json", {"dataset_flickr8k.json": json.dumps(KARPATHY)}),
+    "precomp": ("", {"id_mapping.json": '{"1": "1.jpg"}', "precomp/train_ids.txt": "1\n" * 5,
+                     "precomp/train_caps.txt": "one\n" * 5}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ANNOTATIONS)
+def test_annotations_in_a_storage_are_read(kind, tmp_path, memory, tools):
+    """They were asked for as a range up to the limit, of which a storage sends what there is."""
+    name, files = ANNOTATIONS[kind]
+    for file, text in files.items():
+        memory.pipe(f"/in/{file}", text.encode())
+    memory.pipe("/in/images/1.jpg", tools.encoded(tools.picture(1)))
+    images = "memory://in/images"
+    source = open_source(kind, SourceRequest(f"memory://in/{name}".rstrip("/"), images))
+    build(source, str(tmp_path / "out"), BuildOptions())
+    assert b'"text": "one"' in (tmp_path / "out/train-000000.tar").read_bytes()
 
 
 def test_a_remote_build_that_was_stopped_is_resumed(small_source, tmp_path, memory):

@@ -7,13 +7,16 @@ interrupted command that leaves neither the old nor the new).
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +27,7 @@ from vse_shards.build import BuildOptions, build
 from vse_shards.errors import OutputError, SourceError
 from vse_shards.manifest import Manifest
 from vse_shards.merge import merge
+from vse_shards.output import OutputFolder
 from vse_shards.sources.jsonl import JsonlSource
 from vse_shards.verify import verify
 
@@ -121,12 +125,45 @@ def test_a_kill_between_two_renames_is_mended(old, monkeypatch, tools):
         with pytest.raises(Killed):
             build(source, str(out), ANEW)
     assert not out.exists()
-    with pytest.raises(SourceError):
-        build(source, str(out), replace(ANEW, splits={"absent": "train"}))
-    assert tools.digests(out) == before
+    moved = out.parent / ".out.vse-old"
+    for again in (ANEW, SMALL):  # a plain build too
+        with pytest.raises(SourceError):
+            build(source, str(out), replace(again, splits={"absent": "train"}))
+        assert tools.digests(out) == before
+        out.rename(moved)
+    moved.rename(out)
     build(source, str(out), ANEW)
     assert tools.digests(out) == fresh
     assert left_beside(out) == []
+
+
+def test_folders_that_a_replacement_left_are_named(old, capsys):
+    out, source, _ = old
+    for name in (".out.vse-new", ".out.vse-old"):
+        (out.parent / name).mkdir()
+    build(source, str(out), SMALL)
+    said = capsys.readouterr().err
+    for name in (".out.vse-new", ".out.vse-old"):
+        assert f"{out.parent / name}: was left by an unfinished --overwrite" in said
+        assert (out.parent / name).is_dir()
+
+
+def test_a_failure_between_two_renames_names_the_former_dataset(old, monkeypatch, tools):
+    out, source, fresh = old
+    rename = type(out).rename
+
+    def fail(path, target):
+        if path.name.endswith(".vse-new"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replacing, "exchange", lambda one, other: False)
+        patch.setattr(type(out), "rename", fail)
+        with pytest.raises(OutputError, match=r"the former dataset is in .*\.out\.vse-old"):
+            build(source, str(out), ANEW)
+    build(source, str(out), ANEW)
+    assert tools.digests(out) == fresh
 
 
 def test_a_source_that_yields_nothing_leaves_no_trace(old, tools):
@@ -169,6 +206,95 @@ def test_a_mount_point_is_filled_in_place_and_said(old, monkeypatch, capsys, too
     build(source, str(out), ANEW)
     assert "the dataset there is removed before the new one is built" in capsys.readouterr().err
     assert tools.digests(out) == fresh
+
+
+@pytest.mark.parametrize("moment", ["a file is removed", "the shards are begun"])
+def test_an_interrupted_replacement_in_place_goes_on_beside_a_text_of_the_owner(
+    moment, old, monkeypatch, capsys, tools
+):
+    """The text was taken for a stranger's file once the manifest was gone."""
+    out, source, fresh = old
+    (out / "README.md").write_text("# Ours\n")
+    monkeypatch.setattr(replacing.os.path, "ismount", lambda path: path == out)
+    with monkeypatch.context() as patch:
+        if moment == "a file is removed":
+            remove, removed = OutputFolder.remove, []
+
+            def die_at_the_third(folder, name):
+                removed.append(name)
+                return die() if len(removed) == 3 else remove(folder, name)
+
+            patch.setattr(OutputFolder, "remove", die_at_the_third)
+        else:
+            patch.setattr(seal, "run_tasks", die)
+        with pytest.raises(Killed):
+            build(source, str(out), ANEW)
+    assert not (out / "manifest.json").exists()
+    build(source, str(out), ANEW)
+    assert (out / "README.md").read_text() == "# Ours\n"
+    (out / "README.md").unlink()
+    assert tools.digests(out) == {n: d for n, d in fresh.items() if n != "README.md"}
+
+
+def test_a_file_put_there_while_it_builds_stays(old, monkeypatch, capsys, tools):
+    out, source, fresh = old
+
+    def put(*arguments, **options):
+        (out / "thesis.tex").write_text("years of work")
+        return seal_before(*arguments, **options)
+
+    seal_before = building.seal
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "seal", put)
+        with pytest.raises(OutputError, match=r"contains other files \(thesis\.tex\)"):
+            build(source, str(out), ANEW)
+    assert f"{out}: is as it was" in capsys.readouterr().err
+    assert (out / "thesis.tex").read_text() == "years of work"
+    (out / "thesis.tex").rename(out.parent / "thesis.tex")
+    assert build(source, str(out), ANEW).built == 0
+    assert tools.digests(out) == fresh
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EDQUOT, errno.EIO, "a file has its name"])
+def test_without_room_beside_it_the_old_dataset_stays(fault, old, monkeypatch, tools):
+    out, source, fresh = old
+    before = tools.digests(out)
+    aside = out.parent / ".out.vse-new"
+    with monkeypatch.context() as patch:
+        if isinstance(fault, int):
+
+            def full(*_, **__):
+                raise OSError(fault, os.strerror(fault))
+
+            patch.setattr(Path, "mkdir", full)
+        else:
+            aside.write_text("")
+        with pytest.raises(OutputError, match=rf"^{aside}: .* cannot be made"):
+            build(source, str(out), ANEW)
+    assert tools.digests(out) == before
+    aside.unlink(missing_ok=True)
+    build(source, str(out), ANEW)
+    assert tools.digests(out) == fresh
+
+
+def test_where_no_folder_may_be_made_beside_it_it_is_filled_in_place(
+    old, monkeypatch, capsys, tools
+):
+    out, source, fresh = old
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    build(source, str(out), ANEW)
+    assert "as no other folder can take its name" in capsys.readouterr().err
+    assert tools.digests(out) == fresh
+
+
+@pytest.mark.parametrize("out", ["/", "//"])
+def test_the_root_of_a_file_system_is_one_line(out, old):
+    with pytest.raises(OutputError, match=r"^/+: "):
+        build(old[1], out, SMALL)
 
 
 def test_the_current_folder_is_filled_in_place(old, monkeypatch, capsys, tools):

@@ -224,10 +224,7 @@ def load_json(path: str) -> Any:
         SourceError: the file cannot be read, or is not JSON.
     """
     try:
-        text = storage.read_bytes(path, 0, _MOST_JSON + 1)
-        if len(text) > _MOST_JSON:
-            raise SourceError(f"{path}: has more than {_MOST_JSON:,} bytes, the limit")
-        return parse_json(text, surrogates=True)
+        return parse_json(storage.read_limited(path, _MOST_JSON), surrogates=True)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:

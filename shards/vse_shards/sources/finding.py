@@ -25,6 +25,7 @@ from vse_shards.sources.splits import find_split
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.jpg", re.IGNORECASE)
 _COCO_YEAR = re.compile(r"(?:^|/|COCO_)(?:train|val|test)20(?:14|15|17)[/_]", re.IGNORECASE)
 _SHOWN = 80  # characters of a name in a message
+_DECODINGS = 3  # of the escapes of a name: %2520 is %20, which is a space
 
 
 class ImageFinder:
@@ -103,7 +104,7 @@ class ImageFinder:
             return False
         return True
 
-    def _look_up(self, name: str) -> tuple[str, list[str]]:
+    def _look_up(self, name: str, decodings: int = _DECODINGS) -> tuple[str, list[str]]:
         """Return the first kind of look-up that finds files, and these, relative to the folder."""
         slashed = name.replace("\\", "/")
         parts = [part for part in slashed.split("/") if part not in ("", ".")]
@@ -115,8 +116,8 @@ class ImageFinder:
             found = [one for one in whole if plain(one) == plain("/".join(parts))]
             if found:
                 return kind, found
-        decoded = unquote(slashed)
-        if decoded != slashed and (found := self._look_up(decoded)[1]):
+        decoded = unquote(slashed) if decodings else slashed
+        if decoded != slashed and (found := self._look_up(decoded, decodings - 1)[1]):
             return "with escapes such as %20 decoded", found
         if found := self._nearest(parts, same):
             return "by the end of their paths", found

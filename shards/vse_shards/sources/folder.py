@@ -45,16 +45,20 @@ class FolderSource:
         path: path of the folder, of a zip of one, or of a ``.txt`` with a path of an image a line,
             whose name may say their split.
         images: folder that the paths of a list are relative to, by default that of the list.
+        allow_outside: read texts that are links out of the folder, or lie beside images outside.
 
     Raises:
         SourceError: there is no such folder, zip or list.
     """
 
     kind: ClassVar[str] = "folder"
-    options: ClassVar[frozenset[str]] = frozenset({"images"})
+    options: ClassVar[frozenset[str]] = frozenset({"allow_outside", "images"})
 
-    def __init__(self, path: str, images: str | None = None) -> None:
+    def __init__(
+        self, path: str, images: str | None = None, *, allow_outside: bool = False
+    ) -> None:
         self.notes = Notes()
+        self._allow_outside = allow_outside
         self._unpacked = Unpacked(self.notes)
         self._list = ""
         if storage.is_folder(path) or not storage.is_file(path):
@@ -140,16 +144,34 @@ class FolderSource:
                 yield Problem(origin, None, split, "malformed row", detail)
                 continue
             image, name = finder.locate(name)
-            stems = _text_stems(reach.unmarked(image.path))
-            texts = (f"{stem}{e}" for stem in stems for end in _ENDS for e in (end, end.upper()))
-            text = next((one for one in texts if storage.file_size(one) >= 0), None)
+            text = self._text_of(image.path)
             if text is not None:
                 yield from self._row(name, image, text, split)
-            elif storage.file_size(image.path) >= 0:
+            elif not reach.is_outside(image.path) and storage.file_size(image.path) >= 0:
                 yield Problem(origin, name, split, "no caption", "there is no .txt beside it")
-            else:  # as a row, so that the build counts it among the missing
+            else:  # as a row, so that the build counts it among those outside, or missing
                 nothing = (Caption(None, ""),)
                 yield Row(split, name, nothing, image, origin, name)
+
+    def _text_of(self, image: str) -> str | None:
+        """Return the path of the text of a list's image as `storage.locate`, None if none is there.
+
+        Beside an image that the build refuses, no text is looked for.
+        """
+        if reach.is_outside(image) and (not self._allow_outside or reach.is_chained(image)):
+            return None
+        stems = _text_stems(reach.unmarked(image))
+        texts = (f"{stem}{e}" for stem in stems for end in _ENDS for e in (end, end.upper()))
+        try:
+            text = next((one for one in texts if storage.file_size(one) >= 0), None)
+        except OSError:  # such as of a protocol that is not installed: so is its image
+            return None
+        if text is None or self._allow_outside:
+            return text
+        # The texts of images/1.jpg may lie in captions/, beside the folder of the list.
+        folders = map(storage.parent, _text_stems(storage.join(self._path, "any")))
+        located = [storage.locate(folder, text) for folder in folders]
+        return next((one for one in located if not reach.is_outside(one)), located[0])
 
     def _lines(self) -> list[bytes]:
         try:
@@ -169,7 +191,12 @@ class FolderSource:
                 yield Problem(text, None, None, "caption for no image", detail)
 
     def _row(self, name: str, image: Location, text: str, split: str) -> Iterator[Row | Problem]:
-        """Yield the row of an image and the text at a path."""
+        """Yield the row of an image and the text at a path, marked if it is outside."""
+        if reach.is_outside(text) and not self._allow_outside:
+            detail = f"{shown(storage.base_name(text))} is a link out of the folder"
+            yield Problem(name, name, split, "outside", f"{detail}; --allow-outside follows it")
+            return
+        text = reach.unmarked(text)
         try:
             data = storage.read_bytes(text)
         except OSError as error:

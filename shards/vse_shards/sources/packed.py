@@ -5,8 +5,10 @@ Rows reach workers as paths and ranges of bytes, which a compressed file does no
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -70,14 +72,13 @@ class Unpacked:
         """Return the folder of a zip's files.
 
         Raises:
-            SourceError: it is damaged or encrypted, or there is no room.
+            SourceError: it is damaged or encrypted, there is no room, or two files that differ
+                have one name.
         """
         try:
             target = Path(self._new(path))
             with storage.open_binary(path) as file, zipfile.ZipFile(file) as archive:
-                for member in archive.infolist():
-                    self._bytes += member.file_size
-                    archive.extract(member, target)
+                self._extract(archive, target, path)
         except FAULTS as error:
             said = " ".join(str(getattr(error, "strerror", None) or error).split())
             raise SourceError(
@@ -85,6 +86,24 @@ class Unpacked:
                 f"another folder): {shown(said)}"
             ) from error
         return str(target)
+
+    def _extract(self, archive: zipfile.ZipFile, target: Path, path: str) -> None:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        needed, free = sum(one.file_size for one in members), shutil.disk_usage(target.parent).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"needs {needed:,} bytes, and {free:,} are free")
+        written: dict[tuple[int, int], zipfile.ZipInfo] = {}
+        for member in members:
+            status = os.stat(archive.extract(member, target))
+            # By the file, as the file system may take a.jpg for A.jpg.
+            earlier = written.setdefault((status.st_dev, status.st_ino), member)
+            if (earlier.CRC, earlier.file_size) != (member.CRC, member.file_size):
+                raise SourceError(
+                    f"{masked(path)}: {shown(earlier.filename)} and {shown(member.filename)} are "
+                    "two files that unpack to one: unpack it yourself, rename one of them, and "
+                    "read the folder"
+                )
+        self._bytes += needed
 
     def tell(self) -> None:
         """Say how much is kept unpacked."""

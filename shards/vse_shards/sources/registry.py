@@ -29,8 +29,8 @@ SOURCES: Registry[Source] = Registry(
 )
 
 # An option of the command by the field that it sets. `wanted` is not here: a build selects splits
-# of any source, and a source that takes the field only saves itself reading the others. Nor is
-# `allow_missing`, which is an option of the build too.
+# of any source, and a source that takes the field only saves itself reading the others. Nor are
+# `allow_missing` and `allow_outside`, which are options of the build too.
 _FLAGS = {
     "images": "--images",
     "columns": "--column",
@@ -55,6 +55,7 @@ class SourceRequest:
         use_images: False omits images that have region features.
         use_regions: False omits region features.
         allow_missing: set parts of the input aside that are incomplete.
+        allow_outside: read files outside the folder of the images.
     """
 
     input: str
@@ -66,6 +67,7 @@ class SourceRequest:
     use_images: bool = True
     use_regions: bool = True
     allow_missing: bool = False
+    allow_outside: bool = False
 
 
 def open_source(kind: str, request: SourceRequest) -> Source:
