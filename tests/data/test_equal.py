@@ -7,6 +7,7 @@ import pytest
 
 from vse_scale.data.equal import joined_ids, shared_captions
 from vse_scale.data.shards import ShardDataset
+from vse_scale.data.staging import StagingOptions
 from vse_scale.inputs.tokens import CaptionTokenizer
 
 from .conftest import build_dataset, photo
@@ -54,3 +55,32 @@ def test_a_batch_of_all_ranks_is_joined_alike(tmp_path) -> None:
     for one, a in zip(joined, words, strict=True):
         assert [one == other for other in joined] == [a == b for b in words]
     assert ids(2, equal_captions="positives") == joined
+
+
+def test_a_rank_announces_the_shards_of_the_whole_batch_whose_captions_it_reads(
+    tmp_path, monkeypatch
+) -> None:
+    """One that it did not would release all others, and end their downloads, at each image."""
+    rng = np.random.default_rng(1)
+    samples = [(photo(rng, 40, 40), [f"a thing number {i}"]) for i in range(16)]
+    folder = build_dataset(tmp_path, {"train": samples}, 2)
+    staging = StagingOptions(str(tmp_path / "cache"))
+    dataset = ShardDataset(folder.as_uri(), "train", staging)
+    tokenizer = CaptionTokenizer.train([texts[0] for _, texts in samples], 80)
+    missed = []
+    read = ShardDataset._tar
+
+    def watched(self, number):
+        missed.extend({number} - self._prepared)
+        return read(self, number)
+
+    monkeypatch.setattr(ShardDataset, "_tar", watched)
+    for kind in ("negatives", "positives"):
+        loader, _ = make(
+            dataset, tokenizer, rank=1, ranks=2, global_batch=4, streams=2, shuffle_window=2,
+            cache_ahead=1, equal_captions=kind,
+        )  # fmt: skip
+        with loader:
+            for _ in range(4):
+                next(loader)
+    assert missed == []

@@ -61,6 +61,7 @@ def make(dataset, tokenizer, *, rank=0, ranks=1, start=(0, 0), seed=SEED, **opti
         last_batch=config.last_batch,
         shard_sizes=dataset.shard_sizes,
         shuffle_window=config.shuffle_window,
+        streams=config.streams,
     )
     loader = Loader(
         dataset,

@@ -22,11 +22,11 @@ from groups import Group
 from ranks import environment_without_launcher
 
 from vse_scale.config import Config
-from vse_scale.errors import OutputError, TrainingError
+from vse_scale.errors import CheckpointError, OutputError, TrainingError, UserError
 from vse_scale.run.lock import RunLock
 from vse_scale.training import supervisor
 from vse_scale.training.contract import FAILURES
-from vse_scale.training.failures import Failure, note, notes
+from vse_scale.training.failures import Failure, OutOfMemory, note, notes, refuse
 from vse_scale.training.stopping import StopRequest, stop_signals
 from vse_scale.training.supervisor import Supervisor
 from vse_scale.world.processes import ALONE
@@ -112,6 +112,26 @@ def test_a_users_mistake_is_not_tried_again(
     assert ending(watched, monkeypatch, [2]) == []
     assert watched.run() == 2
     assert not (watched._folder.path / "lock").exists()
+
+
+@pytest.mark.parametrize("code", [1, 2, 75])
+def test_a_mistake_that_comes_up_while_the_run_stops_is_not_called_a_checkpoint(
+    watched: Supervisor, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """As a disk that is full when a rank, asked to stop, writes its checkpoint."""
+    error: UserError = CheckpointError("cannot be written")
+
+    def launch() -> int:
+        monkeypatch.setenv(FAILURES, watched._environment[FAILURES])
+        watched._hear(signal.SIGTERM, None)
+        refuse(error)
+        return code
+
+    monkeypatch.setattr(watched, "_launch", launch)
+    assert watched.run() == 2
+    watched._stopping, error = False, OutOfMemory("out of memory", "set less")
+    with pytest.raises(OutOfMemory, match="set less"):
+        watched.run()
 
 
 def test_a_second_start_in_one_folder_starts_nothing(

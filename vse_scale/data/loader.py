@@ -235,9 +235,10 @@ class _Assembler:
             epoch, step = position
             batch = self._plan.part(epoch, step, rank, ranks)
             if isinstance(self._dataset, ShardDataset) and self._dataset.remote:
+                # Captions that are compared over all ranks are read of the whole batch.
+                part = {"rank": rank, "ranks": ranks} if self._compares_own_part else {}
                 ahead = self._config.cache_ahead
-                needed = self._plan.shards(epoch, step, ahead, rank=rank, ranks=ranks)
-                self._dataset.prepare(*needed)
+                self._dataset.prepare(*self._plan.shards(epoch, step, ahead, **part))
             # An image of k captions is decoded once, with the random numbers of its first pair.
             k = self._plan.captions_per_image
             leading = batch.pairs[::k]
@@ -248,6 +249,10 @@ class _Assembler:
                 geometry=crop_geometry(crop, self._config.crop_scale, self._config.flip),
             )
             position = self._plan.following(epoch, step)
+
+    @property
+    def _compares_own_part(self) -> bool:
+        return self._config.equal_captions == "negatives"
 
     def batches(self, source: _Source) -> Generator[Batch]:
         """Yield a batch per decoded request; close the source at the end."""
@@ -297,7 +302,7 @@ class _Assembler:
         self, batch: PlannedBatch, epoch: int, step: int, rank: int
     ) -> tuple[list[str], Indices]:
         """Return the captions of a rank's part of a batch, and ids of their images (P,)."""
-        if self._config.equal_captions == "negatives":
+        if self._compares_own_part:
             return self._texts(batch.pairs), np.ascontiguousarray(batch.pairs[:, 0])
         # Captions are compared over all ranks, so that each comes to the same ids.
         whole = self._plan.batch(epoch, step).pairs

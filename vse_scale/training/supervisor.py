@@ -109,14 +109,14 @@ class Supervisor:
             # A rank can abort while it is torn down, after its work.
             if code == 0 or os.path.exists(done):
                 return 0
-            if self._stopping:
-                break
             refused = refusal(left)
             if isinstance(refused, OutOfMemory):
                 raise refused
             # The launcher's code is that of the rank that left first.
             if refused or code == UserError.exit_code:
                 return UserError.exit_code
+            if self._stopping:  # asked to, and checkpointed
+                break
             former, failures = failures, notes(left)
             self._check_worth(code, killed, former & failures)
             restarts = 0 if self._newest_checkpoint() != before else restarts + 1
