@@ -3,6 +3,10 @@
 # Nothing is imported from the folder that sbatch was called in.
 export PYTHONSAFEPATH=1
 
+# sbatch hands on what the shell had that called it, as the rank and the meeting place of another run.
+unset MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK LOCAL_SIZE LOCAL_WORLD_SIZE \
+  TORCHELASTIC_RUN_ID CROSS_RANK
+
 # From SLURM 22.05 on srun does not take over what sbatch was told, and would bind a task to one core.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
@@ -55,18 +59,25 @@ stage() {
 }
 
 # Copies what a folder lacks, below one that is the user's alone: `copy_missing FROM OWN TO`. A file
-# has another name until it is whole: a job may be killed, or a second one of this node read there.
+# has another name until it is whole: a job may be killed, or a second one read there. Where locks do
+# not work each job copies for itself, under a name of its own.
 copy_missing() {
-  mkdir -p -m 700 "$2" && mkdir -p "$3" && cd "$1" || return
+  set -o pipefail
+  mkdir -p -m 700 "$2" || return
   if [ ! -O "$2" ]; then
     echo "$2 on $(hostname) belongs to another user; set VSE_LOCAL to a folder of your own" >&2
     return 2
   fi
-  exec 9>>"$3/.lock"
-  flock 9
+  mkdir -p "$3" && cd "$1" && exec 9>>"$3/.lock" || return
+  local here
+  here=.part.$(hostname)
+  if flock 9; then # what killed jobs of this node left
+    find "$3" -type f -name "*$here.*" -delete
+  fi
   find -L . -type f ! -name .lock -print0 | while IFS= read -r -d '' file; do
     [ "$(stat -Lc %s "$file")" != "$(stat -c %s "$3/$file" 2>/dev/null)" ] || continue
-    mkdir -p "$3/${file%/*}" && cp "$file" "$3/$file.part" && mv "$3/$file.part" "$3/$file" || exit
+    part=$3/$file$here.$SLURM_JOB_ID
+    mkdir -p "$3/${file%/*}" && cp "$file" "$part" && mv "$part" "$3/$file" || exit
   done
 }
 
@@ -87,8 +98,8 @@ announce() {
 # Runs a job step until the run is complete: `supervise RUN COMMAND...`
 #   0    complete
 #   2    a mistake that the user can mend: starting again would not
-#   75   asked to stop (time limit, preemption) and checkpointed: back into the queue, at most three
-#        times in a row without a new checkpoint
+#   75   asked to stop (time limit, preemption) and checkpointed, or the storage failed for a while:
+#        back into the queue, at most three times in a row without a new checkpoint
 #   else a rank or a node died: start again in this allocation, at most three times in a row
 #        without a new checkpoint
 supervise() {
@@ -123,7 +134,7 @@ requeue() {
   mkdir -p "$run" && echo "$count" >"$kept"
   if [ "$count" -gt 3 ]; then
     echo "the job ended $count times without a new checkpoint; raise --time, or lower" \
-      "run.checkpoint_steps" >&2
+      "run.checkpoint_steps, or see to the storage where an error above names one" >&2
     return 1
   fi
   scontrol requeue "$SLURM_JOB_ID"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ SCRIPTS = ("train.sbatch", "deepspeed.sbatch")
 
 # Each call takes the next exit code, after it has trained as far as the next checkpoint, if any.
 SRUN = """#!/usr/bin/env bash
+env >"$LOG/environment"
 echo "restarts=$VSE_SCALE_RESTARTS cores=$SRUN_CPUS_PER_TASK ${*//$'\n'/ }" >>"$LOG/srun"
 n=$(($(wc -l <"$LOG/srun") - 1))
 codes=($CODES) checkpoints=($CHECKPOINTS)
@@ -27,6 +29,7 @@ exit "${codes[n]}"
 # As strict as the command: a configuration of this name has a mistake in it.
 CHECK = """#!/usr/bin/env bash
 echo "$*" >>"$LOG/checked"
+env >"$LOG/environment-of-check"
 [[ $* != *mistake* ]] || exit 2
 """
 SCONTROL = """#!/usr/bin/env bash
@@ -189,6 +192,7 @@ def test_requeues_that_bring_nothing_are_counted(tmp_path: Path) -> None:
     job = submit(tmp_path, "train.sbatch", codes="75")
     assert (job.code, job.requeues) == (1, [])
     assert "4 times without a new checkpoint; raise --time" in job.said
+    assert "or see to the storage where an error above names one" in job.said
 
 
 def test_a_new_checkpoint_sets_the_count_back(tmp_path: Path) -> None:
@@ -229,3 +233,83 @@ def test_nothing_is_imported_from_the_folder_of_the_job(tmp_path: Path) -> None:
     text = (ROOT / "launch" / "slurm" / "common.sh").read_text()
     assert "export PYTHONSAFEPATH=1" in text
     assert "telemetry.address=0.0.0.0 run.dir=" in (tmp_path / "srun").read_text()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_place_of_another_run_in_the_submitting_shell_is_none_of_this_one(
+    tmp_path: Path, script: str
+) -> None:
+    """sbatch hands a shell's variables on: ranks met on its machine, or were refused."""
+    place = {
+        "MASTER_ADDR": "elsewhere", "MASTER_PORT": "1", "RANK": "3", "WORLD_SIZE": "4",
+        "LOCAL_RANK": "3", "LOCAL_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "CROSS_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "x",
+    }  # fmt: skip
+    assert submit(tmp_path, script, codes="0", **place).code == 0
+    for name, own in (("environment-of-check", {}), ("environment", {"MASTER_ADDR": "n1"})):
+        seen = dict(re.findall(r"^(\w+)=(.*)$", (tmp_path / name).read_text(), re.MULTILINE))
+        own = own if script == "deepspeed.sbatch" else {}
+        left = {key: seen[key] for key in place if key in seen and key != "MASTER_PORT"}
+        assert left == own, name
+
+
+def copied(folder: Path, *, own: Path | None = None, **programs: str) -> tuple[int, str]:
+    """Copy ``folder / "shared"`` to ``folder / "disk" / "data"``; programs are stand-ins."""
+    commands = folder / "bin"
+    commands.mkdir(exist_ok=True)
+    for name, text in programs.items():
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    disk = own or folder / "disk"
+    ended = subprocess.run(
+        ["bash", "-c", '. launch/slurm/common.sh; copy_missing "$@"', "stage",
+         folder / "shared", disk, disk / "data"],
+        env={"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
+        capture_output=True, text=True, timeout=60, cwd=ROOT,
+    )  # fmt: skip
+    return ended.returncode, ended.stderr
+
+
+def test_a_copy_that_lacks_files_is_no_success(tmp_path: Path) -> None:
+    """As where a folder of the dataset cannot be read."""
+    dataset(tmp_path / "shared", "{}")
+    part_of_it = "#!/bin/sh\nprintf './manifest.json\\0'\nexit 1\n"
+    assert copied(tmp_path, find=part_of_it)[0] == 1
+    (tmp_path / "bin" / "find").unlink()
+    assert copied(tmp_path) == (0, "")
+    assert (tmp_path / "disk" / "data" / "manifest.json").read_text() == "{}"
+
+
+def test_two_jobs_write_no_file_together_where_locks_do_not_work(tmp_path: Path) -> None:
+    dataset(tmp_path / "shared", "{}")
+    other = tmp_path / "disk" / "data" / "manifest.json.part"
+    copying = f"""#!/bin/sh
+echo "$2" >>{tmp_path}/parts
+exec /bin/cp "$@"
+"""
+    assert copied(tmp_path, cp=copying, flock="#!/bin/sh\nexit 1\n")[0] == 0
+    (tmp_path / "disk" / "data" / "manifest.json").unlink()
+    (tmp_path / "bin" / "flock").unlink()
+    left = Path(f"{other}.{socket.gethostname()}.5")  # of a job that was killed
+    left.touch()
+    elsewhere = Path(f"{other}.elsewhere.5")
+    elsewhere.touch()
+    assert copied(tmp_path)[0] == 0
+    assert set((tmp_path / "parts").read_text().split()) == {
+        f"{other.parent}/./{other.name}.{socket.gethostname()}.7"
+    }
+    assert not left.exists()
+    assert elsewhere.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, for a folder of another user's")
+def test_a_folder_of_another_user_is_one_line(tmp_path: Path) -> None:
+    dataset(tmp_path / "shared", "{}")
+    (tmp_path / "disk").mkdir()
+    os.chown(tmp_path / "disk", 1234, 1234)
+    code, said = copied(tmp_path)
+    assert code == 2
+    assert said.endswith("belongs to another user; set VSE_LOCAL to a folder of your own\n")
+    assert said.count("\n") == 1
+    assert list((tmp_path / "disk").iterdir()) == []
+    assert copied(tmp_path, own=tmp_path / "mine") == (0, "")

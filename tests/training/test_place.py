@@ -45,6 +45,8 @@ def place(environment: dict[str, str]) -> tuple[int, int, int]:
         (HYDRA, (1, 2, 1)),
         # srun --mpi=pmix
         ({**TASK, "PMIX_RANK": "3"}, (3, 4, 1)),
+        # srun --mpi=pmi2, or MpiDefault=pmi2
+        ({**TASK, "PMI_RANK": "3", "PMI_SIZE": "4"}, (3, 4, 1)),
         # mpirun in a SLURM job starts its helpers by srun, one a node.
         ({**TASK, **OPEN_MPI}, (1, 2, 1)),
         # A wrapper below srun that exports what SLURM says.
@@ -107,6 +109,9 @@ def test_a_shell_is_no_rank(environment: dict[str, str]) -> None:
         ({**TASK, **TORCH, "RANK": "0", "WORLD_SIZE": "1"}, ["WORLD_SIZE is 1", "SLURM_NTASKS is"]),
         ({**OPEN_MPI, "PMIX_RANK": "0"}, ["PMIX_RANK is 0", "OMPI_COMM_WORLD_RANK is 1"]),
         ({**TASK, "WORLD_SIZE": "8"}, ["WORLD_SIZE is 8", "SLURM_NTASKS is 4"]),
+        # Processes of an mpirun that names no local ranks, one of them below each task.
+        ({**TASK, "PMI_RANK": "1", "PMI_SIZE": "4"}, ["PMI_RANK is 1", "LOCAL_RANK"]),
+        ({**JOB, "PMI_RANK": "0", "PMI_SIZE": "4"}, ["PMI_RANK is 0", "LOCAL_RANK"]),
         # No numbers, or impossible ones.
         ({**TORCH, "RANK": "one"}, ["RANK is 'one'"]),
         ({**TORCH, "RANK": "-1"}, ["RANK is '-1'"]),
@@ -147,6 +152,7 @@ def test_tasks_meet_on_the_first_node_of_their_step() -> None:
     assert 20_000 <= port < 30_000
     assert find_place({**TASK, "SLURM_PROCID": "2"}).master == (host, port)
     assert find_place({**TASK, "SLURM_STEP_ID": "1"}).master != (host, port)
+    assert find_place({**TASK, "PMI_RANK": "3", "PMI_SIZE": "4"}).master == (host, port)
     alone = find_place({**TASK, "SLURM_JOB_NODELIST": "gpu-03"}).master
     assert alone == ("127.0.0.1", port)
     assert find_place({**TASK, **MEET}).master == ("n1", 3000)

@@ -135,8 +135,16 @@ def _outer(environment: Mapping[str, str]) -> tuple[_Found, int]:
     for launcher in (_OPEN_MPI, _MPICH):
         found = _read(launcher, environment)
         if found.rank is not None or found.ranks is not None:
-            return found, 0
+            return (found if found.local_rank else _of_task(found, environment)), 0
     return _slurm(environment)
+
+
+def _of_task(found: _Found, environment: Mapping[str, str]) -> _Found:
+    """Return what SLURM says of its own task, which ``srun --mpi=pmi2`` gives MPI's names too."""
+    slurm, _ = _slurm(environment)
+    same = slurm.rank and slurm.ranks and found.rank and found.ranks
+    same = same and (slurm.rank[1], slurm.ranks[1]) == (found.rank[1], found.ranks[1])
+    return slurm if same else found
 
 
 def _slurm(environment: Mapping[str, str]) -> tuple[_Found, int]:
