@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vse_scale.errors import OutputError
+from vse_scale.errors import OutputError, StorageError
 from vse_shards.system import exchange
 
 PARTIAL = ".partial"
@@ -93,10 +93,14 @@ def stays_unwritable(error: OSError) -> bool:
     return error.errno in _REMEDIES
 
 
-def unwritable(what: str, error: OSError) -> OutputError:
-    """Return the error that says that ``what`` cannot be written, and the remedy."""
+def unwritable(what: str, error: OSError) -> OutputError | StorageError:
+    """Return the error that says that ``what`` cannot be written, and the remedy.
+
+    What need not be so at the next try is a StorageError.
+    """
+    kind = OutputError if stays_unwritable(error) else StorageError
     reason = error.strerror or str(error)
-    return OutputError(f"{what}: cannot be written ({reason}); {remedy_of(error)}")
+    return kind(f"{what}: cannot be written ({reason}); {remedy_of(error)}")
 
 
 def remedy_of(error: OSError) -> str:

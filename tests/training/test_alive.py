@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from vse_scale.config import Config
+from vse_scale.data import staging
+from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import OutputError
 from vse_scale.run.lock import RunLock
-from vse_scale.training import alive, supervisor
+from vse_scale.training import alive, setup, supervisor
 from vse_scale.training.alive import Silence, long_work, tell_alive
 from vse_scale.training.contract import FAILURES
 from vse_scale.training.supervisor import Supervisor
@@ -87,6 +89,7 @@ def test_one_rank_that_hangs_is_killed_and_started_again(
     (tmp_path / "hangs.py").write_text(HANGS)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(supervisor, "_RANK", "stand_in")
+    monkeypatch.setattr(supervisor, "HEARTBEAT_SECONDS", 0.1)
     popen = subprocess.Popen
     monkeypatch.setattr(
         supervisor.subprocess,
@@ -98,7 +101,42 @@ def test_one_rank_that_hangs_is_killed_and_started_again(
         watched.run()
     said = caplog.text
     assert said.count("no rank got on with its work for") == 2
+    assert "raise engine.timeout_seconds if the storage is only slow" in said
     assert "starting it again" in said
+
+
+def test_long_work_has_told_before_it_is_taken_for_a_hang(tmp_path: Path) -> None:
+    short = {"data": {"path": "none"}, "run": {"dir": "r"}, "engine": {"timeout_seconds": 1}}
+    assert Supervisor(Config.parse(short), [], ranks=1, max_restarts=0)._patience > 2 * 7.9
+
+
+def test_a_rank_that_waits_for_a_slow_storage_is_alive(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each block that has come, and after each dataset that was opened."""
+    monkeypatch.setattr(staging, "_BLOCK", 500)
+    monkeypatch.setenv(FAILURES, str(tmp_path))
+    config = Config.parse(
+        {
+            "data": {"path": scenes.as_uri(), "cache_dir": str(tmp_path / "cache")},
+            "run": {"dir": str(tmp_path / "run")},
+        }
+    )
+    signs: list[float] = []
+    monkeypatch.setattr(setup, "tell_alive", lambda: signs.append(time.monotonic()))
+    dataset, validation, _ = setup.open_data(config, 1)
+    opened = len(signs)
+    assert isinstance(dataset, ShardDataset)
+    assert validation is not None
+    indices = sum(path.stat().st_size for path in scenes.glob("*.idx"))
+    assert opened > indices / 500
+    size = dataset.image_bytes(0).size
+    assert len(signs) - opened > size / 500
+
+    local = Config.parse({"data": {"path": str(scenes)}, "run": {"dir": str(tmp_path / "run")}})
+    signs.clear()
+    setup.open_data(local, 1)
+    assert len(signs) == 4
 
 
 def test_a_folder_that_was_removed_ends_the_run_in_a_line(tmp_path: Path) -> None:

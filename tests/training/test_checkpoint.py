@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from vse_scale.config import Config
-from vse_scale.errors import CheckpointError
+from vse_scale.errors import CheckpointError, StorageError
+from vse_scale.run.lock import RunLock
 from vse_scale.training.checkpoint import (
     TENSORS,
     Checkpoints,
@@ -20,6 +24,8 @@ from vse_scale.training.checkpoint import (
     RunState,
     finished_checkpoints,
 )
+from vse_scale.training.resumed import newest_checkpoint, owned
+from vse_scale.training.setup import load_config
 from vse_scale.world.processes import ALONE
 
 CONFIG = Config.parse({"data": {"path": "shards"}, "run": {"dir": "out"}})
@@ -41,8 +47,9 @@ def test_the_newest_comes_back_with_its_state(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     assert checkpoints.newest() is None
     save(checkpoints, 3)
-    path = save(checkpoints, 12)
-    assert checkpoints.newest() == (path, dataclasses.replace(STATE, step=12))
+    state = dataclasses.replace(STATE, step=12, parts=("a", "b"))
+    path = checkpoints.save(SmallEngine(), state, ALONE)
+    assert checkpoints.newest() == (path, state)
     assert torch.equal(load_file(path / TENSORS)["model.weight"], torch.arange(500.0))
 
 
@@ -143,9 +150,63 @@ def test_a_full_disk_leaves_the_one_before_and_says_so(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_disk_that_fails_for_a_while_is_no_mistake_of_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Its exit code lets the supervisor, or SLURM, start the run again."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    whole = save(checkpoints, 1)
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vse_scale.training.checkpoint.save_file", fail)
+        with pytest.raises(StorageError, match=r"cannot be written .*step-00000001 stays"):
+            save(checkpoints, 2)
+        patched.setattr(os, "listdir", fail)
+        with pytest.raises(StorageError, match=r"cannot be read .*; look at the disk") as caught:
+            checkpoints.newest()
+        assert caught.value.exit_code == 75
+        with pytest.raises(StorageError):
+            newest_checkpoint(checkpoints, ALONE)
+    with RunLock(tmp_path / "run") as lock, monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", fail)
+        with pytest.raises(StorageError, match=r"cannot be written .*; look at the disk"):
+            lock.check()
+        patched.setattr(Path, "mkdir", fail)
+        config = Config.parse({"data": {"path": "d"}, "run": {"dir": str(tmp_path / "other")}})
+        with pytest.raises(StorageError), owned(config, ALONE):
+            pass
+    assert checkpoints.newest() == (whole, dataclasses.replace(STATE, step=1))
+
+
 def test_another_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="fingerprint ffffffffffff, but shards has 000000"):
         STATE.check(CONFIG, "0" * 64, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a b/one", ["/a/one", "/b, [two]", "c's"], "s3://key:secret@host/one", "s3://host/one"],
+)
+def test_what_is_said_of_a_dataset_that_has_grown_goes_on_with_it(
+    tmp_path: Path, path: str | list[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    given = {"data": {"path": path}, "run": {"dir": "out"}}
+    recipe.write_text(json.dumps(given))
+    with pytest.raises(CheckpointError) as caught:
+        STATE.check(Config.parse(given), "0" * 64, tmp_path, lambda *_: True)
+    said = str(caught.value)
+    assert "secret" not in said
+    words = shlex.split(said.split("rows appended: ")[1].split(" goes on with")[0])
+    changed = words[1:] if words[0] == "--resume-with" else []
+    config = load_config(str(recipe), words if not changed else [], 1, changed)
+    assert config.data == Config.parse(given).data
+    with pytest.raises(CheckpointError, match="kept no length of an epoch"):  # what comes next
+        STATE.check(config, "0" * 64, tmp_path, lambda *_: True)
 
 
 def test_another_configuration_is_refused_and_the_difference_named(tmp_path: Path) -> None:

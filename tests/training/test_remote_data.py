@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from commandline import vse_scale
@@ -12,6 +14,7 @@ from commandline import vse_scale
 from vse_scale.config import Config
 from vse_scale.errors import ConfigError
 from vse_scale.run.journal import read_journal
+from vse_scale.training import setup
 from vse_scale.training.setup import open_data
 
 # Imported by every rank at its start: notes what is opened at the source.
@@ -78,6 +81,24 @@ def test_two_ranks_train_on_a_url_as_on_the_folder_and_fetch_each_shard_once(
     assert result.returncode == 0, result.stderr[-4000:]
     index = json.loads((tmp_path / "embedded" / "index.json").read_text())
     assert index["source"] == {"data": scenes.as_uri(), "split": "val"}
+
+
+def test_each_rank_fetches_ahead_in_the_streams_of_its_part(
+    scenes: Path,
+) -> None:
+    """A cache with room for one of them ended in the midst of a run, with all shards in use."""
+    plan: Any = SimpleNamespace(streams=2, shards_within=lambda _: 4)
+    dataset: Any = SimpleNamespace(room=lambda shards: shards * 10**9)
+
+    def check(ranks: int, gigabytes: float) -> None:
+        data = {"path": scenes.as_uri(), "cache_ahead": 3, "cache_gb": gigabytes}
+        config = Config.parse({"data": data, "run": {"dir": "r"}})
+        setup._check_cache(config, plan, dataset, None, ranks)
+
+    for ranks, fits in ((1, 7), (2, 10), (3, 10)):
+        check(ranks, fits)
+        with pytest.raises(ConfigError, match=f"take up to {fits}.0 of it|takes up to {fits}.0"):
+            check(ranks, fits - 0.5)
 
 
 def test_a_cache_that_cannot_hold_a_window_is_refused_at_once(

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,13 +24,23 @@ from safetensors import SafetensorError
 from vse_scale.config import Config
 from vse_scale.errors import OutputError, TrainingError
 from vse_scale.files import unwritable, whole_folder
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.run.folder import RunFolder
 from vse_scale.run.journal import Journal, read_journal
 from vse_scale.run.records import EvaluationRecord, StepRecord
-from vse_scale.training import resumed
+from vse_scale.training import resumed, setup
 from vse_scale.training.checkpoint import RunState, finished_checkpoints
 from vse_scale.training.failures import explained
-from vse_scale.training.resumed import best_that_counts, lacks_validation, results_of
+from vse_scale.training.resumed import (
+    Resumed,
+    best_that_counts,
+    lacks_validation,
+    results_of,
+    resume,
+)
+from vse_scale.training.schedule import Schedule
+from vse_scale.training.trainer import Trainer
+from vse_scale.world.processes import ALONE, World
 
 STATE = RunState(
     step=48,
@@ -250,3 +263,101 @@ def test_memory_that_is_all_is_told_to_the_supervisor_with_its_parts(
         assert f"{part} " in said
     assert "set engine.micro_batches=4 (is 1)" in said
     assert "\n" not in said
+
+
+def grown(
+    tmp_path: Path, step: int, world: World = ALONE, *, best: int | None = 10, shards: int = 2
+) -> tuple[Config, Resumed, Any]:
+    """A run of 10 steps an epoch that goes on from ``step`` with 20; the split had two shards."""
+    config = Config.parse(
+        {"data": {"path": "d"}, "eval": {"patience": 1},
+         "run": {"dir": str(tmp_path), "resume_with": ["data.path"]}}
+    )  # fmt: skip
+    then = replace(
+        STATE, step=step, fingerprint="then", config=config.recorded(), steps_per_epoch=10,
+        best_step=best, best_rsum=None if best is None else 71.0, stale=0,
+    )  # fmt: skip
+    fresh = replace(then, step=0, fingerprint="now", steps_per_epoch=20)
+    dataset: Any = SimpleNamespace(
+        fingerprint="now", fingerprints=("now",), grew_from=lambda found, parts: found == "then"
+    )
+    validation: Any = SimpleNamespace(
+        split="val", fingerprint="now", former={"then": 2}, shard_sizes=[9] * shards
+    )
+    found = resume((tmp_path / "step", then), fresh, config, dataset, validation, world)
+    return config, found, validation
+
+
+@pytest.mark.parametrize(
+    ("step", "best", "shards", "validated"),
+    [
+        (15, 10, 2, []),  # in the midst of an epoch, where none is due
+        (5, None, 2, []),
+        (20, 10, 2, [1]),  # at its end, and the run was stopped before
+        (15, 10, 3, [1]),  # the best model counts no more
+    ],
+)
+def test_a_dataset_that_grew_in_an_epoch_makes_no_validation_due(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    best: int | None,
+    shards: int,
+    validated: list[int],
+) -> None:
+    """One before the new rows are trained on would be worse, and end a run of little patience."""
+    run = folder(tmp_path, validated=(9,))
+    config, resumed_run, validation = grown(tmp_path, step, best=best, shards=shards)
+    trainer = object.__new__(Trainer)
+    trainer.config, trainer.world, trainer.folder, trainer.validation = (
+        config, ALONE, run, validation,
+    )  # fmt: skip
+    trainer.state, trainer._resumed = resumed_run.state, resumed_run
+    trainer.schedule = Schedule(config, 20, trainer.state.shift)
+    assert trainer.schedule.place(step)[1] == 0
+    epochs: list[int] = []
+    monkeypatch.setattr(trainer, "_evaluate", lambda epoch, _: epochs.append(epoch) or True)
+    monkeypatch.setattr(trainer, "_save", lambda: None)
+    stop: Any = None
+    assert trainer._caught_up(stop)
+    assert epochs == validated
+
+
+def test_that_a_split_has_grown_is_said_by_one_rank(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder(tmp_path)
+
+    class Other(World):
+        def from_main(self, value: Any) -> Any:
+            return main.state
+
+    _, main, _ = grown(tmp_path, 15, shards=3)
+    _, found, _ = grown(tmp_path, 15, Other(rank=1, ranks=2), shards=3)
+    assert found.state == main.state
+    assert found.best_is_lost
+    assert caplog.text.count("split val has grown too") == 1
+
+
+def test_a_lost_tokenizer_is_that_of_the_best_model_and_never_one_of_other_words(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a dataset that has grown another would be made, kept, and then refused at each start."""
+    texts = ["a dog"] * 9
+    monkeypatch.setattr(setup, "caption_texts", lambda _: texts)
+    run, dataset = RunFolder(Path(config.run.dir)), Any
+    first = setup.prepare_tokenizer(config, dataset, run, ALONE)
+    first.save(run.model_folder)
+    shutil.rmtree(run.tokenizer_folder)
+    texts += ["two cats"] * 9
+    again = setup.prepare_tokenizer(config, dataset, run, ALONE, first.digest())
+    assert again.digest() == first.digest()
+    assert CaptionTokenizer.load(run.tokenizer_folder).digest() == first.digest()
+
+    for lost in (run.tokenizer_folder, run.model_folder):
+        shutil.rmtree(lost)
+    other = setup.prepare_tokenizer(config, dataset, run, ALONE, first.digest())
+    assert other.digest() != first.digest()
+    assert not run.tokenizer_folder.exists(), "and the one of a backup can be put there"
+    assert setup.prepare_tokenizer(config, dataset, run, ALONE).digest() == other.digest()
+    assert run.tokenizer_folder.is_dir()

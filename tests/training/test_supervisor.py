@@ -18,15 +18,25 @@ from pathlib import Path
 
 import psutil
 import pytest
+import typer
 from groups import Group
 from ranks import environment_without_launcher
 
+from vse_scale.commands import train as command
 from vse_scale.config import Config
-from vse_scale.errors import CheckpointError, OutputError, TrainingError, UserError
+from vse_scale.errors import (
+    CheckpointError,
+    OutputError,
+    StorageError,
+    TrainingError,
+    UserError,
+)
 from vse_scale.run.lock import RunLock
-from vse_scale.training import supervisor
+from vse_scale.training import __main__ as rank
+from vse_scale.training import setup, supervisor
 from vse_scale.training.contract import FAILURES
 from vse_scale.training.failures import Failure, OutOfMemory, note, notes, refuse
+from vse_scale.training.setup import load_config
 from vse_scale.training.stopping import StopRequest, stop_signals
 from vse_scale.training.supervisor import Supervisor
 from vse_scale.world.processes import ALONE
@@ -75,6 +85,34 @@ def test_a_storage_that_stays_away_is_left_to_who_starts_the_command_again(
     assert len(pauses) == 9
 
 
+def test_a_disk_that_fails_between_two_starts_is_tried_again(
+    watched: Supervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A network file system's error ended the supervisor, and with it the run, as a mistake."""
+    found: list[Path | StorageError | None] = [
+        StorageError("x: cannot be read (Stale file handle)"),
+        None,
+        None,
+        Path("step-1"),
+    ]
+    found += [None, None] + [StorageError("x")] * 11
+
+    def newest() -> Path | None:
+        now = found.pop(0)
+        if isinstance(now, StorageError):
+            raise now
+        return now
+
+    pauses = ending(watched, monkeypatch, [1, 1, 2])
+    monkeypatch.setattr(watched, "_newest_checkpoint", newest)
+    # One that cannot be looked for, none, a new one, and a mistake whose folder cannot be read.
+    assert watched.run() == 2
+    assert pauses == [1, 2, 0]
+    assert "Stale file handle" in caplog.text
+    assert watched.run() == 75
+    assert (len(pauses), found) == (12, [])
+
+
 def test_a_death_after_a_new_checkpoint_is_no_reason_to_wait(
     watched: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +142,39 @@ def test_a_rank_that_the_system_killed_for_its_memory_is_not_started_again(
     with pytest.raises(TrainingError, match=r"for lack of memory; .*engine\.micro_batches"):
         watched.run()
     assert pauses == []
+
+
+def test_what_a_run_changes_reaches_its_ranks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where no supervisor is: the option stands where a script of SLURM's puts it."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{data: {path: d}, run: {dir: r}}")
+    changed = ["optim.lr=1e-5", "optim.drop_epochs=[20,25]"]
+    started: list[tuple[Config, list[str]]] = []
+    monkeypatch.setattr(setup, "check_run", lambda *_: None)
+    monkeypatch.setattr(
+        command, "_supervised", lambda config, words, *_: started.append((config, words))
+    )
+    with pytest.raises(typer.Exit):
+        command.train(
+            recipe, ["run.seed=3"], ranks=1, max_restarts=0, resume_with=changed, dry_run=False
+        )
+    ((config, words),) = started
+    assert config.run.resume_with == ("optim.lr", "optim.drop_epochs")
+
+    ranks: list[Config] = []
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(rank, "_settle", lambda _: None)
+    monkeypatch.setattr(
+        rank, "_train", lambda given, keys, more, _: ranks.append(load_config(given, keys, 1, more))
+    )
+    options = [word for setting in changed for word in ("--resume-with", setting)]
+    for given in (words, ["--config", str(recipe), *options, "run.seed=3"],
+                  ["--config", str(recipe), "run.dir=r", *options, "run.seed=3"]):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["rank", *given])
+        rank.main()
+    assert ranks == [config] * 3
 
 
 def test_a_users_mistake_is_not_tried_again(

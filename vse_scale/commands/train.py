@@ -48,7 +48,7 @@ def train(
     """
     from vse_scale.world.place import find_place
 
-    arguments = [*(overrides or []), *_changed(resume_with or [])]
+    arguments, changed = overrides or [], resume_with or []
     place = find_place(os.environ)
     if place.launched and not dry_run:
         if ranks not in (None, place.ranks):
@@ -58,12 +58,12 @@ def train(
             )
         from vse_scale.training.__main__ import run_rank
 
-        raise typer.Exit(run_rank(str(config), arguments))
+        raise typer.Exit(run_rank(str(config), arguments, changed))
     log.info("checking the configuration, the dataset and the run's folder")
     from vse_scale.training.setup import check_run, load_config
 
     processes = ranks or _one_per_gpu()
-    checked = load_config(str(config), arguments, processes)
+    checked = load_config(str(config), arguments, processes, changed)
     if dry_run:
         from vse_scale.training.dry_run import describe_run
 
@@ -75,7 +75,8 @@ def train(
             "srun vse-scale train ... starts a rank per task", place.idle_tasks,
         )  # fmt: skip
     check_run(checked, processes)
-    command = ["--config", str(config), *arguments]
+    options = [f"--resume-with={setting}" for setting in changed]
+    command = ["--config", str(config), *options, *arguments]
     raise typer.Exit(_supervised(checked, command, processes, max_restarts))
 
 
@@ -100,16 +101,6 @@ def _parts(config: Config, ranks: int) -> str | None:
         return memory_line(config, ranks, cuda=torch.cuda.is_available(), tokens=TOKENS)
     except Exception:  # the line must come, whatever the count meets
         return None
-
-
-def _changed(settings: list[str]) -> list[str]:
-    """Return the overrides that change ``settings``, key=value, where the run goes on."""
-    if not settings:
-        return []
-    from vse_scale.config import Config
-    from vse_scale.config.resume import keys_on_purpose
-
-    return [*settings, f"run.resume_with=[{', '.join(keys_on_purpose(settings, Config))}]"]
 
 
 def _one_per_gpu() -> int:

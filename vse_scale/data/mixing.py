@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import DatasetError
 from vse_shards.manifest import Manifest
 from vse_shards.storage import is_url
+
+_MOST_MIXTURES = 1 << 20  # former ones that are looked through
 
 __all__ = ["Dataset", "MixedDataset", "caption_texts", "folder_with", "open_datasets"]
 
@@ -51,10 +54,23 @@ class MixedDataset:
         return int(self._first[-1])
 
     @property
-    def former(self) -> Collection[str]:
-        """Fingerprints of the mixtures that this one begins with, dataset by dataset."""
-        choices = ((*part.former, part.fingerprint) for part in self.parts)
-        return {_joined(chosen) for chosen in itertools.product(*choices)} - {self.fingerprint}
+    def fingerprints(self) -> tuple[str, ...]:
+        """Digest of each dataset folder, in order."""
+        return tuple(part.fingerprint for part in self.parts)
+
+    def grew_from(self, fingerprint: str, parts: Sequence[str] = ()) -> bool:
+        """Return whether this mixture is a former one with rows appended to its datasets.
+
+        Args:
+            fingerprint: of the former mixture.
+            parts: fingerprints of its datasets; none where nobody knows them.
+        """
+        choices = [(part.fingerprint, *reversed(part.former)) for part in self.parts]
+        if parts:
+            return len(parts) == len(choices) and all(map(operator.contains, choices, parts))
+        # The newest first, and no more than take seconds: n appends to each of d are (n + 1)^d.
+        tried = itertools.islice(itertools.product(*choices), 1, _MOST_MIXTURES)
+        return any(_joined(chosen) == fingerprint for chosen in tried)
 
     def check_holds(self, kind: Kind, remedy: str | None = None) -> None:
         """Raise DatasetError unless every sample has an image, or region features.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +123,15 @@ class ShardDataset:
             if "fingerprint" in addition and "shards" in addition
         }
 
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Digest of each dataset folder: of this one alone."""
+        return (self.fingerprint,)
+
+    def grew_from(self, fingerprint: str, parts: Sequence[str] = ()) -> bool:
+        """Return whether this is the dataset of that fingerprint with rows appended."""
+        return fingerprint in self.former
+
     def _open_cache(self, url: str, options: StagingOptions) -> None:
         self._ahead = options.ahead
         folder = Path(options.folder) if options.folder else default_folder()
@@ -138,6 +147,7 @@ class ShardDataset:
             options.limit_bytes,
             folder_name=options.folder_name,
             limit_name=options.limit_name,
+            on_block=options.on_block,
         )
         weakref.finalize(self, self._cache.close)
 

@@ -31,6 +31,10 @@ _TRIES = 2  # of a download whose bytes are not the manifest's
 _INDEX_BYTES = 4096  # at most, for each sample of a shard, and once more
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class StagingOptions:
     """Place and limit of the local copies of remote shards.
@@ -42,6 +46,7 @@ class StagingOptions:
         ahead: number of shards that are fetched before they are read.
         folder_name: the user's name of ``folder``, for messages.
         limit_name: the user's name of ``gigabytes``, for messages.
+        on_block: called after each block of a file that is copied, in any thread.
     """
 
     folder: str | None = None
@@ -49,6 +54,7 @@ class StagingOptions:
     ahead: int = 2
     folder_name: str = "TMPDIR or StagingOptions.folder"
     limit_name: str = "StagingOptions.gigabytes"
+    on_block: Callable[[], None] = _nothing
 
     @property
     def limit_bytes(self) -> int:
@@ -71,6 +77,7 @@ class StagingCache:
         limit_bytes: limit of all tars in the folder together.
         folder_name: the user's name of ``folder``, for messages.
         limit_name: the user's name of ``limit_bytes``, for messages.
+        on_block: called after each block of a file that is copied, in any thread.
 
     Raises:
         DatasetError: the folder cannot be created, or is another user's.
@@ -84,9 +91,11 @@ class StagingCache:
         *,
         folder_name: str = "folder",
         limit_name: str = "limit_bytes",
+        on_block: Callable[[], None] = _nothing,
     ) -> None:
         self._source, self._folder, self._limit = source.rstrip("/"), folder, limit_bytes
         self._folder_name, self._limit_name = folder_name, limit_name
+        self._on_block = on_block
         make_own(folder, folder_name)
         self._guard = threading.Lock()
         self._wanted: set[str] = set()
@@ -230,6 +239,7 @@ class StagingCache:
                     return ""
                 digest.update(block)
                 write(block)
+                self._on_block()
         return digest.hexdigest()
 
     @contextmanager

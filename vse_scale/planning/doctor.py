@@ -99,7 +99,7 @@ def _checkpoints(config: Config, dataset: Dataset) -> Finding:
         if found is None:
             return Finding("checkpoints", "ok", "none yet: starts from the first step")
         origin, state = found
-        state.check(config, dataset.fingerprint, origin, dataset.former)
+        state.check(config, dataset.fingerprint, origin, dataset.grew_from)
     except UserError as error:
         return Finding("checkpoints", "fault", str(error))
     return Finding("checkpoints", "ok", f"goes on after step {state.step - 1}, from {origin}")

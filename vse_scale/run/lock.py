@@ -40,6 +40,7 @@ class RunLock:
 
     Raises:
         OutputError: another process owns the folder, or it cannot be made or written.
+        StorageError: the disk fails for a while.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,7 +76,11 @@ class RunLock:
                 self._path.unlink()
 
     def check(self) -> None:
-        """Raise OutputError where another process has taken the folder over, or it was removed."""
+        """Raise OutputError where another process has taken the folder over, or it was removed.
+
+        Raises:
+            StorageError: the disk fails for a while.
+        """
         found = _read(self._path)
         if found and found.get("token") != self.token:
             raise OutputError(

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 from vse_scale.errors import LaunchError, UserError
@@ -24,20 +25,27 @@ def main() -> int:
     """Read the command line, join the other ranks and train; return the exit code."""
     parser = argparse.ArgumentParser(description="Train an image-text retrieval model.")
     parser.add_argument("--config", required=True, metavar="FILE.yaml")
+    parser.add_argument(
+        "--resume-with", action="append", default=[], metavar="KEY=VALUE",
+        help="a setting that the run changes from its newest checkpoint on, as optim.lr=1e-4",
+    )  # fmt: skip
     parser.add_argument("--debug", action="store_true", help="show tracebacks of user errors")
     # DeepSpeed's launcher passes it; the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    arguments = parser.parse_args()
-    return run_rank(arguments.config, arguments.overrides, debug=arguments.debug)
+    given = parser.parse_intermixed_args()
+    return run_rank(given.config, given.overrides, given.resume_with, debug=given.debug)
 
 
-def run_rank(config: str, overrides: list[str], *, debug: bool = False) -> int:
+def run_rank(
+    config: str, overrides: list[str], resume_with: Sequence[str] = (), *, debug: bool = False
+) -> int:
     """Train as one of the processes that a launcher started; return the exit code.
 
     Args:
         config: the configuration's file, or a recipe's name.
-        overrides: of its keys.
+        overrides: of its keys, key=value.
+        resume_with: further ones, which the run changes from its newest checkpoint on.
         debug: whether errors of the user's are raised, where else they are one line.
     """
     main_rank = is_main(os.environ)
@@ -46,7 +54,7 @@ def run_rank(config: str, overrides: list[str], *, debug: bool = False) -> int:
     try:
         place = find_place(os.environ)
         _settle(place)
-        return _train(config, overrides, place)
+        return _train(config, overrides, resume_with, place)
     except UserError as error:
         if debug:
             raise
@@ -92,7 +100,7 @@ def _settle(place: Place) -> None:
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
 
 
-def _train(config: str, overrides: list[str], place: Place) -> int:
+def _train(config: str, overrides: list[str], resume_with: Sequence[str], place: Place) -> int:
     # Imported here: a mistyped option should not wait for torch.
     from vse_scale.console import configure_logging, log
 
@@ -102,7 +110,7 @@ def _train(config: str, overrides: list[str], place: Place) -> int:
     from vse_scale.training.trainer import train
     from vse_scale.world.join import leave_world
 
-    code = train(load_config(config, overrides, place.ranks))
+    code = train(load_config(config, overrides, place.ranks, resume_with))
     leave_world()
     return code
 

@@ -11,11 +11,12 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, TypeAlias
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -27,8 +28,8 @@ from vse_scale.config import Config
 from vse_scale.config.resume import changes, differences, keys_on_purpose
 from vse_scale.console import log
 from vse_scale.data.plan import ORDER
-from vse_scale.errors import CheckpointError, ConfigError
-from vse_scale.files import PARTIAL, remedy_of, system_error, whole_folder
+from vse_scale.errors import CheckpointError, ConfigError, StorageError
+from vse_scale.files import PARTIAL, remedy_of, stays_unwritable, system_error, whole_folder
 from vse_scale.training.optim import moments_of
 from vse_scale.world.processes import World
 from vse_shards.json_text import MOST_EXACT, mapping, read_json
@@ -38,6 +39,13 @@ from vse_shards.plain_files import open_plain
 TENSORS = "state.safetensors"
 _NAME = "step-"
 _FLOAT = 4  # bytes of a number: weights and moments are kept in float32
+
+
+GrewFrom: TypeAlias = Callable[[str, Sequence[str]], bool]
+
+
+def _grew_from_none(fingerprint: str, parts: Sequence[str]) -> bool:
+    return False
 
 
 class HasState(Protocol):
@@ -64,6 +72,7 @@ class RunState:
         shift: Steps by which the place in the epochs is ahead of ``step``: an epoch that data was
             appended in begins anew, longer.
         vocabulary: Digest of the tokens; "" in checkpoints of earlier releases.
+        parts: Fingerprints of the datasets that are mixed; () in checkpoints of earlier releases.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -78,9 +87,10 @@ class RunState:
     steps_per_epoch: Annotated[int, Ge(0), Le(MOST_EXACT)] = 0
     shift: Annotated[int, Ge(-MOST_EXACT), Le(MOST_EXACT)] = 0
     vocabulary: str = ""
+    parts: tuple[str, ...] = ()
 
     def check(
-        self, config: Config, fingerprint: str, origin: Path, former: Collection[str] = ()
+        self, config: Config, fingerprint: str, origin: Path, grew_from: GrewFrom = _grew_from_none
     ) -> dict[str, tuple[Any, Any]]:
         """Return what changes on purpose where a run with ``config`` goes on from here.
 
@@ -88,7 +98,8 @@ class RunState:
             config: that the run is to go on with.
             fingerprint: of the dataset.
             origin: the checkpoint, for messages.
-            former: fingerprints of the datasets that the dataset begins with.
+            grew_from: says whether the dataset is one of that fingerprint and those parts with rows
+                appended.
 
         Returns:
             Old and new value of each key of ``run.resume_with`` that differs; "fingerprint" where
@@ -100,12 +111,13 @@ class RunState:
         """
         on_purpose = keys_on_purpose(config.run.resume_with, Config)
         grown = fingerprint != self.fingerprint
-        if grown and not ("data.path" in on_purpose and self.fingerprint in former):
+        begun_with = grown and grew_from(self.fingerprint, self.parts)
+        if grown and not ("data.path" in on_purpose and begun_with):
             path = masked(str(config.data.path))
             remedy = (
-                f"the latter is the former with rows appended: --resume-with data.path={path} goes "
-                "on with all of them"
-                if self.fingerprint in former
+                f"the latter is the former with rows appended: {_option(config.data.path)} goes on "
+                "with all of them"
+                if begun_with
                 else "give the same dataset"
             )
             raise CheckpointError(
@@ -202,6 +214,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: it cannot be written, as on a full disk; those before it stay.
+            StorageError: the same, for a while.
         """
         final = self.folder / f"{_NAME}{state.step:08d}"
         tensors = engine.state(keep=world.main)
@@ -212,8 +225,9 @@ class Checkpoints:
                 found = error if isinstance(error, OSError) else system_error(error)
                 reason = str(error) if found is None else found.strerror or str(found)
                 remedy = "make room" if found is None else remedy_of(found)
+                passes = found is not None and not stays_unwritable(found)
                 left = self._finished()
-                raise CheckpointError(
+                raise (StorageError if passes else CheckpointError)(
                     f"{final}: cannot be written ({reason}); "
                     + (f"{left[0].name} stays" if left else "there is none before it")
                     + f"; {remedy}, and the same command goes on from there"
@@ -239,20 +253,31 @@ class Checkpoints:
         return finished_checkpoints(self.folder)
 
 
+def _option(path: str | Sequence[str]) -> str:
+    """Return the words for a shell by which a run goes on with what its dataset has grown to."""
+    value = path if isinstance(path, str) else json.dumps(list(path), ensure_ascii=False)
+    if masked(value) != value:  # the command has it already, with its secret
+        return "'run.resume_with=[data.path]'"
+    return f"--resume-with {shlex.quote(f'data.path={value}')}"
+
+
 def finished_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in ``folder``, the newest first; damaged ones are among them.
 
     Raises:
         CheckpointError: the folder cannot be read, so that there may be some.
+        StorageError: the same, for a while.
     """
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
     except OSError as error:
+        reason = f"{folder}: cannot be read ({error.strerror})"
+        if not stays_unwritable(error):
+            raise StorageError(f"{reason}; {remedy_of(error)}") from error
         raise CheckpointError(
-            f"{folder}: cannot be read ({error.strerror}); give the right to read it, or another "
-            "run.dir to start anew"
+            f"{reason}; give the right to read it, or another run.dir to start anew"
         ) from error
     found = [n for n in names if n.startswith(_NAME) and n[len(_NAME) :].isdigit()]
     return [folder / name for name in sorted(found, reverse=True)]

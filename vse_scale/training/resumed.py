@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -13,7 +14,7 @@ from vse_scale.config import Config
 from vse_scale.console import duration, log
 from vse_scale.data.mixing import Dataset
 from vse_scale.data.shards import ShardDataset
-from vse_scale.errors import CheckpointError, OutputError, UserError
+from vse_scale.errors import CheckpointError, UserError
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.folder import weights_file
 from vse_scale.model.weights import open_tensors
@@ -21,7 +22,9 @@ from vse_scale.run.folder import RunFolder
 from vse_scale.run.journal import Journal
 from vse_scale.run.lock import RunLock
 from vse_scale.run.records import EvaluationRecord, Results, StepRecord
+from vse_scale.training.alive import long_work
 from vse_scale.training.checkpoint import Checkpoints, RunState
+from vse_scale.training.schedule import Schedule
 from vse_scale.world.processes import World
 from vse_shards.json_text import read_json
 
@@ -32,13 +35,14 @@ def owned(config: Config, world: World) -> Iterator[RunLock | None]:
 
     Raises:
         OutputError: on all ranks, where another process owns it or it cannot be written.
+        StorageError: on all ranks, where the disk fails for a while.
     """
     lock = RunLock(Path(config.run.dir)) if world.main else None
-    fault: OutputError | None = None
+    fault: UserError | None = None
     try:
         if lock is not None:
             lock.__enter__()
-    except OutputError as error:
+    except UserError as error:
         fault = error
     if (fault := world.from_main(fault)) is not None:
         raise fault
@@ -62,17 +66,78 @@ def newest_checkpoint(checkpoints: Checkpoints, world: World) -> tuple[Path, Run
 
     Raises:
         CheckpointError: on all ranks, where none of those that there are is whole.
+        StorageError: on all ranks, where the disk fails for a while.
     """
-    found: tuple[Path, RunState] | CheckpointError | None = None
+    found: tuple[Path, RunState] | UserError | None = None
     if world.main:
         try:
-            found = checkpoints.newest()
-        except CheckpointError as error:
+            with long_work("reading the newest checkpoint"):
+                found = checkpoints.newest()
+        except UserError as error:
             found = error
     found = world.from_main(found)
-    if isinstance(found, CheckpointError):
+    if isinstance(found, UserError):
         raise found
     return found
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run that goes on from a checkpoint.
+
+    Attributes:
+        origin: folder of the checkpoint.
+        state: of the run on its dataset, which may have grown.
+        changed: old and new value of each key that changes on purpose.
+        schedule: by which the steps up to the checkpoint were trained, and validations were due.
+        best_is_lost: whether the best model so far counts no more.
+    """
+
+    origin: Path
+    state: RunState
+    changed: dict[str, tuple[Any, Any]]
+    schedule: Schedule
+    best_is_lost: bool
+
+
+def resume(
+    found: tuple[Path, RunState],
+    fresh: RunState,
+    config: Config,
+    dataset: Dataset,
+    validation: ShardDataset | None,
+    world: World,
+) -> Resumed:
+    """Return the run that goes on from the checkpoint that was ``found``; every rank calls this.
+
+    Args:
+        found: folder of the checkpoint, and its state.
+        fresh: state of a run that would start anew.
+        config: that the run goes on with.
+        dataset: that it goes on with.
+        validation: split that is validated on.
+        world: of this rank.
+
+    Raises:
+        CheckpointError: the run may not go on.
+        ConfigError: a key of ``run.resume_with`` cannot be changed.
+    """
+    origin, then = found
+    folder = RunFolder(Path(config.run.dir))
+    changed = then.check(config, fresh.fingerprint, origin, dataset.grew_from)
+    check_vocabulary(then, fresh.vocabulary, origin, folder)
+    state = then
+    if world.main:  # which alone says what it finds
+        state = on_dataset(then, dataset, validation, fresh.steps_per_epoch)
+        if validation is not None:
+            state = best_that_counts(state, validation.split, folder)
+    state = world.from_main(state)
+    lost = validation is not None and state.best_rsum != then.best_rsum
+    before = Schedule(config, then.steps_per_epoch or fresh.steps_per_epoch, then.shift)
+    state = replace(
+        state, config=fresh.config, vocabulary=fresh.vocabulary, parts=dataset.fingerprints
+    )
+    return Resumed(origin, state, changed, before, lost)
 
 
 def model_is_whole(folder: RunFolder) -> bool:
@@ -119,8 +184,7 @@ def on_dataset(
         steps_per_epoch, state.steps_per_epoch, epoch + 1, f"anew, {done} steps were done of it"
         if done else "with all of it",
     )  # fmt: skip
-    # Of a mixture only datasets tell what they were.
-    shards = 0 if validation is None else validation.former.get(state.fingerprint, 0)
+    shards = 0 if validation is None else _validated_shards(state, dataset, validation)
     state = replace(
         state, fingerprint=dataset.fingerprint, steps_per_epoch=steps_per_epoch,
         shift=epoch * steps_per_epoch - state.step,
@@ -132,6 +196,15 @@ def on_dataset(
         "replaced by the next", validation.split, state.best_rsum,
     )  # fmt: skip
     return replace(state, best_rsum=None, best_step=None, stale=0)
+
+
+def _validated_shards(state: RunState, dataset: Dataset, validation: ShardDataset) -> int:
+    """Return the shards that the validation split had; 0 where nothing says."""
+    parts = dict(zip(dataset.fingerprints, state.parts, strict=False))
+    then = parts.get(validation.fingerprint, state.fingerprint)
+    if then == validation.fingerprint:
+        return len(validation.shard_sizes)
+    return validation.former.get(then, 0)
 
 
 def best_that_counts(state: RunState, split: str, folder: RunFolder) -> RunState:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vse_scale.config import Config
+from vse_scale.config.resume import keys_on_purpose
 from vse_scale.console import log
 from vse_scale.data.loader import image_batches
 from vse_scale.data.mixing import (
@@ -31,7 +33,7 @@ from vse_scale.model.towers.batchnorm import calibrate_batchnorm
 from vse_scale.model.towers.regions import RegionSettings
 from vse_scale.model.vse import VSEModel
 from vse_scale.run.folder import RunFolder
-from vse_scale.training.alive import long_work
+from vse_scale.training.alive import long_work, tell_alive
 from vse_scale.training.checkpoint import Checkpoints
 from vse_scale.training.watch.observers import find_observers
 from vse_scale.world.processes import World
@@ -54,13 +56,25 @@ _KEYS_OF_PLAN = {
 }
 
 
-def load_config(path: str, overrides: list[str], ranks: int) -> Config:
+def load_config(
+    path: str, overrides: Sequence[str], ranks: int, resume_with: Sequence[str] = ()
+) -> Config:
     """Read a configuration that ``ranks`` processes can share.
 
+    Args:
+        path: of the file, or a recipe's name.
+        overrides: of its keys, key=value.
+        ranks: number of processes.
+        resume_with: further ones, which the run changes from its newest checkpoint on.
+
     Raises:
-        ConfigError: it is missing or malformed, or its batch does not divide.
+        ConfigError: it is missing or malformed, its batch does not divide, or a key of
+            ``resume_with`` cannot be changed.
     """
-    config = Config.load(path, overrides)
+    changed = list(resume_with)
+    if changed:
+        changed.append(f"run.resume_with=[{', '.join(keys_on_purpose(changed, Config))}]")
+    config = Config.load(path, [*overrides, *changed])
     try:
         config.check_layout(ranks)
     except ConfigError as error:
@@ -81,7 +95,7 @@ def check_run(config: Config, ranks: int) -> None:
     dataset, _, _ = open_data(config, ranks, found[1].order if found else ORDER)
     if found:
         origin, state = found
-        state.check(config, dataset.fingerprint, origin, dataset.former)
+        state.check(config, dataset.fingerprint, origin, dataset.grew_from)
 
 
 def open_data(
@@ -106,15 +120,19 @@ def open_data(
         data.cache_ahead,
         folder_name="data.cache_dir",
         limit_name="data.cache_gb",
+        on_block=tell_alive,  # a storage may be slow
     )
     dataset = open_datasets(data.folders, data.split, staging, name="data.path")
+    tell_alive()
     validation = _validation_split(config, staging)
+    tell_alive()
     plan = make_plan(config, dataset, order)
     if isinstance(dataset, ShardDataset) and dataset.remote:
         _check_cache(config, plan, dataset, validation, ranks)
     for opened in (dataset, validation):
         if opened is not None:
             _check_inputs(config.model.image, opened)
+            tell_alive()
     return dataset, validation, plan
 
 
@@ -171,7 +189,9 @@ def _check_cache(
 ) -> None:
     """Refuse a staging cache that training and validation could fill with shards in use."""
     data = config.data
-    needed = dataset.room(plan.shards_within(batches_apart(data.prefetch)) + data.cache_ahead)
+    # Each rank announces what comes next in the streams of its own part.
+    ahead = min(ranks, plan.streams) * data.cache_ahead
+    needed = dataset.room(plan.shards_within(batches_apart(data.prefetch)) + ahead)
     if validation is not None:  # every rank reads a part of its own, in order
         needed += validation.room(ranks * (1 + data.cache_ahead))
     if data.cache_gb * 10**9 < needed:
@@ -202,24 +222,28 @@ def _check_inputs(image: ImageSettings, dataset: Dataset) -> None:
 
 
 def prepare_tokenizer(
-    config: Config, dataset: Dataset, folder: Path, world: World
+    config: Config, dataset: Dataset, run: RunFolder, world: World, vocabulary: str = ""
 ) -> CaptionTokenizer:
     """Load the tokenizer; where none is given, the main rank makes one from the captions.
 
-    A made one is kept in ``folder``, which the main rank alone sees, and is read from there when
-    the run goes on; it is made again where the folder is lost or damaged.
+    A made one is kept in the run's folder, which the main rank alone sees, and is read from there
+    when the run goes on. Where it is lost or damaged it is taken out of the best model, else made
+    again.
+
+    Args:
+        config: of the run.
+        dataset: whose captions it is made from.
+        run: folder of the run.
+        world: of this rank.
+        vocabulary: digest of the tokens that the run was begun with, "" where nobody knows; a
+            tokenizer of other ones is returned for the caller to refuse, and is not kept.
     """
     text = config.model.text
     # A model to start from brings the vocabulary that its weights know.
     started = config.model.init_from and settings_folder(Path(config.model.init_from))
     if given := text.tokenizer or started or text.source:
         return CaptionTokenizer.load(Path(given))
-    if world.main and not _is_tokenizer(folder):
-        with long_work("making a vocabulary from the training captions"):
-            made = text.make_tokenizer(caption_texts(dataset))
-        with whole_folder(folder) as partial:
-            made.save(partial)
-    own_files = {f.name: f.read_bytes() for f in folder.iterdir()} if world.main else {}
+    own_files = _tokenizer_files(config, dataset, run, vocabulary) if world.main else {}
     files: dict[str, bytes] = world.from_main(own_files)
     with tempfile.TemporaryDirectory() as own:
         for name, content in files.items():
@@ -227,12 +251,44 @@ def prepare_tokenizer(
         return CaptionTokenizer.load(Path(own))
 
 
-def _is_tokenizer(folder: Path) -> bool:
+def _tokenizer_files(
+    config: Config, dataset: Dataset, run: RunFolder, vocabulary: str
+) -> dict[str, bytes]:
+    """Return the files of the run's tokenizer, which is made and kept where there is none."""
+    folder = run.tokenizer_folder
+    if _tokenizer_in(folder) is None:
+        made = _tokenizer_of_model(run, vocabulary)
+        if made is None:
+            with long_work("making a vocabulary from the training captions"):
+                made = config.model.text.make_tokenizer(caption_texts(dataset))
+        if vocabulary not in ("", made.digest()):
+            with tempfile.TemporaryDirectory() as aside:
+                made.save(aside)
+                return _files_in(Path(aside))
+        with whole_folder(folder) as partial:
+            made.save(partial)
+    return _files_in(folder)
+
+
+def _files_in(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def _tokenizer_of_model(run: RunFolder, vocabulary: str) -> CaptionTokenizer | None:
+    """Return the tokenizer of the run's best model, where it is that of the run's weights."""
+    found = _tokenizer_in(run.model_folder) if vocabulary else None
+    if found is None or found.digest() != vocabulary:
+        return None
+    log.info("%s: is not there, taken from %s", run.tokenizer_folder, run.model_folder)
+    return found
+
+
+def _tokenizer_in(folder: Path) -> CaptionTokenizer | None:
     try:
-        return CaptionTokenizer.find(folder) is not None
+        return CaptionTokenizer.find(folder)
     except ModelError as error:
-        log.warning("%s; it is made again from the captions", error)
-        return False
+        log.warning("%s; another is looked for, or made from the captions", error)
+        return None
 
 
 def calibrate(model: VSEModel, dataset: Dataset, config: Config, world: World) -> None:

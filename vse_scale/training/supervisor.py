@@ -24,7 +24,7 @@ from types import FrameType
 import psutil
 
 from vse_scale.config import Config
-from vse_scale.console import log
+from vse_scale.console import HEARTBEAT_SECONDS, log
 from vse_scale.errors import StorageError, TrainingError, UserError
 from vse_scale.files import unwritable
 from vse_scale.run.folder import RunFolder
@@ -69,6 +69,7 @@ class Supervisor:
         self._folder = RunFolder(Path(config.run.dir))
         # Ranks that wait for one another find out by themselves.
         self._patience = config.engine.timeout_seconds + (GRACE_SECONDS if ranks > 1 else 0.0)
+        self._patience = max(self._patience, 2 * HEARTBEAT_SECONDS)  # by which long work tells
         self._command = command
         self._ranks = ranks
         self._max_restarts = max_restarts
@@ -97,17 +98,10 @@ class Supervisor:
     def _run(self, left: Path, lock: RunLock) -> int:
         restarts = 0
         failures: set[Failure] = set()
-        done = self._folder.done_file
         while not self._stopping:
-            lock.check()
-            before, killed = self._newest_checkpoint(), killed_for_memory()
-            try:
-                done.unlink(missing_ok=True)
-            except OSError as error:
-                raise unwritable(str(done), error) from error
-            code = self._launch()
-            # A rank can abort while it is torn down, after its work.
-            if code == 0 or os.path.exists(done):
+            killed = killed_for_memory()
+            code, got_on = self._start(lock)
+            if code == 0:
                 return 0
             refused = refusal(left)
             if isinstance(refused, OutOfMemory):
@@ -119,11 +113,33 @@ class Supervisor:
                 break
             former, failures = failures, notes(left)
             self._check_worth(code, killed, former & failures)
-            restarts = 0 if self._newest_checkpoint() != before else restarts + 1
+            restarts = 0 if got_on else restarts + 1
             if restarts > self._max_restarts:
                 return self._give_up(code, restarts)
             self._pause(code, min(_LONGEST_PAUSE, 2.0 ** (restarts - 1)) if restarts else 0.0)
         return EXIT_INTERRUPTED if self._interrupted else EXIT_STOPPED
+
+    def _start(self, lock: RunLock) -> tuple[int, bool]:
+        """Start the ranks, and wait; return their code, and whether there is a new checkpoint.
+
+        A disk that fails for a while here is as bad as one that fails there.
+        """
+        code, done = StorageError.exit_code, self._folder.done_file
+        try:
+            lock.check()
+            before = self._newest_checkpoint()
+            try:
+                done.unlink(missing_ok=True)
+            except OSError as error:
+                raise unwritable(str(done), error) from error
+            code = self._launch()
+            # A rank can abort while it is torn down, after its work.
+            if code == 0 or os.path.exists(done):
+                return 0, True
+            return code, self._newest_checkpoint() != before
+        except StorageError as error:
+            log.error("%s", error)
+            return code, False
 
     def _give_up(self, code: int, restarts: int) -> int:
         """Return the code of a storage that stays away; raise TrainingError for all else."""
@@ -200,7 +216,7 @@ class Supervisor:
             if (silent := silence.seconds()) > self._patience and ended_at == math.inf:
                 log.error(
                     "no rank got on with its work for %.0f s (engine.timeout_seconds); they are "
-                    "killed", silent,
+                    "killed; raise engine.timeout_seconds if the storage is only slow", silent,
                 )  # fmt: skip
                 ended_at = -math.inf
             # A stopped process, or one that waits in a collective for a dead one, does not heed

@@ -36,15 +36,13 @@ from vse_scale.training.contract import EXIT_STOPPED
 from vse_scale.training.engine import Engine
 from vse_scale.training.failures import explained, note
 from vse_scale.training.resumed import (
-    best_that_counts,
-    check_vocabulary,
     lacks_validation,
     model_is_whole,
     newest_checkpoint,
-    on_dataset,
     open_journals,
     owned,
     results_of,
+    resume,
     say_over,
 )
 from vse_scale.training.schedule import Schedule, StepPlan
@@ -100,9 +98,8 @@ class Trainer:
         order = found[1].order if found else ORDER
         self.dataset, self.validation, self.plan = setup.open_data(config, world.ranks, order)
         self.objective = objective_of(config.objective)
-        self.tokenizer = setup.prepare_tokenizer(
-            config, self.dataset, self.folder.tokenizer_folder, world
-        )
+        then = found[1].vocabulary if found else ""
+        self.tokenizer = setup.prepare_tokenizer(config, self.dataset, self.folder, world, then)
         torch.manual_seed(config.run.seed)
         model = VSEModel(
             config.model,
@@ -111,26 +108,20 @@ class Trainer:
             config.data.max_caption_tokens,
         )
         model.to(world.device)
-        resolved, vocabulary = config.recorded(), self.tokenizer.digest()
         self.state = RunState(
-            step=0, fingerprint=self.dataset.fingerprint, config=resolved, vocabulary=vocabulary,
-            steps_per_epoch=self.plan.steps_per_epoch, order=order,
+            step=0, fingerprint=self.dataset.fingerprint, config=config.recorded(),
+            vocabulary=self.tokenizer.digest(), steps_per_epoch=self.plan.steps_per_epoch,
+            order=order, parts=self.dataset.fingerprints,
         )  # fmt: skip
-        self._saved, self._best_is_lost = None, False
+        self._saved, self._resumed = None, None
         tensors: SharedTensors | None = None
         if found:
-            origin, then = found
-            changed = then.check(config, self.dataset.fingerprint, origin, self.dataset.former)
-            check_vocabulary(then, vocabulary, origin, self.folder)
-            state = on_dataset(then, self.dataset, self.validation, self.plan.steps_per_epoch)
-            tensors = SharedTensors(origin / TENSORS, world)
+            resumed = resume(found, self.state, config, self.dataset, self.validation, world)
+            tensors = SharedTensors(resumed.origin / TENSORS, world)
             tensors.fill(model)
-            if self.validation is not None:
-                if world.main:
-                    state = best_that_counts(state, self.validation.split, self.folder)
-                state = world.from_main(state)
-                self._best_is_lost = state.best_rsum != then.best_rsum
-            self.state = self._saved = replace(state, config=resolved, vocabulary=vocabulary)
+            tell_alive()
+            self.state = self._saved = resumed.state
+            self._resumed = resumed
         elif model.untrained_statistics:
             setup.calibrate(model, self.dataset, config, world)
         self.schedule = Schedule(config, self.plan.steps_per_epoch, self.state.shift)
@@ -138,9 +129,9 @@ class Trainer:
             self.engine = Engine(model, config, world, self.objective)
         if tensors is not None:
             self.engine.restore(tensors)
-            log.info("resumed from %s", origin)
-            if changed and world.main:
-                record_changes(self.folder.changes_file, self.state.step, changed)
+            log.info("resumed from %s", resumed.origin)
+            if resumed.changed and world.main:
+                record_changes(self.folder.changes_file, self.state.step, resumed.changed)
 
     def run(self) -> int:
         """Train from the restored position to the end of the schedule; return the exit code."""
@@ -180,12 +171,12 @@ class Trainer:
     def _end_step(self, plan: StepPlan, stop: StopRequest, total: int) -> int | None:
         """Validate and checkpoint where it is due; return the exit code where the run ends here."""
         stopping, validated, run = stop.requested(), True, self.config.run
-        if self._validation_is_due(total):
+        if self._validation_is_due(self.schedule):
             # A validation may last longer than those who ask to stop will wait.
             validated = not stopping and self._evaluate(plan.epoch, stop)
         ended = validated and (self.state.step == total or self._patience_is_spent())
         leaving = stopping or ended or not validated
-        if leaving or self._due(run.checkpoint_steps, run.checkpoint_epochs):
+        if leaving or self._due(self.schedule, run.checkpoint_steps, run.checkpoint_epochs):
             self._save()
         if leaving and not ended:
             self._say_stopped(validated)
@@ -262,20 +253,20 @@ class Trainer:
                 "row; lower optim.lr, or look at the data of these steps"
             )
 
-    def _due(self, steps: int | None, epochs: int) -> bool:
+    def _due(self, schedule: Schedule, steps: int | None, epochs: int) -> bool:
         """Return whether an action due every ``steps``, or else ``epochs``, is due now."""
         if steps:
             return self.state.step % steps == 0
-        epoch, index = self.schedule.place(self.state.step)
+        epoch, index = schedule.place(self.state.step)
         return index == 0 and epoch % epochs == 0
 
     def _patience_is_spent(self) -> bool:
         patience = self.config.eval.patience
         return patience is not None and self.state.stale >= patience
 
-    def _validation_is_due(self, total: int) -> bool:
-        due = self._due(self.config.eval.every_steps, self.config.eval.every_epochs)
-        return self.validation is not None and (self.state.step == total or due)
+    def _validation_is_due(self, schedule: Schedule) -> bool:
+        due = self._due(schedule, self.config.eval.every_steps, self.config.eval.every_epochs)
+        return self.validation is not None and (self.state.step == schedule.total_steps or due)
 
     def _evaluate(self, epoch: int, stop: StopRequest) -> bool:
         """Validate and keep the best model; return False where it was stopped in the midst."""
@@ -292,14 +283,15 @@ class Trainer:
 
     def _caught_up(self, stop: StopRequest) -> bool:
         """Do what the run that goes on here left undone; return False where it was stopped."""
-        if self.validation is None or self.state.step == 0:
+        resumed = self._resumed
+        if self.validation is None or resumed is None or self.state.step == 0:
             return True
-        lacking = self._best_is_lost or self._validation_is_due(self.schedule.total_steps)
-        if self.world.main and lacking and not self._best_is_lost:
+        lacking = resumed.best_is_lost or self._validation_is_due(resumed.schedule)
+        if self.world.main and lacking and not resumed.best_is_lost:
             lacking = lacks_validation(self.state, self.validation.split, self.folder)
         if self.world.from_main(lacking):
             log.info("validating the weights of the checkpoint first")
-            if not self._evaluate(self.schedule.at(self.state.step - 1).epoch, stop):
+            if not self._evaluate(resumed.schedule.at(self.state.step - 1).epoch, stop):
                 self._say_stopped(validated=False)
                 return False
             self._save()
