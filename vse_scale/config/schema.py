@@ -71,6 +71,9 @@ class DataConfig(Section):
         2  # that decode, per rank; on a CPU as many again resize the images
     )
     prefetch: Annotated[Count, MAY_CHANGE] = 3  # batches decoded ahead
+    # A folder for the features of a frozen image tower (model.image.frozen): they are computed once
+    # and read from then on, in place of decoding and encoding images. None: they are not kept.
+    feature_cache: Annotated[str | None, MAY_CHANGE] = None
     # Shards of a remote dataset are staged on each node. With shuffle_window=0 a step reads from
     # all of them, so all must fit; with W, about 3 W + cache_ahead.
     # None: in the system's temporary folder, which TMPDIR moves.
@@ -295,6 +298,30 @@ class Config(Section):
             raise ValueError(
                 f"objective.matryoshka is {list(sizes)}, and its largest size must be that of the "
                 f"embeddings, model.embed_dim, which is {self.model.embed_dim}; end it with that"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_frozen_is_there(self) -> Config:
+        image, data = self.model.image, self.data
+        if image.frozen and image.takes != "images":
+            raise ValueError(
+                f"model.image.frozen is true, and model.image.backbone={image.backbone} has no "
+                "backbone of its own; set model.image.frozen=false"
+            )
+        if data.feature_cache is None:
+            return self
+        if not image.frozen:
+            raise ValueError(
+                f"data.feature_cache is {data.feature_cache!r:.80}, and features change while the "
+                "backbone trains; set model.image.frozen=true, or data.feature_cache=null"
+            )
+        if data.crop_scale != (1.0, 1.0) or data.flip:
+            raise ValueError(
+                f"data.feature_cache is {data.feature_cache!r:.80}, and images are cropped or "
+                f"flipped at random (data.crop_scale is {list(data.crop_scale)}, data.flip is "
+                f"{data.flip:g}); set data.crop_scale=[1,1] data.flip=0, or "
+                "data.feature_cache=null"
             )
         return self
 

@@ -148,7 +148,7 @@ class Loader:
         )
         requests = assembler.requests(position, rank, ranks)
         source: _Source
-        if spec.pixels is None:
+        if spec.pixels is None or dataset.features is not None:
             source = region_reader(dataset, requests, device)
         else:
             source = Decoder(

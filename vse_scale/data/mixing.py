@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vse_scale.data.features import StoredFeatures
 from vse_scale.data.shards import ImageRecord, Kind, ShardDataset
 from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import DatasetError
@@ -37,6 +38,8 @@ class MixedDataset:
         captions_per_sample: (I,) integers, over all datasets.
         pairs: number of captions.
         shard_sizes: images of each shard.
+        shard_digests: sha256 of each shard.
+        features: of a frozen image tower, over all datasets, as in `ShardDataset`.
         fingerprint: digest of all datasets in this order.
     """
 
@@ -46,6 +49,8 @@ class MixedDataset:
         self.captions_per_sample = np.concatenate([part.captions_per_sample for part in parts])
         self.pairs = sum(part.pairs for part in parts)
         self.shard_sizes = [size for part in parts for size in part.shard_sizes]
+        self.shard_digests = [digest for part in parts for digest in part.shard_digests]
+        self.features: StoredFeatures | None = None
         self.fingerprint = _joined([part.fingerprint for part in parts])
         self._first = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
 

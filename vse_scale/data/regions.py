@@ -27,8 +27,9 @@ class Regions:
 
 
 def read_regions(dataset: Dataset, image_indices: npt.NDArray[np.int64]) -> Regions:
-    """Read the regions of ``image_indices`` (n,), on the CPU."""
-    found = [dataset.regions(image) for image in image_indices.tolist()]
+    """Read the regions of ``image_indices`` (n,), or stored features, on the CPU."""
+    source = dataset.features or dataset
+    found = [source.regions(image) for image in image_indices.tolist()]
     lengths = [len(regions) for regions in found]
     features = torch.zeros(len(found), max(lengths), found[0].shape[1])
     for padded, regions in zip(features.numpy(), found, strict=True):

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vse_scale.console import heartbeat
+from vse_scale.data.features import StoredFeatures
 from vse_scale.data.staging import StagingCache, StagingOptions, default_folder
 from vse_scale.errors import DatasetError
 from vse_shards.index import Index
@@ -64,6 +65,9 @@ class ShardDataset:
         captions_per_sample: (I,) of the smallest integer type, read from the manifest alone.
         pairs: number of captions in the split.
         shard_sizes: images of each shard.
+        shard_digests: sha256 of each shard.
+        features: of a frozen image tower, which training and validation read in place of the
+            images; None: there are none.
         fingerprint: digest of the whole dataset folder.
     """
 
@@ -92,6 +96,8 @@ class ShardDataset:
         self.splits = tuple(manifest.splits)
         self.fingerprint = manifest.fingerprint
         self.shard_sizes = [shard.samples for shard in self._shards]
+        self.shard_digests = [shard.sha256 for shard in self._shards]
+        self.features: StoredFeatures | None = None
         most = max((count for shard in self._shards for count, _ in shard.captions), default=0)
         kind = np.min_scalar_type(most)  # a byte an image, as a rule
         self.captions_per_sample = np.concatenate(

@@ -177,7 +177,7 @@ def image_embeddings(
     """
     wanted = np.fromiter(rows, dtype=np.int64)
     spec = model.input_spec.pixels
-    if spec is None:
+    if spec is None or dataset.features is not None:
         for regions in region_batches(dataset, wanted, batch=batch, device=device):
             yield model.encode_images(regions.features, regions.lengths)
     else:

@@ -49,6 +49,7 @@ class Schedule:
         self._objective = objective_of(config.objective)
         self._optim = config.optim
         self._train = config.train
+        self._frozen = config.model.image.frozen
         self.steps_per_epoch = steps_per_epoch
         self.shift = shift
         steps = config.train.epochs * steps_per_epoch - shift
@@ -91,7 +92,7 @@ class Schedule:
 
     def _trained_stages(self, epoch: int) -> int | None:
         unfrozen_epochs = epoch - self._train.frozen_backbone_epochs
-        if unfrozen_epochs < 0:
+        if self._frozen or unfrozen_epochs < 0:
             return 0
         each = self._train.backbone_warmup_epochs
         return unfrozen_epochs // each + 1 if unfrozen_epochs < 3 * each else None

@@ -293,6 +293,11 @@ def _tokenizer_in(folder: Path) -> CaptionTokenizer | None:
 
 def calibrate(model: VSEModel, dataset: Dataset, config: Config, world: World) -> None:
     """Set an untrained backbone's BatchNorm statistics from the first training images."""
+    if config.model.image.frozen:
+        log.warning(
+            "model.image.frozen is true, and the backbone's weights are random and stay so; give "
+            "it weights, such as model.image.weights=FILE, or a model.init_from"
+        )
     count = min(config.train.calibration_images, len(dataset))
     with long_work("calibrating BatchNorm"):
         batches = image_batches(

@@ -29,7 +29,7 @@ from vse_scale.run.journal import record_changes
 from vse_scale.run.lock import RunLock
 from vse_scale.run.records import EvaluationRecord, StepRecord
 from vse_scale.run.system import describe_system
-from vse_scale.training import setup
+from vse_scale.training import features, setup
 from vse_scale.training.alive import long_work, tell_alive
 from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
 from vse_scale.training.contract import EXIT_STOPPED
@@ -124,6 +124,7 @@ class Trainer:
             self._resumed = resumed
         elif model.untrained_statistics:
             setup.calibrate(model, self.dataset, config, world)
+        features.cache_features(model, (self.dataset, self.validation), config, world)
         self.schedule = Schedule(config, self.plan.steps_per_epoch, self.state.shift)
         with long_work("building the engine"):
             self.engine = Engine(model, config, world, self.objective)

@@ -33,6 +33,7 @@ class ImageSettings:
     Attributes:
         backbone: name of the tower.
         drop_cells: size augmentation in training: some cells of the grid, or regions, are left out.
+        frozen: whether the backbone never trains; it then runs in evaluation mode.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic looks for this very form
@@ -44,6 +45,7 @@ class ImageSettings:
 
     backbone: str
     drop_cells: bool = True
+    frozen: bool = False
 
     @property
     def source(self) -> str | None:

@@ -121,8 +121,8 @@ class Block(nn.Module):
         if self.expands:
             hidden = F.relu6(self._bn0(self._expand_conv(hidden)), inplace=True)
         hidden = F.relu6(self._bn1(self._depthwise_conv(hidden)), inplace=True)
-        hidden = self._bn2(self._project_conv(hidden))
-        return hidden.add_(inputs) if self.shortcut else hidden
+        output: Tensor = self._bn2(self._project_conv(hidden))
+        return output.add_(inputs) if self.shortcut else output
 
 
 class EfficientNetLite(nn.Module):

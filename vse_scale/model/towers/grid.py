@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -97,29 +97,30 @@ class GridTower(nn.Module):
 
     def forward(
         self,
-        pixels: Tensor,
+        images: Tensor,
         lengths: Tensor | None = None,
         draws: Tensor | None = None,
         trained_stages: int | None = None,
     ) -> Tensor:
-        """Pool ``pixels`` (N, 3, H, W) into (N, D), not normalised.
+        """Pool ``images`` into (N, D), not normalised.
 
         Args:
-            pixels: normalised.
-            lengths: None: a grid has all its cells.
+            images: normalised pixels (N, 3, H, W), or `features` of them (N, K, C).
+            lengths: None: a grid has all its cells. With features, K for each.
             draws: (N, 1 + cells) uniform in [0, 1) for size augmentation, which evaluation leaves
                 out.
             trained_stages: how many of the backbone's last stages compute gradients; None: all of
                 it does.
 
         Raises:
-            ValueError: ``lengths`` were given.
+            ValueError: ``lengths`` were given for pixels.
         """
-        if lengths is not None:
+        if images.dim() == 3:
+            grid = images
+        elif lengths is not None:
             raise ValueError("lengths are a region model's; this one takes pixels")
-        grid = self.backbone(pixels, trained_stages)
-        if grid.dim() == 4:
-            grid = grid.permute(0, 2, 3, 1).flatten(1, 2)
+        else:
+            grid = self.features(images, 0 if self.settings.frozen else trained_stages)
         if self.training and self.settings.drop_cells and draws is not None:
             grid, lengths = compact(grid, self.keep(draws))
         else:
@@ -127,12 +128,26 @@ class GridTower(nn.Module):
         pooled: Tensor = self.pool(self.projection(grid), lengths)
         return pooled
 
+    def features(self, pixels: Tensor, trained_stages: int | None = None) -> Tensor:
+        """Return what the backbone makes of ``pixels`` (N, 3, H, W): (N, K, C), before all else."""
+        grid: Tensor = self.backbone(pixels, trained_stages)
+        return grid.permute(0, 2, 3, 1).flatten(1, 2) if grid.dim() == 4 else grid
+
+    def train(self, mode: bool = True) -> Self:
+        """Enter training or evaluation; a frozen backbone stays in evaluation."""
+        super().train(mode)
+        if self.settings.frozen:
+            self.backbone.train(False)
+        return self
+
     def keep(self, draws: Tensor) -> Tensor:
         """Return which cells size augmentation keeps, bool (N, cells), by (N, 1 + cells) draws."""
         return kept_cells(draws)
 
     def check_shape(self, images: Tensor) -> None:
-        """Raise ValueError where ``images`` are not (N, 3, H, W)."""
+        """Raise ValueError where ``images`` are neither (N, 3, H, W) nor features (N, K, C)."""
+        if images.ndim == 3 and images.shape[2] == self.backbone.channels:
+            return
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images are {tuple(images.shape)}; this model takes (N, 3, H, W)")
 

@@ -1,0 +1,106 @@
+"""Features of a frozen image tower: stored once for each shard, then read in place of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vse_scale.console import log
+from vse_scale.errors import DatasetError
+from vse_scale.files import whole_file
+
+_OPEN = 256  # files that are mapped at a time
+_KIND = np.float16
+
+
+class StoredFeatures:
+    """The features of all images of a split, a file ``{sha256 of the shard}.npy`` for each shard.
+
+    A file holds (n, K, C) float16: K cells of C channels for each of the n images. Its name changes
+    with the shard, so a dataset that grew keeps the files of its former shards. Whatever else
+    decides the values, such as the weights, has to be in the name of the folder.
+
+    Args:
+        folder: of the files, this machine's or one that all machines see.
+        digests: of the split's shards, in order.
+        sizes: images of each shard.
+        shape: (K, C).
+    """
+
+    def __init__(
+        self, folder: Path, digests: Sequence[str], sizes: Sequence[int], shape: tuple[int, int]
+    ) -> None:
+        self.folder = folder
+        self._paths = [folder / f"{digest}.npy" for digest in digests]
+        self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._shape = shape
+        self._maps: dict[int, npt.NDArray[np.float16]] = {}
+
+    def rows(self, shard: int) -> npt.NDArray[np.int64]:
+        """Return the indices of a shard's images."""
+        return np.arange(self._first[shard], self._first[shard + 1])
+
+    def bytes(self, shard: int) -> int:
+        """Return the size of a shard's features."""
+        return len(self.rows(shard)) * self._shape[0] * self._shape[1] * _KIND().itemsize
+
+    def missing(self) -> list[int]:
+        """Return the shards whose file is not there, or not whole."""
+        return [shard for shard in range(len(self._paths)) if not self._is_whole(shard)]
+
+    def write(self, shard: int, features: npt.NDArray[np.floating]) -> None:
+        """Store the features (n, K, C) of a shard, whole or not at all.
+
+        Raises:
+            DatasetError: a value is beyond float16.
+            OSError: the file cannot be written.
+        """
+        with np.errstate(over="ignore"):
+            rounded = features.astype(_KIND)
+        if not np.isfinite(rounded).all():
+            raise DatasetError(
+                f"{self._paths[shard].name}: a feature is beyond what float16 holds (the largest "
+                f"is {np.abs(features).max():.3g}, the limit 65,504); set data.feature_cache=null"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(self._paths[shard], shared=True) as partial, partial.open("wb") as file:
+            np.save(file, rounded)
+
+    def regions(self, image: int) -> npt.NDArray[np.float16]:
+        """Return the features (K, C) of an image, as `ShardDataset.regions` returns a detector's.
+
+        Raises:
+            DatasetError: their file is gone.
+        """
+        shard = int(np.searchsorted(self._first, image, side="right")) - 1
+        found = self._maps.get(shard)
+        if found is None:
+            if len(self._maps) >= _OPEN:
+                self._maps.pop(next(iter(self._maps)))
+            try:
+                found = np.load(self._paths[shard], mmap_mode="r")
+            except (OSError, ValueError) as error:
+                raise DatasetError(
+                    f"{self._paths[shard]}: cannot be read ({error}); the same command computes "
+                    "it again"
+                ) from error
+            self._maps[shard] = found
+        features: npt.NDArray[np.float16] = found[image - int(self._first[shard])]
+        return features
+
+    def _is_whole(self, shard: int) -> bool:
+        path = self._paths[shard]
+        if not path.exists():
+            return False
+        try:
+            held = np.load(path, mmap_mode="r")
+            if held.shape == (len(self.rows(shard)), *self._shape) and held.dtype == _KIND:
+                return True
+            reason = f"holds {held.dtype} {held.shape}"
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+        log.warning("%s: is no whole file of features (%s); computed again", path, reason)
+        return False

@@ -1,0 +1,148 @@
+"""The features of a frozen image tower, computed before the first step and read from then on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vse_scale.config import Config
+from vse_scale.console import log
+from vse_scale.data.decode import image_batches
+from vse_scale.data.features import StoredFeatures
+from vse_scale.data.mixing import Dataset
+from vse_scale.errors import ConfigError
+from vse_scale.files import unwritable
+from vse_scale.model.embedding import evaluating
+from vse_scale.model.towers.grid import GridTower
+from vse_scale.model.vse import VSEModel
+from vse_scale.training.alive import long_work
+from vse_scale.training.engine import autocast_dtype
+from vse_scale.world.processes import World
+
+_LAYOUT = 1  # of the files; another one makes other folders
+_OF_TRAINING = ("drop_cells", "frozen")  # settings that change no feature
+
+
+def cache_features(
+    model: VSEModel, datasets: tuple[Dataset | None, ...], config: Config, world: World
+) -> None:
+    """Have ``datasets`` serve the backbone's features in place of pixels, where that is wanted.
+
+    Features that are not stored yet are computed, shards in turn by all ranks. A shard's images
+    are cut into batches of ``eval.batch`` from its first one on, so that the values do not depend
+    on the number of ranks. A run that is stopped here goes on with the next shard.
+
+    Raises:
+        ConfigError: the folder lacks the room, or not all ranks see it, or the tower is of
+            another package and has no features of its own.
+        OutputError: it cannot be written.
+        DatasetError: a feature is beyond float16, or an image cannot be decoded.
+    """
+    if config.data.feature_cache is None:
+        return
+    cells, channels = model.grid_cells, model.image.backbone.channels
+    folder = Path(config.data.feature_cache).expanduser() / _key(model, config, world)
+    for dataset in datasets:
+        if dataset is None:
+            continue
+        stored = StoredFeatures(
+            folder, dataset.shard_digests, dataset.shard_sizes, (cells, channels)
+        )
+        missing: list[int] = world.from_main(stored.missing())
+        if missing:
+            what = f"features of {dataset.split} ({cells} x {channels}) into {folder}"
+            _check_room(stored, missing)
+            with long_work(f"computing {what}"), evaluating(model):
+                _compute(stored, missing, model, dataset, config, world)
+        _check_seen(stored, world)
+        dataset.features = stored
+    log.info("features of the frozen image tower are read from %s", folder)
+
+
+def _key(model: VSEModel, config: Config, world: World) -> str:
+    """Return a digest of all that decides an image's features: weights, settings, pixels, dtype."""
+    tower: Any = model.image
+    if not isinstance(model.image, GridTower):
+        raise ConfigError(
+            f"data.feature_cache is set, and model.image.backbone={config.model.image.backbone} "
+            "does not tell its features from the rest; set data.feature_cache=null"
+        )
+    settings = asdict(tower.standalone())
+    decisive = {
+        "layout": _LAYOUT,
+        "tower": {key: value for key, value in settings.items() if key not in _OF_TRAINING},
+        "pixels": model.image_spec.to_dict(),
+        "precision": str(autocast_dtype(config, world.device)),
+    }
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode())
+    for name, value in sorted(tower.backbone.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return str(world.from_main(digest.hexdigest()[:24]))
+
+
+def _compute(
+    stored: StoredFeatures,
+    missing: list[int],
+    model: VSEModel,
+    dataset: Dataset,
+    config: Config,
+    world: World,
+) -> None:
+    """Compute the features of the shards ``missing`` and write them, all ranks in step."""
+
+    def batches(shards: list[int]) -> Iterator[None]:
+        for shard in shards:
+            parts = []
+            decoded = image_batches(
+                dataset, stored.rows(shard), model.image_spec,
+                batch=config.eval.batch, device=world.device, threads=config.data.threads,
+            )  # fmt: skip
+            for pixels in decoded:
+                with torch.autocast(world.device.type, dtype, enabled=dtype is not None):
+                    grid = model.image.features(model.image_spec.normalise(pixels))
+                parts.append(grid.float().cpu().numpy())
+                yield
+            try:
+                stored.write(shard, np.concatenate(parts))
+            except OSError as error:
+                raise unwritable(str(stored.folder), error) from error
+
+    dtype = autocast_dtype(config, world.device)
+    counts = [-(-len(stored.rows(shard)) // config.eval.batch) for shard in missing]
+    turns = max(sum(counts[rank :: world.ranks]) for rank in range(world.ranks))
+    work = batches(missing[world.rank :: world.ranks])
+    # One batch at a time, so that no rank waits longer for another than a collective may take.
+    for _ in range(turns + 1):
+        next(work, None)
+        world.barrier()
+
+
+def _check_room(stored: StoredFeatures, missing: list[int]) -> None:
+    needed = sum(map(stored.bytes, missing))
+    there = next(path for path in stored.folder.absolute().parents if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise ConfigError(
+            f"data.feature_cache: features take {needed / 10**9:.1f} GB, and {there} has "
+            f"{free / 10**9:.1f} GB free; name another folder, or set data.feature_cache=null"
+        )
+
+
+def _check_seen(stored: StoredFeatures, world: World) -> None:
+    """Raise ConfigError on every rank where one of them does not see all files."""
+    unseen = torch.tensor([len(stored.missing())])
+    world.across(unseen, "max")
+    if int(unseen):
+        raise ConfigError(
+            f"data.feature_cache: {int(unseen)} files in {stored.folder}, which other ranks wrote, "
+            "are not seen by all; name a folder that every machine shares"
+        )
