@@ -60,9 +60,11 @@ def _hold(folder: Path, entered, leave) -> None:
         leave.wait(20)
 
 
+@pytest.mark.parametrize("waited_for", [True, False])
 def test_the_lock_of_a_killed_process_is_taken_over_at_once_and_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, waited_for: bool
 ) -> None:
+    """After FoldingAtHome/containers#30: where nobody waits for it, a killed one is a zombie."""
     caplog.set_level(logging.INFO)
     context = multiprocessing.get_context("fork")
     entered, leave = context.Event(), context.Event()
@@ -70,9 +72,13 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once_and_said(
     owner.start()
     assert entered.wait(20)
     owner.kill()
-    owner.join()
+    if waited_for:
+        owner.join()
+    else:  # it has ended, and is a zombie
+        os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)
     with RunLock(tmp_path):
         pass
+    owner.join()
     assert f"took over from process {owner.pid} of " in caplog.text
 
 

@@ -128,7 +128,11 @@ class RunLock:
         """Return whether the owner lives, after a wait where only its heartbeat can tell."""
         if found.get("machine") == _machine():
             with suppress(psutil.Error, TypeError, ValueError):
-                return psutil.Process(int(found["pid"])).create_time() == found.get("started")
+                owner = psutil.Process(int(found["pid"]))
+                # In a container whose first process waits for none of its orphans, a killed owner
+                # stays as a zombie, which writes no more.
+                same = owner.create_time() == found.get("started")
+                return same and owner.status() != psutil.STATUS_ZOMBIE
             return False
         log.info(
             "%s: waiting up to %.0f s for a sign of life of %s",
