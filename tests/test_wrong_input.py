@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commandline import vse_scale
+from warm import vse_scale
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from groups import Group
@@ -26,7 +27,16 @@ def vse_scale(*arguments: str | Path, timeout: float = 600) -> subprocess.Comple
     )
 
 
-def training(ranks: int, log: Path, *arguments: str | Path) -> Group:
-    """Start ``vse-scale train`` in the background, both outputs in ``log``."""
+def training(
+    ranks: int,
+    log: Path,
+    *arguments: str | Path,
+    start: type[Group] = Group,
+    more: Mapping[str, str] | None = None,
+) -> Group:
+    """Start ``vse-scale train`` in the background, both outputs in ``log``.
+
+    ``more`` is added to the environment.
+    """
     command = [installed("vse-scale"), "train", "--ranks", str(ranks), *arguments]
-    return Group(command, environment_without_launcher(), log)
+    return start(command, environment_without_launcher() | dict(more or {}), log)

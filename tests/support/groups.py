@@ -34,12 +34,18 @@ class Group:
         cwd: Path | None = None,
     ) -> None:
         self._log = err or out
+        self.pid = self._begin([*map(str, command)], environment, out, cwd)
+
+    def _begin(
+        self, command: list[str], environment: Mapping[str, str], out: Path, cwd: Path | None
+    ) -> int:
+        """Start the program as the first of a group of its own; return its number."""
         with out.open("ab") as standard, self._log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [*map(str, command)], cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
+                command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
                 stdout=standard, stderr=errors, start_new_session=True,
             )  # fmt: skip
-        self.pid = self._process.pid
+        return self._process.pid
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +90,7 @@ class Group:
 
     def send(self, number: int) -> None:
         """Send a signal to the program alone."""
-        self._process.send_signal(number)
+        os.kill(self.pid, number)
 
     def send_all(self, number: int) -> None:
         """Send a signal to the program and its children."""

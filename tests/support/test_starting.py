@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from groups import Group
 from ranks import environment_without_launcher, rank_environment, run_ranks
+from warm import WarmGroup
 
 TELL = """
 import os, sys
@@ -31,9 +35,9 @@ time.sleep(3600)
 """
 
 
-def gone(pid: int) -> bool:
+def gone(pid: int, within: float = 10) -> bool:
     """Whether the process has ended, or does so in some seconds: a killed one takes a moment."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         try:
             if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
@@ -86,6 +90,29 @@ def test_a_group_is_waited_for_and_leaves_nothing_behind(tmp_path: Path) -> None
         assert psutil.pid_exists(child)
         assert not group.wait_for_words("never said")
     assert gone(child)
+
+
+@pytest.mark.slow
+def test_a_number_that_comes_again_brings_no_exit_code_of_before(tmp_path: Path) -> None:
+    """The system numbers processes anew after some ten thousands."""
+    (tmp_path / "seven.py").write_text("import sys; sys.exit(7)")
+    (tmp_path / "wait.py").write_text("import time; time.sleep(3600)")
+    started = partial(WarmGroup, environment=environment_without_launcher(), out=tmp_path / "log")
+    with started([sys.executable, tmp_path / "seven.py"]) as first:
+        assert first.wait(60) == 7
+        assert psutil.Process(first.pid).status() == psutil.STATUS_ZOMBIE  # nobody gets its number
+    assert not psutil.pid_exists(first.pid)
+    for _ in range(20):
+        with suppress(OSError):  # the right to choose the next number is root's
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(first.pid - 1))
+        with started([sys.executable, tmp_path / "wait.py"]) as second:
+            assert second.code() is None
+            first.kill()  # once more: it is nobody's
+            assert not gone(second.pid, within=0.2)
+        assert second.code() == -9
+        if second.pid == first.pid:
+            return
+    pytest.skip("no number came again")
 
 
 def test_a_users_shell_has_nothing_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:

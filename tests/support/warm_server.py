@@ -10,6 +10,7 @@ one that starts it, with its own arguments, environment and signals. It only lac
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import os
 import runpy
@@ -17,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -66,6 +68,8 @@ def become(command: Sequence[str], environment: Mapping[str, str], cwd: str | No
         os.environ.update(environment)
         if cwd is not None:
             os.chdir(cwd)
+        tempfile.tempdir = None  # of the new environment
+        _customize(environment.get("PYTHONPATH", ""))
         _show(command)
         if PLAIN_USER in environment:
             _drop_rights()
@@ -92,6 +96,15 @@ def become(command: Sequence[str], environment: Mapping[str, str], cwd: str | No
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _customize(search: str) -> None:
+    """Search ``search`` for modules first, as an interpreter that starts with it does."""
+    sys.path[:0] = [folder for folder in search.split(os.pathsep) if folder not in ("", *sys.path)]
+    custom = "sitecustomize"
+    found = importlib.util.find_spec(custom) if custom not in sys.modules else None
+    if found is not None:
+        importlib.import_module(custom)
 
 
 def _show(command: Sequence[str]) -> None:
@@ -124,28 +137,46 @@ def _start(asked: dict[str, Any]) -> int:
     become(asked["command"], asked["environment"], asked["cwd"])
 
 
+def _note_code(pid: int, where: Path) -> bool:
+    """Write down the exit code of a child that has ended; return whether it has.
+
+    It is not reaped: until it is buried nobody else can get its number, which is that of its group.
+    """
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:
+        return False
+    code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+    partial = where.with_suffix(".partial")
+    partial.write_text(str(code))
+    partial.rename(where)
+    return True
+
+
 def main(path: str) -> None:
     for module in IMPORTED:
         __import__(module)
     subprocess.Popen = Forked
-    folder = Path(path).parent
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{path}.new")
         listening.listen()
         os.rename(f"{path}.new", path)
         listening.settimeout(_POLL_SECONDS)
         parent = os.getppid()
+        running: dict[int, Path] = {}  # the files of exit codes, by process
         while os.getppid() == parent:
-            with suppress(ChildProcessError):
-                while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                    code = os.waitstatus_to_exitcode(ended[1])
-                    partial = folder / f"{ended[0]}.partial"
-                    partial.write_text(str(code))
-                    partial.rename(folder / str(ended[0]))
+            for pid in [pid for pid in running if _note_code(pid, running[pid])]:
+                del running[pid]
             with suppress(TimeoutError):
                 client, _ = listening.accept()
                 with client, client.makefile("rw") as stream:
-                    stream.write(f"{_start(json.loads(stream.readline()))}\n")
+                    asked = json.loads(stream.readline())
+                    if "bury" in asked:
+                        os.waitpid(asked["bury"], 0)
+                        stream.write("\n")
+                    else:
+                        pid = _start(asked)
+                        running[pid] = Path(asked["code"])
+                        stream.write(f"{pid}\n")
 
 
 if __name__ == "__main__":
