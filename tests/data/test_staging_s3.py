@@ -89,7 +89,7 @@ def test_what_lasts_ends_in_time_with_the_documented_code(
     with pytest.raises((StorageError, DatasetError)) as ended:
         everything(url, tmp_path / "cache")
 
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
     assert ended.value.exit_code == code, str(ended.value)
     assert "\n" not in str(ended.value)
     assert part in str(ended.value)

@@ -11,13 +11,26 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
+from safetensors.torch import load_file
 from warm import WarmGroup
+
+from vse_scale.run.journal import read_journal
+from vse_scale.training.checkpoint import TENSORS
 
 WORKER = Path(__file__).with_name("rank_of_training.py")
 
 
-def random_run(scenes: Path, rest: str) -> str:
-    """A configuration of a small model that draws at random wherever it can; ``rest`` is YAML."""
+def random_run(
+    scenes: Path, rest: str = "", *, every: int | None = None, falls: str = "drop_epochs: [1.5]"
+) -> str:
+    """A configuration of a small model that draws at random wherever it can, of two epochs.
+
+    Args:
+        scenes: the dataset.
+        rest: further sections, YAML.
+        every: steps between two checkpoints; None: an epoch.
+        falls: how the learning rate does.
+    """
     return f"""
 data: {{path: {scenes}, global_batch: 16, threads: 1, word_drop: 0.3}}
 model:
@@ -28,6 +41,10 @@ model:
     vocab_size: 120
     architecture:
       {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
+optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, {falls}}}
+train: {{epochs: 2, calibration_images: 16}}
+eval: {{batch: 16}}
+run: {{dir: unused, checkpoint_steps: {"null" if every is None else every}}}
 {rest}
 """
 
@@ -117,3 +134,37 @@ def weights_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     assert not [name for name in found if not torch.equal(found[name], expected[name])]
+
+
+def journal(run: Path, name: str, value: str) -> list[tuple[int, float]]:
+    """Return step and ``value`` of each record of a run's journal."""
+    return [(record["step"], record[value]) for record in read_journal(run / name)]
+
+
+def assert_same_run(
+    run: Path, whole: Path, beside: frozenset[str] = frozenset(), *, same_best: bool = True
+) -> None:
+    """The same weights and state to the bit, every record once, and nothing beside them.
+
+    Args:
+        run: that was disturbed.
+        whole: that was not.
+        beside: what ``run`` alone may have in its folder.
+        same_best: whether the two were validated after the same steps.
+    """
+    newest = [max((folder / "checkpoints").glob("step-*")) for folder in (run, whole)]
+    assert newest[0].name == newest[1].name
+    assert_same_bits(*(load_file(folder / TENSORS) for folder in newest))
+    assert journal(run, "metrics.jsonl", "loss") == journal(whole, "metrics.jsonl", "loss")
+    names = [{p.name for p in folder.iterdir()} - {"tensorboard"} for folder in (run, whole)]
+    assert names[0] - beside == names[1]
+    found, expected = (journal(folder, "evaluations.jsonl", "rsum") for folder in (run, whole))
+    if not same_best:
+        assert set(found) > set(expected)
+        return
+    assert found == expected
+    models = [folder / "model" / "model.safetensors" for folder in (run, whole)]
+    assert_same_bits(*map(load_file, models))
+    results = [json.loads((folder / "results.json").read_text()) for folder in (run, whole)]
+    for key in ("rsum", "i2t", "t2i", "steps", "pairs", "final_loss"):
+        assert results[0][key] == results[1][key], key

@@ -1,13 +1,12 @@
 """Faults at random moments of whole runs: they end as if nothing had been, or say why they do not.
 
-After pytorch/torchtitan#1035 (a kill while a checkpoint is written), Lightning-AI/pytorch-lightning
-#21110 (a folder that is gone while a run writes into it) and pytorch/pytorch#99215 (a stopped rank
-that nobody notices).
+After pytorch/torchtitan#1035 (a kill while a checkpoint is written),
+Lightning-AI/pytorch-lightning#21110 (a folder that is gone while a run writes into it) and
+pytorch/pytorch#99215 (a stopped rank that nobody notices).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import resource
@@ -23,19 +22,20 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import assert_same_bits, random_run
-from ranks import free_port
-from safetensors.torch import load_file
-from warm import WarmGroup, training
+from groups import Group
+from launching import assert_same_run, random_run
+from warm import training
 
-from vse_scale.run.journal import read_journal
-from vse_scale.training.checkpoint import TENSORS
-
-DRAWS = int(os.environ.get("CHAOS_DRAWS", "40"))  # each fault at least twice
+DRAWS = int(os.environ.get("CHAOS_DRAWS", "30"))  # each fault on one rank and on two
 FIRST = int(os.environ.get("CHAOS_FIRST", "0"))  # seed of the first draw
+# Modules of a run's processes.
+KINDS = {"vse_scale.training": "rank", "vse_scale.training.launcher": "launcher"}
 AT_ONCE = 3  # draws that run side by side: many of them wait
-STEPS, TIMEOUT = 20, 10
+TIMEOUT = 10  # seconds of silence
+PATIENCE = 600  # seconds for what a machine alone does in ten
 ANOTHER_USER = 12345
+# It returns whether the run was hit while it went on.
+Fault = Callable[["Draw", Group], bool]
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Draw:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
 
-    def start(self) -> WarmGroup:
+    def start(self) -> Group:
         self.starts += 1
         log = self.folder.with_name(f"{self.folder.name}-{self.starts}.log")
         return training(
@@ -69,7 +69,7 @@ class Draw:
             f"run.dir={self.folder}", *self.rest, plain_user=True,
         )  # fmt: skip
 
-    def wait_for_a_moment(self, run: WarmGroup) -> None:
+    def wait_for_a_moment(self, run: Group) -> None:
         """Wait for a moment that is drawn: of the start, of a step, or of what is being written."""
         kind = self.random.choice(("start", "step", "step", "checkpoint", "model", "end"))
         if kind == "start":
@@ -82,7 +82,9 @@ class Draw:
         else:
             inside = self.folder / "checkpoints" if kind == "checkpoint" else self.folder
             name = ".step-*.partial" if kind == "checkpoint" else ".model.partial"
-            run.wait_for(lambda: any(inside.glob(name)), 200)
+            run.wait_for(lambda: any(inside.glob(name)), PATIENCE)
+        # At a start what is to be disturbed may not be there yet.
+        run.wait_for(self.folder.exists, PATIENCE)
 
     def processes(self) -> list[psutil.Process]:
         """All that belong to the run: supervisor, launcher, ranks, in this order."""
@@ -96,18 +98,27 @@ class Draw:
         order = ("vse_scale.training.launcher", "vse_scale.training")
         return sorted(found, key=lambda p: [name in _cmdline(p) for name in reversed(order)])
 
-    def of(self, what: str) -> psutil.Process | None:
-        """One process of the run: "supervisor", "launcher" or "rank"; None while there is none."""
-        kinds: dict[str, list[psutil.Process]] = {"supervisor": [], "launcher": [], "rank": []}
-        for process in self.processes():
-            line = _cmdline(process)
-            at = line[line.index("-m") + 1] if "-m" in line else ""
-            kinds[
-                {"vse_scale.training": "rank", "vse_scale.training.launcher": "launcher"}.get(
-                    at, "supervisor"
-                )
-            ].append(process)
-        return self.random.choice(kinds[what]) if kinds[what] else None
+    def of(self, what: str) -> list[psutil.Process]:
+        """The processes of the run that are "supervisor", "launcher" or "rank"."""
+        kinds = {process.pid: (_kind(process), process) for process in self.processes()}
+        found = []
+        for kind, process in kinds.values():
+            with suppress(psutil.Error):
+                # A fork is called as its parent for a moment, before it is what it will be.
+                if kind == what and kinds.get(process.ppid(), ("", None))[0] != what:
+                    found.append(process)
+        return found
+
+    def is_whole(self) -> bool:
+        """Whether all that the faults may hit is found by its name, and nothing else."""
+        counts = {"supervisor": 1, "launcher": 1, "rank": self.ranks}
+        return {kind: len(self.of(kind)) for kind in counts} == counts
+
+
+def _kind(process: psutil.Process) -> str:
+    line = _cmdline(process)
+    module = line[line.index("-m") + 1] if "-m" in line else ""
+    return KINDS.get(module, "supervisor")
 
 
 def _cmdline(process: psutil.Process) -> list[str]:
@@ -116,51 +127,58 @@ def _cmdline(process: psutil.Process) -> list[str]:
     return []
 
 
-def sends(what: str, number: int) -> Callable[[Draw, WarmGroup], None]:
-    def disturb(draw: Draw, run: WarmGroup) -> None:
+def sends(what: str, number: int) -> Fault:
+    def disturb(draw: Draw, run: Group) -> bool:
         draw.wait_for_a_moment(run)
-        process = draw.of(what)
-        if process is not None:
-            with suppress(psutil.Error):
-                process.send_signal(number)
+        if not run.wait_for(lambda: bool(draw.of(what)), PATIENCE):
+            return False
+        with suppress(psutil.Error, IndexError):
+            draw.random.choice(draw.of(what)).send_signal(number)
+            return True
+        return False
 
     return disturb
 
 
-def full_disk(draw: Draw, run: WarmGroup) -> None:
+def full_disk(draw: Draw, run: Group) -> bool:
     """From a moment on no file grows beyond a size."""
     draw.wait_for_a_moment(run)
     limit = draw.random.randint(1 << 14, 1 << 17)
+    hit = False
     for process in draw.processes():
         with suppress(psutil.Error, OSError):
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+            hit = True
+    return hit
 
 
-def removed(draw: Draw, run: WarmGroup) -> None:
+def removed(draw: Draw, run: Group) -> bool:
     draw.wait_for_a_moment(run)
     # What is written meanwhile may stand in the way.
     aside = draw.folder.with_name(f"{draw.folder.name}-removed")
     with suppress(FileNotFoundError):
         draw.folder.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
+        return run.code() is None
+    return False
 
 
-def read_only(draw: Draw, run: WarmGroup) -> None:
+def read_only(draw: Draw, run: Group) -> bool:
     draw.wait_for_a_moment(run)
     folders = [p for p in (draw.folder, *draw.folder.rglob("*")) if p.is_dir()]
     for path in folders:
         with suppress(FileNotFoundError):
             path.chmod(0o555)
     draw.heal.append(lambda: _each(draw.folder, lambda p: p.chmod(0o755 if p.is_dir() else 0o644)))
+    return bool(folders) and run.code() is None
 
 
-def anothers(draw: Draw, run: WarmGroup) -> None:
+def anothers(draw: Draw, run: Group) -> bool:
     """All files there become another user's, who shares none of them."""
     draw.wait_for_a_moment(run)
 
     def take(path: Path) -> None:
-        if os.geteuid() == 0:
-            os.chown(path, ANOTHER_USER, ANOTHER_USER)
+        os.chown(path, ANOTHER_USER, ANOTHER_USER)
         path.chmod(0o700 if path.is_dir() else 0o600)
 
     def give_back(path: Path) -> None:
@@ -168,6 +186,7 @@ def anothers(draw: Draw, run: WarmGroup) -> None:
 
     _each(draw.folder, take)
     draw.heal.append(lambda: _each(draw.folder, give_back))
+    return draw.folder.stat().st_uid == ANOTHER_USER and run.code() is None
 
 
 def _each(folder: Path, change: Callable[[Path], None]) -> None:
@@ -176,7 +195,7 @@ def _each(folder: Path, change: Callable[[Path], None]) -> None:
             change(path)
 
 
-def clock_back(draw: Draw, run: WarmGroup) -> None:
+def clock_back(draw: Draw, run: Group) -> bool:
     """All files are of another time, as after the clock was set; then a rank dies."""
     draw.wait_for_a_moment(run)
     moved = draw.random.choice((-3e6, -4e3, 4e3, 3e6))
@@ -186,31 +205,29 @@ def clock_back(draw: Draw, run: WarmGroup) -> None:
         os.utime(path, (when, when))
 
     _each(draw.folder, move)
-    sends("rank", signal.SIGKILL)(draw, run)
+    return sends("rank", signal.SIGKILL)(draw, run)
 
 
-def two_starts(draw: Draw, run: WarmGroup) -> None:
+def two_starts(draw: Draw, run: Group) -> bool:
     """The same command while the first goes on: one of the two, or the later, is refused."""
     time.sleep(draw.random.choice((0.0, 0.05, 0.5, 2.0)))
     with draw.start() as second:
-        codes = [second.wait(200), run.wait(200)]
+        codes = [second.wait(PATIENCE), run.wait(PATIENCE)]
         assert sorted(codes) in ([0, 0], [0, 2]), second.said() + run.said()
         for group, code in zip((second, run), codes, strict=True):
             if code == 2:
                 assert "trains in; wait for it or stop it" in group.said()
+        return 2 in codes
 
 
-def started_over_a_corpse(draw: Draw, run: WarmGroup) -> None:
-    """The same command in the moment in which the supervisor was killed."""
-    sends("supervisor", signal.SIGKILL)(draw, run)
-
-
-def nothing(draw: Draw, run: WarmGroup) -> None:
-    """The metrics' port is taken."""
+def port_taken(draw: Draw, run: Group) -> bool:
+    """The metrics' port is another's."""
+    assert run.wait_for_words("the run goes on. Set telemetry.prometheus_port to", timeout=PATIENCE)
+    return True
 
 
 # What is done, and the exit codes that may follow.
-FAULTS: dict[str, tuple[Callable[[Draw, WarmGroup], None], tuple[int, ...]]] = {
+FAULTS: dict[str, tuple[Fault, tuple[int, ...]]] = {
     "kill of the supervisor": (sends("supervisor", signal.SIGKILL), (-9, 0)),
     "kill of the launcher": (sends("launcher", signal.SIGKILL), (0,)),
     "kill of a rank": (sends("rank", signal.SIGKILL), (0,)),
@@ -224,45 +241,58 @@ FAULTS: dict[str, tuple[Callable[[Draw, WarmGroup], None], tuple[int, ...]]] = {
     "files of another user": (anothers, (2, 0)),
     "clock set back": (clock_back, (0,)),
     "two starts": (two_starts, (0, 2)),
-    "kill and start at once": (started_over_a_corpse, (-9, 0)),
-    "port taken": (nothing, (0,)),
+    "kill and start at once": (sends("supervisor", signal.SIGKILL), (-9, 0)),
+    "port taken": (port_taken, (0,)),
 }
+if os.geteuid() != 0:
+    del FAULTS["files of another user"]  # the right to give files away is root's
+# What a hit before the last validation leads to for sure.
+RESTARTED = ("kill of the launcher", "kill of a rank", "stop of a rank", "clock set back")
+KILLED = ("kill of the supervisor", "kill and start at once")
 
 
-def disturbed(draw: Draw, whole: Path) -> None:
-    """Disturb a run, start it again until it is over, and compare it with ``whole``."""
+def disturbed(draw: Draw, whole: Path) -> bool:
+    """Disturb a run, start it again until it is over, and compare it with ``whole``.
+
+    Returns:
+        Whether the fault hit the run while it went on.
+    """
     name = sorted(FAULTS)[draw.seed % len(FAULTS)]
     disturb, codes = FAULTS[name]
     with socket.socket() as taken:
-        port = free_port()
         if name == "port taken":
-            taken.bind(("127.0.0.1", port))
+            taken.bind(("127.0.0.1", 0))
             taken.listen()
-        draw.rest = (f"telemetry.prometheus_port={port}",) if name == "port taken" else ()
+            draw.rest = (f"telemetry.prometheus_port={taken.getsockname()[1]}",)
         with draw.start() as run:
-            disturb(draw, run)
-            code = run.wait(240)
+            hit = disturb(draw, run)
+            before_the_end = hit and "epoch 2: " not in run.said()
+            code = run.wait(PATIENCE)
             said = run.said()
             assert code in codes, f"exit code {code}:\n{said[-3000:]}"
             assert_a_line(code, said)
+            if before_the_end:
+                assert name not in RESTARTED or "starting it again" in said, said[-3000:]
+                assert name not in KILLED or code == -9, said[-3000:]
             if name == "kill and start at once" and code:
                 with draw.start() as second:
-                    assert second.wait(200) == 0, second.said()[-3000:]
-            deadline = time.monotonic() + 20
+                    assert second.wait(PATIENCE) == 0, second.said()[-3000:]
+            deadline = time.monotonic() + 90
             while (left := draw.processes()) and time.monotonic() < deadline:
                 time.sleep(0.1)
             assert not left, f"{len(left)} processes are left"
     refused = draw.heal and name in ("folder read-only", "files of another user") and code == 2
     if refused:
         with draw.start() as again:
-            assert again.wait(200) == 2, again.said()[-3000:]
+            assert again.wait(PATIENCE) == 2, again.said()[-3000:]
             assert_a_line(2, again.said())
     for heal in draw.heal:
         heal()
     with draw.start() as again:
-        assert again.wait(240) == 0, f"started again:\n{again.said()[-3000:]}"
+        assert again.wait(PATIENCE) == 0, f"started again:\n{again.said()[-3000:]}"
         assert_a_line(0, again.said())
-    assert_whole(draw.folder, whole)
+    assert_same_run(draw.folder, whole)
+    return hit
 
 
 def assert_a_line(code: int, said: str) -> None:
@@ -271,31 +301,6 @@ def assert_a_line(code: int, said: str) -> None:
     assert len(lines) == (code == 2), said[-3000:]
     if code in (0, 2, 75) and "starting it again" not in said:
         assert "Traceback" not in said, said[-3000:]
-
-
-def assert_whole(run: Path, whole: Path) -> None:
-    """The same weights to the bit, the records of an undisturbed run, and nothing beside them."""
-    states = [
-        load_file(folder / "checkpoints" / "step-00000020" / TENSORS) for folder in (run, whole)
-    ]
-    assert_same_bits(*states)
-    assert_same_bits(
-        *(load_file(folder / "model" / "model.safetensors") for folder in (run, whole))
-    )
-    for name, kept in (
-        ("metrics.jsonl", ("step", "loss")),
-        ("evaluations.jsonl", ("step", "rsum")),
-    ):
-        ours, theirs = (
-            [[record[key] for key in kept] for record in read_journal(folder / name)]
-            for folder in (run, whole)
-        )
-        assert ours == theirs, name
-    results = [json.loads((folder / "results.json").read_text()) for folder in (run, whole)]
-    for key in ("rsum", "steps", "pairs", "final_loss"):
-        assert results[0][key] == results[1][key]
-    names = [{p.name for p in folder.iterdir()} - {"tensorboard"} for folder in (run, whole)]
-    assert names[0] == names[1]
 
 
 @pytest.fixture(scope="module")
@@ -310,27 +315,26 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, 
         random_run(
             data,
             f"""
-optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, drop_epochs: [1.5]}}
-train: {{epochs: 2, calibration_images: 16}}
-eval: {{batch: 16}}
 engine: {{timeout_seconds: {TIMEOUT}}}
 telemetry: {{prometheus_port: null, tensorboard: false}}
-run: {{dir: {folder / "unused"}, checkpoint_steps: 4}}
 """,
+            every=4,
         )
     )
     wholes = {}
     for ranks in (1, 2):
         draw = Draw(0, config, folder / f"whole-{ranks}", ranks)
         with draw.start() as run:
-            assert run.wait(240) == 0, run.said()[-3000:]
+            assert run.wait_for(draw.is_whole, PATIENCE), run.said()[-3000:]
+            assert run.wait(PATIENCE) == 0, run.said()[-3000:]
         wholes[ranks] = draw.folder
     return config, wholes
 
 
 def check_draws(seeds: range, prepared: tuple[Path, dict[int, Path]], folder: Path) -> None:
-    """Run the draws side by side; fail with what went wrong in each."""
+    """Run the draws side by side; fail with what went wrong in each, or where faults missed."""
     config, wholes = prepared
+    hits: dict[int, bool] = {}
 
     def run(seed: int) -> str | None:
         ranks = 2 if seed // len(FAULTS) % 3 == 1 else 1
@@ -338,7 +342,7 @@ def check_draws(seeds: range, prepared: tuple[Path, dict[int, Path]], folder: Pa
         name = sorted(FAULTS)[seed % len(FAULTS)]
         began = time.monotonic()
         try:
-            disturbed(draw, wholes[ranks])
+            hits[seed] = disturbed(draw, wholes[ranks])
         except Exception as error:  # of a thread: told with all others
             return f"draw {seed}, {name}, {ranks} rank(s): {error!r}".replace("\\n", "\n")
         finally:
@@ -349,6 +353,13 @@ def check_draws(seeds: range, prepared: tuple[Path, dict[int, Path]], folder: Pa
     with ThreadPoolExecutor(AT_ONCE) as pool:
         failures = [failure for failure in pool.map(run, seeds) if failure is not None]
     assert not failures, "\n\n".join(failures)
+    missed = [sorted(FAULTS)[seed % len(FAULTS)] for seed, hit in hits.items() if not hit]
+    assert len(missed) <= len(hits) / 2, missed
+    assert not [name for name in missed if missed.count(name) == len(seeds_of(name, seeds))], missed
+
+
+def seeds_of(name: str, seeds: range) -> list[int]:
+    return [seed for seed in seeds if sorted(FAULTS)[seed % len(FAULTS)] == name]
 
 
 @pytest.mark.slow

@@ -16,15 +16,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import assert_same_bits, random_run
-from safetensors.torch import load_file
-from warm import WarmGroup, training, vse_scale
+from groups import Group
+from launching import assert_same_run, random_run
+from warm import training, vse_scale
 
 from vse_scale.run.journal import read_journal
 from vse_scale.training.checkpoint import TENSORS
 from vse_scale.training.contract import GRACE_SECONDS
-
-STEPS = 50
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +30,7 @@ def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """A configuration that draws at random wherever it can, and a run of it, never stopped."""
     folder = tmp_path_factory.mktemp("faults")
     config = folder / "faults.yaml"
-    config.write_text(
-        random_run(
-            scenes,
-            f"""
-optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, drop_epochs: [1.5]}}
-train: {{epochs: 2, calibration_images: 32}}
-eval: {{batch: 16}}
-run: {{dir: {folder / "unused"}, checkpoint_steps: 8}}
-""",
-        )
-    )
+    config.write_text(random_run(scenes, every=8))
     result = vse_scale("train", "--ranks", "2", "--config", config, f"run.dir={folder / 'run'}")
     assert result.returncode == 0, result.stderr[-4000:]
     return config, folder / "run"
@@ -52,7 +40,7 @@ run: {{dir: {folder / "unused"}, checkpoint_steps: 8}}
 class Run:
     """A supervised run on two ranks, in the background."""
 
-    group: WarmGroup
+    group: Group
     folder: Path
 
     def ranks(self) -> list[psutil.Process]:
@@ -69,14 +57,6 @@ def started(config: Path, folder: Path, *overrides: str) -> Iterator[Run]:
 
 def newest(folder: Path) -> Path:
     return max((folder / "checkpoints").glob("step-*"))
-
-
-def assert_as_if_never_stopped(run: Path, uninterrupted: Path) -> None:
-    """Every step of the plan once, with the same loss; the same weights, to the bit."""
-    steps, expected = (read_journal(folder / "metrics.jsonl") for folder in (run, uninterrupted))
-    assert [record["step"] for record in steps] == list(range(STEPS))
-    assert [record["loss"] for record in steps] == [record["loss"] for record in expected]
-    assert_same_bits(*(load_file(newest(folder) / TENSORS) for folder in (run, uninterrupted)))
 
 
 def kill_at_random(run: Run, rounds: int, draws: random.Random) -> list[str]:
@@ -110,13 +90,13 @@ def check_kills(whole: tuple[Path, Path], folder: Path, rounds: int) -> None:
     for number in itertools.count():
         with started(config, folder / f"run-{number}") as run:
             kill_at_random(run, rounds - killed, draws)
-            assert run.group.wait(240) == 0, run.group.said()[-4000:]
+            assert run.group.wait(600) == 0, run.group.said()[-4000:]
         restarts = run.group.said().count("starting it again")
         assert (
             run.group.said().count("resumed from") + run.group.said().count("steps 0 to")
             >= restarts + 1
         )
-        assert_as_if_never_stopped(run.folder, uninterrupted)
+        assert_same_run(run.folder, uninterrupted)
         killed += restarts
         if killed >= rounds:
             return
@@ -145,9 +125,9 @@ def test_a_rank_that_falls_silent_is_found_and_replaced(
         began = time.monotonic()
         assert run.group.wait_for_words("starting it again")
         # The collective's limit, the others' grace, and a machine that has more to do.
-        assert time.monotonic() - began < limit + GRACE_SECONDS + 15
-        assert run.group.wait(240) == 0, run.group.said()[-4000:]
-    assert_as_if_never_stopped(run.folder, uninterrupted)
+        assert time.monotonic() - began < limit + GRACE_SECONDS + 90
+        assert run.group.wait(600) == 0, run.group.said()[-4000:]
+    assert_same_run(run.folder, uninterrupted)
 
 
 @pytest.mark.slow
@@ -165,7 +145,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert f"step-00000020: {TENSORS} has " in result.stderr
     assert "trying the one before it" in result.stderr
     assert "step-00000016" in result.stderr
-    assert_as_if_never_stopped(tmp_path / "run", uninterrupted)
+    assert_same_run(tmp_path / "run", uninterrupted)
 
 
 @pytest.fixture
@@ -202,7 +182,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_loses_nothing(
     filler.unlink()
     result = vse_scale(*arguments)
     assert result.returncode == 0, result.stderr[-4000:]
-    assert_as_if_never_stopped(folder, uninterrupted)
+    assert_same_run(folder, uninterrupted, same_best=False)
 
 
 @pytest.mark.slow

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 from datasets_made import drawn_scenes, vse_shards
-from launching import assert_same_bits, random_run
+from launching import assert_same_bits, journal, random_run
 from ranks import run_ranks
 from safetensors.torch import load_file
 from warm import WarmGroup
 
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.run.journal import read_journal
 from vse_scale.training.checkpoint import TENSORS
 
@@ -36,7 +37,8 @@ class Case:
     Attributes:
         part: below the run's folder; "*" matches one name.
         said: by the finished run that is started again; "" where nothing need be said.
-        lost: "metrics", "evaluations" or "best": what nothing can bring back.
+        lost: "metrics", "evaluations" or "best": what nothing can bring back; "spare": it is left,
+            as tokenizer.json has all of it.
     """
 
     part: str
@@ -49,8 +51,9 @@ CASES = [
     Case("tensorboard"),
     Case("metrics.jsonl", "metrics.jsonl has", lost="metrics"),
     Case("evaluations.jsonl", lost="evaluations"),
-    Case("tokenizer"), Case("tokenizer/tokenizer.json"), Case("tokenizer/tokenizer_config.json"),
-    Case("tokenizer/vocab.txt"),
+    Case("tokenizer"), Case("tokenizer/tokenizer.json"),
+    Case("tokenizer/tokenizer_config.json", lost="spare"),
+    Case("tokenizer/vocab.txt", lost="spare"),
     Case("model", "model is not there whole", lost="best"),
     Case("model/model.safetensors", "model is not there whole", lost="best"),
     Case("model/config.json", "model is not there whole", lost="best"),
@@ -87,13 +90,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path
     config.write_text(
         random_run(
             data,
-            f"""
-optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, drop_epochs: [1.5]}}
-train: {{epochs: 2, calibration_images: 16}}
-eval: {{batch: 16}}
-telemetry: {{prometheus_port: null}}
-run: {{dir: {folder / "unused"}, checkpoint_steps: 4}}
-""",
+            "telemetry: {prometheus_port: null}",
+            every=4,
+            falls="drop_epochs: [1], drop_factor: 3.0e+2",  # it rises: the second epoch is ruinous
         )
     )
     made = {"whole": folder / "whole", "half": folder / "half"}
@@ -103,7 +102,7 @@ run: {{dir: {folder / "unused"}, checkpoint_steps: 4}}
     )  # fmt: skip
     assert [one["code"] for one in found] == [0, 0], found
     # The best is the first epoch's: its weights are in no checkpoint of the finished run.
-    rsums = [record["rsum"] for record in read_journal(made["whole"] / "evaluations.jsonl")]
+    rsums = [rsum for _, rsum in journal(made["whole"], "evaluations.jsonl", "rsum")]
     assert rsums[0] > rsums[1]
     return config, made
 
@@ -137,8 +136,10 @@ def test_each_part_that_is_lost_or_torn_is_rebuilt(
     config, originals = runs
     cases = damaged(originals, tmp_path)
     assert len(cases) > 40
+    assert {case.part for case, _, _ in cases} == {case.part for case in CASES}
     found = start(config, tmp_path, [[f"run.dir={folder}"] for _, _, folder in cases])
     whole = originals["whole"]
+    (*_, end_of_half) = journal(originals["half"], "evaluations.jsonl", "rsum")
     for (case, state, folder), result in zip(cases, found, strict=True):
         told = f"{case.part} of the {state} run, in {folder.name}: {result['said']}"
         assert result["code"] == 0, told
@@ -146,11 +147,24 @@ def test_each_part_that_is_lost_or_torn_is_rebuilt(
             assert case.said in result["said"], told
         last = f"checkpoints/step-{LAST:08d}/{TENSORS}"
         assert_same_bits(load_file(folder / last), load_file(whole / last))
-        steps = [record["step"] for record in read_journal(folder / "metrics.jsonl")]
-        if case.lost != "metrics":
-            assert steps == list(range(LAST)), told
+        losses, expected = (journal(run, "metrics.jsonl", "loss") for run in (folder, whole))
+        if case.lost == "metrics":
+            assert f"metrics.jsonl has {len(losses)} of {LAST} steps" in result["said"], told
+            assert set(losses) <= set(expected), told
         else:
-            assert f"metrics.jsonl has {len(steps)} of {LAST} steps" in result["said"], told
+            assert losses == expected, told
+        rsums, expected = (journal(run, "evaluations.jsonl", "rsum") for run in (folder, whole))
+        if case.lost == "evaluations":
+            assert set(rsums) <= {*expected, end_of_half}, told
+        else:
+            once = dict.fromkeys(rsums) if case.lost == "best" else rsums  # it was validated again
+            assert [one for one in once if one != end_of_half] == expected, told
+        tokenizers = [CaptionTokenizer.load(run / "tokenizer") for run in (folder, whole)]
+        assert tokenizers[0].digest() == tokenizers[1].digest(), told
+        for path in (whole / "tokenizer").iterdir():
+            if case.lost != "spare" or path.name not in case.part:
+                assert (folder / "tokenizer" / path.name).read_bytes() == path.read_bytes(), told
+        assert json.loads((folder / "system.json").read_text()), told
         names = {path.name for path in whole.iterdir()}
         assert {path.name for path in folder.iterdir()} >= names, told
         assert (folder / "config.yaml").read_text().replace(str(folder), str(whole)) == (
