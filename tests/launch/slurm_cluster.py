@@ -7,12 +7,13 @@ the host's name: hence a namespace of names beside that of the network.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -56,6 +57,7 @@ KillWait=5
 UnkillableStepTimeout=30
 MinJobAge=3600
 InactiveLimit=0
+MessageTimeout=60
 GresTypes=gpu
 NodeName=n1 NodeAddr={address} CPUs=4 RealMemory=1000 Gres=gpu:2
 NodeName=n2 NodeAddr={other} CPUs=4 RealMemory=1000 Gres=gpu:2
@@ -93,7 +95,7 @@ class Cluster:
         return environment | dict(more or {})
 
     def run(
-        self, *command: str | Path, cwd: Path | None = None, timeout: float = 60, **more: str
+        self, *command: str | Path, cwd: Path | None = None, timeout: float = 200, **more: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the first node to its end."""
         return subprocess.run(
@@ -101,11 +103,19 @@ class Cluster:
             capture_output=True, text=True, timeout=timeout,
         )  # fmt: skip
 
+    def ask(self, *command: str, patience: float = 0.0) -> str:
+        """Return what a command of SLURM says, tried for ``patience`` seconds while it fails."""
+        deadline = time.monotonic() + patience
+        while (done := self.run(*command)).returncode != 0:
+            assert time.monotonic() < deadline, f"{command}: {done.stderr}\n{self.logs()}"
+            time.sleep(0.5)
+        return done.stdout
+
     def state(self, job: str) -> str:
         """Return a job's state and exit code, such as ``COMPLETED 0:0``."""
-        shown = self.run("scontrol", "-o", "show", "job", job).stdout
+        shown = self.ask("scontrol", "-o", "show", "job", job, patience=120)
         found = dict(part.split("=", 1) for part in shown.split() if "=" in part)
-        return f"{found.get('JobState')} {found.get('ExitCode')}"
+        return f"{found['JobState']} {found['ExitCode']}"
 
     def logs(self) -> str:
         """Return the ends of the daemons' logs."""
@@ -160,15 +170,24 @@ def _start(cluster: Cluster, stack: ExitStack) -> None:
         *(f"--log-file={folder}/munged-own.log", f"--seed-file={folder}/munged.seed"),
     ]
     started = [daemon(munge, "munged.log")]
-    deadline = time.monotonic() + 10
-    while not (folder / "munge.socket").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    _wait(cluster, started, (folder / "munge.socket").exists)
     started.append(daemon([_SBIN / "slurmctld", "-D"], "ctld.log", node=0))
     started += [daemon([_SBIN / "slurmd", "-D"], f"{NODES[n]}.log", node=n) for n in (0, 1)]
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and all(process.code() is None for process in started):
-        states = cluster.run("sinfo", "-h", "-N", "-o", "%t").stdout.split()
-        if states == ["idle", "idle"]:
-            return
-        time.sleep(0.3)
-    pytest.skip(f"SLURM does not start here:\n{cluster.logs()}")
+    idle = ["idle"] * len(NODES)
+    _wait(
+        cluster, started,
+        lambda: cluster.run("sinfo", "-h", "-N", "-o", "%t").stdout.split() == idle,
+    )  # fmt: skip
+
+
+def _wait(cluster: Cluster, started: list[Group], condition: Callable[[], bool]) -> None:
+    """Wait until ``condition`` holds; skip the test where a daemon cannot live on this machine."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        if any(process.code() is not None for process in started):
+            logs = cluster.logs()
+            # What they say of a fault in ours.
+            assert not re.search(r"pars(e|ing)|configuration file", logs, re.IGNORECASE), logs
+            pytest.skip(f"SLURM does not start here:\n{logs}")
+        assert time.monotonic() < deadline, f"SLURM's daemons are not ready:\n{cluster.logs()}"
+        time.sleep(0.2)

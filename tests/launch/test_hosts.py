@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from commandline import installed, vse_scale
+from commandline import installed
 from groups import Group
 from hosts import Cable, Host
+from warm import vse_scale
 
 from vse_scale.run.journal import read_journal
 
@@ -18,17 +19,19 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 20  # engine.timeout_seconds: a silent peer is noticed within it
-GRACE = 15  # for two ranks to leave and the launcher to see it
+# For two ranks to leave and the launcher to see it, on a machine that has more to do.
+GRACE = 90
+STEPS = 60  # 10 an epoch
 
 SMALL = ROOT / "tests" / "small.yaml"
 TRAINING = """
 base: {small}
 data: {{path: {scenes}}}
 model: {{dropout: 0.1}}
-train: {{epochs: 12}}
-eval: {{every_epochs: 12}}
+train: {{epochs: 6}}
+eval: {{every_epochs: 6}}
 engine: {{timeout_seconds: {timeout}}}
-run: {{dir: {folder}/unused, checkpoint_epochs: 2}}
+run: {{dir: {folder}/unused, checkpoint_epochs: 1}}
 telemetry: {{prometheus_port: null, tensorboard: false}}
 """
 
@@ -56,7 +59,7 @@ def losses(folder: Path) -> list[float]:
     return [record["loss"] for record in read_journal(folder / "metrics.jsonl")]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_two_hosts_train_as_one_does_and_go_on_after_one_was_cut_off(
     scenes: Path, tmp_path: Path
 ) -> None:
@@ -67,7 +70,7 @@ def test_two_hosts_train_as_one_does_and_go_on_after_one_was_cut_off(
         processes = launch(hosts, config, folder, 29_511, logs)
         for process in processes:
             started.enter_context(process)
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not list((folder / "checkpoints").glob("step-*")):
             assert time.monotonic() < deadline, logs[0].read_text()[-4000:]
             assert all(p.code() is None for p in processes), logs[0].read_text()[-4000:]
@@ -76,19 +79,19 @@ def test_two_hosts_train_as_one_does_and_go_on_after_one_was_cut_off(
         hosts[1].link("down")
         cut = time.monotonic()
         hosts[1].kill()
-        processes[1].wait(10)
+        processes[1].wait(60)
         code = processes[0].wait(TIMEOUT + GRACE)
         noticed = time.monotonic() - cut
         assert code not in (0, 2, 75), logs[0].read_text()[-4000:]
         reached = int(max((folder / "checkpoints").glob("step-*")).name.removeprefix("step-"))
         print(f"noticed after {noticed:.1f} s, exit code {code}, checkpoint {reached}")
-        assert reached < 120  # else the run was over before it was cut
+        assert reached < STEPS  # else the run was over before it was cut
 
         hosts[1].link("up")
         processes = launch(hosts, config, folder, 29_512, logs)
         for process in processes:
             started.enter_context(process)
-        codes = [process.wait(240) for process in processes]
+        codes = [process.wait(600) for process in processes]
         assert codes == [0, 0], logs[0].read_text()[-4000:]
     assert "resumed from" in logs[0].read_text()
 
@@ -96,7 +99,7 @@ def test_two_hosts_train_as_one_does_and_go_on_after_one_was_cut_off(
         "train", "--ranks", "4", "--config", config, f"run.dir={tmp_path / 'one'}", timeout=600
     )
     assert alone.returncode == 0, alone.stderr[-4000:]
-    assert len(losses(folder)) == 120
+    assert len(losses(folder)) == STEPS
     assert losses(folder) == losses(tmp_path / "one")
     recalls = [
         json.loads((tmp_path / w / "results.json").read_text())["i2t"] for w in ("one", "two")
