@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commandline import vse_scale
+from warm import vse_scale
 
 from vse_scale.run.journal import read_journal
 

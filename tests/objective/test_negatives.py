@@ -6,6 +6,7 @@ import torch
 from cases import check, drawn_case
 from ranks import run_ranks
 from torch.nn import functional as F
+from warm import WarmGroup
 
 from vse_scale.objective import global_hinge_loss, hinge_loss
 
@@ -49,7 +50,7 @@ def other_objectives(ranks):
 
 def results_of_ranks(folder, ranks):
     torch.save([*cases(), *other_objectives(ranks)], folder / "cases.pt")
-    run_ranks(ranks, Path(__file__).with_name("rank_of_negatives.py"), folder)
+    run_ranks(ranks, Path(__file__).with_name("rank_of_negatives.py"), folder, start=WarmGroup)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(ranks)]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from commandline import vse_scale
 from launching import Job, assert_same_step, train_jobs
 from torch.nn import functional as F
+from warm import vse_scale
 
 from vse_scale.config import Config
 from vse_scale.errors import ConfigError

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from ranks import run_ranks
+from warm import WarmGroup
 
 from vse_scale.config import Config
 from vse_scale.model.blueprint import blueprint
@@ -18,7 +19,7 @@ WORKER = Path(__file__).with_name("rank_of_scaling.py")
 
 
 def counted(config: Path, tmp_path: Path, ranks: int) -> dict[str, Any]:
-    run_ranks(ranks, WORKER, config, tmp_path / "out", tmp_path)
+    run_ranks(ranks, WORKER, config, tmp_path / "out", tmp_path, start=WarmGroup)
     return json.loads((tmp_path / "out").read_text())
 
 

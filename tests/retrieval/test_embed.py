@@ -2,19 +2,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commandline import vse_scale
+from commandline import installed
 from PIL import Image
-from ranks import run_ranks
+from ranks import environment_without_launcher, run_ranks
+from warm import WarmGroup, vse_scale
 
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import DatasetError, OutputError
@@ -237,38 +233,33 @@ def test_an_ensemble_adds_the_similarities(encoder, scenes, tmp_path):
 
 def command(model_folder, scenes, out):
     return [
-        *(sys.executable, "-m", "vse_scale.cli", "embed", "--model", str(model_folder)),
-        *("--data", str(scenes), "--split", "val", "--batch", "1", "--threads", "1"),
-        *("--out", str(out)),
+        *("embed", "--model", model_folder),
+        *("--data", scenes, "--split", "val", "--batch", "1", "--threads", "1"),
+        *("--out", out),
     ]
 
 
 @pytest.mark.slow
 def test_killed_and_started_again_it_writes_the_same_bytes(model_folder, scenes, tmp_path):
     whole = tmp_path / "whole"
-    asked = command(model_folder, scenes, whole)
-    subprocess.run(asked, check=True, capture_output=True, timeout=600)
+    assert vse_scale(*command(model_folder, scenes, whole)).returncode == 0
     for kills, parts in enumerate((1, 5)):  # of 2 of images and 7 of captions
         out = tmp_path / f"out{kills}"
         asked = command(model_folder, scenes, out)
-        killed = subprocess.Popen(asked, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        end = time.monotonic() + 120
-        while len(list(out.glob(".parts/*.jsonl"))) < parts and time.monotonic() < end:
-            time.sleep(0.005)
-        os.kill(killed.pid, signal.SIGKILL)
-        killed.wait()
+        started = [installed("vse-scale"), *asked]
+        with WarmGroup(started, environment_without_launcher(), tmp_path / "log") as killed:
+            assert killed.wait_for(lambda: len(list(out.glob(".parts/*.jsonl"))) >= parts, 300)  # noqa: B023
         assert not (out / "captions.npy").exists()
-        subprocess.run(asked, check=True, capture_output=True, timeout=600)
+        assert vse_scale(*asked).returncode == 0
         assert contents(out) == contents(whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_several_processes_write_the_same_bytes(model_folder, scenes, tmp_path, ranks):
-    asked = command(model_folder, scenes, tmp_path / "alone")
-    subprocess.run(asked, check=True, capture_output=True, timeout=600)
-    _, *arguments = command(model_folder, scenes, tmp_path / "out")
-    said = run_ranks(ranks, *arguments)
+    assert vse_scale(*command(model_folder, scenes, tmp_path / "alone")).returncode == 0
+    asked = command(model_folder, scenes, tmp_path / "out")
+    said = run_ranks(ranks, installed("vse-scale"), *asked, start=WarmGroup)
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
     assert [(one.out + one.err).count("embeddings: ") for one in said] == [1] + [0] * (ranks - 1)
 

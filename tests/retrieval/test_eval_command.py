@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from commandline import vse_scale
+from commandline import installed
 from ranks import run_ranks
+from warm import WarmGroup, vse_scale
 
 
 def save(folder, rows, images, captions):
@@ -45,8 +46,8 @@ def coco(rows, tmp_path_factory):
 
 def evaluate(ranks, folder, out, *options):
     """Run the command in ``ranks`` processes; return what the main one printed, and its JSON."""
-    command = ["-m", "vse_scale.cli", "eval", "--embeddings", folder, *options, "--json", out]
-    said = run_ranks(ranks, *command)
+    command = [installed("vse-scale"), "eval", "--embeddings", folder, *options, "--json", out]
+    said = run_ranks(ranks, *command, start=WarmGroup)
     assert all(other.out == "" for other in said[1:])
     return said[0].out, json.loads(out.read_text())
 

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from commandline import vse_scale
 from PIL import Image
+from warm import vse_scale
 
 from vse_scale.commands.embed import embed as embed_command
 from vse_scale.commands.eval import evaluate

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commandline import vse_scale
 from ranks import run_ranks
+from warm import WarmGroup, vse_scale
 
 from vse_scale.config import Config
 from vse_scale.model.towers.resnet import BACKBONES, ResNet
@@ -231,7 +231,7 @@ def train(workplace: Path, jobs: dict[str, dict[str, Any]], timeout: float) -> d
     ]
     path = workplace / "jobs.json"
     path.write_text(json.dumps(described))
-    run_ranks(2, WORKER, path, timeout=timeout, cwd=workplace)
+    run_ranks(2, WORKER, path, timeout=timeout, cwd=workplace, start=WarmGroup)
     return {name: json.loads((workplace / f"{name}.json").read_text()) for name in jobs}
 
 

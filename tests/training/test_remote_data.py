@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from commandline import vse_scale
+from warm import vse_scale
 
 from vse_scale.config import Config
 from vse_scale.errors import ConfigError

@@ -10,10 +10,10 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from commandline import training, vse_scale
 from launching import assert_same_bits
 from s3_server import FailingS3, credentials, failing_s3, new_bucket
 from safetensors.torch import load_file
+from warm import training, vse_scale
 
 from vse_scale.run.journal import read_journal
 
@@ -62,7 +62,7 @@ def test_what_comes_from_a_failing_s3_is_what_comes_from_the_folder(
     with training(1, tmp_path / "log", *command) as run:
         assert run.wait_for_words("checkpoint "), run.said()[-4000:]
         run.send(signal.SIGTERM)
-        assert run.wait(120) == 75, run.said()[-4000:]
+        assert run.wait(600) == 75, run.said()[-4000:]
     assert "stopped after step" in run.said()
     monkeypatch.setenv("VSE_TEST_RETRY", "2")
     server.fail("503")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commandline import vse_scale
 from documented import documented_metrics
 from prometheus_server import MONITORING, Prometheus, free_ports
+from warm import vse_scale
 
 from vse_scale.run.journal import read_journal
 
