@@ -35,6 +35,7 @@ NOT_RUN = {
     "vse-scale train * --config launch/recipes/demo.yaml *": "minutes; `make demo` does it",
     "vse-shards build --source karpathy *": "needs COCO; tests/shards/test_sources.py reads some",
     "vse-shards build --source precomp *": "needs COCO; tests/shards/test_sources.py reads some",
+    "vse-scale plan * --measure *": "minutes; tests/planning/test_plan_command.py measures",
     "vse-scale bench*": "minutes; tests/bench/test_bench_command.py runs rehearsals",
     "python -m vse_scale.bench.page *": "rewrites a page; tests/bench/test_rows.py checks it",
     "python tests/planning/scaling_error.py": "minutes; tests/planning/test_error.py soaks in it",

@@ -1,4 +1,7 @@
-"""The shipped recipes: every one resolves, and trains in its real architecture."""
+"""The shipped recipes: every one resolves, and trains in its real architecture.
+
+Transformers have three of their twelve layers, which are all alike.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from vse_shards.sources.precomp import PrecompSource
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 COCO = [name for name in NAMES if name.startswith("coco_")]
+LAYERS = 3
 WORKER = Path(__file__).with_name("rank_of_recipes.py")
 
 # Image side, text side and whether the run is the baseline, by the parts of a recipe's name.
@@ -192,11 +196,12 @@ def make_weights(shared: Path, folder: Path) -> None:
 
     folder.mkdir()
     torch.manual_seed(0)
-    BertModel(BertConfig()).save_pretrained(folder / "bert-base-uncased")
+    BertModel(BertConfig(num_hidden_layers=LAYERS)).save_pretrained(folder / "bert-base-uncased")
     for file in (shared / "data" / "bert-base-uncased").iterdir():
         if file.name != "config.json":
             (folder / "bert-base-uncased" / file.name).write_bytes(file.read_bytes())
-    dinov2 = Dinov2Config(image_size=518, patch_size=14)  # the base size is the default
+    # The base size is the default.
+    dinov2 = Dinov2Config(image_size=518, patch_size=14, num_hidden_layers=LAYERS)
     AutoModel.from_config(dinov2).save_pretrained(folder / "dinov2-base")
     for name, file in (
         ("resnet152_caffe", "resnet152-b121ed2d.pth"),
