@@ -87,7 +87,12 @@ def opened_store(folder: OutputFolder) -> Iterator[tuple[RowStore, Path]]:
 
 
 def read_source(
-    source: Source, store: RowStore, options: BuildOptions, *, settled: Settled | None = None
+    source: Source,
+    store: RowStore,
+    options: BuildOptions,
+    *,
+    settled: Settled | None = None,
+    may_carve_none: bool = False,
 ) -> tuple[str, ...]:
     """Read the source into the store, say what its owner must know, and return these lines.
 
@@ -96,6 +101,7 @@ def read_source(
         store: empty store.
         options: options of the build.
         settled: split by id in the dataset that the rows add to, as `carve` takes it.
+        may_carve_none: whether a split to carve out may get no row.
 
     Raises:
         SourceError: the source yields no dataset.
@@ -117,7 +123,14 @@ def read_source(
     check_rows(source, store, other_splits, options)
     more = []
     if options.carvings:
-        line = carve(store, options.carvings, source.name, settled=settled, workers=options.workers)
+        line = carve(
+            store,
+            options.carvings,
+            source.name,
+            settled=settled,
+            may_be_empty=may_carve_none,
+            workers=options.workers,
+        )
         more.append(line)
     more += store.repeats().lines()
     for line in more:

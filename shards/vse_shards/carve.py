@@ -64,6 +64,7 @@ def carve(
     source: str,
     *,
     settled: Settled | None = None,
+    may_be_empty: bool = False,
     workers: int = 1,
 ) -> str:
     """Move images from ``train`` to the splits to carve out, and return a line about them.
@@ -77,6 +78,7 @@ def carve(
         source: name of the source, for messages.
         settled: split by id in the dataset that is added to; its images stay there, and others go
             with them. A split may then get none of the rows. None if there is no such dataset.
+        may_be_empty: whether a split may get none of the rows in any case.
         workers: number of processes that decode pictures.
 
     Raises:
@@ -91,7 +93,8 @@ def carve(
                 f"images; omit --split {carving.name}={carving.percent:g}%, or carve one of "
                 "another name"
             )
-    if FROM not in splits and settled is None:
+    may_be_empty = may_be_empty or settled is not None
+    if FROM not in splits and not may_be_empty:
         raise SourceError(
             f"{source}: has no split {FROM!r} to carve from, it has {', '.join(splits)}; name one "
             f"with --split {FROM}=SPLIT"
@@ -101,7 +104,7 @@ def carve(
     parts = []
     for side, carving in enumerate(carvings, start=1):
         moved = numbers[sides == side].tolist()
-        if not moved and settled is None:
+        if not moved and not may_be_empty:
             raise SourceError(
                 f"{source}: {carving.percent:g}% of {splits[FROM]:,} images came out as none; "
                 f"give --split {carving.name} a larger percentage"

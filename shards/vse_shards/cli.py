@@ -50,7 +50,7 @@ from vse_shards.merge import merge
 from vse_shards.preview import write_preview
 from vse_shards.remote import is_url
 from vse_shards.sources.registry import SourceRequest, open_source
-from vse_shards.system import cores
+from vse_shards.system import cores, tidy_at_sigterm
 from vse_shards.terminal import tell
 from vse_shards.verify import verify as verify_folder
 
@@ -277,6 +277,7 @@ def preview(
     reports.show_preview(write_preview(folder, out, samples=samples, seed=seed), as_json=json)
 
 
+@tidy_at_sigterm()
 def main() -> None:
     """Run the command line; a user's error is one line and exit code 2."""
     arguments = sys.argv[1:]

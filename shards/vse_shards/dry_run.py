@@ -47,7 +47,7 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
         tempfile.TemporaryDirectory() as folder,
         RowStore(Path(folder) / "rows") as store,
     ):
-        notes = read_source(source, store, options, settled=lambda _: None)  # few may carve none
+        notes = read_source(source, store, options, may_carve_none=True)  # of few
         splits = store.splits()
         rows = []
         for split in sorted(splits):

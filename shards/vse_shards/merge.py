@@ -69,7 +69,7 @@ def merge(
                     outcome = _bring(folder, shard, target, stem, prefix)
                     gathered.add(split, stem, outcome)
                     progress.update(len(gathered.files) // 3)
-        rejects = _join_rejects(folders, target)
+        rejects = _join_rejects(folders, manifests, target)
         duplicates = report_duplicates(target, gathered.digests, allow_leaks)
         merged = gathered.manifest(rejects, recorded["build"], recorded["source"])
         changed = finish(target, gathered, merged)
@@ -232,11 +232,13 @@ def _rewrite(
     )
 
 
-def _join_rejects(folders: Sequence[Path], target: OutputFolder) -> Rejects:
+def _join_rejects(
+    folders: Sequence[Path], manifests: Sequence[Manifest], target: OutputFolder
+) -> Rejects:
     say("joining rejects")
     with target.writing(REJECTS_NAME) as file:
         rejects = Rejects(file)
-        for folder in folders:
+        for folder, manifest in zip(folders, manifests, strict=True):
             path = folder / REJECTS_NAME
-            rejects.keep(Manifest.load(folder).reject_lines(path.read_bytes(), str(path)))
+            rejects.keep(manifest.reject_lines(path.read_bytes(), str(path)))
     return rejects

@@ -126,8 +126,12 @@ def _web_size(url: str) -> int:
     return len(read_bytes(url)) if size is None else int(size)
 
 
-def open_binary(path: str) -> BinaryIO:
+def open_binary(path: str, buffer: int = _BUFFER) -> BinaryIO:
     """Open a file for reading.
+
+    Args:
+        path: path or URL.
+        buffer: bytes of one request of a remote file.
 
     Raises:
         OSError: the file cannot be read.
@@ -139,7 +143,7 @@ def open_binary(path: str) -> BinaryIO:
     size = attempt(path, lambda: filesystem.info(inner)).get("size")
     if size is None:
         return io.BytesIO(read_bytes(path))
-    return cast(BinaryIO, io.BufferedReader(_RemoteFile(path, int(size)), _BUFFER))
+    return cast(BinaryIO, io.BufferedReader(_RemoteFile(path, int(size)), buffer))
 
 
 def open_stream(path: str) -> BinaryIO:

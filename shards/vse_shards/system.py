@@ -6,11 +6,13 @@ import ctypes
 import errno
 import hashlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 if sys.platform == "win32":
     import msvcrt
@@ -30,6 +32,20 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # neither on macOS nor on Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def tidy_at_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that its temporary files are removed."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    former = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def slashed(path: str) -> str:

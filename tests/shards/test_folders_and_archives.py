@@ -6,7 +6,11 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -148,6 +152,30 @@ def test_a_zip_writes_nothing_outside(tmp_path, monkeypatch):
     assert found  # within the folder, where zipfile's own rules put it
     assert all(path.is_relative_to(unpacked) for path in found)
     assert not Path("/etc/evil.txt").exists()
+
+
+def test_unpacked_input_ends_with_a_build_that_is_terminated(tmp_path):
+    """Schedulers end a job with SIGTERM, and its unpacked input stayed in TMPDIR."""
+    (tmp_path / "temporary").mkdir()
+    put(tmp_path, {"t.tar.gz": gzip.compress(tar_of(PAIRS))})
+    code = (
+        "import time, vse_shards.seal\n"
+        "vse_shards.seal.run_tasks = lambda *_: print('begun', flush=True) or time.sleep(600)\n"
+        "from vse_shards.cli import main; main()"
+    )
+    arguments = ["build", "--source", "webdataset", "--input", tmp_path / "t.tar.gz"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments, "--out", tmp_path / "out"],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n"
+    assert list((tmp_path / "temporary").iterdir())
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from vse_shards import storage
 from vse_shards.build import BuildOptions, build
 from vse_shards.cli import main
 from vse_shards.errors import AccessError, OutputError, SourceError
@@ -80,6 +82,28 @@ def test_annotations_in_a_storage_are_read(kind, tmp_path, memory, tools):
     source = open_source(kind, SourceRequest(f"memory://in/{name}".rstrip("/"), images))
     build(source, str(tmp_path / "out"), BuildOptions())
     assert b'"text": "one"' in (tmp_path / "out/train-000000.tar").read_bytes()
+
+
+def test_little_of_a_remote_tar_is_fetched_twice_to_list_it(tmp_path, memory, monkeypatch):
+    """The first 8 MB of each were, to find that it is not compressed."""
+    (tmp_path / "a.jpg").write_bytes(bytes(1 << 20))
+    (tmp_path / "a.txt").write_bytes(b"words")
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name in ("a.jpg", "a.txt"):
+            tar.add(tmp_path / name, name)
+    memory.put(str(tmp_path / "t.tar"), "/in/t.tar")
+    fetched, read_bytes = [], storage.read_bytes
+
+    def counted(path, offset=0, size=None):
+        fetched.append(size)
+        return read_bytes(path, offset, size)
+
+    monkeypatch.setattr(storage, "read_bytes", counted)
+    source = open_source("webdataset", SourceRequest("memory://in/t.tar"))
+    whole = (tmp_path / "t.tar").stat().st_size
+    for number in (1, 2):  # readings of the source
+        assert [row.image_id for row in source.rows()] == ["t/a"]
+        assert fetched == [1 << 16, *[whole] * number]
 
 
 def test_a_remote_build_that_was_stopped_is_resumed(small_source, tmp_path, memory):

@@ -58,14 +58,14 @@ class Unpacked:
             OSError: it cannot be read.
         """
         if path not in self._tars:
-            with storage.open_binary(path) as raw:
-                stream = io.BufferedReader(cast(Any, raw), HEAD)
-                kind = compression(stream)
-                if kind == "zip":
-                    raise SourceError(
-                        f"{masked(path)}: is a zip, not a tar: read it with --source folder"
-                    )
-                self._tars[path] = self._copied(stream, kind, path) if kind else (path, "")
+            # Most tars are plain: of a remote one no more than this is fetched twice.
+            with storage.open_binary(path, HEAD) as raw:
+                kind = compression(io.BufferedReader(cast(Any, raw), HEAD))
+            if kind == "zip":
+                raise SourceError(
+                    f"{masked(path)}: is a zip, not a tar: read it with --source folder"
+                )
+            self._tars[path] = self._copied(path, kind) if kind else (path, "")
         return self._tars[path]
 
     def folder(self, path: str) -> str:
@@ -120,7 +120,11 @@ class Unpacked:
         folder = tempfile.mkdtemp(dir=self._folder.name)
         return os.path.join(folder, stem_of(storage.base_name(path)))
 
-    def _copied(self, stream: BinaryIO, kind: str, path: str) -> tuple[str, str]:
+    def _copied(self, path: str, kind: str) -> tuple[str, str]:
+        with storage.open_binary(path) as raw:
+            return self._written(io.BufferedReader(cast(Any, raw), HEAD), kind, path)
+
+    def _written(self, stream: BinaryIO, kind: str, path: str) -> tuple[str, str]:
         try:
             target = self._new(path)
             with open(target, "wb") as file:
