@@ -100,6 +100,40 @@ def test_a_mistake_is_one_line_that_names_it(recipe: Path, override: str, said: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("objective", "said", "remedy"),
+    [
+        (
+            {"kind": "hinge+infonce", "margin": 0.3},
+            "objective.margin is 0.3: is a setting of kind=hinge, and kind is hinge+infonce; take "
+            "it out (null does, over a base), or set objective.hinge.margin",
+            {"kind": "hinge+infonce", "hinge": {"margin": 0.3}},
+        ),
+        (
+            {"kind": "hinge+infonce", "ignore_above": 0.3},
+            "or set objective.hinge.ignore_above or objective.infonce.ignore_above",
+            {"kind": "hinge+infonce", "infonce": {"ignore_above": 0.3}},
+        ),
+        ({"kind": "infonce", "margin": 0.3}, "or set objective.kind=hinge", {"margin": 0.3}),
+        (
+            {"kind": "hinge+infonce", "hinge_weight": 0, "infonce_weight": 0},
+            "objective.hinge_weight and objective.infonce_weight are both 0, so that nothing is "
+            "learnt; set one above 0",
+            {"kind": "hinge+infonce", "hinge_weight": 0, "infonce_weight": 0.1},
+        ),
+    ],
+)
+def test_a_setting_of_a_loss_is_answered_with_its_place(
+    objective: dict[str, object], said: str, remedy: dict[str, object]
+) -> None:
+    raw = {"data": {"path": "d"}, "run": {"dir": "r"}}
+    with pytest.raises(ConfigError) as caught:
+        Config.parse(raw | {"objective": objective})
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    Config.parse(raw | {"objective": remedy})
+
+
 def test_a_run_stands_for_the_model_that_it_made(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "model").mkdir(parents=True)
     for given in ("run", "run/model"):

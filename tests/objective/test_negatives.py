@@ -95,6 +95,27 @@ def test_images_with_different_numbers_of_captions_are_refused():
         global_hinge_loss(images[:5], captions, ids=ids, valid=valid)
 
 
+@pytest.mark.parametrize("mode", ["all", "hardest", "semi-hard"])
+@pytest.mark.parametrize("margin", [1e-6, 0.2])
+def test_padding_may_hold_anything(mode, margin):
+    """Row 0 is padding, which is where those that chose no negative point."""
+    images, captions, ids, valid = made_batch(8)
+    valid[0] = False
+    clean = images.clone().requires_grad_(), captions.clone().requires_grad_()
+    images[0], captions[0] = torch.nan, torch.inf
+    spoilt = images.requires_grad_(), captions.requires_grad_()
+    found = [
+        global_hinge_loss(*sides, ids=ids, valid=valid, margin=margin, mode=mode).loss
+        for sides in (clean, spoilt)
+    ]
+    assert torch.equal(*found)
+    gradients = [
+        torch.autograd.grad(loss, sides) for loss, sides in zip(found, (clean, spoilt), strict=True)
+    ]
+    for wanted, own in zip(*gradients, strict=True):
+        assert torch.equal(own, wanted)
+
+
 def test_statistics_are_those_of_the_definition():
     images, captions, ids, valid = made_batch(11)
     found = global_hinge_loss(images, captions, ids=ids, valid=valid, mode="hardest")

@@ -13,6 +13,7 @@ from cases import check, drawn_case, of_rank
 from memory import run_alone
 from torch.nn import functional as F
 
+from vse_scale.config import Config
 from vse_scale.errors import ConfigError
 from vse_scale.objective import hinge_loss, make_objective
 from vse_scale.world.processes import World
@@ -242,13 +243,69 @@ def test_a_learned_temperature_stops_at_the_coldest() -> None:
         ("infonce", {"margin": 0.2}, "objective infonce has no setting margin"),
         ("sigmoid", {"scale": -1.0}, "objective.scale is -1.0"),
         ("sigmoid", {"matryoshka": [4, 8], "matryoshka_weights": [1.0]}, "one weight for each"),
-        ("hinge+infonce", {"hinge": {"matryoshka": [4]}}, "set objective.matryoshka"),
+        ("sigmoid", {"matryoshka": [4], "matryoshka_weights": []}, "^matryoshka_weights are 0"),
+        (
+            "hinge+infonce",
+            {"hinge": {"matryoshka": [4]}},
+            r"^The sizes.* set objective\.matryoshka",
+        ),
+        ("hinge+infonce", {"hinge": {"kind": "infonce"}}, r"^objective\.hinge\.kind is 'infonce'"),
+        ("hinge+infonce", {"infonce": {"kind": "x" * 999}}, r"^objective\.infonce\.kind.{,170}$"),
+        (
+            "hinge+infonce",
+            {"hinge_weight": 0.0, "infonce_weight": 0.0},
+            r"^objective\.hinge_weight and objective\.infonce_weight are both 0",
+        ),
         ("hinge+infonce", {"hinge": {"margn": 1}}, "objective.hinge.margn"),
     ],
 )
 def test_settings_out_of_bounds_are_named(kind: str, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_objective(kind, **settings)
+
+
+@pytest.mark.parametrize("section", [{}, {"margin": 0.1}, {"kind": "hinge", "warmup_epochs": 0}])
+def test_the_hinge_beside_infonce_is_a_mean_unless_it_is_said(section: dict[str, Any]) -> None:
+    settings = make_objective("hinge+infonce", hinge=section).settings
+    assert settings.hinge.reduction == "mean"
+    config = {"data": {"path": "x"}, "run": {"dir": "y"}}
+    config["objective"] = {"kind": "hinge+infonce", "hinge": section}
+    assert Config.parse(config).objective == settings
+    summed = make_objective("hinge+infonce", hinge={**section, "reduction": "sum"})
+    assert summed.settings.hinge.reduction == "sum"
+    both = make_objective("hinge+infonce", hinge=section)
+    alone = make_objective(**{"kind": "hinge", **section, "reduction": "mean"})
+    parts = (both, alone, make_objective("infonce"))
+    total, *losses = (one.loss(*pairs_of(11)).item() for one in parts)
+    assert total == pytest.approx(sum(losses), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_a_loss_fills_the_gradient_of_the_learned_numbers(kind: str) -> None:
+    objective = make_objective(kind)
+    images, captions = pairs_of(12)
+    ids, valid = torch.arange(12), torch.ones(12, dtype=torch.bool)
+    found = objective.compute(images, captions, ids=ids, valid=valid, phase=objective.final_phase)
+    found.loss.backward()
+    # A trainer takes them from the result, which waits for no device.
+    assert all(number.grad is None for number in objective.learned.values())
+    (3 * objective.loss(images, captions)).backward()
+    for name, number in objective.learned.items():
+        assert number.grad == pytest.approx(3 * float(found.learned[name]), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("images", "captions"), [(3, 4), (0, 4), (0, 0), (3, 0)])
+def test_a_batch_of_another_shape_is_refused_in_words(
+    kind: str, images: int, captions: int
+) -> None:
+    rows = torch.ones(images, 4), torch.ones(captions, 4)
+    objective = make_objective(kind)
+    ids, valid = torch.arange(captions), torch.arange(captions) < 1
+    with pytest.raises(ValueError, match="every image must have as many captions"):
+        objective.compute(*rows, ids=ids, valid=valid, phase=objective.final_phase)
+    with pytest.raises(ValueError, match="every image must have as many captions"):
+        objective.loss(*rows)
 
 
 LARGE = """

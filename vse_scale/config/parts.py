@@ -179,11 +179,17 @@ class Choice:
                 empty = value is None or value == {} or value == defaults[key]
                 if not lenient and not empty:
                     chosen = raw[self.key]
+                    within = [
+                        f"{SECTION}.{name}.{key}"
+                        for name, section in _defaults(settings).items()
+                        if is_dataclass(section) and key in _defaults(type(section))
+                    ]
+                    remedy = " or ".join(within) or f"{SECTION}.{self.key}={other}"
                     raise _at(
                         key,
                         value,
                         f"is a setting of {self.key}={other}, and {self.key} is {chosen}; take it "
-                        f"out (null does, over a base), or set {SECTION}.{self.key}={other}",
+                        f"out (null does, over a base), or set {remedy}",
                     )
         return own | foreign  # what no part knows is refused by name
 
@@ -213,6 +219,21 @@ class Named:
 
 # In a part's message: the section's dotted name, which the part does not know.
 SECTION = "<section>"
+
+
+def complaint(found: Mapping[str, Any], dotted: str) -> str:
+    """Return one of pydantic's complaints in the words of the user's own keys.
+
+    Args:
+        found: one of ``ValidationError.errors``.
+        dotted: the name of the key, or of the section.
+    """
+    message = found["msg"].removeprefix("Value error, ")
+    message = message.replace(SECTION, dotted.rpartition(".")[0])
+    # Whole sections are not repeated; a rule over several of its keys names them itself.
+    if not dotted or isinstance(found["input"], dict):
+        return f"{dotted} {message}" if found["type"] == "part" else str(message)
+    return f"{dotted} is {found['input']!r:.80}: {message[0].lower()}{message[1:]}"
 
 
 def _defaults(settings: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pydantic import (
 
 from vse_scale.bounds import MAY_CHANGE, ON_PURPOSE, Count, Fraction, Positive
 from vse_scale.config.model import ModelConfig, model_keys
-from vse_scale.config.parts import OBJECTIVE, SECTION, Choice
+from vse_scale.config.parts import OBJECTIVE, Choice, complaint
 from vse_scale.config.recipe import apply_override, find_recipe, read_recipe
 from vse_scale.config.synonyms import nearest_key
 from vse_scale.errors import ConfigError
@@ -418,12 +418,7 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {dotted}; did you mean {nearest_key(dotted, known_keys())}?"
     if first["type"] == "missing":
         return f"{dotted} is missing; set it in the file or as {dotted}=VALUE"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message.replace(SECTION, dotted.rpartition(".")[0])
-    # Whole sections are not repeated; a rule over several of its keys names them itself.
-    if not dotted or isinstance(first["input"], dict):
-        return f"{dotted} {message}" if first["type"] == "part" else message
-    return f"{dotted} is {first['input']!r:.80}: {message[0].lower()}{message[1:]}"
+    return complaint(first, dotted)
 
 
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")

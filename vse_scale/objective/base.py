@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vse_scale.objective.batch import captions_per_image, with_gradient
 from vse_scale.world.gather import Exchange
 
 
@@ -20,7 +21,8 @@ class ObjectiveResult:
 
     Attributes:
         loss: scalar, the global loss on every rank; its backward gives this rank's embeddings
-            their gradient of the global loss (not divided by the number of ranks).
+            their gradient of the global loss (not divided by the number of ranks), and nothing
+            to `Objective.learned`.
         exchange: the all-gathers that it took.
         learned: gradient of the global loss with respect to each of `Objective.learned`, the same
             bits on every rank.
@@ -142,21 +144,18 @@ class Objective(ABC):
         Raises:
             ValueError: shapes disagree.
         """
-        if len(images) == 0 or len(captions) % len(images):
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}, captions {tuple(captions.shape)}; every "
-                "image must have as many captions"
-            )
+        per_image = captions_per_image(images, captions)
         if ids is None:
             first = Exchange(group, images.device).rank * len(images)
             ids = torch.arange(first, first + len(images), device=images.device)
         if valid is None:
             valid = torch.ones(len(captions), dtype=torch.bool, device=images.device)
-        ids, valid = (_of_pairs(values, images, captions) for values in (ids, valid))
+        ids, valid = (_of_pairs(values, len(images), per_image) for values in (ids, valid))
         found = self.compute(
             images, captions, ids=ids, valid=valid, phase=self.final_phase, group=group
         )
-        return found.loss
+        learned = [found.learned[name] for name in self.learned]
+        return with_gradient(found.loss, [*self.learned.values()], learned)
 
     def bound_learned(self) -> None:  # noqa: B027  # most have none
         """Bring the ``learned`` numbers back within their bounds, after each update."""
@@ -199,13 +198,14 @@ class Objective(ABC):
         return tuple(field.name for field in fields(self.Settings))
 
 
-def _of_pairs(values: Tensor, images: Tensor, captions: Tensor) -> Tensor:
+def _of_pairs(values: Tensor, images: int, per_image: int) -> Tensor:
     """Return ``values`` (n,) or (n k,) as (n k,)."""
-    if values.shape == (len(captions),):
+    captions = images * per_image
+    if values.shape == (captions,):
         return values
-    if values.shape == (len(images),):
-        return values.repeat_interleave(len(captions) // len(images))
+    if values.shape == (images,):
+        return values.repeat_interleave(per_image)
     raise ValueError(
-        f"ids or valid have shape {tuple(values.shape)}; give one for each of {len(captions)} "
-        f"captions, or of {len(images)} images"
+        f"ids or valid have shape {tuple(values.shape)}; give one for each of {captions} "
+        f"captions, or of {images} images"
     )

@@ -80,15 +80,11 @@ class GlobalBatch:
         """Gather (n, D), (b, D), (b,) and (b,) of every rank, at least in float32.
 
         Raises:
-            ValueError: b is no multiple of n.
+            ValueError: b is no multiple of n, or one of them is 0.
         """
-        if len(captions) % len(images):
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}, captions {tuple(captions.shape)}; every "
-                "image must have as many captions"
-            )
+        count, per_image = len(captions), captions_per_image(images, captions)
+        images, captions = _without_padding(images, captions, valid, per_image)
         wide = torch.promote_types(images.dtype, torch.float32)
-        count, per_image = len(captions), len(captions) // len(images)
         if exchange.ranks == 1:
             all_images, all_captions = images.to(wide), captions.to(wide)
         else:
@@ -97,12 +93,11 @@ class GlobalBatch:
             all_images, all_captions = (
                 side.flatten(0, 1) for side in torch.split(both, [len(images), count], dim=1)
             )
-        repeated = all_images.repeat_interleave(per_image, dim=0) if per_image > 1 else all_images
         return cls(
             image_rows=all_images,
             captions=all_captions,
             ids=exchange.gather(torch.where(valid, ids, -1)),
-            positive=(repeated * all_captions).sum(1),
+            positive=_products_of_pairs(all_images, all_captions),
             own=slice(exchange.rank * count, (exchange.rank + 1) * count),
         )
 
@@ -146,7 +141,7 @@ class GlobalBatch:
         """Return the batch of the first ``size`` dimensions, its rows of unit length again."""
         image_rows, captions = (cut(side, size) for side in (self.image_rows, self.captions))
         shorter = replace(self, image_rows=image_rows, captions=captions)
-        return replace(shorter, positive=(shorter.images * captions).sum(1))
+        return replace(shorter, positive=_products_of_pairs(image_rows, captions))
 
     def own_part(self, pairs: slice) -> slice:
         """Return the place of ``pairs``, some of this rank's, among this rank's."""
@@ -172,6 +167,39 @@ class GlobalBatch:
                     scores = scores.repeat_interleave(self.per_image, dim=0)
                 masked = masked_pairs(ids, self.ids[columns])
                 yield Tile(rows, columns, scores.masked_fill_(masked, -torch.inf))
+
+
+def captions_per_image(images: Tensor, captions: Tensor) -> int:
+    """Return b / n for ``images`` (n, D) and ``captions`` (b, D).
+
+    Raises:
+        ValueError: b is no multiple of n, or one of them is 0.
+    """
+    if not len(images) or not len(captions) or len(captions) % len(images):
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}, captions {tuple(captions.shape)}; every "
+            "image must have as many captions"
+        )
+    return len(captions) // len(images)
+
+
+def _products_of_pairs(images: Tensor, captions: Tensor) -> Tensor:
+    """Return the dot product (b,) of each of ``captions`` (b, D) with its image of (n, D)."""
+    # Rather than with a repeated copy of the images.
+    of_images = captions.view(len(images), -1, captions.shape[1])
+    return (images[:, None] * of_images).sum(2).flatten()
+
+
+def _without_padding(
+    images: Tensor, captions: Tensor, valid: Tensor, per_image: int
+) -> tuple[Tensor, Tensor]:
+    """Return the rows with zeros for padding: in a product, 0 times NaN is NaN."""
+    # On a GPU it is cheaper to do than to ask.
+    if not valid.is_cuda and bool(valid.all()):
+        return images, captions
+    served = valid.view(len(images), per_image).any(1)
+    zero = images.new_zeros(())
+    return images.where(served[:, None], zero), captions.where(valid[:, None], zero)
 
 
 def limit_of(positive: Tensor, ignore_above: float | None) -> Tensor | None:
@@ -215,7 +243,7 @@ class Gradient:
         batch, weight = self._batch, weight[:, None]
         pulled = (weight * batch.own_captions).view(len(self.images), -1, self.images.shape[1])
         self.images += pulled.sum(1)
-        self.captions += weight * batch.images[batch.own]
+        self.captions += weight * batch.own_images.repeat_interleave(batch.per_image, 0)
 
 
 def cut(rows: Tensor, size: int) -> Tensor:
@@ -233,7 +261,10 @@ def _within(part: slice, whole: slice) -> slice:
 
 
 def with_gradient(loss: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """Return ``loss`` with a graph that gives each of ``inputs`` its gradient, known already."""
+    """Return ``loss`` with a graph that gives each of ``inputs`` its gradient, known already.
+
+    A graph that ``loss`` has goes on.
+    """
     result: Tensor = _WithGradient.apply(loss, len(inputs), *inputs, *gradients)  # type: ignore[no-untyped-call]
     return result
 
@@ -249,4 +280,4 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = [grad.to(value.device) * value for value in ctx.saved_tensors]
-        return (None, None, *gradients, *(None for _ in gradients))
+        return (grad, None, *gradients, *(None for _ in gradients))

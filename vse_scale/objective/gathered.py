@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -63,6 +63,10 @@ class SizeSettings:
     first d dimensions, of unit length again, for each size d.
     """
 
+    # Settings of numbers that are learned, and from which setting on; a run that goes on has them
+    # in its checkpoint.
+    learned_if: ClassVar[Mapping[str, str]] = {}
+
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic looks for this very form
 
     # Sizes, the largest of them model.embed_dim; none: the embeddings as they are.
@@ -116,19 +120,15 @@ class GatheredObjective(Objective):
         """
         exchange = Exchange(group, images.device)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            batch = GlobalBatch.gather(
-                *_without_padding(images, captions, valid), ids, valid, exchange
-            )
+            batch = GlobalBatch.gather(images, captions, ids, valid, exchange)
             sizes = self.settings.weighted_sizes()
             if sizes:
                 found = _sum_of_sizes(self, batch, sizes, phase, exchange)
             else:
                 found = self.of_batch(batch, phase, exchange)
-        inputs = (images, captions, *self.learned.values())
-        learned = [found.learned[name] for name in self.learned]
-        gradients = (found.images, found.captions, *learned)
+        loss = found.loss.to(batch.captions.dtype)
         return GatheredResult(
-            loss=with_gradient(found.loss.to(batch.captions.dtype), inputs, gradients),
+            loss=with_gradient(loss, (images, captions), (found.images, found.captions)),
             exchange=exchange,
             learned=found.learned,
             figures=found.statistics,
@@ -152,16 +152,6 @@ class GatheredObjective(Objective):
     @abstractmethod
     def numbers(self, phase: str, captions: int) -> tuple[int, ...]:
         """Return the numbers of 8 bytes in a rank's part of each gather of `of_batch`."""
-
-
-def _without_padding(images: Tensor, captions: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows with zeros for padding: in a product, 0 times NaN is NaN."""
-    # On a GPU it is cheaper to do than to ask.
-    if not valid.is_cuda and bool(valid.all()):
-        return images, captions
-    served = valid.view(len(images), -1).any(1) if len(captions) % len(images) == 0 else valid
-    zero = images.new_zeros(())
-    return images.where(served[:, None], zero), captions.where(valid[:, None], zero)
 
 
 def _sum_of_sizes(

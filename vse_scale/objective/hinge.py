@@ -111,8 +111,9 @@ class Hinge(GatheredObjective):
 
     @property
     def recipe_keys(self) -> tuple[str, ...]:
-        """The settings that published recipes state."""
-        return ("margin", "mode", "warmup_epochs")
+        """The settings that published recipes state, and those that are none unless given."""
+        given = ("ignore_above", "matryoshka", "matryoshka_weights")
+        return ("margin", "mode", "warmup_epochs", *given)
 
 
 def hinge_loss(

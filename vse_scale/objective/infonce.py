@@ -15,9 +15,9 @@ gradient of its own embeddings, and nothing else of the others:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Lt
@@ -35,6 +35,8 @@ _COLDEST = 0.01  # as CLIP has it: scores are multiplied by 100 at most
 @dataclass(frozen=True)
 class InfoNceSettings(SizeSettings):
     """A softmax over each anchor's pair and its negatives."""
+
+    learned_if: ClassVar[Mapping[str, str]] = {"temperature": "learn_temperature"}
 
     kind: str = "infonce"
     temperature: Annotated[Positive, ON_PURPOSE] = 0.07  # where it is learned, the first
@@ -173,14 +175,14 @@ class _Softmax:
         batch, gradient = self._batch, Gradient(self._batch)
         each = self._scale.to(batch.captions.device) / (2 * batch.pairs)
         row_sums, column_sums = self.log_sums.to(batch.captions.dtype)
+        shares = (self._smoothing / self.terms).to(batch.captions.dtype)  # none without smoothing
         for sweep, tile in self._tiles():
             rows, columns = self._logits(tile)
             weight = (rows - row_sums[tile.rows, None]).exp_()
             weight += (columns - column_sums[tile.columns]).exp_()
             if self._smoothing:
-                row_terms, column_terms = (self._smoothing / self.terms).to(weight.dtype)
-                weight -= (rows != -torch.inf) * row_terms[tile.rows, None]
-                weight -= (columns != -torch.inf) * column_terms[tile.columns]
+                weight -= (rows != -torch.inf) * shares[0][tile.rows, None]
+                weight -= (columns != -torch.inf) * shares[1][tile.columns]
             gradient.add(sweep, tile, weight.mul_(each))
         own = self._own_logits().double()
         weight = (own - self.log_sums[:, batch.own]).exp().sum(0) - 2 * (1 - self._smoothing)

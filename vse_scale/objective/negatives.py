@@ -117,7 +117,7 @@ def global_hinge_loss(
         group: the ranks; None means all.
 
     Raises:
-        ValueError: ``mode`` or ``reduction`` is unknown, or b is no multiple of n.
+        ValueError: ``mode`` or ``reduction`` is unknown, b is no multiple of n, or one is 0.
     """
     check_choices(mode, reduction)
     exchange = Exchange(group, images.device)
@@ -162,16 +162,6 @@ def hinge_of_batch(
     # Each row of an image is used once per caption.
     grads[0] = grads[0].view(len(batch.own_images), -1, grads[0].shape[1]).sum(1)
     return loss, grads, sums
-
-
-def gathered_bytes(mode: str, *, images: int, captions: int, embed_dim: int) -> tuple[int, ...]:
-    """Return the bytes of a rank's part of each gather of `global_hinge_loss`, in float32.
-
-    These are a row for each image and each caption, its pairs' ids, and the sums, with the choices
-    of the modes that choose; a margin for each pair comes on top.
-    """
-    numbers = chosen_numbers(mode, captions) + SUMS
-    return (images + captions) * embed_dim * 4, captions * 8, numbers * 8
 
 
 def chosen_numbers(mode: str, captions: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from vse_scale.config.parts import OBJECTIVE, OBJECTIVES
+from vse_scale.config.parts import OBJECTIVE, OBJECTIVES, complaint
 from vse_scale.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -34,10 +34,8 @@ def make_objective(kind: str = DEFAULT, **settings: Any) -> Objective:
         return made(TypeAdapter(made.Settings).validate_python({"kind": kind, **settings}))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(
-            f"objective.{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-        ) from error
+        dotted = ".".join(map(str, ("objective", *first["loc"])))
+        raise ConfigError(complaint(first, dotted)) from error
 
 
 def objective_of(settings: Any) -> Objective:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ _SUMS = 7  # `_Questions.sums`, float64
 @dataclass(frozen=True)
 class SigmoidSettings(SizeSettings):
     """A logistic regression on every score."""
+
+    learned_if: ClassVar[Mapping[str, str]] = {"scale": "learn_scale", "bias": "learn_bias"}
 
     kind: str = "sigmoid"
     scale: Annotated[Positive, ON_PURPOSE] = 10.0  # where it is learned, the first

@@ -13,9 +13,18 @@ from vse_scale.objective.batch import GlobalBatch
 from vse_scale.objective.gathered import Found, GatheredObjective, SizeSettings, weighted_sum
 from vse_scale.objective.hinge import Hinge, HingeSettings
 from vse_scale.objective.infonce import InfoNce, InfoNceSettings
+from vse_scale.objective.negatives import Reduction
 from vse_scale.world.gather import Exchange
 
 _Weight = Annotated[float, Ge(0.0), ON_PURPOSE]
+
+
+@dataclass(frozen=True)
+class MeanHingeSettings(HingeSettings):
+    """The hinge's, whose reduction is another beside a mean."""
+
+    # Summed over the batch, as it is on its own, the hinge would outweigh a mean.
+    reduction: Reduction = "mean"
 
 
 @dataclass(frozen=True)
@@ -25,13 +34,23 @@ class WeightedSettings(SizeSettings):
     kind: str = "hinge+infonce"
     hinge_weight: _Weight = 1.0
     infonce_weight: _Weight = 1.0
-    # Summed over the batch, as it is on its own, the hinge would outweigh a mean.
-    hinge: HingeSettings = field(default_factory=lambda: HingeSettings(reduction="mean"))
+    hinge: MeanHingeSettings = field(default_factory=MeanHingeSettings)
     infonce: InfoNceSettings = field(default_factory=InfoNceSettings)
 
     def __post_init__(self) -> None:
-        """Refuse sizes that only one of the two would have."""
+        """Refuse sizes that only one of the two would have, other parts, and weights of 0."""
         super().__post_init__()
+        for key, section in (("hinge", self.hinge), ("infonce", self.infonce)):
+            if section.kind != key:
+                raise ValueError(
+                    f"objective.{key}.kind is {section.kind!r:.80}, and that section is always of "
+                    f"{key}; take it out"
+                )
+        if not self.hinge_weight and not self.infonce_weight:
+            raise ValueError(
+                "objective.hinge_weight and objective.infonce_weight are both 0, so that nothing "
+                "is learnt; set one above 0"
+            )
         if self.hinge.matryoshka or self.infonce.matryoshka:
             raise ValueError("The sizes are of both: set objective.matryoshka")
 
@@ -93,6 +112,14 @@ class Weighted(GatheredObjective):
             return None
         both = own.hinge_weight * hinge + own.infonce_weight * infonce
         return float(both * own.total_weight)
+
+    @property
+    def recipe_keys(self) -> tuple[str, ...]:
+        """The weights, and the settings of both."""
+        own = ("kind", "hinge_weight", "infonce_weight", "matryoshka", "matryoshka_weights")
+        hinge = (f"hinge.{key}" for key in self._hinge.recipe_keys)
+        infonce = (f"infonce.{key}" for key in self._infonce.recipe_keys if key != "kind")
+        return (*own, *hinge, *infonce)
 
     def _named(self, phase: str) -> str:
         return f"{phase}+{self._infonce.final_phase}"
