@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
 from vse_scale.config import Config, Section
+from vse_scale.config.recipe import apply_override
 from vse_scale.config.resume import (
     MAY_CHANGE,
     ON_PURPOSE,
@@ -74,6 +76,43 @@ def test_a_run_may_change_rates_and_losses_on_purpose() -> None:
     assert keys_on_purpose(given, Config) == ("optim.lr", "objective.margin", "train.epochs")
     with pytest.raises(ConfigError, match=r"--resume-with data\.global_batch: .* may change optim"):
         keys_on_purpose(["data.global_batch=8"], Config)
+
+
+@pytest.mark.parametrize(
+    ("objective", "key", "fixed"),
+    [
+        ({"kind": "infonce"}, "temperature", {"learn_temperature": False}),
+        ({"kind": "sigmoid"}, "scale", {"learn_scale": False}),
+        ({"kind": "sigmoid", "learn_scale": False}, "bias", {"learn_bias": False}),
+        (
+            {"kind": "hinge+infonce"},
+            "infonce.temperature",
+            {"infonce": {"learn_temperature": False}},
+        ),
+    ],
+)
+def test_a_number_that_is_learned_goes_on_from_the_checkpoint(
+    tmp_path: Path, objective: dict[str, Any], key: str, fixed: dict[str, Any]
+) -> None:
+    def config(section: dict[str, Any], *named: str) -> Config:
+        run = {"dir": "r", "resume_with": named}
+        raw: dict[str, Any] = {"data": {"path": "d"}, "run": run, "objective": deepcopy(section)}
+        for override in named:
+            apply_override(raw, override)
+        return Config.parse(raw)
+
+    def state(section: dict[str, Any]) -> RunState:
+        return RunState(step=7, fingerprint="f", config=config(section).model_dump(mode="json"))
+
+    named = f"objective.{key}"
+    with pytest.raises(ConfigError, match=f"^--resume-with {named}: it is learned") as caught:
+        state(objective).check(config(objective, f"{named}=0.5"), "f", tmp_path)
+    assert "\n" not in str(caught.value)
+    # The remedy: without it the run goes on.
+    assert state(objective).check(config(objective), "f", tmp_path) == {}
+    still = objective | fixed
+    changed = state(still).check(config(still, f"{named}=0.5"), "f", tmp_path)
+    assert [new for _, new in changed.values()] == [0.5]
 
 
 def test_what_was_said_to_change_is_allowed_returned_and_written_once(tmp_path: Path) -> None:

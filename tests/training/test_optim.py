@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from vse_scale.config import OptimConfig
+from vse_scale.objective import make_objective
+from vse_scale.training.engine import Engine
+from vse_scale.training.learned import LearnedNumbers
 from vse_scale.training.optim import apply_plan, build_optimizer
 from vse_scale.training.schedule import StepPlan
 
@@ -78,7 +81,8 @@ def test_norms_and_biases_do_not_decay_where_that_is_asked() -> None:
     for parameter, start in before.items():
         factor = 0.95 if parameter is linear.weight else 1.0
         torch.testing.assert_close(parameter.detach(), start * factor)
-    assert [group["key"] for group in optimizer.param_groups] == ["heads/norms", "heads"]
+    decays = [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert decays == [("heads", 0.0), ("heads", 0.1)]
 
 
 def test_each_layer_learns_at_a_share_of_the_rate_above_it(small_model) -> None:
@@ -110,4 +114,45 @@ def test_each_layer_learns_at_a_share_of_the_rate_above_it(small_model) -> None:
         small_model.layers_above(),
     )  # fmt: skip
     names = [name for name, own in small_model.parameter_groups().items() if own]
-    assert [group["key"] for group in whole.param_groups] == names
+    assert [group["name"] for group in whole.param_groups] == names
+
+
+class Kept:
+    """Tensors of a checkpoint, in memory."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+
+    def get(self, name: str, shape: torch.Size, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        value = self._tensors[name]
+        assert (value.shape, value.dtype) == (shape, dtype)
+        return value
+
+
+def stage_0(model, **optim: object) -> Engine:
+    """An engine without DeepSpeed, whose optimizer is there."""
+    config = OptimConfig.model_validate(optim)
+    engine = Engine.__new__(Engine)
+    engine.model, engine._stage, engine._average = model, 0, None
+    engine.learned = LearnedNumbers(make_objective(), config)
+    engine.optimizer = build_optimizer(
+        model.parameter_groups(), config, torch.device("cpu"), model.layers_above()
+    )
+    for _, master in engine._masters():
+        engine.optimizer.allocate_state(master)
+    return engine
+
+
+@pytest.mark.parametrize(("then", "now"), [(1.0, 0.8), (0.8, 1.0), (0.8, 0.5)])
+def test_a_run_may_go_on_with_another_decay_of_layers(small_model, then, now) -> None:
+    """`--resume-with optim.layer_decay=0.8`: a part's step count depends on freezing alone."""
+    before = stage_0(small_model, layer_decay=then)
+    counts = {name: 3.0 + n for n, name in enumerate(small_model.parameter_groups())}
+    for name, master in before._masters():
+        before.optimizer.state[master]["step"].fill_(counts[name])
+    kept = before.state(keep=True)
+    after = stage_0(small_model, layer_decay=now)
+    after.restore(Kept(kept))
+    assert {name for name, _ in after._masters()} <= counts.keys()
+    for name, master in after._masters():
+        assert after.optimizer.state[master]["step"] == counts[name]

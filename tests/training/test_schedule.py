@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
 import pytest
 
 from vse_scale.config import Config
 from vse_scale.errors import ConfigError
 from vse_scale.training.schedule import Schedule
+from vse_scale.training.setup import announce
+from vse_scale.world.processes import World
 
 STEPS = 10
 
 
-def schedule(**sections: dict[str, object]) -> Schedule:
+def schedule(shift: int = 0, **sections: dict[str, object]) -> Schedule:
     raw = {"data": {"path": "x"}, "run": {"dir": "y"}, **sections}
-    return Schedule(Config.parse(raw), steps_per_epoch=STEPS)
+    return Schedule(Config.parse(raw), STEPS, shift)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +106,85 @@ def test_more_epochs_leave_the_steps_of_a_cosine_as_they_were() -> None:
     assert [short.at(step) for step in range(30)] == [long.at(step) for step in range(30)]
 
 
+@pytest.mark.parametrize("kind", ["cosine", "cooldown"])
+def test_a_length_in_epochs_goes_by_the_place_in_the_epochs(kind: str) -> None:
+    """Rows were appended in an epoch, which begins anew: its end is where the rate's is."""
+    train = {"epochs": 4}
+    epochs = {"schedule": kind, "schedule_epochs": 4}
+    plan = schedule(7, optim=epochs, train=train)
+    assert plan.total_steps == 33
+    unshifted = schedule(optim=epochs, train=train)
+    for step in range(33):
+        assert plan.at(step).learning_rates == unshifted.at(step + 7).learning_rates
+    # A length in steps stays what it is.
+    steps = {"schedule": kind, "schedule_steps": 30}
+    for step in range(33):
+        rates = [schedule(by, optim=steps, train=train).at(step) for by in (0, 7)]
+        assert rates[0].learning_rates == rates[1].learning_rates
+
+
+@pytest.mark.parametrize(
+    ("shift", "first", "optim", "epochs", "said"),
+    [
+        (0, 0, {"schedule_epochs": 10}, 25, "steps 100 to 249 have a learning rate of 0"),
+        (0, 120, {"schedule_epochs": 10}, 25, "steps 120 to 249 .* by optim.schedule_epochs"),
+        (7, 0, {"schedule_epochs": 10}, 25, "steps 93 to 242 have"),
+        (0, 0, {"schedule_steps": 30}, 4, r"steps 30 to 39 .* by optim.schedule_steps; raise it"),
+        (7, 0, {"schedule_steps": 30}, 4, "steps 30 to 32 have"),
+        (0, 0, {"schedule_epochs": 10}, 10, None),
+        (0, 0, {"schedule_epochs": 10, "final_factor": 0.1}, 25, None),
+        (0, 0, {"schedule_epochs": 3, "warmup_steps": 30}, 3, "optim.warmup_steps is 30, and"),
+        (0, 0, {"schedule_epochs": 2.55}, 4, "steps 26 to 39 have"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["cosine", "cooldown"])
+def test_steps_without_a_rate_are_said(
+    kind: str, shift: int, first: int, optim: dict[str, object], epochs: int, said: str | None
+) -> None:
+    plan = schedule(shift, optim={"schedule": kind, **optim}, train={"epochs": epochs})
+    doubts = list(plan.doubts(first))
+    assert len(doubts) == (said is not None)
+    rates = [plan.at(step).learning_rates["heads"] for step in range(first, plan.total_steps)]
+    if said is None:
+        assert all(rates[:-2])
+        return
+    assert re.search(said, doubts[0])
+    if "a learning rate of 0" in doubts[0]:
+        resting = int(doubts[0].split()[1])
+        assert next(first + n for n, rate in enumerate(rates) if rate == 0.0) == resting
+        # The remedy that it names.
+        mended = {"schedule": kind, **optim, "final_factor": 0.1}
+        assert not list(schedule(shift, optim=mended, train={"epochs": epochs}).doubts(first))
+    assert not list(schedule(train={"epochs": epochs}).doubts(first))
+
+
+@pytest.mark.parametrize("kind", ["cosine", "cooldown"])
+def test_a_start_logs_what_is_doubtful_about_its_rates(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warm-up beyond the schedule, whose end a cosine then has one step after it."""
+    config = Config.parse(
+        {
+            "data": {"path": "x"}, "run": {"dir": "y"}, "train": {"epochs": 8},
+            "optim": {"schedule": kind, "schedule_epochs": 3, "warmup_steps": 50},
+        }
+    )  # fmt: skip
+    plan, dataset = Schedule(config, STEPS), MagicMock()
+    with caplog.at_level(logging.WARNING, "vse_scale"):
+        announce(config, dataset, SimpleNamespace(steps_per_epoch=STEPS), World(), 0, plan)
+    warm_up, rest = (record.getMessage() for record in caplog.records)
+    assert warm_up.startswith("optim.warmup_steps is 50, and")
+    first = next(step for step in range(80) if not plan.at(step).learning_rates["heads"])
+    assert rest.startswith(f"steps {first} to 79 have a learning rate of 0")
+
+
 @pytest.mark.parametrize(
     ("optim", "said"),
     [
+        (
+            {"schedule": "cosine", "schedule_steps": 9, "warmup_steps": 9},
+            "optim.warmup_steps is 9, and optim.schedule_steps 9",
+        ),
         ({"schedule": "cosine"}, "set optim.schedule_epochs, such as to train.epochs"),
         ({"schedule": "cosine", "schedule_epochs": 3, "schedule_steps": 9}, "needs one length"),
         ({"schedule_epochs": 3}, "take it out, or set optim.schedule=cosine"),

@@ -78,6 +78,30 @@ def keys_on_purpose(overrides: Sequence[str], section: type) -> tuple[str, ...]:
     return keys
 
 
+def check_learned(keys: Sequence[str], objective: Any) -> None:
+    """Refuse to change a number on purpose that the objective learns.
+
+    Args:
+        keys: that change on purpose.
+        objective: the settings of the run's objective.
+
+    Raises:
+        ConfigError: one of them is where a learned number began, which the checkpoint holds.
+    """
+    for key in keys:
+        section, *within, name = key.split(".")
+        if section != "objective":
+            continue
+        settings = objective
+        for part in within:
+            settings = getattr(settings, part, None)
+        flag = getattr(settings, "learned_if", {}).get(name)
+        if flag is not None and getattr(settings, flag):
+            raise ConfigError(
+                f"--resume-with {key}: it is learned, and goes on from the checkpoint; take it out"
+            )
+
+
 def _objectives() -> list[str]:
     """Return the marked keys of the built-in objectives."""
     parts = (OBJECTIVES.find(name).Settings for name in OBJECTIVES.names())

@@ -130,6 +130,11 @@ class OptimConfig(Section):
                 f"optim.{given[0]} is the length of another schedule than optim.schedule=steps, "
                 "which has optim.drop_epochs; take it out, or set optim.schedule=cosine"
             )
+        if self.schedule_steps and self.warmup_steps >= self.schedule_steps:
+            raise ValueError(
+                f"optim.warmup_steps is {self.warmup_steps}, and optim.schedule_steps "
+                f"{self.schedule_steps}, the warm-up included; set a shorter warm-up"
+            )
         if self.schedule != "steps" and len(given) != 1:
             raise ValueError(
                 f"optim.schedule is {self.schedule}, which needs one length; set "

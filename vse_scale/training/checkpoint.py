@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from vse_scale.bounds import Ge, Le
 from vse_scale.config import Config
-from vse_scale.config.resume import changes, differences, keys_on_purpose
+from vse_scale.config.resume import changes, check_learned, differences, keys_on_purpose
 from vse_scale.console import log
 from vse_scale.data.plan import ORDER
 from vse_scale.errors import CheckpointError, ConfigError, StorageError
@@ -110,6 +110,7 @@ class RunState:
             ConfigError: a key of ``run.resume_with`` cannot be changed.
         """
         on_purpose = keys_on_purpose(config.run.resume_with, Config)
+        check_learned(on_purpose, config.objective)
         grown = fingerprint != self.fingerprint
         begun_with = grown and grew_from(self.fingerprint, self.parts)
         if grown and not ("data.path" in on_purpose and begun_with):

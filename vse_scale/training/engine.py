@@ -164,7 +164,7 @@ class Engine:
             take(f"model.{name}", buffer)
         for group, master in self._masters():
             if "step" in self.optimizer.state[master]:
-                # The same for all of a group.
+                # The same for all of a part.
                 take(f"step.{group}", self.optimizer.state[master]["step"])
         for part in (self.learned, self._average):
             for name, value in part.state().items() if part is not None else ():
@@ -198,12 +198,15 @@ class Engine:
             self._average.restore(tensors)
 
     def _masters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors that the optimizer updates, each with its parameter group's key."""
-        names = [group["key"] for group in self.optimizer.param_groups]
+        """Yield the tensors that the optimizer updates, each with its part of the model.
+
+        Parts are frozen and counted whole, however the optimizer divides them by layer and decay.
+        """
+        names = [group["name"] for group in self.optimizer.param_groups]
         if self._stage == 0:
             for group in self.optimizer.param_groups:
                 for parameter in group["params"]:
-                    yield group["key"], parameter
+                    yield group["name"], parameter
         elif self._stage < 3:
             yield from zip(
                 names, self.deepspeed.optimizer.single_partition_of_fp32_groups, strict=True

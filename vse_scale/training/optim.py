@@ -106,8 +106,6 @@ def _split(
         {
             "params": own,
             "name": name,
-            # Of the group's state in checkpoints.
-            "key": name + f"/{depth}" * (config.layer_decay < 1) + "/norms" * (not decays),
             "frozen": False,
             "scale": config.layer_decay**depth,
             **({} if decays else {"weight_decay": 0.0}),

@@ -8,6 +8,7 @@ epoch 1 the loss is scaled by i / n; at epoch 15 of 25 the learning rates are di
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vse_scale.config import Config
@@ -83,12 +84,48 @@ class Schedule:
         if optim.schedule == "steps":
             position = (step + self.shift) / self.steps_per_epoch
             return optim.drop_factor ** sum(position >= drop for drop in optim.drop_epochs)
-        length = optim.schedule_steps or (optim.schedule_epochs or 0.0) * self.steps_per_epoch
-        cosine = optim.schedule == "cosine"
-        start = optim.warmup_steps if cosine else length * (1 - optim.cooldown)
-        passed = min(1.0, max(0.0, (step - start) / max(length - start, 1)))
-        left = (1 + math.cos(math.pi * passed)) / 2 if cosine else 1 - passed
+        start, length = self._start, self._length
+        passed = min(1.0, max(0.0, (self._at(step) - start) / max(length - start, 1)))
+        left = (1 + math.cos(math.pi * passed)) / 2 if optim.schedule == "cosine" else 1 - passed
         return optim.final_factor + (1 - optim.final_factor) * left
+
+    @property
+    def _length(self) -> float:
+        """Steps of a schedule with a length of its own."""
+        optim = self._optim
+        return optim.schedule_steps or (optim.schedule_epochs or 0.0) * self.steps_per_epoch
+
+    @property
+    def _start(self) -> float:
+        """Steps of such a schedule before its rates fall."""
+        optim = self._optim
+        cosine = optim.schedule == "cosine"
+        return optim.warmup_steps if cosine else self._length * (1 - optim.cooldown)
+
+    def _at(self, step: int) -> int:
+        """Return the place of global step ``step`` in such a schedule."""
+        return step if self._optim.schedule_steps else step + self.shift
+
+    def doubts(self, first: int) -> Iterator[str]:
+        """Yield, from global step ``first`` on, what of the rates can hardly be meant."""
+        optim, last = self._optim, self.total_steps - 1
+        if optim.schedule == "steps":
+            return
+        if optim.warmup_steps >= self._length:
+            yield (
+                f"optim.warmup_steps is {optim.warmup_steps}, and the whole of optim.schedule="
+                f"{optim.schedule} {self._length:g} steps; set a shorter warm-up, or a longer "
+                "schedule"
+            )
+        end = max(self._length, self._start + 1)
+        rest = max(first, first + math.ceil(end) - self._at(first))
+        if not optim.final_factor and rest < last:
+            key = "schedule_steps" if optim.schedule_steps else "schedule_epochs"
+            yield (
+                f"steps {rest} to {last} have a learning rate of 0 and learn nothing: optim."
+                f"schedule={optim.schedule} ends before them, by optim.{key}; raise it, set "
+                "optim.final_factor above 0, or train less"
+            )
 
     def _trained_stages(self, epoch: int) -> int | None:
         unfrozen_epochs = epoch - self._train.frozen_backbone_epochs

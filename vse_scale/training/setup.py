@@ -35,6 +35,7 @@ from vse_scale.model.vse import VSEModel
 from vse_scale.run.folder import RunFolder
 from vse_scale.training.alive import long_work, tell_alive
 from vse_scale.training.checkpoint import Checkpoints
+from vse_scale.training.schedule import Schedule
 from vse_scale.training.watch.observers import find_observers
 from vse_scale.world.processes import World
 
@@ -315,14 +316,16 @@ def calibrate(model: VSEModel, dataset: Dataset, config: Config, world: World) -
 
 
 def announce(
-    config: Config, dataset: Dataset, plan: Plan, world: World, first: int, total: int
+    config: Config, dataset: Dataset, plan: Plan, world: World, first: int, schedule: Schedule
 ) -> None:
-    """Log what is trained on, from step ``first`` to ``total``, and by whom."""
+    """Log what is trained on, from step ``first`` to the end of ``schedule``, and by whom."""
     log.info(
         "%s: %d images, %d pairs; %d steps an epoch, steps %d to %d; batch %d over %d rank%s, "
         "ZeRO-%d, %s",
         " + ".join(config.data.folders), len(dataset), dataset.pairs,
-        plan.steps_per_epoch, first, total,
+        plan.steps_per_epoch, first, schedule.total_steps,
         config.data.global_batch, world.ranks, "s"[: world.ranks - 1],
         config.engine.zero_stage, world.device.type,
     )  # fmt: skip
+    for doubt in schedule.doubts(first):
+        log.warning("%s", doubt)

@@ -137,7 +137,7 @@ class Trainer:
     def run(self) -> int:
         """Train from the restored position to the end of the schedule; return the exit code."""
         first, total = self.state.step, self.schedule.total_steps
-        setup.announce(self.config, self.dataset, self.plan, self.world, first, total)
+        setup.announce(self.config, self.dataset, self.plan, self.world, first, self.schedule)
         timer = PhaseTimer(self.world.device)
         progress = Progress("step", total, initial=first, unit="steps", visible=self.world.main)
         self._open_journals(first)
