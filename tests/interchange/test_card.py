@@ -7,6 +7,8 @@ import json
 import pytest
 import yaml
 
+from vse_scale.config import Config
+from vse_scale.config.recipe import apply_override
 from vse_scale.interchange.card import Origin, model_card, origin_of_run
 from vse_scale.run.records import EvaluationRecord
 
@@ -53,6 +55,61 @@ def test_a_card_of_a_run(small_model):
     assert weights["images"].startswith("started from `resnext_wsl.pth`: CC-BY-NC-4.0")
     assert weights["captions"].startswith("started from `bert-base-uncased`: Apache-2.0")
     assert weights["this model"] == "MIT"
+
+
+def recipe_of(small_model, *overrides: str) -> dict[str, object]:
+    """Return the table "Recipe" of a whole configuration's card."""
+    raw = {"data": {"path": "d"}, "run": {"dir": "r"}}
+    for override in overrides:
+        apply_override(raw, override)
+    origin = origin_of_run(Config.parse(raw).recorded())
+    table = rows(model_card(small_model, name="mine", origin=origin), "Recipe")[2:]
+    return {name.strip("`"): json.loads(value.replace("\\", "")) for name, value in table}
+
+
+def test_a_card_lists_the_schedule_that_was_chosen(small_model):
+    published = recipe_of(small_model)
+    assert published["optim.schedule"] == "steps"
+    assert published["optim.drop_epochs"] == [15.0]
+    other = {"optim.schedule_epochs", "optim.schedule_steps", "optim.cooldown"}
+    assert not other & published.keys()
+    cosine = recipe_of(
+        small_model, "optim.schedule=cosine", "optim.schedule_epochs=9", "optim.average=0.99",
+        "optim.layer_decay=0.8", "optim.decay_norms=false", "optim.warmup_steps=5",
+    )  # fmt: skip
+    expected = {
+        "optim.schedule": "cosine", "optim.schedule_epochs": 9.0, "optim.average": 0.99,
+        "optim.layer_decay": 0.8, "optim.decay_norms": False, "optim.warmup_steps": 5,
+        "optim.final_factor": 0.0,
+    }  # fmt: skip
+    assert {key: cosine[key] for key in expected} == expected
+    assert not {"optim.drop_epochs", "optim.drop_factor", "optim.cooldown"} & cosine.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("hinge", {"margin", "mode", "warmup_epochs"}),
+        ("infonce", {"kind", "temperature", "learn_temperature", "label_smoothing"}),
+        ("sigmoid", {"kind", "scale", "bias", "learn_scale", "learn_bias"}),
+        (
+            "hinge+infonce",
+            {"kind", "hinge_weight", "infonce_weight", "hinge.margin", "hinge.mode"}
+            | {"hinge.warmup_epochs", "infonce.temperature"}
+            | {"infonce.learn_temperature", "infonce.label_smoothing"},
+        ),
+    ],
+)
+def test_a_card_lists_what_tells_an_objective(small_model, kind, keys):
+    found = recipe_of(small_model, f"objective.kind={kind}")
+    given = {key.removeprefix("objective.") for key in found if key.startswith("objective.")}
+    assert given == keys
+    ignoring = "objective.hinge.ignore_above" if "+" in kind else "objective.ignore_above"
+    more = recipe_of(
+        small_model, f"objective.kind={kind}", "objective.matryoshka=[4,1024]", f"{ignoring}=0.1"
+    )
+    assert more["objective.matryoshka"] == [4, 1024]
+    assert more[ignoring] == 0.1
 
 
 def test_a_card_of_several_datasets_and_random_weights(small_model):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from vse_scale.commands.common import chosen_model
 from vse_scale.config import ModelConfig
@@ -49,6 +49,23 @@ def test_a_checkpoint_is_opened_with_its_own_weights_and_the_runs_words(run: Pat
     started = replace(best.config, init_from=str(run / "checkpoints" / "step-00000003"))
     model = VSEModel(started, best.vocab_size, best.pad_id, 12)
     assert torch.equal(model.text.pool.linear.weight, opened.text.pool.linear.weight)
+
+
+def test_of_an_averaged_run_it_is_the_average_that_was_validated(run: Path) -> None:
+    folder = run / "checkpoints" / "step-00000012"
+    best = VSEModel.from_pretrained(run)
+    state = load_file(folder / "state.safetensors")
+    averaged = {name: value.detach() + 5 for name, value in best.named_parameters()}
+    state |= {f"average.{name}": value for name, value in averaged.items()}
+    save_file(state | {"average": torch.tensor(12)}, folder / "state.safetensors")
+    opened = VSEModel.from_pretrained(folder)
+    for name, value in opened.named_parameters():
+        assert torch.equal(value, averaged[name]), name
+    for name, value in opened.named_buffers():  # these are not averaged
+        assert torch.equal(value, best.state_dict()[name] + 12), name
+    started = replace(best.config, init_from=str(folder))
+    model = VSEModel(started, best.vocab_size, best.pad_id, 12)
+    assert torch.equal(model.text.pool.linear.weight, averaged["text.pool.linear.weight"])
 
 
 def test_commands_choose_it_by_name_or_folder(run: Path) -> None:

@@ -100,6 +100,14 @@ def test_what_was_broken_off_goes_on_with_what_is_missing(tmp_path):
     assert again.asked == []
 
 
+@pytest.mark.parametrize(("then", "now"), [({"dim": 64}, {}), ({}, {"dim": 64})])
+def test_other_dimensions_are_refused_by_name(tmp_path, then, now):
+    run(tmp_path / "out", Numbers(20), described=then)
+    with pytest.raises(OutputError, match="was begun with another dim; go on with the same"):
+        run(tmp_path / "out", Numbers(20), described=now)
+    run(tmp_path / "out", Numbers(20), described=then)
+
+
 @pytest.mark.parametrize("changed", ["batch", "model"])
 def test_another_model_or_batch_is_refused(tmp_path, changed):
     run(tmp_path / "out", Numbers(20))
@@ -192,6 +200,29 @@ def test_files_without_text(encoder, tmp_path, content, message):
         file.write_bytes(content)
     with pytest.raises(DatasetError, match=message):
         TextLines(encoder, file)
+
+
+@pytest.mark.parametrize("dim", [None, 8])
+def test_a_part_of_which_nothing_can_be_embedded_joins_the_rest(model_folder, tmp_path, dim):
+    model = VSEModel.from_pretrained(model_folder)
+    model.output_dim = dim
+    encoder = Encoder(model, CaptionTokenizer.load(model_folder), torch.device("cpu"), 1, 1)
+    lines = [*["a red square"] * 16, *[""] * 16, "a ring"]
+    (tmp_path / "texts.txt").write_text("\n".join(lines))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(16):
+        (photos / f"a{number:02d}.jpg").write_text("no image")
+    Image.new("RGB", (40, 30), (9, 8, 7)).save(photos / "b.png")
+    sides = {
+        "captions": TextLines(encoder, tmp_path / "texts.txt"),
+        "images": FolderImages(encoder, photos),
+    }
+    counts = embed(sides, tmp_path / "out", {}, batch=1, processes=ALONE, progress=silent)
+    assert counts["captions"] == {"embedded": 17, "set_aside": 16}
+    assert counts["images"] == {"embedded": 1, "set_aside": 16}
+    assert np.load(tmp_path / "out" / "captions.npy").shape == (17, dim or 24)
+    assert np.load(tmp_path / "out" / "images.npy").shape == (1, dim or 24)
 
 
 def test_nothing_but_broken_images(encoder, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -205,6 +206,23 @@ def test_shorter_embeddings_are_embedded_searched_and_ranked(
     ):
         with pytest.raises(ConfigError, match="--dim"):
             call()
+
+
+def test_a_narrower_model_than_the_indexs_is_told_in_terms_of_search(
+    model_folder, scenes, tmp_path
+):
+    """search has no --dim of its own to give fewer of."""
+    own = VSEModel.from_pretrained(model_folder)
+    config = replace(own.config, embed_dim=8)
+    narrow = VSEModel(config, own.vocab_size, own.pad_id, own.input_spec.max_tokens)
+    narrow.save_pretrained(tmp_path / "narrow", own.tokenizer)
+    cut = tmp_path / "cut"
+    embed_command(model=model_folder, out=cut, data=str(scenes), split="val", dim=16)
+    with pytest.raises(DatasetError, match=r"queries of width 8; embed again with this model"):
+        search(index=cut, queries=["a ring"], model=tmp_path / "narrow")
+    again = tmp_path / "again"
+    embed_command(model=tmp_path / "narrow", out=again, data=str(scenes), split="val")
+    search(index=again, queries=["a ring"], model=tmp_path / "narrow")
 
 
 @pytest.mark.slow

@@ -48,7 +48,8 @@ def search(
     from vse_scale.retrieval.page import write_page
 
     opened = Index(index)
-    encoder = open_encoder(model or opened.model, batch=64, threads=1, dim=opened.dim)
+    encoder = open_encoder(model or opened.model, batch=64, threads=1)
+    encoder.model.output_dim = opened.dim  # a narrower model's width is the index's complaint
     vectors, asked = _queries(encoder, queries or [], image)
     wanted: SideName | None = side  # type: ignore[assignment]
     chosen, answers = opened.search(vectors.to(encoder.device), top, wanted)

@@ -26,8 +26,17 @@ _NOT_RECORDED = "Not recorded."
 _UNKNOWN = "not recorded: state it before you pass the model on"
 _RECIPE = (
     "data.global_batch", "data.mode", "data.captions_per_image", "optim.lr", "optim.text_scale",
-    "optim.backbone_scale", "optim.weight_decay", "optim.drop_epochs", "train.epochs", "run.seed",
+    "optim.backbone_scale", "optim.weight_decay", "optim.warmup_steps", "optim.decay_norms",
+    "optim.layer_decay", "optim.average", "optim.schedule",
 )  # fmt: skip
+# Only the keys of the chosen schedule.
+_LENGTH = ("optim.schedule_epochs", "optim.schedule_steps")
+_RECIPE_OF_SCHEDULE = {
+    "steps": ("optim.drop_epochs", "optim.drop_factor"),
+    "cosine": (*_LENGTH, "optim.final_factor"),
+    "cooldown": (*_LENGTH, "optim.cooldown", "optim.final_factor"),
+}
+_RECIPE_OF_RUN = ("train.epochs", "run.seed")
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ def origin_of_run(config: Mapping[str, Any]) -> Origin:
         data = f"Split {_code(_value(config, 'data.split'))} of the {kind} {named}."
     objective = recorded_objective(config.get("objective"))
     keys = [f"objective.{key}" for key in (objective.recipe_keys if objective else ())]
-    keys += _RECIPE
+    schedule = _value(config, "optim.schedule") or "steps"  # earlier releases had no other
+    keys += (*_RECIPE, *_RECIPE_OF_SCHEDULE.get(schedule, ()), *_RECIPE_OF_RUN)
     whole = _value(config, "model.init_from")
     towers = {
         "images": IMAGE.recorded(_value(config, "model.image")),
@@ -65,13 +75,18 @@ def origin_of_run(config: Mapping[str, Any]) -> Origin:
     }
     return Origin(
         data,
-        {key: value for key in keys if (value := _value(config, key)) is not None},
+        {key: value for key in keys if _tells(key, value := _value(config, key))},
         {
             side: str(whole or settings.source or "")
             for side, settings in towers.items()
             if settings is not None
         },
     )
+
+
+def _tells(key: str, value: Any) -> bool:
+    """Tell whether a setting has a value; an objective's empty list is none."""
+    return value is not None and not (value == [] and key.startswith("objective."))
 
 
 def model_card(

@@ -33,7 +33,8 @@ _VERSION = 1
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _STATE = "state.safetensors"  # of a checkpoint: the weights among a run's other tensors
-_OF_MODEL = "model."
+# The later counts: where a run averages its weights, the average is what it validated.
+_OF_MODEL = ("model.", "average.")
 
 
 def save(model: VSEModel, folder: Path, tokenizer: CaptionTokenizer | None = None) -> None:
@@ -187,8 +188,8 @@ def _read_state(path: Path, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
     try:
         with open_tensors(path) as file:
             held = set(file.keys())
-            names = [name for name in wanted if f"{_OF_MODEL}{name}" in held]
-            read = {name: file.get_tensor(f"{_OF_MODEL}{name}") for name in names}
+            places = {n: kind + n for kind in _OF_MODEL for n in wanted if kind + n in held}
+            read = {name: file.get_tensor(place) for name, place in places.items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read as weights ({error})") from error
     return check_tensors(read, str(path))

@@ -159,6 +159,12 @@ class VSEModel(nn.Module):
         """Embed ``token_ids`` (P, L) of ``lengths`` (P,) as (P, D)."""
         return self._cut(unit_length(self.text(token_ids, lengths)))
 
+    @property
+    def width(self) -> int:
+        """Dimensions of what `encode_images` and `encode_captions` return."""
+        whole: int = self.config.embed_dim
+        return whole if self.output_dim is None else min(self.output_dim, whole)
+
     def _cut(self, rows: Tensor) -> Tensor:
         return rows if self.output_dim is None else unit_length(rows[:, : self.output_dim])
 

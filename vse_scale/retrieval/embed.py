@@ -102,7 +102,8 @@ def _start(out: Path, asked: dict[str, Any], processes: Processes) -> None:
     except ValueError as error:
         raise OutputError(f"--out {out}: {INDEX} is damaged ({error}); name a new folder") from None
     if found != asked:
-        differing = [key for key in asked if found.get(key) != asked[key]]
+        keys = sorted(found.keys() | asked.keys())
+        differing = [key for key in keys if found.get(key) != asked.get(key)]
         raise OutputError(
             f"--out {out}: was begun with another {' and '.join(differing)}; go on with the same, "
             "or name a new folder"

@@ -146,8 +146,7 @@ class FolderImages:
             else:
                 lines.append({"id": name})
         if not lines:
-            width = self._encoder.model.config.embed_dim
-            return Part(np.empty((0, width), np.float32), lines, set_aside)
+            return Part(np.empty((0, self._encoder.model.width), np.float32), lines, set_aside)
         embedded = self._encoder.pictures(pictures)
         return Part(embedded.numpy(), lines, set_aside)
 
@@ -182,8 +181,7 @@ class TextLines:
         lines = [{"id": n, "text": text} for n, text in numbered if text.strip()]
         set_aside = [{"id": n, "reason": "empty"} for n, text in numbered if not text.strip()]
         if not lines:
-            width = self._encoder.model.config.embed_dim
-            return Part(np.empty((0, width), np.float32), lines, set_aside)
+            return Part(np.empty((0, self._encoder.model.width), np.float32), lines, set_aside)
         embedded = self._encoder.texts([str(line["text"]) for line in lines])
         return Part(embedded.numpy(), lines, set_aside)
 
