@@ -142,8 +142,9 @@ def _outer(environment: Mapping[str, str]) -> tuple[_Found, int]:
 def _of_task(found: _Found, environment: Mapping[str, str]) -> _Found:
     """Return what SLURM says of its own task, which ``srun --mpi=pmi2`` gives MPI's names too."""
     slurm, _ = _slurm(environment)
-    same = slurm.rank and slurm.ranks and found.rank and found.ranks
-    same = same and (slurm.rank[1], slurm.ranks[1]) == (found.rank[1], found.ranks[1])
+    if not (slurm.rank and slurm.ranks and found.rank and found.ranks):
+        return found
+    same = (slurm.rank[1], slurm.ranks[1]) == (found.rank[1], found.ranks[1])
     return slurm if same else found
 
 
