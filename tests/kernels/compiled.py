@@ -33,7 +33,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from vse_kernels.cost import by_pipe
 from vse_kernels.gpo import choice as pooling
+from vse_kernels.gpo import packed
 from vse_kernels.gpo import triton as gpo
 from vse_kernels.hardest import choice as mining
 from vse_kernels.hardest import triton as hardest
@@ -42,7 +44,8 @@ from vse_kernels.hardest.launch import LOWEST
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-COLUMNS = 1024
+# Sizes of pairs that are compiled in float16 too, and with one network, to count instructions.
+COUNTED = (36, 64)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Case:
     aligned: tuple[str, ...]
     warps: int
     stages: int = 3
+    columns_per_warp: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class Report:
         instructions: in all.
         tensor_core: the kinds of instruction that multiply matrices, separated by spaces.
         wide_addresses: address computations with a 64-bit offset, before lowering.
+        packed_minima: instructions that take the minimum or maximum of two pairs of 16-bit floats.
+        pipes: instructions by pipe, such as "alu 750 issue 1140"; every one counts once.
+        columns_per_warp: columns that a warp pools; 0 of other kernels.
         cpu_seconds: of compiling, child processes included.
         triton_version: of the compiler.
     """
@@ -83,6 +90,9 @@ class Report:
     instructions: int
     tensor_core: str
     wide_addresses: int
+    packed_minima: int
+    pipes: str
+    columns_per_warp: int
     cpu_seconds: float
     triton_version: str
 
@@ -123,7 +133,49 @@ def pooling_case(positions: int, dtype: torch.dtype, pointer: str, backward: boo
         gpo, f"{'network' if network else 'sort'}_{'backward' if backward else 'forward'}"
     )
     name = f"gpo-{'backward' if backward else 'forward'}-{positions}-{SHORT[dtype]}"
-    return Case(name, kernel, types, constants, tuple(aligned), launch.warps)
+    columns = launch.columns // launch.warps
+    return Case(
+        name, kernel, types, constants, tuple(aligned), launch.warps, columns_per_warp=columns
+    )
+
+
+def packed_cases(capability: int) -> Iterator[Case]:
+    """The pooling of pairs of columns: as launched, and with the largest network alone.
+
+    Only with one network are all instructions executed, so that they can be counted.
+    """
+    for size, sizes in pooling.PACKED_SIZES.items():
+        for backward in (False, True):
+            if backward and pooling.packed_backward_launch(size) is None:
+                continue
+            yield packed_case(size, sizes, torch.bfloat16, backward)
+            if size in COUNTED:
+                yield packed_case(size, sizes, torch.float16, backward)
+                if capability == 90:
+                    yield packed_case(size, sizes[-1:], torch.bfloat16, backward)
+
+
+def packed_case(size: int, sizes: tuple[int, ...], dtype: torch.dtype, backward: bool) -> Case:
+    choose = pooling.packed_backward_launch if backward else pooling.packed_forward_launch
+    launch = choose(size)
+    assert launch is not None
+    pointer = POINTERS[dtype]
+    types = {"features": pointer, "lengths": "*i64", "table": "*fp32", "rows": "*i64"}
+    if backward:
+        types |= {"gradient": pointer, "features_gradient": pointer, "partial": "*fp32"}
+    else:
+        types["pooled"] = pointer
+    types |= dict.fromkeys(("K", "PAIRS", "stride_sample", "stride_position"), "i32")
+    alone = "-alone" if sizes != launch.sizes else ""
+    return Case(
+        f"gpo-packed-{'backward' if backward else 'forward'}-{size}{alone}-{SHORT[dtype]}",
+        packed.packed_backward if backward else packed.packed_forward,
+        types,
+        {"SIZES": sizes, "COLUMNS": launch.columns, "ASSEMBLY": True},
+        tuple(name for name, kind in types.items() if kind.startswith("*")),
+        launch.warps,
+        columns_per_warp=2 * launch.columns // launch.warps,
+    )
 
 
 def mining_cases(capability: int) -> Iterator[Case]:
@@ -159,7 +211,7 @@ def reduce_case() -> Case:
 
 
 def all_cases(capability: int) -> list[Case]:
-    return [*pooling_cases(), reduce_case(), *mining_cases(capability)]
+    return [*pooling_cases(), *packed_cases(capability), reduce_case(), *mining_cases(capability)]
 
 
 def compile_case(case: Case, capability: int) -> Report:
@@ -205,6 +257,9 @@ def compile_case(case: Case, capability: int) -> Report:
         instructions=sum(operations.values()),
         tensor_core=" ".join(sorted(name for name in operations if name.endswith("MMA"))),
         wide_addresses=len(re.findall(r"tt\.addptr .*i64(?:>|$)", compiled.asm["ttir"], re.M)),
+        packed_minima=operations["HMNMX2"],
+        pipes=" ".join(f"{pipe} {count}" for pipe, count in sorted(by_pipe(operations).items())),
+        columns_per_warp=case.columns_per_warp,
         cpu_seconds=round(seconds, 1),
         triton_version=triton.__version__,
     )

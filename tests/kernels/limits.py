@@ -22,6 +22,9 @@ class Limit:
         shared_bytes: per program, at most.
         tensor_core: the instruction that has to multiply, or None.
         wide_addresses: address computations with a 64-bit offset, at least.
+        packed_minima: instructions that order two pairs of 16-bit floats, at least.
+        instructions: in all, at most; one takes 16 bytes.
+        alu_per_column: instructions of the integer pipe per column and lane, at most.
     """
 
     patterns: tuple[str, ...]
@@ -30,6 +33,9 @@ class Limit:
     shared_bytes: int = 0
     tensor_core: str | None = None
     wide_addresses: int = 3
+    packed_minima: int = 0
+    instructions: int = 12000
+    alu_per_column: int = 10000
 
 
 # The first that matches holds. Spills are zero everywhere, without exception.
@@ -46,6 +52,55 @@ LIMITS = (
     Limit(("gpo-backward-32-*", "gpo-backward-36-*"), registers=168, shared_bytes=128),
     # One warp per program, so even 255 registers leave eight of them to a multiprocessor.
     Limit(("gpo-backward-48-*", "gpo-backward-64-*"), shared_bytes=128),
+    # Two columns per register, two networks; "alone" with the largest, whose instructions count.
+    Limit(
+        ("gpo-packed-forward-36-alone-*",),
+        registers=88,
+        packed_minima=482,
+        instructions=1200,
+        alu_per_column=400,
+    ),
+    Limit(
+        ("gpo-packed-forward-64-alone-*",),
+        registers=144,
+        packed_minima=1086,
+        instructions=2200,
+        alu_per_column=900,
+    ),
+    Limit(
+        ("gpo-packed-backward-36-alone-*",),
+        registers=168,
+        shared_bytes=128,
+        packed_minima=482,
+        instructions=4096,
+        alu_per_column=1440,
+    ),
+    Limit(
+        tuple(f"gpo-packed-forward-{size}-*" for size in (4, 8, 16, 24)),
+        registers=40,
+        packed_minima=10,
+        instructions=1024,
+    ),
+    Limit(
+        tuple(f"gpo-packed-forward-{size}-*" for size in (32, 36, 48, 64)),
+        registers=128,
+        packed_minima=508,
+        instructions=3072,
+    ),
+    Limit(
+        tuple(f"gpo-packed-backward-{size}-*" for size in (4, 8, 16, 24)),
+        registers=80,
+        shared_bytes=64,
+        packed_minima=14,
+        instructions=4096,
+    ),
+    Limit(
+        ("gpo-packed-backward-*",),
+        registers=232,
+        shared_bytes=128,
+        packed_minima=556,
+        instructions=8192,
+    ),
     Limit(("gpo-*-100-*", "gpo-*-256-*"), registers=168, shared_bytes=32768),
     Limit(("gpo-reduce",), registers=48, shared_bytes=1024, wide_addresses=1),
     # Run for the rare tile alone.

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.limits import limit_of
-from vse_kernels.gpo.choice import NETWORK_SIZES
+from vse_kernels.gpo.choice import NETWORK_SIZES, PACKED_SIZES, packed_backward_launch
 
 SCRIPT = Path(__file__).with_name("compiled.py")
 PYTHON = os.environ.get("VSE_KERNELS_PYTHON", sys.executable)
@@ -43,15 +43,29 @@ def read(lines):
     ]
 
 
+def pipes(report):
+    """Instructions of a warp by pipe."""
+    words = report["pipes"].split()
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+
+
+def alu_per_column(report):
+    """Instructions of the integer pipe, a warp's divided by its columns per lane."""
+    columns = report["columns_per_warp"]
+    return pipes(report)["alu"] * 32 // columns if columns and report["pipes"] else 0
+
+
 def breaches(report, capability):
     """Which limits a report breaks, in words."""
     limit = limit_of(report["name"], capability)
     found = [f"spills {report['spills']}, allowed 0"] if report["spills"] else []
-    for key in ("registers", "shared_bytes"):
-        if report[key] > getattr(limit, key):
-            found.append(f"{key} {report[key]}, allowed {getattr(limit, key)}")
-    if report["wide_addresses"] < limit.wide_addresses:
-        found.append(f"wide_addresses {report['wide_addresses']}, needed {limit.wide_addresses}")
+    used = report | {"alu_per_column": alu_per_column(report)}
+    for key in ("registers", "shared_bytes", "instructions", "alu_per_column"):
+        if used[key] > getattr(limit, key):
+            found.append(f"{key} {used[key]}, allowed {getattr(limit, key)}")
+    for key in ("wide_addresses", "packed_minima"):
+        if report[key] < getattr(limit, key):
+            found.append(f"{key} {report[key]}, needed {getattr(limit, key)}")
     if limit.tensor_core and limit.tensor_core not in report["tensor_core"].split():
         found.append(f"no {limit.tensor_core}")
     return [f"{report['name']} on sm_{capability}: {text}" for text in found]
@@ -65,26 +79,27 @@ def expect_within_limits(capability, *patterns):
 
 @pytest.mark.timeout(900)
 def test_the_commonest_on_hopper():
-    """Regions, forward; a backward pass; mining with its tensor cores; in seconds."""
+    """Regions in pairs, forward; two backward passes; mining with its tensor cores; in seconds."""
     expect_within_limits(
-        90, "gpo-forward-36-bf16", "gpo-backward-8-bf16", "gpo-reduce", "hardest-*both-bf16"
+        90,
+        "gpo-packed-forward-36-alone-bf16",
+        "gpo-packed-backward-8-bf16",
+        "gpo-backward-8-fp32",
+        "gpo-reduce",
+        "hardest-*both-bf16",
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    ("capability", "dtype"),
-    [
-        # About a minute each: what a GPU trains with is compiled always, the others in the soak.
-        pytest.param(
-            capability,
-            dtype,
-            marks=pytest.mark.slow if (capability, dtype) == (90, "bf16") else pytest.mark.soak,
-        )
-        for capability in (80, 90, 100)
-        for dtype in ("fp32", "bf16", "fp16")
-    ],
-)
+def test_what_a_gpu_trains_with():
+    expect_within_limits(90, *(f"{kind}-bf16" for kind in ("gpo-packed-*", "*-100", "hardest-*")))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("capability", [80, 90, 100])
 def test_every_configuration(capability, dtype):
     expect_within_limits(capability, f"*-{dtype}")
 
@@ -100,7 +115,10 @@ def test_the_committed_table_keeps_the_limits():
             for report in table
             if report["capability"] == capability and report["triton_version"] == "3.7.1"
         ]
-        assert len(names) == len(set(names)) == 2 * 3 * (len(NETWORK_SIZES) + 2) + 1 + 12
+        # Pairs forward and backward, three of them in float16 too, and alone on one architecture.
+        packed = len(PACKED_SIZES) + sum(map(bool, map(packed_backward_launch, PACKED_SIZES)))
+        packed += 6 if capability == 90 else 3
+        assert len(names) == len(set(names)) == 2 * 3 * (len(NETWORK_SIZES) + 2) + packed + 1 + 12
 
 
 def test_a_breach_is_told_in_words():
@@ -112,9 +130,18 @@ def test_a_breach_is_told_in_words():
         "instructions": 1,
         "tensor_core": "HMMA",
         "wide_addresses": 6,
+        "packed_minima": 0,
+        "pipes": "alu 800 issue 900",
+        "columns_per_warp": 0,
     }
     assert breaches(report, 90) == [
         "hardest-both-bf16 on sm_90: spills 3, allowed 0",
         "hardest-both-bf16 on sm_90: registers 300, allowed 248",
         "hardest-both-bf16 on sm_90: no HGMMA",
+    ]
+    report |= {"name": "gpo-packed-forward-36-alone-bf16", "spills": 0, "registers": 80}
+    report |= {"tensor_core": "", "shared_bytes": 0, "columns_per_warp": 32}
+    assert breaches(report, 90) == [
+        "gpo-packed-forward-36-alone-bf16 on sm_90: alu_per_column 800, allowed 400",
+        "gpo-packed-forward-36-alone-bf16 on sm_90: packed_minima 0, needed 482",
     ]

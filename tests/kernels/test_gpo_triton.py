@@ -40,6 +40,7 @@ def family(request, monkeypatch):
     """Each family in turn, whatever the number of positions."""
     if request.param == "sort":
         monkeypatch.setattr(choice, "NETWORK_SIZES", ())
+        monkeypatch.setattr(choice, "PACKED_SIZES", {})
     return request.param
 
 
@@ -89,6 +90,7 @@ def test_any_values(values, length, sort):
     with pytest.MonkeyPatch.context() as patch:
         if sort:
             patch.setattr(choice, "NETWORK_SIZES", ())
+            patch.setattr(choice, "PACKED_SIZES", {})
         expect_any_values(values, length, impl="triton")
 
 

@@ -16,6 +16,20 @@ NETWORK_SIZES = (4, 8, 16, 24, 32, 36, 48, 64)
 # Positions per load and store of a network. With 64 the backward pass spills in float32
 # and takes 250 registers instead of 160 in bfloat16; with 16 it compiles half again as long.
 LARGEST_PART = 32
+# Networks of the packed kernels by the rounded number of positions: a sample is sorted by the first
+# that holds it, as most captions are far shorter than the longest. Two at most: each is compiled.
+PACKED_SIZES = {
+    4: (4,),
+    8: (8,),
+    16: (8, 16),
+    24: (16, 24),
+    32: (16, 32),
+    36: (16, 36),
+    48: (24, 48),
+    64: (24, 64),
+}
+# A thread of the packed backward pass keeps two keys per position: with 64, Triton 3.6 spills.
+LARGEST_PACKED_BACKWARD = 48
 # Sorts across threads reach this size: beyond it an order no longer fits in one byte.
 LARGEST = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -27,16 +41,18 @@ class Launch:
 
     Attributes:
         size: positions after rounding up, a compile-time constant.
-        columns: columns per program.
+        columns: columns per program, or pairs of columns of a packed kernel.
         warps: warps per program.
         parts: (start, count) of the tiles that the network loads and stores; empty for the sort
             across threads.
+        sizes: of the networks of a packed kernel; else empty.
     """
 
     size: int
     columns: int
     warps: int
     parts: tuple[tuple[int, int], ...] = ()
+    sizes: tuple[int, ...] = ()
 
 
 def unsupported(positions: int, dtype: torch.dtype, weight_dtype: torch.dtype) -> str | None:
@@ -51,6 +67,26 @@ def unsupported(positions: int, dtype: torch.dtype, weight_dtype: torch.dtype) -
 def forward_launch(positions: int) -> Launch:
     """Return the forward launch: four warps share the weights of a sample."""
     return network_launch(positions, columns=128, warps=4) or sort_launch(positions)
+
+
+def packed_forward_launch(positions: int) -> Launch | None:
+    """Return the forward launch of two columns per register, or None above the largest network."""
+    return packed_launch(positions, columns=128, warps=4)
+
+
+def packed_backward_launch(positions: int) -> Launch | None:
+    """Return the backward launch of two columns per register, or None above the largest."""
+    if positions > LARGEST_PACKED_BACKWARD:
+        return None
+    return packed_launch(positions, columns=32, warps=1)
+
+
+def packed_launch(positions: int, columns: int, warps: int) -> Launch | None:
+    """Return the networks of the next size, a thread per pair of columns, or None."""
+    for size, sizes in PACKED_SIZES.items():
+        if positions <= size:
+            return Launch(size, columns, warps, sizes=sizes)
+    return None
 
 
 def backward_launch(positions: int) -> Launch:
