@@ -1,7 +1,8 @@
-"""Checks of what a manifest records of a build and its source, which only later commands read."""
+"""Checks of what a build records of its source, options and shards, for later commands."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,6 +37,13 @@ def _flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _texts(pattern: str) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list)
+        and all(isinstance(text, str) and re.fullmatch(pattern, text) for text in value)
+    )
+
+
 def _addition(value: Any) -> bool:
     return isinstance(value, dict) and all(
         test(value[key]) for key, test in _ADDITION.items() if key in value
@@ -62,10 +70,17 @@ SOURCE: dict[str, Callable[[Any], bool]] = {
     "rows": _counts,
     "appended": lambda value: isinstance(value, list) and all(map(_addition, value)),
 }
+SHARD: dict[str, Callable[[Any], bool]] = {
+    "fingerprint": lambda value: isinstance(value, str),
+    "problems": _texts("(?s:.*)"),
+    "digests": _texts("[0-9a-f]*"),
+    "untouched": _count,
+    "changes": _counts,
+}
 
 
 def checked(content: Any, tests: Mapping[str, Callable[[Any], bool]], name: str) -> dict[str, Any]:
-    """Return a mapping of a manifest; keys that are absent, or that no test knows, are left alone.
+    """Return a mapping that was recorded; keys that are absent, or that no test knows, are left.
 
     Raises:
         TypeError: it is no mapping.

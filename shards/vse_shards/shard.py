@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from vse_shards import storage
+from vse_shards import recorded, storage
 from vse_shards.errors import DatasetError, StorageError
 from vse_shards.images import CheckedImage, ImageOptions, Rejected, check_image
 from vse_shards.json_text import parse_json
@@ -75,7 +74,7 @@ class Outcome:
         Raises:
             KeyError, TypeError, ValueError: the text is not a record.
         """
-        content: dict[str, Any] = parse_json(text)
+        content = recorded.checked(parse_json(text), recorded.SHARD, "record")
         shard = content["shard"]
         return cls(
             fingerprint=content["fingerprint"],

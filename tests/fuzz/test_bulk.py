@@ -95,6 +95,7 @@ def device(path: Path) -> None:
 
 
 MANIFEST, INDEX = "data/manifest.json", "data/train-000000.idx"
+RECORD = "data/train-000000.json"
 ECCV, CXC = "eccv/eccv_image_to_caption.json", "cxc/sits_val.csv"
 STATE = "run/checkpoints/step-00000005/state.json"
 HEAD = "caption,image,agg_score\n"
@@ -149,6 +150,15 @@ CASES: list[tuple[str, str, str, Callable[[Path], None]]] = [
         )
     ),
     ("another digest of a sealed shard", "verify", MANIFEST, setting(f"{SHARD}/sha256", "x" * 99)),
+    # Records of shards, which no digest covers
+    *(
+        (f"{key} of a record: {str(value)[:9]!r}, {target}", target, RECORD, setting(key, value))
+        for target in ("append", "merge")
+        for key, value in (
+            ("digests", 3), ("digests/0", 0.5), ("digests/0", "x"), ("untouched", "x"),
+            ("changes", []), ("changes", {"x": "y"}), ("fingerprint", 3), ("problems", [3]),
+        )
+    ),
     # Indices of tars that agree with the manifest, and not with the tar
     *(
         (f"{what} in the index of a tar, {target}", target, INDEX, change)
@@ -276,4 +286,6 @@ def test_one_line_and_exit_code_2(target, file, spoil, corpus, tmp_path, monkeyp
     assert code == 2, said[-1000:]
     assert any(word in said for word in (damaged.name, *IN_OTHER_WORDS.get(file, ()))), said
     assert file not in SEAL or SEAL[file] not in said
-    assert not (box / "out").exists()
+    begun = (target, file) == ("merge", RECORD)  # and goes on once the record is right
+    assert begun or not (box / "out").exists()
+    assert not (box / "out/manifest.json").exists()
