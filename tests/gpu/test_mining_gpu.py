@@ -27,6 +27,24 @@ def test_against_the_whole_matrix(device, scaled, width, dtype):
     expect_hardest(type(found)(*(tensor.cpu() for tensor in found)), masked_scores(*given))
 
 
+def test_float32_scores_keep_the_documented_bound(device, scaled):
+    """3 * 2**-22 of the sum of absolute products, and 2**-24 for each number that is added.
+
+    One product of TF32 parts breaks it by far.
+    """
+    rows, columns = scaled((2048, 4096), (70, 80))
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(rows, 64, generator=generator)
+    candidates = torch.randn(columns, 64, generator=generator)
+    given = (queries, candidates, torch.arange(rows), torch.arange(columns))
+    found = hardest_negatives(*(tensor.to(device) for tensor in given), impl="triton")
+    bound = (3 * 2.0**-22 + 64 * 2.0**-24) * (queries.abs().double() @ candidates.abs().double().T)
+    truth = masked_scores(*given)
+    for dim, score in ((1, found.row_score), (0, found.column_score)):
+        least, most = ((truth + sign * bound).max(dim).values for sign in (-1, 1))
+        assert ((least <= score.cpu()) & (score.cpu() <= most)).all()
+
+
 def test_triton_and_torch_agree(device, scaled):
     """Random embeddings: the scores to rounding, the indices wherever the margin is clear."""
     size = scaled(4096, 140)

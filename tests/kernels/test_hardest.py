@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.kernels.truth import masked_scores
 from vse_kernels import all_violations, hardest_negatives
-from vse_kernels.hardest import reference
+from vse_kernels.hardest import choice, reference
 
 
 @pytest.fixture
@@ -226,6 +226,7 @@ def test_three_products_of_tf32_parts_are_as_exact_as_float32():
     products = [a.double() @ b.double().T for a, b in parts]
     assert ((sum(products) - truth).abs() <= bound).all()
     assert ((products[0] - truth).abs() > bound).any()
+    assert {choice.blocks(torch.float32, sm).precision for sm in (8, 9, 10)} == {"tf32x3"}
     # Rounding of a float32 accumulator is larger than what the split leaves out.
     plain = (left @ right.T).double()
     assert (sum(products) - truth).abs().max() < (plain - truth).abs().max()
