@@ -11,7 +11,7 @@ import time
 
 import fsspec
 import pytest
-from s3_server import credentials, failing_s3, new_bucket
+from s3_server import failing_s3, fresh_bucket
 
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
@@ -28,13 +28,11 @@ def server():
 @pytest.fixture
 def url(server, scenes, monkeypatch, request):
     """The drawn scenes in a new bucket."""
-    for name, value in credentials(server).items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote, "TIMEOUT_SECONDS", 3.0)
-    found = f"{new_bucket(server, f'b{abs(hash(request.node.nodeid))}')}/scenes"
-    fsspec.filesystem("s3", skip_instance_cache=True).put(f"{scenes}/", found, recursive=True)
-    yield found
-    server.heal()
+    with fresh_bucket(server, request.node, monkeypatch) as bucket:
+        found = f"{bucket}/scenes"
+        fsspec.filesystem("s3", skip_instance_cache=True).put(f"{scenes}/", found, recursive=True)
+        yield found
 
 
 def everything(place, cache):

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import shutil
-import tarfile
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from archives import tar_of
 from PIL import Image
 from published_files import of_model
 
@@ -183,15 +183,12 @@ def _make_rows(folder: Path) -> None:
          "sentids": [n], "sentences": [{"raw": "a cat", "sentid": n, "imgid": n, "tokens": []}]}
         for n, e in enumerate(entries[:3])]}  # fmt: skip
     (rows / "karpathy.json").write_text(json.dumps(karpathy))
-    with tarfile.open(tars / "train-0000.tar", "w") as tar:
-        for number in range(3):
-            for suffix, data in (
-                ("jpg", (rows / "i.jpg").read_bytes()), ("txt", b"a cat"),
-                ("json", json.dumps({"key": number, "caption": "a cat"}).encode()),
-            ):  # fmt: skip
-                entry = tarfile.TarInfo(f"{number:04d}.{suffix}")
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
+    members = {}
+    for number in range(3):
+        described = json.dumps({"key": number, "caption": "a cat"}).encode()
+        members[f"{number:04d}.jpg"] = (rows / "i.jpg").read_bytes()
+        members |= {f"{number:04d}.txt": b"a cat", f"{number:04d}.json": described}
+    (tars / "train-0000.tar").write_bytes(tar_of(members))
     (tars / "train-0000_stats.json").write_text(json.dumps({"successes": 3, "count": 3}))
     np.save(precomp / "dev_ims.npy", rng.normal(size=(3, 6, 8)).astype("f4"))
     (precomp / "dev_caps.txt").write_text("a cat\na dog\na fox\n")

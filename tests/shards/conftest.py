@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import random
 import signal
@@ -12,10 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from archives import encoded, write_files
 from PIL import Image
+
+from vse_shards.sources import Problem, Row
+from vse_shards.sources.registry import SourceRequest, open_source
 
 
 def picture(seed: int, width: int = 40, height: int = 32) -> Image.Image:
@@ -23,12 +27,6 @@ def picture(seed: int, width: int = 40, height: int = 32) -> Image.Image:
     draws = np.random.default_rng(seed)
     coarse = draws.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -48,15 +46,61 @@ def tools():
     return Tools
 
 
+class Reading:
+    """What a source gives: captions by image id, the rows, the problems, the notes."""
+
+    def __init__(self, kind: str, path: object, **request: Any) -> None:
+        self.source = open_source(kind, SourceRequest(str(path), **request))
+        found = list(self.source.rows())
+        self.rows = [row for row in found if isinstance(row, Row)]
+        self.problems = [problem for problem in found if isinstance(problem, Problem)]
+        self.notes = " | ".join(self.source.notes.lines(self.source.name))
+        self.captions: dict[Any, list[str]] = {}
+        for row in self.rows:
+            self.captions.setdefault(row.image_id, []).extend(c.text for c in row.captions)
+
+    @property
+    def stored(self) -> dict[Any, tuple[bytes, list[str]]]:
+        """Bytes of the image and captions by image id."""
+        found = {}
+        for row in self.rows:
+            if row.image is not None:
+                with open(row.image.path, "rb") as file:
+                    file.seek(row.image.offset)
+                    data = file.read(row.image.size)
+                found[row.image_id] = data, [caption.text for caption in row.captions]
+        return found
+
+    @property
+    def reasons(self) -> list[tuple[str, str]]:
+        return [(problem.reason, problem.detail) for problem in self.problems]
+
+    def ids(self) -> list[Any]:
+        return [caption.id for row in self.rows for caption in row.captions]
+
+
+@pytest.fixture
+def read() -> type[Reading]:
+    return Reading
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
+    """Write a file below the folder of the test."""
+
+    def write(name: str, data: str | bytes) -> Path:
+        write_files(tmp_path, {name: data if isinstance(data, bytes) else data.encode()})
+        return tmp_path / name
+
+    return write
+
+
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
     """Write a jsonl source with the images that it names; gives the path of the file."""
 
     def write(rows: Iterable[dict[str, object]], files: dict[str, bytes]) -> Path:
-        for name, data in files.items():
-            path = tmp_path / "source" / "images" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        write_files(tmp_path / "source" / "images", files)
         path = tmp_path / "source" / "captions.jsonl"
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

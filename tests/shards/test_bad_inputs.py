@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import resource
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from archives import encoded, tar_of
 from PIL import Image
 
 from vse_shards import output
@@ -33,12 +33,6 @@ def picture(size: tuple[int, int] = (64, 48)) -> Image.Image:
     draws = np.random.default_rng(1)
     coarse = Image.fromarray(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     return coarse.resize(size, Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 GOOD = encoded(picture(), quality=90)
@@ -458,13 +452,8 @@ def test_a_bad_source_is_one_clear_line(tmp_path, kind):
 
 
 def test_a_tar_that_ends_early_keeps_what_came_before(tmp_path):
-    with tarfile.open(tmp_path / "t.tar", "w") as archive:
-        for n in range(4):
-            for name, data in ((f"{n}.txt", b"words"), (f"{n}.jpg", GOOD)):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-    whole = (tmp_path / "t.tar").read_bytes()
+    whole = tar_of([(f"{n}.{kind}", data) for n in range(4)
+                    for kind, data in (("txt", b"words"), ("jpg", GOOD))])  # fmt: skip
     third = whole.index(b"2.jpg") + 512 + len(GOOD) // 2
     (tmp_path / "t.tar").write_bytes(whole[:third])
     summary = build(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 import time
 
 import pytest
+from archives import tar_of, write_files
 
 from vse_shards.errors import SourceError
 from vse_shards.sources import Row
@@ -25,19 +24,8 @@ def tars(tmp_path):
     """Write tars of one sample each, and a text beside them; gives the folder."""
 
     def write(names, file="", text=""):
-        for name in names:
-            path = tmp_path / "in" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tarfile.open(path, "w") as archive:
-                for member in ("k.jpg", "k.txt"):
-                    info = tarfile.TarInfo(member)
-                    info.size = 1
-                    archive.addfile(info, io.BytesIO(b"x"))
-        if file:
-            path = tmp_path / "in" / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return tmp_path / "in"
+        files = {name: tar_of({"k.jpg": b"x", "k.txt": b"x"}) for name in names}
+        return write_files(tmp_path / "in", files | ({file: text.encode()} if file else {}))
 
     return write
 

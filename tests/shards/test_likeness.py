@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+from archives import encoded
 from memory import run_alone
 from PIL import Image, ImageDraw, ImageEnhance
 
@@ -23,12 +24,6 @@ def picture(seed):
         x, y, w, h = (int(v) for v in draws.integers(20, 150, 4))
         ImageDraw.Draw(image).rectangle((x, y, x + w, y + h), tuple(draws.integers(0, 256, 3)))
     return image
-
-
-def encoded(image, kind="JPEG", **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def turned(image):

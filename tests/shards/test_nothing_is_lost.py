@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from archives import encoded, link, tar_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -37,9 +38,7 @@ MANY = FEW | {"derandomize": False, "database": None}
 def picture(number: int, kind: str = "JPEG") -> bytes:
     """A picture of one colour, which survives JPEG: its number in base 8 in red and green."""
     colour = (16 + 32 * (number // 8), 16 + 32 * (number % 8), 128)
-    file = io.BytesIO()
-    Image.new("RGB", (SIDE, SIDE), colour).save(file, kind)
-    return file.getvalue()
+    return encoded(Image.new("RGB", (SIDE, SIDE), colour), kind)
 
 
 def number_of(data: bytes) -> int:
@@ -320,27 +319,20 @@ def tars(draw: st.DrawFn) -> Tar:
     if "joined" in faults:  # cat a.tar b.tar
         cut = draw(st.integers(0, len(members)))
         files = [members[:cut], members[cut:]]
-    data = b"".join(tar_of(part, linked="link" in faults) for part in files)
+    if "link" in faults:
+        files = [linked(part) for part in files]
+    data = b"".join(tar_of(part, format=tarfile.GNU_FORMAT) for part in files)
     if "torn" in faults:
         data = data[: draw(st.integers(1, len(data)))]
     return Tar(data, captions)
 
 
-def tar_of(members: list[tuple[str, bytes]], *, linked: bool) -> bytes:
-    """Write a tar; where ``linked``, equal contents are hard links, as GNU tar stores them."""
-    file = io.BytesIO()
+def linked(members: list[tuple[str, bytes]]) -> list[tuple[str, bytes] | tarfile.TarInfo]:
+    """Return members of which equal contents are hard links, as GNU tar stores them."""
     seen: dict[bytes, str] = {}
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            if linked and data in seen:
-                info.type, info.linkname = tarfile.LNKTYPE, seen[data]
-                archive.addfile(info)
-            else:
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-            seen.setdefault(data, name)
-    return file.getvalue()
+    for name, data in members:
+        seen.setdefault(data, name)
+    return [(n, d) if seen[d] == n else link(n, seen[d]) for n, d in members]
 
 
 @settings(max_examples=800, **FEW)

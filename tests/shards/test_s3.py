@@ -14,7 +14,7 @@ import time
 
 import fsspec
 import pytest
-from s3_server import FAULTS, credentials, failing_s3, new_bucket
+from s3_server import FAULTS, failing_s3, fresh_bucket
 
 from vse_shards import remote, seal
 from vse_shards.build import BuildOptions, build
@@ -32,11 +32,8 @@ def server():
 @pytest.fixture
 def bucket(server, monkeypatch, request):
     """The URL of a new bucket, through the standard variables."""
-    for name, value in credentials(server).items():
-        monkeypatch.setenv(name, value)
-    url = new_bucket(server, f"b{abs(hash(request.node.nodeid))}")
-    yield url
-    server.heal()
+    with fresh_bucket(server, request.node, monkeypatch) as url:
+        yield url
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ one names it.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
@@ -16,6 +15,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from archives import link, tar_of
 
 from vse_shards.build import BuildOptions, build
 from vse_shards.errors import SourceError
@@ -43,26 +43,6 @@ def told(rows):
     return found
 
 
-def tar_bytes(members, **options):
-    """A tar of (name, content) or of TarInfo."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", **options) as archive:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                archive.addfile(member)
-                continue
-            info = tarfile.TarInfo(member[0])
-            info.size = len(member[1])
-            archive.addfile(info, io.BytesIO(member[1]))
-    return file.getvalue()
-
-
-def link(name, target, kind=tarfile.LNKTYPE):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
-
-
 def written(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -85,7 +65,7 @@ RIGHT = {"t/a": (b"A", ["of a"]), "t/b": (b"B", ["of b"])}
 )
 def test_members_pair_by_key_in_any_order(tmp_path, order):
     members = dict(PAIRS)
-    data = tar_bytes([(name, members[name]) for name in order.split()])
+    data = tar_of([(name, members[name]) for name in order.split()])
     rows, problems, _ = read(written(tmp_path / "t.tar", data))
     assert told(rows) == RIGHT
     assert [row.image_id for row in rows] == [f"t/{order[0]}", f"t/{'ab'.replace(order[0], '')}"]
@@ -94,7 +74,7 @@ def test_members_pair_by_key_in_any_order(tmp_path, order):
 
 def test_a_caption_a_line(tmp_path):
     """As huggingface.co/datasets/clip-benchmark/wds_flickr30k has them."""
-    data = tar_bytes([("a.webp", b"A"), ("a.txt", b"one\r\n\n two \nthree")])
+    data = tar_of([("a.webp", b"A"), ("a.txt", b"one\r\n\n two \nthree")])
     rows, _, notes = read(written(tmp_path / "t.tar", data))
     assert told(rows) == {"t/a": (b"A", ["one", "two", "three"])}
     assert "a .txt of several lines holds several captions, one a line" in notes
@@ -104,7 +84,7 @@ def test_one_caption_over_several_lines_is_one_where_the_description_repeats_it(
     """img2dataset writes a page's alternative text, with its line ends, to .txt and .json."""
     text = "a dog\non a hill"
     members = [("a.jpg", b"A"), ("a.txt", text.encode()), ("a.json", json.dumps({"caption": text}))]
-    data = tar_bytes([(n, d if isinstance(d, bytes) else d.encode()) for n, d in members])
+    data = tar_of([(n, d if isinstance(d, bytes) else d.encode()) for n, d in members])
     rows, _, _ = read(written(tmp_path / "t.tar", data))
     assert told(rows) == {"t/a": (b"A", [text])}
 
@@ -114,13 +94,13 @@ def test_a_member_twice_is_a_reject_and_no_pair(tmp_path, apart):
     """webdataset/webdataset#157: names that repeat in a tar, as after tar --append."""
     again = [("a.jpg", b"other"), ("a.txt", b"of another")]
     first = [*PAIRS, *again] if apart else [*PAIRS[:2], *again, *PAIRS[2:]]
-    rows, problems, _ = read(written(tmp_path / "t.tar", tar_bytes(first)))
+    rows, problems, _ = read(written(tmp_path / "t.tar", tar_of(first)))
     assert told(rows) == {"t/b": RIGHT["t/b"]}
     assert problems == [("t/a", "duplicate member")]
 
 
 def test_joined_tars_are_all_read(tmp_path):
-    parts = [tar_bytes([(f"{n}.jpg", b"%d" % n), (f"{n}.txt", b"of %d" % n)]) for n in range(3)]
+    parts = [tar_of([(f"{n}.jpg", b"%d" % n), (f"{n}.txt", b"of %d" % n)]) for n in range(3)]
     rows, problems, notes = read(written(tmp_path / "t.tar", b"".join(parts)))
     assert told(rows) == {f"t/{n}": (b"%d" % n, [f"of {n}"]) for n in range(3)}
     assert problems == []
@@ -128,7 +108,7 @@ def test_joined_tars_are_all_read(tmp_path):
 
 
 def test_bytes_after_the_end_are_said(tmp_path):
-    data = tar_bytes(PAIRS) + b"trailing bytes"
+    data = tar_of(PAIRS) + b"trailing bytes"
     rows, problems, notes = read(written(tmp_path / "t.tar", data))
     assert told(rows) == RIGHT
     assert problems == [(None, "incomplete tar")]
@@ -137,7 +117,7 @@ def test_bytes_after_the_end_are_said(tmp_path):
 
 def test_a_damaged_header_is_no_silent_end(tmp_path):
     """dusty-nv/jetson-inference#472, where tar says "Skipping to next header"; tarfile is mute."""
-    data = bytearray(tar_bytes(PAIRS))
+    data = bytearray(tar_of(PAIRS))
     data[2 * 1024 + 10] ^= 1  # in the name of b.jpg, which the checksum covers
     rows, problems, notes = read(written(tmp_path / "t.tar", bytes(data)))
     assert told(rows) == {"t/a": RIGHT["t/a"]}
@@ -151,7 +131,7 @@ def test_a_damaged_header_is_no_silent_end(tmp_path):
 
 def test_a_tar_cut_at_any_byte_gives_true_pairs_or_says_so(tmp_path):
     """JoeLeelyf/OVO-Bench#18, StanfordVL/taskonomy#50: downloads that did not end."""
-    whole = tar_bytes(PAIRS)
+    whole = tar_of(PAIRS)
     for end in [*range(0, 4096, 256), 4096, 4608, 5000]:
         rows, problems, notes = read(written(tmp_path / "t.tar", whole[:end]))
         assert told(rows).items() <= RIGHT.items()
@@ -169,7 +149,7 @@ def test_links(tmp_path):
         *(link("./e.jpg", "./e.jpg"), ("./e.txt", b"of itself")),
     ]
     source = open_source(
-        "webdataset", SourceRequest(str(written(tmp_path / "t.tar", tar_bytes(members))))
+        "webdataset", SourceRequest(str(written(tmp_path / "t.tar", tar_of(members))))
     )
     found = list(source.rows())
     assert told(one for one in found if isinstance(one, Row)) == {
@@ -187,7 +167,7 @@ def test_dots_in_names(tmp_path):
     """webdataset/webdataset#237, huggingface/datasets#6880, huggingface/datasets#7144."""
     names = ["22.05.png", "22.05.txt", "22.06.png", "22.06.txt"]
     members = [(name, name.encode()) for name in names]
-    rows, problems, notes = read(written(tmp_path / "t.tar", tar_bytes(members)))
+    rows, problems, notes = read(written(tmp_path / "t.tar", tar_of(members)))
     assert told(rows) == {
         "t/22.05": (b"22.05.png", ["22.05.txt"]),
         "t/22.06": (b"22.06.png", ["22.06.txt"]),
@@ -202,7 +182,7 @@ def test_extensions_of_two_words(tmp_path):
     """``sample.image.jpg`` and ``sample.caption.txt``: keys end at the first dot in webdataset."""
     members = [("1.image.jpg", b"1"), ("1.caption.txt", b"one"),
                ("2.Caption.txt", b"two"), ("2.IMG.JPG", b"2")]  # fmt: skip
-    rows, problems, notes = read(written(tmp_path / "t.tar", tar_bytes(members)))
+    rows, problems, notes = read(written(tmp_path / "t.tar", tar_of(members)))
     assert told(rows) == {"t/1": (b"1", ["one"]), "t/2": (b"2", ["two"])}
     assert problems == []
     assert not any("last dot" in line for line in notes)
@@ -210,7 +190,7 @@ def test_extensions_of_two_words(tmp_path):
 
 def test_numbers_after_a_dot_never_join_two_samples(tmp_path):
     members = [("22.05.jpg", b"5"), ("22.06.txt", b"six")]
-    rows, problems, _ = read(written(tmp_path / "t.tar", tar_bytes(members)))
+    rows, problems, _ = read(written(tmp_path / "t.tar", tar_of(members)))
     assert rows == []
     assert problems == [("t/22.05", "no caption"), ("t/22.06", "caption for no image")]
 
@@ -219,7 +199,7 @@ def test_what_every_sample_has_is_said_once(tmp_path):
     members = [(f"{n}.{k}.png", b"1") for n in range(50) for k in "ab"]
     members += [(f"{n}.{k}.txt", b"one") for n in range(50) for k in "ab"]
     members += [(f"x{n}.{end}", b"1") for n in range(50) for end in ("jpg", "png", "txt")]
-    rows, _, notes = read(written(tmp_path / "t.tar", tar_bytes(members)))
+    rows, _, notes = read(written(tmp_path / "t.tar", tar_of(members)))
     assert len(rows) == 150
     assert [line for line in notes if "last dot" in line] == [
         "names are divided at their last dot where the first gives no sample: 0.a is a key in "
@@ -230,14 +210,14 @@ def test_what_every_sample_has_is_said_once(tmp_path):
 
 def test_further_parts_of_a_sample_are_no_samples(tmp_path):
     """webdataset/webdataset#20: several pictures of one key."""
-    data = tar_bytes([*PAIRS[:2], ("a.seg.png", b"S"), ("a.cls", b"3")])
+    data = tar_of([*PAIRS[:2], ("a.seg.png", b"S"), ("a.cls", b"3")])
     rows, problems, _ = read(written(tmp_path / "t.tar", data))
     assert told(rows) == {"t/a": RIGHT["t/a"]}
     assert problems == []
 
 
 def test_a_dotted_pair_beside_a_plain_one_is_said(tmp_path):
-    data = tar_bytes([*PAIRS[:2], ("a.05.jpg", b"x"), ("a.05.txt", b"y")])
+    data = tar_of([*PAIRS[:2], ("a.05.jpg", b"x"), ("a.05.txt", b"y")])
     rows, _, notes = read(written(tmp_path / "t.tar", data))
     assert told(rows) == {"t/a": RIGHT["t/a"]}
     assert any("names such as a.05 belong to key a, as webdataset has it" in line for line in notes)
@@ -250,7 +230,7 @@ def test_upper_case_and_leftovers(tmp_path):
         *(("__MACOSX/._A.JPG", b"\0"), (".ipynb_checkpoints/A.JPG", b"x"), ("x/Thumbs.db", b"x")),
         *((".DS_Store", b"x"), ("README", b"x")),
     ]
-    rows, problems, notes = read(written(tmp_path / "t.tar", tar_bytes(members)))
+    rows, problems, notes = read(written(tmp_path / "t.tar", tar_of(members)))
     assert told(rows) == {"t/A": (b"A", ["of a"])}
     assert problems == []
     assert "passed over 6 copies that programs left, the first ._A.JPG" in notes
@@ -263,7 +243,7 @@ def test_long_names_of_every_format(tmp_path, format_):
     members = [(f"{folder}/{name}", data) for name, data in PAIRS]
     if format_ == tarfile.PAX_FORMAT:
         members += [("dör/ü.jpg", b"U"), ("dör/ü.txt", "für".encode())]
-    rows, problems, _ = read(written(tmp_path / "t.tar", tar_bytes(members, format=format_)))
+    rows, problems, _ = read(written(tmp_path / "t.tar", tar_of(members, format=format_)))
     expected = {f"t/{folder}/a": RIGHT["t/a"], f"t/{folder}/b": RIGHT["t/b"]}
     if format_ == tarfile.PAX_FORMAT:
         expected["t/dör/ü"] = (b"U", ["für"])
@@ -307,7 +287,7 @@ HARMFUL = {
 
 @pytest.mark.parametrize("kind", HARMFUL)
 def test_harmful_headers_cost_nothing_and_are_one_line(tmp_path, kind):
-    path = written(tmp_path / "t.tar", tar_bytes(PAIRS)[:4096] + HARMFUL[kind])
+    path = written(tmp_path / "t.tar", tar_of(PAIRS)[:4096] + HARMFUL[kind])
     tracemalloc.start()
     started = time.process_time()
     rows, problems, notes = read(path)
@@ -324,7 +304,7 @@ def test_harmful_headers_cost_nothing_and_are_one_line(tmp_path, kind):
 
 def test_sparse_files_are_named(tmp_path):
     sparse = bytearray(header("c.jpg", 0, b"S"))
-    data = tar_bytes(PAIRS)[:4096] + bytes(sparse) + header("c.txt", 4) + b"of c".ljust(512, b"\0")
+    data = tar_of(PAIRS)[:4096] + bytes(sparse) + header("c.txt", 4) + b"of c".ljust(512, b"\0")
     rows, problems, _ = read(written(tmp_path / "t.tar", data + END))
     assert told(rows) == RIGHT
     assert problems == [("t/c", "unreadable")]
@@ -340,7 +320,7 @@ JSONS = [
 @pytest.mark.parametrize("text", JSONS, ids=range(len(JSONS)))
 def test_descriptions_of_other_types_are_rejects(tmp_path, text):
     members = [*PAIRS, ("c.jpg", b"C"), ("c.json", text.encode("latin-1"))]
-    rows, problems, _ = read(written(tmp_path / "t.tar", tar_bytes(members)))
+    rows, problems, _ = read(written(tmp_path / "t.tar", tar_of(members)))
     assert told(rows).items() >= RIGHT.items()
     assert len(rows) == 3 or problems
 
@@ -348,7 +328,7 @@ def test_descriptions_of_other_types_are_rejects(tmp_path, text):
 def shard(folder, name, count, says):
     members = [(f"{n}.{e}", d) for n in range(count) for e, d in (("jpg", b"J"), ("txt", b"w"))]
     if count:
-        written(folder / f"{name}.tar", tar_bytes(members))
+        written(folder / f"{name}.tar", tar_of(members))
     written(folder / f"{name}_stats.json", json.dumps({"successes": says}).encode())
 
 
@@ -373,7 +353,7 @@ def test_a_shard_of_img2dataset_that_is_not_whole(tmp_path, count, says, message
 def test_folders_in_a_tar_that_are_splits(tmp_path):
     members = [(f"{folder}/{name}", data) for folder in ("train", "val") for name, data in PAIRS]
     members += [("bullet_train/c.jpg", b"C"), ("bullet_train/c.txt", b"of c")]
-    rows, _, notes = read(written(tmp_path / "t.tar", tar_bytes(members)))
+    rows, _, notes = read(written(tmp_path / "t.tar", tar_of(members)))
     assert [(row.image_id, row.split) for row in rows] == [
         *(("t/train/a", "train"), ("t/train/b", "train")),
         *(("t/val/a", "val"), ("t/val/b", "val"), ("t/bullet_train/c", "train")),
@@ -417,7 +397,7 @@ def test_random_tars_with_planted_faults_never_mix_pairs(tmp_path):
         if draws.random() < 0.4:
             name, _ = draws.choice(members)
             members.insert(draws.randrange(len(members)), (name, b"of another"))
-        data = bytearray(tar_bytes(members))
+        data = bytearray(tar_of(members))
         if draws.random() < 0.4:
             at = draws.randrange(len(members)) * 1024 + draws.randrange(140)
             data[at] ^= 1 << draws.randrange(8)
@@ -432,7 +412,7 @@ def test_random_tars_with_planted_faults_never_mix_pairs(tmp_path):
 def test_a_build_says_what_it_set_aside(tmp_path, tools):
     data = tools.encoded(tools.picture(1))
     members = [("a.jpg", data), ("a.txt", b"of a"), ("b.jpg", data), ("b.jpg", data)]
-    path = written(tmp_path / "in" / "t.tar", tar_bytes([*members, ("b.txt", b"of b")]))
+    path = written(tmp_path / "in" / "t.tar", tar_of([*members, ("b.txt", b"of b")]))
     source = open_source("webdataset", SourceRequest(str(path)))
     summary = build(source, str(tmp_path / "o"), BuildOptions())
     assert summary.images == 1
@@ -447,7 +427,7 @@ def test_a_tar_that_ends_early_ends_the_build_until_it_is_accepted(tmp_path, too
     samples = [
         (f"{n}.{s}", picture if s == "jpg" else b"w") for n in range(9) for s in ("jpg", "txt")
     ]
-    data = bytearray(tar_bytes(samples))
+    data = bytearray(tar_of(samples))
     if harm == "damaged":
         data[data.index(b"5.jpg\0") + 148] ^= 1
     written(tmp_path / "in/t.tar", bytes(data if harm == "damaged" else data[: len(data) // 2]))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
+import pytest
 from moto.server import ThreadedMotoServer
 
 Fault = str | None
@@ -160,3 +161,14 @@ def new_bucket(proxy: FailingS3, name: str) -> str:
     proxy.heal()
     fsspec.filesystem("s3", skip_instance_cache=True).mkdir(name)
     return f"s3://{name}"
+
+
+@contextmanager
+def fresh_bucket(
+    proxy: FailingS3, node: pytest.Item, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Make a bucket for one test, found through the standard variables; gives its URL."""
+    for name, value in credentials(proxy).items():
+        monkeypatch.setenv(name, value)
+    yield new_bucket(proxy, f"b{abs(hash(node.nodeid))}")
+    proxy.heal()

@@ -8,12 +8,12 @@ import gzip
 import io
 import json
 import lzma
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import pyarrow
 import pytest
+from archives import zip_of
 from pyarrow import parquet
 
 from vse_shards import storage
@@ -49,19 +49,12 @@ FORMATS: dict[str, Callable[[list[dict[str, str]]], bytes]] = {
 }
 
 
-def zipped(data: bytes) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("inner", data)
-    return file.getvalue()
-
-
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
-    ".zip": zipped,
+    ".zip": lambda data: zip_of({"inner": data}),
     ".zst": lambda data: pyarrow.compress(data, "zstd", asbytes=True),
 }
 
@@ -458,16 +451,10 @@ def test_files_that_are_no_tables_are_one_line(put, read, name, data, message):
 
 
 def test_a_zip_of_several_tables_is_to_be_unpacked(put, read):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("a.csv", TEXT)
-        archive.writestr("b.csv", TEXT)
     with pytest.raises(SourceError, match="is a zip of 2 files: unpack it"):
-        read("csv", put("t.zip", file.getvalue()))
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("xl/workbook.xml", "")
+        read("csv", put("t.zip", zip_of({"a.csv": TEXT, "b.csv": TEXT})))
     with pytest.raises(SourceError, match="is an Excel workbook: save it as CSV"):
-        read("csv", put("t.xlsx", file.getvalue()))
+        read("csv", put("t.xlsx", zip_of({"xl/workbook.xml": ""})))
 
 
 @pytest.mark.parametrize(
