@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from vse_shards.manifest import Manifest
+from vse_shards.manifest import Manifest, Split
 from vse_shards.notes import shown
 from vse_shards.output import OutputFolder
 from vse_shards.progress import say
@@ -24,7 +24,7 @@ def card_of(manifest: Manifest) -> str:
     names = _split_names(splits)
     files = "".join(
         f"  - split: {_yaml_text(names[split])}\n"
-        f"    path: {split}-[0-9][0-9][0-9][0-9][0-9][0-9].tar\n"
+        f"    path:{_patterns(split, manifest.splits[split])}\n"
         for split in splits
     )
     return (
@@ -80,6 +80,15 @@ def _yaml_text(name: str) -> str:
     except ValueError:  # such as of 0x_
         plain = False
     return name if plain else json.dumps(name)
+
+
+def _patterns(name: str, split: Split) -> str:
+    """Return the pattern of a split's tars; more than one where there are a million and more."""
+    last = split.shards[-1].stem.removeprefix(f"{name}-") if split.shards else ""
+    digits = len(last) if last.isdecimal() and len(last) < 20 else 6
+    # A star would also match the shards of a split whose name goes on with a number.
+    patterns = [f"{name}-{'[0-9]' * count}.tar" for count in range(6, max(6, digits) + 1)]
+    return f" {patterns[0]}" if len(patterns) == 1 else "".join(f"\n    - {p}" for p in patterns)
 
 
 def _split_names(splits: list[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from vse_shards.card import CARD_NAME, is_own
+from vse_shards.columns import COLUMN_FILE
 from vse_shards.errors import OutputError
 from vse_shards.json_text import parse_json
 from vse_shards.manifest import FILE_NAME
@@ -16,9 +17,9 @@ from vse_shards.notes import shown
 from vse_shards.output import PLAN_NAME, OutputFolder
 from vse_shards.progress import say
 
-_SHARD_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*-\d{6}\.(tar|idx|json)")
+_SHARD_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*-\d{6,}\.(tar|idx|idx\.npy|json)")
 _OURS = re.compile(
-    rf"{_SHARD_FILE.pattern}|manifest\.json|rejects\.jsonl|duplicates\.jsonl|\.build\.json"
+    rf"{_SHARD_FILE.pattern}|{COLUMN_FILE.pattern}|manifest\.json|rejects\.jsonl|duplicates\.jsonl|\.build\.json"
 )
 
 

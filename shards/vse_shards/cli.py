@@ -52,6 +52,7 @@ from vse_shards.remote import is_url
 from vse_shards.sources.registry import SourceRequest, open_source
 from vse_shards.system import cores, tidy_at_sigterm
 from vse_shards.terminal import tell
+from vse_shards.upgrade import upgrade
 from vse_shards.verify import verify as verify_folder
 
 app = typer.Typer(
@@ -247,6 +248,12 @@ def merge_command(
     """Join datasets into one: shards are linked or copied. The same command resumes."""
     summary = merge(folders, out, prefix_ids=prefix_ids, allow_leaks=allow_leaks)
     reports.show_summary(summary, str(out), as_json=json)
+
+
+@app.command("upgrade", epilog="Example: vse-shards upgrade data/mine")
+def upgrade_command(folder: Folder, json: Json = False) -> None:
+    """Open a large dataset at once: its shards in columns, binary indices. Tars stay."""
+    reports.show_upgrade(folder, upgrade(folder), as_json=json)
 
 
 @app.command(epilog="Example: vse-shards verify data/mine --deep")

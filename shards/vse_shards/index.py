@@ -48,7 +48,7 @@ class Index:
     """
 
     def __init__(
-        self, path: Path | str, keys: list[str], columns: dict[str, NDArray[np.int64]]
+        self, path: Path | str, keys: Sequence[str], columns: dict[str, NDArray[np.int64]]
     ) -> None:
         self.keys = keys
         self._path = path

@@ -2,125 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from vse_shards import recorded, storage
+from vse_shards.columns import ColumnFile, ColumnSplit, Opener, TabledRecord, open_column
 from vse_shards.errors import DatasetError
 from vse_shards.index import Index, parse_index
 from vse_shards.json_text import parse_json
 from vse_shards.masking import masked
 from vse_shards.notes import shown
-from vse_shards.plain_files import read_plain
+from vse_shards.npy import parse_npy
+from vse_shards.plain_files import MOST_BYTES, read_plain
+from vse_shards.records import ShardRecord as ShardRecord
+from vse_shards.records import Split as Split
+from vse_shards.records import number, typed
+from vse_shards.records import run_length_code as run_length_code
+from vse_shards.table import MEND, parse_table
 
 FILE_NAME = "manifest.json"
 REJECTS_NAME = "rejects.jsonl"
 FORMAT = "vse-shards"
 VERSION = 1
-_MAX_SAMPLES = 10_000_000  # of a shard
-_MAX_BYTES = 1 << 28  # of a manifest: 256 MB list about 100,000 shards
+COLUMNS_VERSION = 2  # whose shards are in columns
+_MAX_BYTES = MOST_BYTES  # of a manifest: 256 MB list about 100,000 shards
 _REMEDY = "build the dataset again, or copy the file again"
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """Size, digests and captions of one shard.
-
-    Attributes:
-        name: file name of the tar; its index has the same stem and the suffix ``.idx``.
-        samples: images (or region sets) in the tar.
-        pairs: captions in the tar.
-        bytes: size of the tar.
-        sha256: digest of the tar.
-        index_sha256: digest of the index.
-        captions: run-length code of the captions per sample, in order: ``(captions, run_length)``.
-    """
-
-    name: str
-    samples: int
-    pairs: int
-    bytes: int
-    sha256: str
-    index_sha256: str
-    captions: tuple[tuple[int, int], ...]
-
-    @property
-    def index_name(self) -> str:
-        """File name of the index."""
-        return self.name.removesuffix(".tar") + ".idx"
-
-    def captions_per_sample(self) -> NDArray[np.int64]:
-        """Return the number of captions of each sample, (samples,) int64."""
-        code = np.asarray(self.captions, np.int64).reshape(-1, 2)
-        return np.repeat(code[:, 0], code[:, 1])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the manifest's entry."""
-        return {**self.__dict__, "captions": [list(run) for run in self.captions]}
-
-    @classmethod
-    def from_dict(cls, entry: Mapping[str, Any]) -> ShardRecord:
-        """Read a record.
-
-        Raises:
-            KeyError, TypeError, ValueError: the entry is malformed or inconsistent.
-        """
-        record = cls(
-            name=_typed(entry, "name", str),
-            samples=_number(entry, "samples"),
-            pairs=_number(entry, "pairs"),
-            bytes=_number(entry, "bytes"),
-            sha256=_typed(entry, "sha256", str),
-            index_sha256=_typed(entry, "index_sha256", str),
-            captions=tuple((int(count), int(run)) for count, run in entry["captions"]),
-        )
-        name = record.name
-        if not name.endswith(".tar") or "/" in name or not name.isprintable() or len(name) > 255:
-            raise ValueError(f"shard name {name[:80]!r} is not the file name of a tar")
-        if record.samples > _MAX_SAMPLES or min(record.captions, default=(0,))[0] < 0:
-            raise ValueError(
-                f"{name}: has {record.samples:,} samples, limit {_MAX_SAMPLES:,}, or a negative "
-                "number of captions"
-            )
-        if any(run < 0 for _, run in record.captions):
-            raise ValueError(f"{name}: a number of samples is negative")
-        if sum(run for _, run in record.captions) != record.samples:
-            raise ValueError(f"{record.name}: the caption counts do not cover its samples")
-        if sum(count * run for count, run in record.captions) != record.pairs:
-            raise ValueError(f"{record.name}: the caption counts do not add up to its pairs")
-        return record
-
-
-@dataclass(frozen=True)
-class Split:
-    """The shards of one split, in order."""
-
-    shards: tuple[ShardRecord, ...]
-
-    @property
-    def images(self) -> int:
-        """Number of images (samples)."""
-        return sum(shard.samples for shard in self.shards)
-
-    @property
-    def pairs(self) -> int:
-        """Number of (image, caption) pairs."""
-        return sum(shard.pairs for shard in self.shards)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the manifest's entry."""
-        return {
-            "images": self.images,
-            "pairs": self.pairs,
-            "shards": [shard.to_dict() for shard in self.shards],
-        }
 
 
 @dataclass(frozen=True)
@@ -133,7 +49,8 @@ class Manifest:
         rejects_sha256: digest of ``rejects.jsonl``.
         build: options of the build that determine its files.
         source: kind, number of rows and digest of the source.
-        fingerprint: sha256 over all of the above.
+        stated: the fingerprint as a manifest of version 2 states it; "" for one of version 1.
+        fingerprint: sha256 over all of the above, the same in both versions.
     """
 
     splits: Mapping[str, Split]
@@ -141,21 +58,62 @@ class Manifest:
     rejects_sha256: str
     build: Mapping[str, Any]
     source: Mapping[str, Any]
+    stated: str = ""
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the whole manifest, and through its digests of every byte of the dataset."""
-        return hashlib.sha256(_dump(self._content()).encode()).hexdigest()
+        """Digest of the whole manifest, and through its digests of every byte of the dataset.
+
+        That of version 2 is taken as stated: it stands under the seal, which is compared.
+        """
+        return self.stated or self.computed_fingerprint()
+
+    @property
+    def in_columns(self) -> bool:
+        """Whether the shards are in columns: version 2 of the format."""
+        return bool(self.stated)
+
+    def computed_fingerprint(self) -> str:
+        """Return the fingerprint, from every record."""
+        digest = hashlib.sha256()
+        for piece in self._pieces({}):
+            digest.update(piece.encode())
+        return digest.hexdigest()
 
     def dumps(self) -> str:
         """Return the text of ``manifest.json``; the same content always gives the same text."""
-        return _dump({**self._content(), "fingerprint": self.fingerprint})
+        if not self.stated:
+            return "".join(self._pieces({"fingerprint": self.fingerprint}))
+        stated = {
+            name: split.stated()
+            for name, split in self.splits.items()
+            if isinstance(split, ColumnSplit)
+        }
+        content = {**self._content(stated, COLUMNS_VERSION), "fingerprint": self.stated}
+        return _dump({**content, "seal": _seal(content)})
 
-    def _content(self) -> dict[str, Any]:
+    def _pieces(self, more: dict[str, Any]) -> Iterator[str]:
+        """Yield the text of a manifest of version 1, shard by shard: it may have gigabytes."""
+        marks = {name: uuid.uuid4().hex for name, split in self.splits.items() if split.shards}
+        splits = {
+            name: {"images": split.images, "pairs": split.pairs, "shards": [marks.get(name)]}
+            if name in marks
+            else split.to_dict()
+            for name, split in self.splits.items()
+        }
+        text = _dump({**self._content(splits, VERSION), **more})
+        for name in sorted(marks):  # as in the text
+            before, _, text = text.partition(f'"{marks[name]}"')
+            for shard in self.splits[name].shards:
+                yield before + _dump(shard.to_dict())[:-1].replace("\n", "\n    ")
+                before = ",\n    "
+        yield text
+
+    def _content(self, splits: dict[str, Any], version: int) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "version": VERSION,
-            "splits": {name: split.to_dict() for name, split in self.splits.items()},
+            "version": version,
+            "splits": splits,
             "rejects": self.rejects,
             "rejects_sha256": self.rejects_sha256,
             "build": dict(self.build),
@@ -163,26 +121,34 @@ class Manifest:
         }
 
     @classmethod
-    def load(cls, folder: Path | str) -> Manifest:
+    def load(
+        cls, folder: Path | str, opener: Opener | None = None, *, most: int | None = None
+    ) -> Manifest:
         """Read the manifest of ``folder``, or of its URL.
+
+        Args:
+            folder: folder of the dataset, or its URL.
+            opener: opens the columns of a manifest of version 2; None: those of the folder.
+            most: bytes that the manifest may have; None: what training opens.
 
         Raises:
             DatasetError: there is no such folder or no manifest in it, or the manifest is not
                 JSON, of an unknown version, malformed, or was changed after the build.
         """
         if storage.is_url(str(folder)):
-            return cls._load_remote(f"{str(folder).rstrip('/')}/{FILE_NAME}")
+            url = str(folder).rstrip("/")
+            return cls._load_remote(f"{url}/{FILE_NAME}", opener or column_opener(url))
         path = Path(folder) / FILE_NAME
         try:
-            text = read_plain(path, _MAX_BYTES).decode()
+            text = read_plain(path, most or _MAX_BYTES).decode()
         except (FileNotFoundError, NotADirectoryError):
             raise DatasetError(_why_missing(Path(folder))) from None
         except (OSError, ValueError) as error:
-            raise DatasetError(f"{path}: cannot be read: {error}") from error
-        return cls.loads(text, path)
+            raise DatasetError(f"{path}: cannot be read: {error}{_remedy(path)}") from error
+        return cls.loads(text, path, opener)
 
     @classmethod
-    def _load_remote(cls, url: str) -> Manifest:
+    def _load_remote(cls, url: str, opener: Opener) -> Manifest:
         try:
             text = storage.read_limited(url, _MAX_BYTES).decode()
         except (OSError, UnicodeDecodeError) as error:
@@ -190,11 +156,16 @@ class Manifest:
             raise DatasetError(
                 f"{masked(url)}: cannot be read: {reason}; check the address"
             ) from error
-        return cls.loads(text, masked(url))
+        return cls.loads(text, masked(url), opener)
 
     @classmethod
-    def loads(cls, text: str, path: Path | str) -> Manifest:
-        """Read the text of a manifest; ``path`` is named in errors.
+    def loads(cls, text: str, path: Path | str, opener: Opener | None = None) -> Manifest:
+        """Read the text of a manifest.
+
+        Args:
+            text: of the file.
+            path: of the file, named in errors.
+            opener: opens the columns of a manifest of version 2; None: those beside ``path``.
 
         Raises:
             DatasetError: as for `load`.
@@ -205,21 +176,20 @@ class Manifest:
             raise DatasetError(f"{path}: not JSON: {error}; build the dataset again") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise DatasetError(f"{path}: not a manifest of {FORMAT}; point to a folder it built")
-        if content.get("version") != VERSION:
+        version = content.get("version")
+        if version not in (VERSION, COLUMNS_VERSION):
             raise DatasetError(
-                f"{path}: has version {content.get('version')!r}, this program reads {VERSION}; "
-                "build the dataset again, or update"
+                f"{path}: has version {version!r:.80}, this program reads {VERSION} and "
+                f"{COLUMNS_VERSION}; build the dataset again, or update"
             )
         try:
             manifest = cls(
-                splits={
-                    name: Split(tuple(map(ShardRecord.from_dict, split["shards"])))
-                    for name, split in content["splits"].items()
-                },
-                rejects=_number(content, "rejects"),
-                rejects_sha256=_typed(content, "rejects_sha256", str),
+                splits=_splits(content, opener or column_opener(os.path.dirname(path))),
+                rejects=number(content, "rejects"),
+                rejects_sha256=typed(content, "rejects_sha256", str),
                 build=recorded.checked(content["build"], recorded.BUILD, "build"),
                 source=recorded.checked(content["source"], recorded.SOURCE, "source"),
+                stated=typed(content, "fingerprint", str) if version == COLUMNS_VERSION else "",
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
@@ -230,13 +200,23 @@ class Manifest:
                     f"{path}: malformed: {shown(name)!r} is no name of a split; build the dataset "
                     "again"
                 )
-        if content.get("fingerprint") != manifest.fingerprint:
-            raise DatasetError(
-                f"{path}: was changed after the build: its fingerprint is "
-                f"{str(content.get('fingerprint'))[:12]}, its content gives "
-                f"{manifest.fingerprint[:12]}; build the dataset again"
-            )
+        manifest._check_digest(content, path)
         return manifest
+
+    def _check_digest(self, content: dict[str, Any], path: Path | str) -> None:
+        """Compare the digest in the text of a manifest: its seal, or in version 1 its fingerprint.
+
+        Raises:
+            DatasetError: it was changed after the build.
+        """
+        name = "seal" if self.in_columns else "fingerprint"
+        stated = content.pop(name, None)
+        found = _seal(content) if self.in_columns else self.fingerprint
+        if stated != found:
+            raise DatasetError(
+                f"{path}: was changed after the build: its {name} is {str(stated)[:12]}, its "
+                f"content gives {found[:12]}; build the dataset again"
+            )
 
     def reject_lines(self, data: bytes, path: str) -> list[str]:
         """Return the lines of ``rejects.jsonl``; more than the manifest counts are left out.
@@ -276,17 +256,19 @@ class Manifest:
         Raises:
             DatasetError: naming the first file that disagrees, and both values.
         """
-        for shard in self.split(split, folder).shards:
-            for problem in _wrong_size(folder, shard):
+        for name, size in self.split(split, folder).files():
+            for problem in _wrong_size(folder, name, size):
                 raise DatasetError(problem)
 
     def disagreements(self, folder: Path) -> Iterable[str]:
-        """Yield one line for each tar or index that disagrees with the manifest."""
+        """Yield one line for each tar or index of either kind that disagrees with the manifest."""
         for split in self.splits.values():
             for shard in split.shards:
-                yield from _wrong_size(folder, shard)
+                yield from _wrong_size(folder, shard.name, shard.bytes)
                 try:
                     checked_index(folder, shard)
+                    if isinstance(shard, TabledRecord):
+                        checked_table(folder, shard)
                 except DatasetError as error:
                     yield str(error)
 
@@ -301,17 +283,6 @@ class Manifest:
                 f"{folder}: has no split {name!r}; it has {', '.join(self.splits) or 'none'}"
             )
         return self.splits[name]
-
-
-def run_length_code(counts: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Return ``((value, run_length), ...)`` of a sequence."""
-    runs: list[list[int]] = []
-    for count in counts:
-        if runs and runs[-1][0] == count:
-            runs[-1][1] += 1
-        else:
-            runs.append([count, 1])
-    return tuple((count, length) for count, length in runs)
 
 
 def checked_index(folder: Path, shard: ShardRecord) -> Index:
@@ -353,14 +324,97 @@ def shard_index(data: bytes, shard: ShardRecord, path: Path | str) -> Index:
     return index
 
 
-def _wrong_size(folder: Path, shard: ShardRecord) -> Iterable[str]:
-    tar = folder / shard.name
+def checked_table(folder: Path, shard: TabledRecord, *, again: bool = False) -> Index:
+    """Read the binary index of a shard, compared with the manifest.
+
+    Args:
+        folder: folder of the shard.
+        shard: record of the shard.
+        again: whether its digest was compared before.
+
+    Raises:
+        DatasetError: it is not there, is another, or does not have the shard's samples.
+    """
+    path = folder / shard.table_name
     try:
-        size = tar.stat().st_size
-        if size != shard.bytes:
-            yield f"{tar}: has {size:,} bytes, the manifest says {shard.bytes:,}; {_REMEDY}"
+        data = read_plain(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DatasetError(f"{path}: {reason}; copy the file again, or {MEND}") from error
+    return shard_table(
+        data, shard, path, again=again, keys=lambda: checked_index(folder, shard).keys
+    )
+
+
+def shard_table(
+    data: bytes,
+    shard: TabledRecord,
+    path: Path | str,
+    *,
+    keys: Callable[[], Sequence[str]],
+    again: bool = False,
+) -> Index:
+    """Read the binary index of a shard from the bytes of its file.
+
+    Args:
+        data: bytes of the file.
+        shard: record of the shard.
+        path: named in errors.
+        keys: reads the keys of the samples.
+        again: whether its digest was compared before.
+
+    Raises:
+        DatasetError: it is another file, or none of this shard.
+    """
+    sha256 = None if again else shard.table.sha256
+    samples, size = shard.samples, shard.bytes
+    return parse_table(data, path, sha256=sha256, samples=samples, size=size, keys=keys)
+
+
+def _wrong_size(folder: Path, name: str, expected: int) -> Iterable[str]:
+    tar = f"{folder}/{name}"
+    try:
+        size = os.stat(tar).st_size
+        if size != expected:
+            yield f"{tar}: has {size:,} bytes, the manifest says {expected:,}; {_REMEDY}"
     except OSError as error:
         yield f"{tar}: {error.strerror}; {_REMEDY}"
+
+
+def _splits(content: Mapping[str, Any], opener: Opener) -> dict[str, Split]:
+    """Return the splits of a manifest of any version.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: an entry is malformed.
+    """
+    entries = content["splits"].items()
+    if content["version"] == COLUMNS_VERSION:
+        return {name: ColumnSplit(name, entry, opener) for name, entry in entries}
+    return {
+        name: Split(tuple(map(ShardRecord.from_dict, entry["shards"]))) for name, entry in entries
+    }
+
+
+def column_opener(folder: str) -> Opener:
+    """Return what opens the columns of a folder, or of its URL: those into memory."""
+    return partial(_remote_column if storage.is_url(folder) else _local_column, folder)
+
+
+def _local_column(folder: str, column: ColumnFile) -> NDArray[Any]:
+    return open_column(Path(folder) / column.name, column)
+
+
+def _remote_column(url: str, column: ColumnFile) -> NDArray[Any]:
+    path = masked(f"{url}/{column.name}")
+    try:
+        data = storage.read_limited(f"{url}/{column.name}", column.bytes)
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != column.sha256:
+            raise ValueError(f"has sha256 {digest[:12]}, the manifest says {column.sha256[:12]}")
+        return parse_npy(data)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DatasetError(f"{path}: cannot be read: {reason}; copy the file again") from error
 
 
 def _why_missing(folder: Path) -> str:
@@ -372,18 +426,16 @@ def _why_missing(folder: Path) -> str:
     )
 
 
-def _number(entry: Mapping[str, Any], key: str) -> int:
-    value: int = _typed(entry, key, int)
-    if not 0 <= value < 1 << 53:
-        raise ValueError(f"{key} is {str(value)[:20]}, not between 0 and {1 << 53:,}")
-    return value
+def _remedy(path: Path) -> str:
+    """Return the remedy for a list of shards that is too long to be read."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > _MAX_BYTES:
+            return "; run vse-shards upgrade, which puts it in columns"
+    return ""
 
 
-def _typed(entry: Mapping[str, Any], key: str, kind: type) -> Any:
-    value = entry[key]
-    if type(value) is not kind:  # not isinstance: True is an int
-        raise TypeError(f"{key} is {value!r:.80}, not {kind.__name__}")
-    return value
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_dump(content).encode()).hexdigest()
 
 
 def _dump(content: Mapping[str, Any]) -> str:

@@ -72,7 +72,8 @@ def merge(
         rejects = _join_rejects(folders, manifests, target)
         duplicates = report_duplicates(target, gathered.digests, allow_leaks)
         merged = gathered.manifest(rejects, recorded["build"], recorded["source"])
-        changed = finish(target, gathered, merged)
+        columns = any(manifest.in_columns for manifest in manifests)
+        changed = finish(target, gathered, merged, columns=columns)
     return replace(gathered.summary(merged), duplicates=duplicates, changed=changed)
 
 

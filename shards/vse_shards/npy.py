@@ -28,7 +28,10 @@ def open_npy(path: Path | str) -> NDArray[Any]:
         dtype, shape, order = _header(file, os.fstat(file.fileno()).st_size)
         if 0 in shape:
             return np.zeros(shape, dtype)
-        return np.memmap(file, dtype, "r", file.tell(), shape, order)
+        mapped = np.memmap(file, dtype, "r", file.tell(), shape, order)
+        # By its name a file can be read without its map; numpy takes it of paths alone.
+        mapped.filename = os.path.abspath(path)
+        return mapped
 
 
 def parse_npy(data: bytes) -> NDArray[Any]:

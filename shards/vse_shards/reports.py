@@ -9,6 +9,7 @@ from typing import Any
 from vse_shards.dry_run import DryRun
 from vse_shards.errors import DatasetError
 from vse_shards.info import describe
+from vse_shards.manifest import COLUMNS_VERSION, Manifest
 from vse_shards.notes import counted, shown
 from vse_shards.options import Summary
 from vse_shards.progress import say
@@ -46,6 +47,17 @@ def show_summary(summary: Summary, out: str, *, as_json: bool) -> None:
         say(f"{summary.duplicates:,} {again} more than once: {out}/duplicates.jsonl")
     if summary.rejects:
         say(f"{_reasons(summary.rejects)} rejected: {out}/rejects.jsonl")
+
+
+def show_upgrade(folder: Path, manifest: Manifest, *, as_json: bool) -> None:
+    """Print the manifest of a dataset in columns."""
+    splits = {name: len(split.shards) for name, split in manifest.splits.items()}
+    if as_json:
+        content = {"folder": str(folder), "version": COLUMNS_VERSION, "shards": splits}
+        tell_json({**content, "fingerprint": manifest.fingerprint})
+        return
+    shards = ", ".join(f"{name} {counted(count, 'shard')}" for name, count in splits.items())
+    say(f"{folder}: is of version {COLUMNS_VERSION}: {shards}, fingerprint as before")
 
 
 def show_dry_run(result: DryRun, *, as_json: bool) -> None:

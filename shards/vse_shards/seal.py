@@ -21,6 +21,8 @@ from vse_shards.pool import Task, run_tasks
 from vse_shards.progress import Progress, say
 from vse_shards.rows import RowStore
 from vse_shards.shard import Outcome, read_outcome, record_name
+from vse_shards.table import table_name
+from vse_shards.tabulate import in_columns, remove_columns, wants_columns
 from vse_shards.threshold import Rejects
 
 DUPLICATES_NAME = "duplicates.jsonl"
@@ -189,15 +191,30 @@ def _check_sizes(folder: OutputFolder, manifest: Manifest) -> None:
             )
 
 
-def finish(folder: OutputFolder, gathered: Gathered, manifest: Manifest) -> bool:
-    """Remove what is not of the dataset, write card and manifest; return whether that changed."""
+def finish(
+    folder: OutputFolder, gathered: Gathered, manifest: Manifest, *, columns: bool = False
+) -> bool:
+    """Remove what is not of the dataset, write card and manifest; return whether that changed.
+
+    Args:
+        folder: folder of the dataset.
+        gathered: its shards.
+        manifest: the manifest of these, of version 1.
+        columns: write version 2; without it, where `wants_columns` says so.
+    """
     if folder.owner:
         _check_sizes(folder, manifest)
-    changed = folder.read(FILE_NAME) != manifest.dumps().encode()
-    remove_strays(folder, gathered.files)
+    files = set(gathered.files)
+    if columns or wants_columns(folder, manifest):
+        manifest = in_columns(folder, manifest)
+        files |= {table_name(s.stem) for split in gathered.shards.values() for s in split}
+    text = manifest.dumps().encode()
+    changed = folder.read(FILE_NAME) != text
+    remove_strays(folder, files)
     write_card(folder, manifest)
     # Last: a folder without a manifest is not a dataset.
-    folder.write(FILE_NAME, manifest.dumps().encode())
+    folder.write(FILE_NAME, text)
+    remove_columns(folder, manifest)  # those of the manifest that was replaced
     folder.remove(PLAN_NAME)
     return changed
 

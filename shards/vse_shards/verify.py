@@ -17,6 +17,7 @@ from vse_shards.output import PLAN_NAME, OutputFolder
 from vse_shards.progress import Progress
 from vse_shards.regions import load_regions
 from vse_shards.storage import sha256_of
+from vse_shards.tabulate import disagreements as column_disagreements
 
 _BLOCK = 512
 
@@ -41,6 +42,7 @@ def verify(folder: Path, *, deep: bool = False) -> list[str]:
             f"{folder / FILE_NAME}: differs from the bytes that were written, with equal content"
         )
     problems += manifest.disagreements(folder)
+    problems += column_disagreements(folder, manifest)
     problems += _check_rejects(folder, manifest)
     card = OutputFolder(str(folder)).read(CARD_NAME)
     if problem := card_problem(card, manifest):

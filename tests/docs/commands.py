@@ -40,6 +40,7 @@ NOT_RUN = {
     "python -m vse_scale.bench.page *": "rewrites a page; tests/bench/test_rows.py checks it",
     "python tests/planning/scaling_error.py": "minutes; tests/planning/test_error.py soaks in it",
     "python tests/scaling/order_scaling.py": "minutes at 1.28e9 pairs; tests/data/test_streams.py",
+    "python tests/scaling/opening.py": "minutes at 1.28e9 pairs; tests/data/test_columns.py",
     "pytest *": "this is pytest",
     "*python *tests/kernels/*": "minutes of compiling; tests/kernels/test_compiled.py does it",
     "tests/gpu/run.sh": "minutes, as its steps' own tests",

@@ -35,7 +35,7 @@ OWN_TEXTS = {
     },
     # Bytes of a tar, which have no type.
     "np.memmap": {
-        "vse_scale/data/shards.py",
+        "vse_scale/data/recent.py",
         "vse_scale/data/counts.py",
         "shards/vse_shards/carve.py",
     },

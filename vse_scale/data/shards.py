@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import weakref
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any, Literal
 
 import numpy as np
@@ -16,11 +15,20 @@ import numpy.typing as npt
 
 from vse_scale.console import heartbeat
 from vse_scale.data.features import StoredFeatures
+from vse_scale.data.recent import Recent, map_file, most_maps
 from vse_scale.data.staging import StagingCache, StagingOptions, default_folder
 from vse_scale.errors import DatasetError
+from vse_shards.columns import ColumnFile, ColumnSplit, TabledRecord, open_column
 from vse_shards.index import Index
 from vse_shards.info import parse_description
-from vse_shards.manifest import Manifest, ShardRecord, checked_index, shard_index
+from vse_shards.manifest import (
+    Manifest,
+    ShardRecord,
+    checked_index,
+    checked_table,
+    shard_index,
+    shard_table,
+)
 from vse_shards.regions import load_regions
 from vse_shards.shuffle import source_positions
 from vse_shards.sources import Caption
@@ -34,7 +42,10 @@ _TAR_HEADER = 512
 _TAR_NAME = 100
 _EXTENSIONS: dict[Kind, str] = {"images": "jpg", "regions": "npy"}
 _FEW_SHARDS = 1000  # whose indices are all read when a split is opened, and kept
+_KEPT_SAMPLES = 1 << 22  # of binary indices that are kept: 64 MB with images alone
 _INDEX_THREADS = 16  # indices are small, so latency dominates
+
+_OPEN: weakref.WeakSet[ShardDataset] = weakref.WeakSet()  # of this process
 
 
 @dataclass(frozen=True)
@@ -50,9 +61,13 @@ class ImageRecord:
 class ShardDataset:
     """The images of one split, indexed in the order of its shards.
 
-    A shard's file is mapped when it is first read, and at most a quarter of the files that the
-    process may open are mapped at a time. The indices of up to 1,000 shards are read when the split
-    is opened; of more, each is read and compared with the manifest when it is first needed.
+    A shard's file is mapped when it is first read. All datasets of a process together map at most a
+    quarter of the files that it may open; the one that was read longest ago makes room.
+
+    The indices of up to 1,000 shards are read when the split is opened; of more, and of a dataset
+    in columns (version 2 of the format), each is read and compared with the manifest when it is
+    first needed. What a dataset in columns takes to open grows with its shards; of its images it
+    reads a byte each.
 
     The shards of a remote dataset are copied to this machine as they are read. Reading in order
     fetches a few shards ahead; a reader in another order announces its shards by `prepare`.
@@ -62,7 +77,7 @@ class ShardDataset:
         split: name of the open split.
         splits: names of all splits of the folder.
         remote: whether the folder is a URL.
-        captions_per_sample: (I,) of the smallest integer type, read from the manifest alone.
+        captions_per_sample: (I,) of the smallest integer type, from the manifest or its column.
         pairs: number of captions in the split.
         shard_sizes: images of each shard.
         shard_digests: sha256 of each shard.
@@ -87,33 +102,36 @@ class ShardDataset:
         """
         self.remote = is_url(str(folder))
         self.folder = str(folder).rstrip("/") if self.remote else Path(folder)
-        manifest = Manifest.load(self.folder)
-        self._shards = manifest.split(split, self.folder).shards
+        options = staging or StagingOptions()
+        self._options = options
+        # A reference to itself would keep this object, and its files open, until a collection.
+        opener = partial(_staged_column, weakref.ref(self)) if self.remote else None
+        manifest = Manifest.load(self.folder, opener)
+        self._content = manifest.split(split, self.folder)
+        self._shards = self._content.shards
         if not self._shards:
             raise DatasetError(f"{folder}: split {split!r} has no images; build it from more rows")
         self._manifest = manifest
         self.split = split
         self.splits = tuple(manifest.splits)
         self.fingerprint = manifest.fingerprint
-        self.shard_sizes = [shard.samples for shard in self._shards]
-        self.shard_digests = [shard.sha256 for shard in self._shards]
+        self.shard_sizes: list[int] = self._content.samples().tolist()
+        self.shard_digests = self._content.digests()
         self.features: StoredFeatures | None = None
-        most = max((count for shard in self._shards for count, _ in shard.captions), default=0)
-        kind = np.min_scalar_type(most)  # a byte an image, as a rule
-        self.captions_per_sample = np.concatenate(
-            [shard.captions_per_sample().astype(kind) for shard in self._shards]
-        )
-        self.pairs = sum(shard.pairs for shard in self._shards)
+        self.captions_per_sample: npt.NDArray[Any] = self._content.captions_per_sample()
+        self.pairs = self._content.pairs
         self._first = np.concatenate([[0], np.cumsum(self.shard_sizes)]).astype(np.int64)
-        self._few = len(self._shards) <= _FEW_SHARDS
-        self._most_maps = max(1, getrlimit(RLIMIT_NOFILE)[0] // 4)
-        self._tars: dict[int, npt.NDArray[np.uint8]] = {}
-        self._indices: dict[int, Index] = {}
+        self._few = len(self._shards) <= _FEW_SHARDS and not manifest.in_columns
+        _OPEN.add(self)
+        self._tars: Recent[npt.NDArray[np.uint8]] = Recent(_map_share)
+        kept = _KEPT_SAMPLES if manifest.in_columns else _FEW_SHARDS
+        self._indices: Recent[Index] = Recent(lambda: kept)
+        self._compared: set[int] = set()  # shards whose binary indices were compared
         self._prepared: frozenset[int] = frozenset()
         if isinstance(self.folder, Path):
             manifest.check_sizes(self.folder, split)
         else:
-            self._open_cache(self.folder, staging or StagingOptions())
+            self._check_room(self.folder)
         if self._few:  # with more, an index is read and compared when its shard is first read
             self._read_indices()
 
@@ -138,24 +156,34 @@ class ShardDataset:
         """Return whether this is the dataset of that fingerprint with rows appended."""
         return fingerprint in self.former
 
-    def _open_cache(self, url: str, options: StagingOptions) -> None:
-        self._ahead = options.ahead
-        folder = Path(options.folder) if options.folder else default_folder()
-        needed = self.room(1 + options.ahead)
-        if options.limit_bytes < needed:
-            raise DatasetError(
-                f"{url}: {1 + options.ahead} shards of split {self.split!r} take {needed:,} bytes, "
-                f"and {folder} may hold {options.limit_bytes:,}; raise {options.limit_name}"
-            )
-        self._cache = StagingCache(
-            url,
-            folder,
+    @cached_property
+    def _cache(self) -> StagingCache:
+        options = self._options
+        cache = StagingCache(
+            str(self.folder),
+            self._cache_folder,
             options.limit_bytes,
             folder_name=options.folder_name,
             limit_name=options.limit_name,
             on_block=options.on_block,
         )
-        weakref.finalize(self, self._cache.close)
+        weakref.finalize(self, cache.close)
+        return cache
+
+    @property
+    def _cache_folder(self) -> Path:
+        return Path(self._options.folder) if self._options.folder else default_folder()
+
+    def _check_room(self, url: str) -> None:
+        options = self._options
+        needed = self.room(1 + options.ahead)
+        if options.limit_bytes < needed:
+            raise DatasetError(
+                f"{url}: {1 + options.ahead} shards of split {self.split!r} take {needed:,} bytes, "
+                f"and {self._cache_folder} may hold {options.limit_bytes:,}; raise "
+                f"{options.limit_name}"
+            )
+        self._cache  # noqa: B018 -- a folder that cannot be made is refused here
 
     def prepare(self, shards: Iterable[int], then: Iterable[int] = ()) -> None:
         """Fetch shards in the background, and release all others.
@@ -170,14 +198,14 @@ class ShardDataset:
             return
         now = dict.fromkeys(shards)
         self._prepared = frozenset(now)
-        self._tars = {number: tar for number, tar in self._tars.items() if number in now}
+        self._tars.keep(now)
         self._cache.prepare([self._shards[number] for number in (*now, *then)])
 
     def room(self, shards: int) -> int:
         """Return the most bytes that ``shards`` shards of this split take on the local disk."""
         if not self.remote:
             return 0
-        return sum(sorted((shard.bytes for shard in self._shards), reverse=True)[:shards])
+        return sum(sorted((size for _, size in self._content.files()), reverse=True)[:shards])
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -186,9 +214,11 @@ class ShardDataset:
     def holds(self, kind: Kind) -> bool:
         """Return whether every sample has an image, or region features.
 
-        Of more shards than are opened at once the first is looked at; a sample of another that
-        lacks it is an error when it is read.
+        Of more shards than are opened at once the first is looked at, unless they are in columns; a
+        sample of another that lacks it is an error when it is read.
         """
+        if isinstance(self._content, ColumnSplit):
+            return self._content.holding(_EXTENSIONS[kind]) == len(self)
         shards = range(len(self._shards) if self._few else 1)
         return all(bool(self._index(shard).has(_EXTENSIONS[kind]).all()) for shard in shards)
 
@@ -221,7 +251,10 @@ class ShardDataset:
         first = self.regions(0)
         header = self._index(0).place(0, "npy")[1] - first.nbytes
         row = first.itemsize * first.shape[1]
-        most = max(int(self._index(n).size("npy").max()) for n in range(len(self._shards)))
+        if isinstance(self._content, ColumnSplit):
+            most = self._content.largest_npy()
+        else:
+            most = max(int(self._index(n).size("npy").max()) for n in range(len(self._shards)))
         return int((most - header) // row)
 
     def record(self, image: int) -> ImageRecord:
@@ -280,7 +313,7 @@ class ShardDataset:
                 f"{self.name(image)}: its sample has no .{extension}; build the dataset again"
             )
         view = self._tar(shard)[offset : offset + size]
-        if self.remote or len(self._shards) <= self._most_maps:
+        if (len(self._prepared) if self.remote else len(self._shards)) <= _map_share():
             return view
         # Views would keep more files open than may be: each holds the map that it is of.
         copy = view.copy()
@@ -292,26 +325,32 @@ class ShardDataset:
         if tar is not None:
             return tar
         if isinstance(self.folder, Path):
-            _drop_oldest(self._tars, self._most_maps)
             path = self.folder / self._shards[number].name
         else:
             if number not in self._prepared:
-                following = range(number + 1, min(number + 1 + self._ahead, len(self._shards)))
+                following = range(
+                    number + 1, min(number + 1 + self._options.ahead, len(self._shards))
+                )
                 self.prepare([number], following)
             path = self._cache.fetch(self._shards[number])
-        tar = self._tars[number] = _map(path)
+        self._tars.make_room()
+        tar = map_file(path)
+        self._tars.put(number, tar)
         return tar
 
     def _index(self, number: int) -> Index:
         index = self._indices.get(number)
         if index is None:
-            _drop_oldest(self._indices, _FEW_SHARDS)
             shard = self._shards[number]
-            if isinstance(self.folder, Path):
-                index = checked_index(self.folder, shard)
-            else:
+            if not isinstance(self.folder, Path):
                 index = self._remote_index(shard)
-            self._indices[number] = index
+            elif isinstance(shard, TabledRecord):
+                index = checked_table(self.folder, shard, again=number in self._compared)
+                self._compared.add(number)
+            else:
+                index = checked_index(self.folder, shard)
+            in_columns = self._manifest.in_columns
+            self._indices.put(number, index, shard.samples if in_columns else 1)
         return index
 
     def _read_indices(self) -> None:
@@ -329,19 +368,22 @@ class ShardDataset:
 
     def _remote_index(self, shard: ShardRecord) -> Index:
         path = f"{self.folder}/{shard.index_name}"
+        if isinstance(shard, TabledRecord):
+            place, cache = f"{self.folder}/{shard.table_name}", self._cache
+            return shard_table(
+                cache.table(shard), shard, place,
+                keys=lambda: shard_index(cache.index(shard), shard, path).keys,
+            )  # fmt: skip
         return shard_index(self._cache.index(shard), shard, path)
 
 
-def _drop_oldest(kept: dict[int, Any], most: int) -> None:
-    """Make room for another entry: without the one that was read first."""
-    while len(kept) >= most:
-        kept.pop(next(iter(kept)), None)
+def _staged_column(dataset: weakref.ref[ShardDataset], column: ColumnFile) -> npt.NDArray[Any]:
+    """Open a column of a remote dataset, which a folder of this machine keeps."""
+    opened = dataset()
+    assert opened is not None
+    return open_column(opened._cache.column(column), column)
 
 
-def _map(path: Path) -> npt.NDArray[np.uint8]:
-    try:
-        # A plain array over the same memory, because its slices cost a tenth of a memmap's.
-        return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-    except OSError as error:
-        remedy = "raise `ulimit -n`" if error.errno == errno.EMFILE else "check the file"
-        raise DatasetError(f"{path}: cannot be mapped ({error.strerror}); {remedy}") from error
+def _map_share() -> int:
+    """Return how many files each of the open datasets may map."""
+    return max(1, most_maps() // max(1, len(_OPEN)))

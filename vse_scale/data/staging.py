@@ -19,12 +19,14 @@ from vse_scale.console import log
 from vse_scale.data.cache_files import default_folder as default_folder
 from vse_scale.data.cache_files import make_own, opened, size_of
 from vse_scale.errors import DatasetError
+from vse_shards.columns import ColumnFile, TabledRecord
 from vse_shards.manifest import ShardRecord
 from vse_shards.masking import masked
 from vse_shards.remote import attempt
 from vse_shards.storage import open_stream, sha256_of
 
 _PART = ".part"
+_TABLE = ".idx.npy"
 _BLOCK = 1 << 20  # bytes copied and hashed at a time
 _THREADS = 4  # concurrent downloads of a process
 _TRIES = 2  # of a download whose bytes are not the manifest's
@@ -141,13 +143,45 @@ class StagingCache:
             DatasetError: as for `fetch`.
         """
         path = self._path(shard).with_suffix(".idx")
+        limit = _INDEX_BYTES * (shard.samples + 1)
+        return self._read(shard.index_name, path, shard.index_sha256, limit)
+
+    def table(self, shard: TabledRecord) -> bytes:
+        """Return the binary index of a shard.
+
+        Raises:
+            DatasetError: as for `fetch`.
+        """
+        path = self._path(shard).with_suffix(_TABLE)
+        limit = _INDEX_BYTES * (shard.samples + 1)
+        return self._read(shard.table_name, path, shard.table.sha256, limit)
+
+    def column(self, column: ColumnFile) -> Path:
+        """Return the local path of a column, compared with its digest.
+
+        Raises:
+            DatasetError: as for `fetch`.
+        """
+        path = self._folder / column.name  # which has the first digits of its digest
+        with self._locked(path.name):
+            if not self._has(path, column.sha256):
+                self._download(column.name, path, column.sha256, column.bytes)
+        return path
+
+    def _has(self, path: Path, sha256: str) -> bool:
+        """Return whether a file is here with this digest."""
+        with contextlib.suppress(OSError), opened(path, "rb") as file:
+            return sha256_of(file) == sha256
+        return False
+
+    def _read(self, name: str, path: Path, sha256: str, limit: int) -> bytes:
+        """Return the content of a small file of a shard, which is fetched unless it is here."""
         with self._locked(path.name):
             with contextlib.suppress(OSError), opened(path, "rb") as file:
                 kept = file.read()
-                if hashlib.sha256(kept).hexdigest() == shard.index_sha256:
+                if hashlib.sha256(kept).hexdigest() == sha256:
                     return kept
-            limit = _INDEX_BYTES * (shard.samples + 1)
-            self._download(shard.index_name, path, shard.index_sha256, limit)
+            self._download(name, path, sha256, limit)
             with opened(path, "rb") as file:
                 return file.read()
 
@@ -164,7 +198,10 @@ class StagingCache:
     def _fulfil(self, shard: ShardRecord, future: Future[Path]) -> None:
         if future.set_running_or_notify_cancel():
             try:
-                future.set_result(self._stage(shard))
+                path = self._stage(shard)
+                if isinstance(shard, TabledRecord):  # whose index is not read at the opening
+                    self.table(shard)
+                future.set_result(path)
             except BaseException as error:
                 future.set_exception(error)
 
@@ -321,7 +358,8 @@ class StagingCache:
         ):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             tar.unlink()
-            tar.with_suffix(".idx").unlink(missing_ok=True)
+            for suffix in (".idx", _TABLE):
+                tar.with_suffix(suffix).unlink(missing_ok=True)
             return True
         return False
 
