@@ -36,7 +36,7 @@ def test_values_and_gradients(device, scaled, positions, dtype, ties):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-@pytest.mark.parametrize("positions", [1, 4, 7, 16, 20, 31, 36, 47, 64])
+@pytest.mark.parametrize("positions", [1, 4, 7, 16, 20, 31, 36, 47, 50, 64])
 def test_pairs_of_columns(device, scaled, monkeypatch, positions, dtype):
     """Two columns a register, whose assembly runs on a device alone; against one a register.
 

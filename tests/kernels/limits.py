@@ -82,7 +82,7 @@ LIMITS = (
         instructions=1024,
     ),
     Limit(
-        tuple(f"gpo-packed-forward-{size}-*" for size in (32, 36, 48, 64)),
+        tuple(f"gpo-packed-forward-{size}-*" for size in (32, 36, 48, 56, 64)),
         registers=128,
         packed_minima=508,
         instructions=3072,
@@ -99,9 +99,9 @@ LIMITS = (
         registers=232,
         shared_bytes=128,
         packed_minima=556,
-        instructions=8192,
+        instructions=9216,
     ),
-    Limit(("gpo-*-100-*", "gpo-*-256-*"), registers=168, shared_bytes=32768),
+    Limit(("gpo-*-100-*", "gpo-*-256-*"), registers=168, shared_bytes=32768, alu_per_column=65536),
     Limit(("gpo-reduce",), registers=48, shared_bytes=1024, wide_addresses=1),
     # Run for the rare tile alone.
     Limit(("hardest-odd-*",), (80,), registers=184, shared_bytes=40960, tensor_core="HMMA"),

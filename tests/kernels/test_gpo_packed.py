@@ -39,7 +39,7 @@ def pool(given):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("samples", "positions"), [(2, 1), (2, 4), (4, 7), (4, 21), (2, 36)])
+@pytest.mark.parametrize(("samples", "positions"), [(2, 1), (2, 4), (4, 7), (4, 21), (2, 50)])
 def test_values_of_every_length(packed_alone, samples, positions, dtype):
     """Lengths from one to all positions, so that samples of a launch take different networks."""
     given = problem(samples, positions, 18, dtype, seed=positions, ties=True)

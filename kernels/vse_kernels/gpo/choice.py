@@ -26,10 +26,11 @@ PACKED_SIZES = {
     32: (16, 32),
     36: (16, 36),
     48: (24, 48),
+    56: (24, 56),
     64: (24, 64),
 }
 # A thread of the packed backward pass keeps two keys per position: with 64, Triton 3.6 spills.
-LARGEST_PACKED_BACKWARD = 48
+LARGEST_PACKED_BACKWARD = 56
 # Sorts across threads reach this size: beyond it an order no longer fits in one byte.
 LARGEST = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
