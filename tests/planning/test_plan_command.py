@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from commandline import vse_scale
 from test_steps import machine
-from warm import vse_scale
 
 from vse_scale.config import Config
 from vse_scale.errors import ConfigError
