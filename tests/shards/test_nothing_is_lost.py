@@ -323,7 +323,9 @@ def tars(draw: st.DrawFn) -> Tar:
         files = [linked(part) for part in files]
     data = b"".join(tar_of(part, format=tarfile.GNU_FORMAT) for part in files)
     if "torn" in faults:
-        data = data[: draw(st.integers(1, len(data)))]
+        cut = draw(st.integers(1, len(data)))
+        # Cut between the blocks of an end mark it is a whole tar, whatever was joined behind it.
+        data = data[: cut - (cut % 512 == 0 and not data[cut - 512 : cut].strip(b"\0"))]
     return Tar(data, captions)
 
 

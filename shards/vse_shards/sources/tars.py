@@ -99,6 +99,8 @@ class TarReader:
                 return self._file.read(_BLOCK)
             self._at += len(block)
             block = self._file.read(1 << 20)
+        # A file that was cut within an end mark may have lost a tar that was joined behind it.
+        self.ended = self._end % _BLOCK == 0
         return None
 
     def _header(self, block: bytes) -> _Header:
