@@ -16,7 +16,7 @@ from typing import Any
 from vse_shards.checks import refuse_nested
 from vse_shards.claim import claim, refuse_foreign
 from vse_shards.contents import Contents, Stored, samples
-from vse_shards.errors import OutputError, SourceError
+from vse_shards.errors import DatasetError, OutputError, SourceError
 from vse_shards.manifest import REJECTS_NAME, Manifest, ShardRecord, Split
 from vse_shards.notes import shown
 from vse_shards.options import Summary
@@ -220,7 +220,12 @@ def _rewrite(
                 if stored.places[one][1] >= 0
             }
             members["json"] = json.dumps(described, ensure_ascii=False).encode()
-            writer.add(stored.key, members)
+            try:
+                writer.add(stored.key, members)
+            except ValueError as error:
+                raise DatasetError(
+                    f"{folder}/{shard.index_name}: {str(error)[:200]}; build the dataset again"
+                ) from None
         written = writer.finish()
         index = written.index.encode()
         target.write(f"{stem}.idx", index)

@@ -152,7 +152,7 @@ class CaptionTokenizer:
         except ModelError:
             raise
         except Exception as error:  # the library raises nothing narrower
-            raise ModelError(f"{path}: is no tokenizer ({error})") from error
+            raise ModelError(f"{path}: is no tokenizer ({error!s:.200})") from error
 
     @classmethod
     def find(cls, folder: str | Path) -> CaptionTokenizer | None:
@@ -175,7 +175,7 @@ class CaptionTokenizer:
             )
             backend = opened.backend_tokenizer
         except Exception as error:  # whatever the kind of tokenizer makes of its files
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
             raise ModelError(f"{folder}: cannot be opened as a tokenizer ({reason})") from error
         return cls(backend, str(folder), pad_id=opened.pad_token_id, mask_id=opened.mask_token_id)
 
