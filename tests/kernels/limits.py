@@ -76,6 +76,13 @@ LIMITS = (
         alu_per_column=1440,
     ),
     Limit(
+        ("gpo-packed-forward-100-*",),
+        registers=248,
+        packed_minima=2154,
+        instructions=4096,
+        alu_per_column=1536,
+    ),
+    Limit(
         tuple(f"gpo-packed-forward-{size}-*" for size in (4, 8, 16, 24)),
         registers=40,
         packed_minima=10,

@@ -47,6 +47,12 @@ def test_values_of_every_length(packed_alone, samples, positions, dtype):
         close(actual, want, dtype)
 
 
+def test_inference_of_grids(packed_alone):
+    """Above 64 positions training takes the sort across threads, for its order."""
+    given = problem(2, 100, 2, torch.bfloat16, ties=True)
+    close(pool(given), pool_truth(*given)[0], torch.bfloat16)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("values", [*EDGES, [6e4, -6e4, 1e-7]], ids=str)
 def test_edge_values(packed_alone, values, dtype):

@@ -18,6 +18,7 @@ NETWORK_SIZES = (4, 8, 16, 24, 32, 36, 48, 64)
 LARGEST_PART = 32
 # Networks of the packed kernels by the rounded number of positions: a sample is sorted by the first
 # that holds it, as most captions are far shorter than the longest. Two at most: each is compiled.
+# The last is for inference alone: in training, its sort across threads stores the order.
 PACKED_SIZES = {
     4: (4,),
     8: (8,),
@@ -28,6 +29,7 @@ PACKED_SIZES = {
     48: (24, 48),
     56: (24, 56),
     64: (24, 64),
+    100: (100,),
 }
 # A thread of the packed backward pass keeps two keys per position: with 64, Triton 3.6 spills.
 LARGEST_PACKED_BACKWARD = 56

@@ -1,6 +1,6 @@
 """Sort-and-weight pooling of 16-bit floats in Triton, two columns per register.
 
-For up to 64 positions; a program sorts with the smallest network that holds its sample.
+For up to 100 positions; a program sorts with the smallest network that holds its sample.
 """
 
 # Triton types a kernel's parameters when it compiles, and its language has tuples that grow by
