@@ -110,7 +110,7 @@ def test_joined_tars_are_all_read(tmp_path):
 @pytest.mark.parametrize("kept", [1, 511, 1025])
 def test_a_tar_that_is_cut_within_an_end_mark_is_incomplete(tmp_path, kept):
     """Of tars that were joined, the others may be gone."""
-    first = tar_bytes(PAIRS[:2])
+    first = tar_of(PAIRS[:2])
     marked = len(first.rstrip(b"\0")) // 512 * 512 + 512
     rows, problems, _ = read(written(tmp_path / "t.tar", first[: marked + kept]))
     assert told(rows) == {"t/a": RIGHT["t/a"]}
