@@ -27,7 +27,7 @@ from vse_scale.training.checkpoint import RunState
 def test_the_marks_are_those_that_runs_rely_on() -> None:
     assert set(changeable_keys(Config)) == {
         "data.path", "data.threads", "data.prefetch",
-        "data.cache_dir", "data.cache_gb", "data.cache_ahead",
+        "data.feature_cache", "data.cache_dir", "data.cache_gb", "data.cache_ahead",
         "model.init_from",
         "train.epochs", "train.max_steps",
         "eval",
