@@ -132,20 +132,9 @@ class RowFiller:
             number, *earlier = self._earlier(row, image_id)
             if number is not None and tuple(earlier) == place:
                 return self._join(row, number)
-        size = None
-        if row.image is not None:
-            size = row.image.size
-            if size is None:
-                size = storage.file_size(row.image.path)
-            if size < 0:
-                # One problem per missing file, however many rows name it.
-                first = self._db.execute(
-                    "INSERT OR IGNORE INTO missing (name) VALUES (?)", (row.name,)
-                ).rowcount
-                return self._refuse(row, "missing image", row.name) if first else None
-            if size > MAX_FILE_BYTES:
-                limit = f"{size:,} bytes, limit {MAX_FILE_BYTES:,}"
-                return self._refuse(row, "too large", limit)
+        size = _size_of(row)
+        if size is not None and not 0 <= size <= MAX_FILE_BYTES:
+            return self._refuse_file(row, size)
         if not captioned:
             return self._refuse(row, "no caption", "it has no text, or an empty one")
         added = self._db.execute(
@@ -212,6 +201,14 @@ class RowFiller:
             self._db.execute("UPDATE rows SET body = ? WHERE number = ?", (dump(body), number))
             self._captions.add(number, [Caption(*caption) for caption in added])
 
+    def _refuse_file(self, row: Row, size: int) -> None:
+        if size >= 0:
+            limit = f"{size:,} bytes, limit {MAX_FILE_BYTES:,}"
+            return self._refuse(row, "too large", limit)
+        # One problem per missing file, however many rows name it.
+        first = self._db.execute("INSERT OR IGNORE INTO missing (name) VALUES (?)", (row.name,))
+        return self._refuse(row, "missing image", row.name) if first.rowcount else None
+
     def _refuse(self, row: Row, reason: str, detail: str) -> None:
         key = masked(row.image_id) if isinstance(row.image_id, str) else row.image_id
         record_problem(self._db, Problem(row.origin, key, row.split, reason, detail))
@@ -220,3 +217,10 @@ class RowFiller:
 def _repeated(origin: str, body: dict[str, Any], text: str) -> Problem:
     detail = f"{body['origin']} has {shown(text)!r} of this image too"
     return Problem(origin, body["image_id"], body["split"], REPEATED, detail)
+
+
+def _size_of(row: Row) -> int | None:
+    """Return the bytes of a row's image: -1 if it is not there, None if the row has none."""
+    if row.image is None:
+        return None
+    return storage.file_size(row.image.path) if row.image.size is None else row.image.size
