@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vse_scale.console import log
+from vse_scale.data.recent import Recent, most_maps
 from vse_scale.errors import DatasetError
 from vse_scale.files import whole_file
+from vse_shards.npy import open_npy
 
-_OPEN = 256  # files that are mapped at a time
 _KIND = np.float16
 
 
@@ -37,7 +38,7 @@ class StoredFeatures:
         self._paths = [folder / f"{digest}.npy" for digest in digests]
         self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._shape = shape
-        self._maps: dict[int, npt.NDArray[np.float16]] = {}
+        self._maps: Recent[npt.NDArray[np.float16]] = Recent(most_maps)
 
     def rows(self, shard: int) -> npt.NDArray[np.int64]:
         """Return the indices of a shard's images."""
@@ -73,21 +74,20 @@ class StoredFeatures:
         """Return the features (K, C) of an image, as `ShardDataset.regions` returns a detector's.
 
         Raises:
-            DatasetError: their file is gone.
+            DatasetError: their file is gone, or another.
         """
         shard = int(np.searchsorted(self._first, image, side="right")) - 1
         found = self._maps.get(shard)
         if found is None:
-            if len(self._maps) >= _OPEN:
-                self._maps.pop(next(iter(self._maps)))
+            self._maps.make_room()
             try:
-                found = np.load(self._paths[shard], mmap_mode="r")
+                found = self._opened(shard)
             except (OSError, ValueError) as error:
                 raise DatasetError(
                     f"{self._paths[shard]}: cannot be read ({error}); the same command computes "
                     "it again"
                 ) from error
-            self._maps[shard] = found
+            self._maps.put(shard, found)
         features: npt.NDArray[np.float16] = found[image - int(self._first[shard])]
         return features
 
@@ -96,11 +96,15 @@ class StoredFeatures:
         if not path.exists():
             return False
         try:
-            held = np.load(path, mmap_mode="r")
-            if held.shape == (len(self.rows(shard)), *self._shape) and held.dtype == _KIND:
-                return True
-            reason = f"holds {held.dtype} {held.shape}"
+            self._opened(shard)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
-        log.warning("%s: is no whole file of features (%s); computed again", path, reason)
-        return False
+            log.warning("%s: is no whole file of features (%s); computed again", path, reason)
+            return False
+        return True
+
+    def _opened(self, shard: int) -> npt.NDArray[np.float16]:
+        held = open_npy(self._paths[shard])
+        if held.shape != (len(self.rows(shard)), *self._shape) or held.dtype != _KIND:
+            raise ValueError(f"holds {held.dtype} {held.shape}")
+        return held
