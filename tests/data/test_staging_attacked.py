@@ -11,6 +11,7 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -239,7 +240,11 @@ def test_an_endless_answer_is_cut_at_the_size_that_is_expected(
         read_all(server.url, tmp_path)
 
     assert server.sent < 100 << 20
-    assert sum(path.stat().st_size for path in tmp_path.glob("cache/*")) < 1 << 20
+    held = 0
+    for path in tmp_path.glob("cache/*"):
+        with suppress(FileNotFoundError):  # the fetch ahead removes its part meanwhile
+            held += path.stat().st_size
+    assert held < 1 << 20
 
 
 def test_bytes_that_stay_wrong_are_refused(server, tmp_path, hasty):

@@ -25,6 +25,7 @@ class FakeRecord:
 
 class FakeDataset:
     split = "val"
+    features = None
 
     def __init__(self, images: int, captions: bool = True) -> None:
         counts = [index % 4 if captions else 0 for index in range(images)]
