@@ -2,6 +2,7 @@
 # make test    the tests that need no patience      make test-slow  real launches and long runs
 # make lint    ruff and mypy                        make gpu        everything that needs a GPU
 # make soak    hours: many kills, a million rows    make docs       the documentation, into site/
+# make lowest  the quick tests on the lowest releases of other packages that are allowed
 # make golden  write the golden losses anew; CONTRIBUTING.md says when that is right
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ TORCH := --find-links https://download.pytorch.org/whl/cpu/torch/
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow soak golden lint gpu docs clean
+.PHONY: help demo test test-slow soak lowest golden lint gpu docs clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -48,6 +49,14 @@ test-slow: .venv/.ready
 
 soak: .venv/.ready
 	$(BIN)/pytest -m soak --timeout 0
+
+lowest:
+	@$(PYTHON) -m venv --clear .venv-lowest
+	@$(PYTHON) tests/house/lowest.py > .venv-lowest/lowest.txt
+	@$(PYTHON) launch/heartbeat.py "installing the lowest releases into .venv-lowest" \
+		.venv-lowest/bin/pip install --quiet --disable-pip-version-check $(TORCH) \
+		-c .venv-lowest/lowest.txt -e '.[test]'
+	.venv-lowest/bin/pytest -n 2 -m "not slow and not soak"
 
 golden: .venv/.ready
 	PYTHONPATH=tests/support $(BIN)/python tests/golden/renew.py

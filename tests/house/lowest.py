@@ -1,0 +1,32 @@
+"""Print constraints that pin the packages of the commands to the lowest releases that are allowed.
+
+torch alone stays at the release of ``constraints.txt``: earlier ones exist with gigabytes of CUDA
+packages only, or at an address that not every machine reaches.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TOOLS = {"test", "dev", "docs", "bench"}  # extras of developers
+FLOOR = re.compile(r"([A-Za-z0-9-]+)(?:\[[^]]*\])?>=([\d.]+)")
+
+
+def floors(text: str) -> dict[str, str]:
+    """Return the lowest release of each package in the text of a ``pyproject.toml``."""
+    project = tomllib.loads(text)["project"]
+    extras = project.get("optional-dependencies", {})
+    listed = [*project["dependencies"], *(r for e in extras if e not in TOOLS for r in extras[e])]
+    return {found[1]: found[2] for line in listed if (found := FLOOR.match(line))}
+
+
+if __name__ == "__main__":
+    for name, version in floors((ROOT / "pyproject.toml").read_text(encoding="utf-8")).items():
+        if name != "torch":
+            print(f"{name}=={version}")
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("torch=="):
+            print(line)
