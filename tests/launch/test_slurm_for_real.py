@@ -159,6 +159,7 @@ def test_a_job_goes_on_after_a_killed_rank_and_after_the_signal_before_its_limit
     ranks_of(job.number)[1].kill()
     job.wait_for("starting it again")
     job.wait_for("steps an epoch", times=2)
+    job.wait_for("checkpoint ", times=job.said().count("checkpoint ") + 1)
     cluster.ask("scancel", "--signal=USR1", job.number)
     job.wait_for("stopped after step")
     job.start_now()

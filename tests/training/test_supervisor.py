@@ -205,6 +205,21 @@ def test_a_mistake_that_comes_up_while_the_run_stops_is_not_called_a_checkpoint(
         watched.run()
 
 
+def test_what_a_rank_has_refused_is_not_said_again_of_its_checkpoints(
+    watched: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a folder that another user has made his own: one line, by the rank."""
+
+    def launch() -> int:
+        monkeypatch.setenv(FAILURES, watched._environment[FAILURES])
+        refuse(CheckpointError("cannot be written"))
+        monkeypatch.setattr(watched, "_newest_checkpoint", lambda: pytest.fail("is read"))
+        return 1
+
+    monkeypatch.setattr(watched, "_launch", launch)
+    assert watched.run() == 2
+
+
 def test_a_second_start_in_one_folder_starts_nothing(
     watched: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

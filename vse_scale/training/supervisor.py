@@ -136,6 +136,8 @@ class Supervisor:
             # A rank can abort while it is torn down, after its work.
             if code == 0 or os.path.exists(done):
                 return 0, True
+            if refusal(Path(self._environment[FAILURES])):
+                return code, False  # said, and the checkpoints may be as far out of reach
             return code, self._newest_checkpoint() != before
         except StorageError as error:
             log.error("%s", error)
