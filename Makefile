@@ -55,7 +55,7 @@ lowest:
 	@$(PYTHON) tests/house/lowest.py > .venv-lowest/lowest.txt
 	@$(PYTHON) launch/heartbeat.py "installing the lowest releases into .venv-lowest" \
 		.venv-lowest/bin/pip install --quiet --disable-pip-version-check $(TORCH) \
-		-c .venv-lowest/lowest.txt -e '.[test]'
+		-c .venv-lowest/lowest.txt -e '.[dev]'
 	.venv-lowest/bin/pytest -n 2 -m "not slow and not soak"
 
 golden: .venv/.ready
