@@ -1,4 +1,4 @@
-"""Arrays in ``.npy`` that others wrote: numbers, whole, in this machine's byte order."""
+"""Arrays in ``.npy`` that others wrote: numbers, and whole."""
 
 from __future__ import annotations
 
@@ -17,15 +17,25 @@ _KINDS = "fiu"  # floating point, integers with and without sign
 _WIDEST = 8  # bytes of a number
 
 
-def open_npy(path: Path | str) -> NDArray[Any]:
+def open_npy(path: Path | str, *, any_order: bool = False) -> NDArray[Any]:
     """Map the array of a ``.npy`` file, read-only.
+
+    Args:
+        path: the file.
+        any_order: return numbers in the byte order of another machine as they are.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no regular file, no whole ``.npy``, or holds anything but numbers.
+        ValueError: it is no regular file, no whole ``.npy``, or holds anything but numbers, or
+            they are in another byte order.
     """
     with open_plain(path) as file:
         dtype, shape, order = _header(file, os.fstat(file.fileno()).st_size)
+        if not (any_order or dtype.isnative):
+            raise ValueError(
+                f"holds {dtype.str}, the byte order of another machine; save it again as "
+                f'array.astype("{dtype.newbyteorder("=").str}")'
+            )
         if 0 in shape:
             return np.zeros(shape, dtype)
         mapped = np.memmap(file, dtype, "r", file.tell(), shape, order)
@@ -35,14 +45,17 @@ def open_npy(path: Path | str) -> NDArray[Any]:
 
 
 def parse_npy(data: bytes) -> NDArray[Any]:
-    """Return the array in the bytes of a ``.npy`` file; it can be written to.
+    """Return the array in the bytes of a ``.npy`` file, in this machine's byte order.
+
+    It can be written to.
 
     Raises:
         ValueError: it is no whole ``.npy``, or holds anything but numbers.
     """
     file = io.BytesIO(data)
     dtype, shape, order = _header(file, len(data))
-    flat = np.frombuffer(data, dtype, math.prod(shape), file.tell()).copy()
+    found = np.frombuffer(data, dtype, math.prod(shape), file.tell())
+    flat = found.astype(dtype.newbyteorder("="))  # a copy
     return flat.reshape(shape, order=order)
 
 
@@ -63,11 +76,6 @@ def _header(file: BinaryIO, size: int) -> tuple[np.dtype[Any], tuple[int, ...], 
         raise ValueError("its header cannot be read") from None
     if dtype.kind not in _KINDS or dtype.itemsize > _WIDEST:
         raise ValueError(f"holds {str(dtype)[:40]}, not numbers of at most 64 bits")
-    if not dtype.isnative:
-        raise ValueError(
-            f"holds {dtype.str}, the byte order of another machine; save it again as "
-            f'array.astype("{dtype.newbyteorder("=").str}")'
-        )
     needed = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or len(shape) > 32 or needed > size - file.tell():
         raise ValueError(

@@ -48,7 +48,7 @@ def read_regions(at: RegionsAt) -> bytes:
         values = _from_npy(at)
     if values.ndim != 2 or values.dtype.kind != "f":
         raise Rejected("damaged", f"regions are {values.dtype} of shape {values.shape}")
-    values = np.ascontiguousarray(values)
+    values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
     if not np.isfinite(values).all():
         raise Rejected("damaged", "region features that are not finite")
     file = io.BytesIO()
@@ -85,7 +85,7 @@ def _from_npy(at: RegionsAt) -> Features:
 def _region_file(path: str, dimensions: int) -> NDArray[Any]:
     """Map a region file into memory; it may have tens of gigabytes."""
     try:
-        array = open_npy(path)
+        array = open_npy(path, any_order=True)
     except (OSError, ValueError) as error:
         raise SourceError(f"{path}: cannot be read as .npy: {error}") from error
     if array.ndim != dimensions or array.dtype.kind != "f":

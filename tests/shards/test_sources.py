@@ -230,6 +230,21 @@ def test_precomp_ids_name_an_image_once_or_for_every_caption(tmp_path, repeats):
         np.testing.assert_array_equal(array(samples[image_id]["npy"]), expected)
 
 
+@pytest.mark.parametrize("saved", ["f2", "f8", ">f2", ">f4", ">f8", "Fortran"])
+def test_precomp_regions_keep_their_values_however_they_were_saved(tmp_path, saved):
+    regions = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("f4")
+    ims = np.asfortranarray(regions) if saved == "Fortran" else regions.astype(saved)
+    precomp(tmp_path / "precomp", "dev", [4, 9], [f"caption {n}" for n in range(10)], ims)
+    make("precomp", tmp_path / "out", input=str(tmp_path))
+
+    samples = stored(tmp_path / "out")
+    for number, image_id in enumerate((4, 9)):
+        found = array(samples[image_id]["npy"])
+        np.testing.assert_array_equal(found, ims[number])
+        assert found.dtype == ims.dtype.newbyteorder("=")
+        assert found.dtype.isnative
+
+
 @pytest.mark.parametrize(
     ("captions", "rows", "images", "first_of_second"),
     [(10, 2, 2, 5), (6, 6, 6, 1), (6, "each three times", 2, 3)],

@@ -99,9 +99,14 @@ class CocoSource:
             texts: dict[Any, list[dict[str, Any]]] = {image_id: [] for image_id in images}
             notes = [(n["image_id"], n.get("id"), n["caption"]) for n in content["annotations"]]
         except (KeyError, TypeError) as error:
-            held = shown(", ".join(content) if isinstance(content, dict) else str(content))
+            if not isinstance(content, dict):
+                raise SourceError(
+                    f"{path}: is a {type(content).__name__}, not COCO's object of images and "
+                    "annotations; lists of rows are read with --source jsonl"
+                ) from None
             raise SourceError(
-                f"{path}: is not COCO's layout of images and annotations: {error!r} in {held}"
+                f"{path}: is not COCO's layout of images and annotations: {error!r}; its keys are "
+                f"{shown(', '.join(content))}"
             ) from None
         for image_id, caption_id, text in notes:
             if is_id(image_id) and image_id in texts:

@@ -267,6 +267,6 @@ def _mapped(path: str) -> NDArray[Any]:
     if storage.is_url(path):
         raise SourceError(f"{path}: region files must be on this machine to be mapped")
     try:
-        return open_npy(path)
+        return open_npy(path, any_order=True)
     except (OSError, ValueError) as error:
         raise SourceError(f"{path}: cannot be read as .npy: {error}") from error
