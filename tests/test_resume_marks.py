@@ -27,7 +27,7 @@ from vse_scale.training.checkpoint import RunState
 def test_the_marks_are_those_that_runs_rely_on() -> None:
     assert set(changeable_keys(Config)) == {
         "data.path", "data.threads", "data.prefetch",
-        "data.feature_cache", "data.cache_dir", "data.cache_gb", "data.cache_ahead",
+        "data.cache_dir", "data.cache_gb", "data.cache_ahead",
         "model.init_from",
         "train.epochs", "train.max_steps",
         "eval",
@@ -74,7 +74,7 @@ def test_a_run_may_change_rates_and_losses_on_purpose() -> None:
     )
     given = ["optim.lr=1e-4", "objective.margin=0.1", "train.epochs=9"]
     assert keys_on_purpose(given, Config) == ("optim.lr", "objective.margin", "train.epochs")
-    with pytest.raises(ConfigError, match=r"--resume-with data\.global_batch: .* may change optim"):
+    with pytest.raises(ConfigError, match=r"--resume-with data\.global_batch: .* may change data"):
         keys_on_purpose(["data.global_batch=8"], Config)
 
 

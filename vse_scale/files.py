@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,9 +45,9 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
     Args:
         path: of the file, whose folder must be there; a file of that name is replaced at once.
-        shared: whether several processes may write ``path`` at one time.
+        shared: whether several processes, of several machines, may write ``path`` at one time.
     """
-    partial = _aside(path, f".{os.getpid()}" if shared else "")
+    partial = _aside(path, f".{socket.gethostname()[:63]}.{os.getpid()}" if shared else "")
     # A leftover, or a link that another user put there to have its target written.
     partial.unlink(missing_ok=True)
     try:

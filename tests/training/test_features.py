@@ -182,7 +182,9 @@ def test_what_cannot_be_stored_is_said(
 ) -> None:
     stored = StoredFeatures(tmp_path, ["a" * 64], [2], (3, 4))
     with pytest.raises(DatasetError, match=r"largest is 1e\+05.*set data\.feature_cache=null"):
-        stored.write(0, np.full((2, 3, 4), 1e5, np.float32))
+        stored.rounded(0, np.full((2, 3, 4), 1e5, np.float32))
+    with pytest.raises(DatasetError, match="is NaN or infinite; look at the weights"):
+        stored.rounded(0, np.full((2, 3, 4), np.nan, np.float32))
     assert stored.missing() == [0]
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(features.shutil, "disk_usage", lambda path: type("U", (), {"free": 5})())

@@ -73,7 +73,7 @@ class DataConfig(Section):
     prefetch: Annotated[Count, MAY_CHANGE] = 3  # batches decoded ahead
     # A folder for the features of a frozen image tower (model.image.frozen): they are computed once
     # and read from then on, in place of decoding and encoding images. None: they are not kept.
-    feature_cache: Annotated[str | None, MAY_CHANGE] = None
+    feature_cache: Annotated[str | None, ON_PURPOSE] = None
     # Shards of a remote dataset are staged on each node. With shuffle_window=0 a step reads from
     # all of them, so all must fit; with W, about 3 W + cache_ahead.
     # None: in the system's temporary folder, which TMPDIR moves.

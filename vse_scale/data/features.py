@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,23 +54,41 @@ class StoredFeatures:
         """Return the shards whose file is not there, or not whole."""
         return [shard for shard in range(len(self._paths)) if not self._is_whole(shard)]
 
-    def write(self, shard: int, features: npt.NDArray[np.floating]) -> None:
-        """Store the features (n, K, C) of a shard, whole or not at all.
+    def room_for(self, shard: int) -> npt.NDArray[np.float16]:
+        """Return an array for the features (n, K, C) of a shard, whose values are undefined."""
+        return np.empty((len(self.rows(shard)), *self._shape), _KIND)
+
+    def rounded(
+        self, shard: int, features: npt.NDArray[np.floating[Any]]
+    ) -> npt.NDArray[np.float16]:
+        """Return features of a shard as they are stored.
 
         Raises:
-            DatasetError: a value is beyond float16.
-            OSError: the file cannot be written.
+            DatasetError: a value is NaN or infinite, or beyond float16.
         """
         with np.errstate(over="ignore"):
-            rounded = features.astype(_KIND)
-        if not np.isfinite(rounded).all():
+            found = features.astype(_KIND)
+        if not np.isfinite(features).all():
+            raise DatasetError(
+                f"{self._paths[shard].name}: a feature is NaN or infinite; look at the weights of "
+                "the image tower"
+            )
+        if not np.isfinite(found).all():
             raise DatasetError(
                 f"{self._paths[shard].name}: a feature is beyond what float16 holds (the largest "
                 f"is {np.abs(features).max():.3g}, the limit 65,504); set data.feature_cache=null"
             )
+        return found
+
+    def write(self, shard: int, features: npt.NDArray[np.float16]) -> None:
+        """Store the features (n, K, C) of a shard, whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self._paths[shard], shared=True) as partial, partial.open("wb") as file:
-            np.save(file, rounded)
+            np.save(file, features)
 
     def regions(self, image: int) -> npt.NDArray[np.float16]:
         """Return the features (K, C) of an image, as `ShardDataset.regions` returns a detector's.
@@ -83,6 +103,10 @@ class StoredFeatures:
             try:
                 found = self._opened(shard)
             except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                    raise DatasetError(
+                        f"{self._paths[shard]}: too many files are open; raise `ulimit -n`"
+                    ) from error
                 raise DatasetError(
                     f"{self._paths[shard]}: cannot be read ({error}); the same command computes "
                     "it again"

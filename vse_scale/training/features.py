@@ -10,11 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vse_scale.config import Config
-from vse_scale.console import log
+from vse_scale.console import Progress, log
 from vse_scale.data.decode import image_batches
 from vse_scale.data.features import StoredFeatures
 from vse_scale.data.mixing import Dataset
@@ -23,7 +22,7 @@ from vse_scale.files import unwritable
 from vse_scale.model.embedding import evaluating
 from vse_scale.model.towers.grid import GridTower
 from vse_scale.model.vse import VSEModel
-from vse_scale.training.alive import long_work
+from vse_scale.training.alive import tell_alive
 from vse_scale.training.engine import autocast_dtype
 from vse_scale.world.processes import World
 
@@ -56,11 +55,11 @@ def cache_features(
         stored = StoredFeatures(
             folder, dataset.shard_digests, dataset.shard_sizes, (cells, channels)
         )
-        missing: list[int] = world.from_main(stored.missing())
+        # The others look when all is written: a shared folder may remember what was not there.
+        missing: list[int] = world.from_main(stored.missing() if world.main else None)
         if missing:
-            what = f"features of {dataset.split} ({cells} x {channels}) into {folder}"
             _check_room(stored, missing)
-            with long_work(f"computing {what}"), evaluating(model):
+            with evaluating(model):
                 _compute(stored, missing, model, dataset, config, world)
         _check_seen(stored, world)
         dataset.features = stored
@@ -101,7 +100,7 @@ def _compute(
 
     def batches(shards: list[int]) -> Iterator[None]:
         for shard in shards:
-            parts = []
+            features, done = stored.room_for(shard), 0
             decoded = image_batches(
                 dataset, stored.rows(shard), model.image_spec,
                 batch=config.eval.batch, device=world.device, threads=config.data.threads,
@@ -109,10 +108,12 @@ def _compute(
             for pixels in decoded:
                 with torch.autocast(world.device.type, dtype, enabled=dtype is not None):
                     grid = model.image.features(model.image_spec.normalise(pixels))
-                parts.append(grid.float().cpu().numpy())
+                found = stored.rounded(shard, grid.float().cpu().numpy())
+                features[done : done + len(found)] = found
+                done += len(found)
                 yield
             try:
-                stored.write(shard, np.concatenate(parts))
+                stored.write(shard, features)
             except OSError as error:
                 raise unwritable(str(stored.folder), error) from error
 
@@ -121,9 +122,14 @@ def _compute(
     turns = max(sum(counts[rank :: world.ranks]) for rank in range(world.ranks))
     work = batches(missing[world.rank :: world.ranks])
     # One batch at a time, so that no rank waits longer for another than a collective may take.
+    what = f"features of {dataset.split} into {stored.folder}:"
+    progress = Progress(what, turns, unit="batches a rank", visible=world.main)
     for _ in range(turns + 1):
         next(work, None)
+        tell_alive()
         world.barrier()
+        progress.advance()
+    progress.close()
 
 
 def _check_room(stored: StoredFeatures, missing: list[int]) -> None:

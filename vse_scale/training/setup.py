@@ -294,11 +294,6 @@ def _tokenizer_in(folder: Path) -> CaptionTokenizer | None:
 
 def calibrate(model: VSEModel, dataset: Dataset, config: Config, world: World) -> None:
     """Set an untrained backbone's BatchNorm statistics from the first training images."""
-    if config.model.image.frozen:
-        log.warning(
-            "model.image.frozen is true, and the backbone's weights are random and stay so; give "
-            "it weights, such as model.image.weights=FILE, or a model.init_from"
-        )
     count = min(config.train.calibration_images, len(dataset))
     with long_work("calibrating BatchNorm"):
         batches = image_batches(
@@ -327,5 +322,13 @@ def announce(
         config.data.global_batch, world.ranks, "s"[: world.ranks - 1],
         config.engine.zero_stage, world.device.type,
     )  # fmt: skip
+    if not world.main:
+        return
+    image = config.model.image
+    if image.frozen and image.source is None and config.model.init_from is None:
+        log.warning(
+            "model.image.frozen is true, and the backbone's weights are random and stay so; give "
+            "it weights, such as model.image.weights=FILE, or a model.init_from"
+        )
     for doubt in schedule.doubts(first):
         log.warning("%s", doubt)
