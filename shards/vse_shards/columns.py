@@ -37,6 +37,7 @@ NAMES = ("names", "sizes", "digests", "captions")
 SIZES = ("samples", "pairs", "bytes", "jpg", "npy", "largest_npy")
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 COLUMN_FILE = re.compile(rf"{_SPLIT_NAME.pattern}\.({'|'.join(NAMES)})\.[0-9a-f]{{16}}\.npy")
+MEND_COLUMN = "run the vse-shards command that wrote the dataset again, or copy the file again"
 _BLOCK = 1 << 22  # captions that are added up at a time
 
 
@@ -86,9 +87,9 @@ def open_column(path: Path, column: ColumnFile) -> NDArray[Any]:
             raise ValueError(f"has sha256 {digest[:12]}, the manifest says {column.sha256[:12]}")
         return open_npy(path)
     except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror}; copy the file again") from error
+        raise DatasetError(f"{path}: {error.strerror}; {MEND_COLUMN}") from error
     except ValueError as error:
-        raise DatasetError(f"{path}: {error}; copy the file again") from None
+        raise DatasetError(f"{path}: {error}; {MEND_COLUMN}") from None
 
 
 class Columns(Sequence[TabledRecord]):

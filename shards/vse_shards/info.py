@@ -81,7 +81,8 @@ def parse_description(text: bytes) -> dict[str, Any]:
     if not _is_id(content.get("image_id")):
         raise ValueError("its image_id is neither a number nor a text")
     if not all(
-        content.get(side) is None or type(content[side]) is int for side in ("width", "height")
+        side in content and (content[side] is None or type(content[side]) is int)
+        for side in ("width", "height")
     ):
         raise ValueError("its width and height are no numbers")
     return content

@@ -16,7 +16,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vse_shards import recorded, storage
-from vse_shards.columns import ColumnFile, ColumnSplit, Opener, TabledRecord, open_column
+from vse_shards.columns import (
+    MEND_COLUMN,
+    ColumnFile,
+    ColumnSplit,
+    Opener,
+    TabledRecord,
+    open_column,
+)
 from vse_shards.errors import DatasetError
 from vse_shards.index import Index, parse_index
 from vse_shards.json_text import parse_json
@@ -414,7 +421,7 @@ def _remote_column(url: str, column: ColumnFile) -> NDArray[Any]:
         return parse_npy(data)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DatasetError(f"{path}: cannot be read: {reason}; copy the file again") from error
+        raise DatasetError(f"{path}: cannot be read: {reason}; {MEND_COLUMN}") from error
 
 
 def _why_missing(folder: Path) -> str:

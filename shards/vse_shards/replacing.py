@@ -101,10 +101,25 @@ def replacing(out: str, aside: Path) -> Iterator[None]:
 
 
 def put_back(out: str) -> None:
-    """Give a dataset its name back after a kill between the two renames of its replacement."""
+    """Give a dataset its name back after a kill between the two renames of its replacement.
+
+    Raises:
+        OutputError: it cannot be renamed.
+    """
     place = Path(os.path.realpath(out))
-    if place.name and not place.exists() and (former := _beside(place, _OLD)).is_dir():
+    if not place.name or place.exists():
+        return
+    former = _beside(place, _OLD)
+    if not (former / FILE_NAME).is_file():  # none, or one that is being removed
+        return
+    try:
         former.rename(place)
+    except OSError as error:
+        raise OutputError(
+            f"{place}: its dataset is in {former}, where an unfinished --overwrite left it, and "
+            f"cannot be put back: {error.strerror or error}; rename it, or remove it"
+        ) from error
+    say(f"{out}: is put back from {former}, where an unfinished --overwrite left it")
 
 
 def mention_leftover(out: str) -> None:
@@ -150,4 +165,7 @@ def _take_place(aside: Path, place: Path, former: Path) -> None:
 
 
 def _remove_folder(path: Path) -> None:
+    """Remove a dataset, its manifest first: what is left by a kill is then no dataset."""
+    with suppress(OSError):
+        (path / FILE_NAME).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)

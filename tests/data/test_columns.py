@@ -98,7 +98,7 @@ def test_a_damaged_column_is_refused_at_the_opening(column, damage, tmp_path):
     else:
         victim.write_bytes(damage(victim.read_bytes()))
 
-    with pytest.raises(DatasetError, match=rf"{victim.name}: .*; copy the file again$"):
+    with pytest.raises(DatasetError, match=rf"{victim.name}: .*, or copy the file again$"):
         ShardDataset(folder, "train")
 
 

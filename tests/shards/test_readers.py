@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from vse_shards.info import parse_description
 from vse_shards.json_text import MOST_DEPTH, parse_json, read_json
 from vse_shards.npy import open_npy, parse_npy
 from vse_shards.plain_files import read_plain
@@ -181,3 +182,19 @@ def test_a_file_above_the_limit_is_not_read(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "small")
     (tmp_path / "small").write_text("3")
     assert read_json(tmp_path / "link") == 3
+
+
+DESCRIBED = {"image_id": 1, "captions": [], "width": 4, "height": None}
+
+
+@pytest.mark.parametrize(
+    "change", [{"width": "4"}, {"height": 1.5}, {"image_id": None}, {"captions": ["a"]}, "width"]
+)
+def test_descriptions_that_no_build_writes_are_refused(change):
+    assert parse_description(json.dumps(DESCRIBED).encode()) == DESCRIBED
+    if isinstance(change, str):
+        changed = {key: value for key, value in DESCRIBED.items() if key != change}
+    else:
+        changed = DESCRIBED | change
+    with pytest.raises(ValueError, match="its (captions|image_id|width)"):
+        parse_description(json.dumps(changed).encode())

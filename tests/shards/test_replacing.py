@@ -109,7 +109,11 @@ def test_finished_shards_of_a_killed_replacement_are_kept(old, monkeypatch, caps
     assert tools.digests(out) == fresh
 
 
-def test_a_kill_between_two_renames_is_mended(old, monkeypatch, tools):
+def refused(path, target):
+    raise PermissionError(13, "no")
+
+
+def test_a_kill_between_two_renames_is_mended(old, monkeypatch, tools, capsys):
     out, source, fresh = old
     before = tools.digests(out)
     rename = type(out).rename
@@ -131,7 +135,17 @@ def test_a_kill_between_two_renames_is_mended(old, monkeypatch, tools):
             build(source, str(out), replace(again, splits={"absent": "train"}))
         assert tools.digests(out) == before
         out.rename(moved)
-    moved.rename(out)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(out), "rename", refused)
+        with pytest.raises(OutputError, match="cannot be put back: no; rename it, or remove it"):
+            build(source, str(out), SMALL)
+    (moved / "manifest.json").rename(moved / "kept")  # as of a removal that was begun
+    replacing.put_back(str(out))
+    assert not out.exists()
+    (moved / "kept").rename(moved / "manifest.json")
+    replacing.put_back(str(out))
+    assert "is put back from" in capsys.readouterr().err
     build(source, str(out), ANEW)
     assert tools.digests(out) == fresh
     assert left_beside(out) == []

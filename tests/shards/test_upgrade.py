@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -98,23 +97,48 @@ def test_a_kill_at_any_file_leaves_version_1_or_2_whole(after, tmp_path, tools, 
     assert versions == ({False, True} if after else {False})
 
 
+KILLED = """
+import os, pathlib, signal, sys
+from vse_shards.output import OutputFolder
+from vse_shards.upgrade import upgrade
+real, left = OutputFolder._publish, list(range(7))
+def publish(folder, temporary, name):
+    real(folder, temporary, name)
+    left.pop()
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+OutputFolder._publish = publish
+upgrade(pathlib.Path(sys.argv[1]))
+"""
+
+
 def test_a_killed_process_leaves_a_whole_dataset(tmp_path, tools):
     folder = tmp_path / "set"
     drawn_dataset(folder, 0, shards=60)
     whole = shutil.copytree(folder, tmp_path / "whole")
     upgrade(whole)
-    code = (
-        "import sys, pathlib; from vse_shards.upgrade import *; upgrade(pathlib.Path(sys.argv[1]))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder)])
-    while process.poll() is None and len(list(folder.glob("*.idx.npy"))) < 7:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder)], timeout=600)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(folder.glob("*.idx.npy"))) == 7
     assert not Manifest.load(folder).in_columns
     assert verify(folder) == []
     upgrade(folder)
     assert tools.digests(folder) == tools.digests(whole)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_command_that_wrote_a_dataset_mends_a_column(tmp_path, rows_of, tools, lost):
+    """As the message about the column says."""
+    folder, source = tmp_path / "set", rows_of("in", range(5))
+    build(source, str(folder), SMALL)
+    upgrade(folder)
+    files = tools.digests(folder)
+    column = next(folder.glob("train.sizes.*.npy"))
+    column.unlink() if lost else column.write_bytes(column.read_bytes()[:-1] + b"!")
+    with pytest.raises(DatasetError, match="run the vse-shards command that wrote the dataset"):
+        verify(folder)
+    build(source, str(folder), SMALL)
+    assert tools.digests(folder) == files
 
 
 def test_an_upgrade_is_done_once_and_says_so(tmp_path, capfd, tools):
