@@ -203,3 +203,14 @@ def test_other_weights_are_refused_in_a_line(tmp_path):
         EfficientNetLite("efficientnet-lite0").load_weights(tmp_path / "resnet.pth")
     with pytest.raises(ConfigError, match="efficientnet-lite9"):
         configured(backbone="efficientnet-lite9")
+
+
+def test_published_weights_get_the_pixels_that_they_know() -> None:
+    def config(**pixels: str) -> Config:
+        image = {"backbone": "efficientnet-lite0", "weights": "w.pth", **pixels}
+        model = {"image": image, "text": {"encoder": "bigru"}}
+        return Config.parse({"data": {"path": "d"}, "run": {"dir": "r"}, "model": model})
+
+    with pytest.raises(ConfigError, match=r"pixels is imagenet.*set model\.image\.pixels=lite"):
+        config(pixels="imagenet")
+    assert config().model.image.pixels == config(pixels="lite").model.image.pixels == "lite"

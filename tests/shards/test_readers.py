@@ -196,5 +196,5 @@ def test_descriptions_that_no_build_writes_are_refused(change):
         changed = {key: value for key, value in DESCRIBED.items() if key != change}
     else:
         changed = DESCRIBED | change
-    with pytest.raises(ValueError, match="its (captions|image_id|width)"):
+    with pytest.raises(ValueError, match=r"its (captions|image_id|width)"):
         parse_description(json.dumps(changed).encode())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -24,7 +24,7 @@ from vse_scale.bounds import Ge
 from vse_scale.errors import ModelError
 from vse_scale.model.towers.base import WeightsSettings
 from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
-from vse_scale.model.towers.grid import GridTower
+from vse_scale.model.towers.grid import WeightsTower
 from vse_scale.model.weights import load_exactly, read_state_dict
 
 _EPS = 1e-3  # of every BatchNorm, TensorFlow's
@@ -258,30 +258,25 @@ class EfficientNetLiteSettings(WeightsSettings):
     size: Annotated[int, Ge(16)] = 224
     pixels: Literal["imagenet", "detector", "lite"] = "lite"
 
+    def __post_init__(self) -> None:
+        """Check that published weights get the pixels that they were trained with.
 
-class EfficientNetLiteTower(GridTower):
-    """A grid tower over one of `SCALES`.
+        Raises:
+            ValueError: they do not.
+        """
+        if self.weights is not None and self.pixels != "lite":
+            raise ValueError(
+                f"model.image.pixels is {self.pixels}, and the weights of {self.backbone} were "
+                "trained with others; set model.image.pixels=lite"
+            )
 
-    Args:
-        settings: of the tower.
-        embed_dim: D of the embeddings.
-        pool: name of the pooling.
 
-    Raises:
-        ModelError: the configured weights are missing, damaged or of another network.
-    """
+class EfficientNetLiteTower(WeightsTower):
+    """A grid tower over one of `SCALES`."""
 
     Settings = EfficientNetLiteSettings
-    settings: EfficientNetLiteSettings
 
-    def __init__(
-        self, settings: EfficientNetLiteSettings, embed_dim: int, pool: str = "gpo"
-    ) -> None:
-        backbone = EfficientNetLite(settings.backbone)
-        if settings.weights is not None:
-            backbone.load_weights(settings.weights)
-        super().__init__(settings, backbone, embed_dim, pool)
-
-    def standalone(self) -> EfficientNetLiteSettings:
-        """Return settings that build the tower again, without weights."""
-        return replace(self.settings, weights=None)
+    @staticmethod
+    def network(name: str) -> EfficientNetLite:
+        """Return the network of a name, with random weights."""
+        return EfficientNetLite(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from vse_scale.model.pooling import make_pool
-from vse_scale.model.towers.base import PixelSettings
+from vse_scale.model.towers.base import PixelSettings, WeightsSettings
 
 # Size augmentation of VSE-infinity's code: images that draw at most this keep all cells; the
 # others lose each cell with this share of their draw.
@@ -164,3 +165,33 @@ class GridTower(nn.Module):
     def recompute_activations(self) -> None:
         """Let training keep the inputs of each block alone, and compute the rest again."""
         self.backbone.recompute_activations()
+
+
+class WeightsTower(GridTower):
+    """A grid tower over a network whose weights come in one file.
+
+    Args:
+        settings: of the tower.
+        embed_dim: D of the embeddings.
+        pool: name of the pooling.
+
+    Raises:
+        ModelError: the configured weights are missing, damaged or of another network.
+    """
+
+    settings: WeightsSettings
+
+    def __init__(self, settings: WeightsSettings, embed_dim: int, pool: str = "gpo") -> None:
+        backbone = self.network(settings.backbone)
+        if settings.weights is not None:
+            backbone.load_weights(settings.weights)
+        super().__init__(settings, backbone, embed_dim, pool)
+
+    @staticmethod
+    def network(name: str) -> Any:
+        """Return the network of a name, with random weights; it has ``load_weights``."""
+        raise NotImplementedError
+
+    def standalone(self) -> WeightsSettings:
+        """Return settings that build the tower again, without weights."""
+        return replace(self.settings, weights=None)

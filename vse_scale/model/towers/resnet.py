@@ -7,7 +7,7 @@ Residual Transformations for Deep Neural Networks", CVPR 2017.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vse_scale.model.towers.base import WeightsSettings
 from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
-from vse_scale.model.towers.grid import GridTower
+from vse_scale.model.towers.grid import WeightsTower
 from vse_scale.model.weights import load_exactly, read_state_dict
 
 
@@ -275,27 +275,12 @@ class ResNetSettings(WeightsSettings):
     }
 
 
-class ResNetTower(GridTower):
-    """A grid tower over one of `BACKBONES`.
-
-    Args:
-        settings: of the tower.
-        embed_dim: D of the embeddings.
-        pool: name of the pooling.
-
-    Raises:
-        ModelError: the configured weights are missing, damaged or of another network.
-    """
+class ResNetTower(WeightsTower):
+    """A grid tower over one of `BACKBONES`."""
 
     Settings = ResNetSettings
-    settings: ResNetSettings
 
-    def __init__(self, settings: ResNetSettings, embed_dim: int, pool: str = "gpo") -> None:
-        backbone = ResNet(BACKBONES[settings.backbone])
-        if settings.weights is not None:
-            backbone.load_weights(settings.weights)
-        super().__init__(settings, backbone, embed_dim, pool)
-
-    def standalone(self) -> ResNetSettings:
-        """Return settings that build the tower again, without weights."""
-        return replace(self.settings, weights=None)
+    @staticmethod
+    def network(name: str) -> ResNet:
+        """Return the network of a name, with random weights."""
+        return ResNet(BACKBONES[name])
