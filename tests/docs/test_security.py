@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import tomllib
 
 import pytest
-from documents import ROOT, text_of
+from documents import text_of
+from lowest import floors
 
 from vse_scale.config.recipe import _MOST_BASES
 from vse_scale.model.limits import MOST_LAYERS
@@ -14,17 +14,6 @@ from vse_shards import json_text, plain_files, yaml_text
 from vse_shards.sources.base import _MOST_JSON
 
 PAGE = text_of("docs/security.md")
-FLOOR = re.compile(r"([A-Za-z0-9-]+)(?:\[[^]]*\])?>=([\d.]+)")
-BESIDE = {"test", "dev", "docs", "bench"}  # what neither command needs
-
-
-def floors(path: str) -> dict[str, str]:
-    project = tomllib.loads((ROOT / path).read_text(encoding="utf-8"))["project"]
-    extras = project.get("optional-dependencies", {})
-    listed = [*project["dependencies"], *(r for e in extras if e not in BESIDE for r in extras[e])]
-    found = [FLOOR.match(line) for line in listed if "vse-scale[" not in line]
-    assert all(found), listed
-    return {one[1]: one[2] for one in found if one}
 
 
 def test_the_floors_are_those_of_both_packages() -> None:

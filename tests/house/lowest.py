@@ -15,16 +15,23 @@ TOOLS = {"test", "dev", "docs", "bench"}  # extras of developers
 FLOOR = re.compile(r"([A-Za-z0-9-]+)(?:\[[^]]*\])?>=([\d.]+)")
 
 
-def floors(text: str) -> dict[str, str]:
-    """Return the lowest release of each package in the text of a ``pyproject.toml``."""
-    project = tomllib.loads(text)["project"]
+def floors(path: str) -> dict[str, str]:
+    """Return the lowest release of each package that a ``pyproject.toml`` names.
+
+    Raises:
+        ValueError: a package has none.
+    """
+    project = tomllib.loads((ROOT / path).read_text(encoding="utf-8"))["project"]
     extras = project.get("optional-dependencies", {})
     listed = [*project["dependencies"], *(r for e in extras if e not in TOOLS for r in extras[e])]
-    return {found[1]: found[2] for line in listed if (found := FLOOR.match(line))}
+    found = {line: FLOOR.match(line) for line in listed if "vse-scale[" not in line}
+    if without := [line for line, one in found.items() if one is None]:
+        raise ValueError(f"{path}: {without} have no lowest release")
+    return {one[1]: one[2] for one in found.values() if one}
 
 
 if __name__ == "__main__":
-    for name, version in floors((ROOT / "pyproject.toml").read_text(encoding="utf-8")).items():
+    for name, version in floors("pyproject.toml").items():
         if name != "torch":
             print(f"{name}=={version}")
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():

@@ -251,6 +251,7 @@ def test_the_place_of_another_run_in_the_submitting_shell_is_none_of_this_one(
         own = own if script == "deepspeed.sbatch" else {}
         left = {key: seen[key] for key in place if key in seen and key != "MASTER_PORT"}
         assert left == own, name
+        assert seen.get("MASTER_PORT") != "1", name
 
 
 def copied(folder: Path, *, own: Path | None = None, **programs: str) -> tuple[int, str]:
