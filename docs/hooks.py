@@ -59,9 +59,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]  # MkDocs reports it
         return posixpath.relpath(target, posixpath.dirname(here) or ".") + hash_ + anchor
 
-    return outside_fences(markdown, lambda text: _LINK.sub(turned, text)).replace(
-        "<!-- sections -->", _sections()
-    )
+    text = outside_fences(markdown, lambda text: _LINK.sub(turned, text))
+    for mark, made in (("<!-- sections -->", _sections), ("<!-- commands -->", commands)):
+        if mark in text:
+            text = text.replace(mark, made())
+    return text
 
 
 def outside_fences(markdown: str, change: Callable[[str], str]) -> str:
@@ -107,3 +109,39 @@ def _sections() -> str:
 
     describe(Config, "")
     return "\n".join(found)
+
+
+def commands() -> str:
+    """Return every command of both programs, with its arguments and options."""
+    import typer
+
+    from vse_scale import cli as vse_scale_cli
+    from vse_shards import cli as vse_shards_cli
+
+    found = []
+    for program, app in (("vse-scale", vse_scale_cli.app), ("vse-shards", vse_shards_cli.app)):
+        group: Any = typer.main.get_command(app)
+        found.append(f"## {program}")
+        for name, command in group.commands.items():
+            said = inspect.cleandoc(command.help or "")
+            rows = "\n".join(map(_parameter, command.params))
+            found += [f"### {program} {name}", said, f"| | |\n|---|---|\n{rows}"]
+    return "\n\n".join(found) + "\n"
+
+
+def _parameter(given: Any) -> str:
+    """Return a row of the table of a command's arguments and options."""
+    if given.param_type_name == "argument":
+        names = given.metavar or given.name.upper()
+    else:
+        names = ", ".join([*given.opts, *given.secondary_opts])
+    said = getattr(given, "help", None) or ""
+    if given.required:
+        said = f"{said} (required)".strip()
+    elif given.default not in (None, False, "", [], ()) and not callable(given.default):
+        said = f"{said} (default: {given.default})".strip()
+    return "| {} | {} |".format(*(_cell(text) for text in (f"`{names}`", said)))
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

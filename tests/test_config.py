@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vse_scale.commands.recipes import recipes
 from vse_scale.config import Config
 from vse_scale.config.recipe import apply_override, recipe_names
 from vse_scale.errors import ConfigError
@@ -81,6 +82,7 @@ def test_resolved_config_reads_back_equal(recipe: Path, tmp_path: Path) -> None:
         ("epochs=3", "is not of the form section.key=value; did you mean train.epochs=3?"),
         ("optim.lr=fast", "optim.lr is 'fast': input should be a valid number"),
         ("optim.lr=0", "optim.lr is 0: input should be greater than 0"),
+        ("data.global_batch=99999999999", "should be less than or equal to 2147483647"),
         ("engine.zero_stage=4", "engine.zero_stage is 4: input should be 0, 1, 2 or 3"),
         ("data.captions_per_image=5", "which needs data.mode=images"),
         ("nonsense", "override 'nonsense' is not of the form section.key=value"),
@@ -302,11 +304,39 @@ def test_recipes_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         Config.load("smal")
     with pytest.raises(ConfigError, match="small, its name alone, is the package's recipe"):
         Config.load("launch/recipes/small.yaml")
+    (tmp_path / "small").mkdir()  # a folder is no configuration
+    assert Config.load("small", ["data.path=x"]) == named
+    (tmp_path / "small").rmdir()
     (tmp_path / "small").write_text("run: {dir: mine}\ndata: {path: x}\n")
     assert Config.load("small").run.dir == "mine"
 
 
-def test_the_wheel_has_every_recipe() -> None:
+@pytest.mark.parametrize("name", ["demo", "coco_vsepp_bigru", "siglip"])
+def test_a_copy_of_a_recipe_finds_its_bases_in_the_package(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes(name)
+    copy = tmp_path / "mine.yaml"
+    copy.write_text(capsys.readouterr().out)
+    assert Config.load(copy) == Config.load(name)
+
+
+def test_a_base_beside_the_file_comes_before_the_package(tmp_path: Path) -> None:
+    (tmp_path / "clip.yaml").write_text("run: {dir: beside}\ndata: {path: x}\n")
+    (tmp_path / "mine.yaml").write_text("base: clip.yaml\n")
+    assert Config.load(tmp_path / "mine.yaml").run.dir == "beside"
+
+
+def test_recipes_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    recipes(None)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == recipe_names()
+    assert all(len(line.split()) > 3 for line in lines)
+    with pytest.raises(ConfigError, match="nor a recipe of that name; the recipes are clip"):
+        recipes("../secret")
+
+
+def test_the_wheel_has_every_recipe_and_launch_file() -> None:
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     package = ROOT / "vse_scale"
     shipped = {
@@ -314,4 +344,7 @@ def test_the_wheel_has_every_recipe() -> None:
         for pattern in patterns["package-data"]["vse_scale"]
         for path in package.glob(pattern)
     }
-    assert shipped == set((ROOT / "launch" / "recipes").resolve().rglob("*.yaml"))
+    sources = [*(ROOT / "launch" / "recipes").rglob("*.yaml")]
+    for folder in ("slurm", "monitoring"):
+        sources += [path for path in (ROOT / "launch" / folder).rglob("*") if path.is_file()]
+    assert {path for path in shipped if path.is_file()} == {path.resolve() for path in sources}

@@ -17,11 +17,20 @@ from vse_scale.config.resume import (
     ON_PURPOSE,
     changeable_keys,
     changes,
+    differences,
+    flat,
     keys_on_purpose,
 )
 from vse_scale.errors import CheckpointError, ConfigError
 from vse_scale.run.journal import record_changes
-from vse_scale.training.checkpoint import RunState
+from vse_scale.training.run_state import RunState
+
+
+def test_an_empty_section_is_a_setting_and_no_change_from_none() -> None:
+    then = {"a": {"b": {}, "c": 0}, "d": None}
+    assert flat(then) == {"a.b": {}, "a.c": 0, "d": None}
+    assert differences(then, {"a": {"b": None, "c": 0}, "d": {}}) == {}
+    assert differences(then, {"a": {"b": {"x": 1}, "c": 0}}) == {"a.b.x": (None, 1)}
 
 
 def test_the_marks_are_those_that_runs_rely_on() -> None:

@@ -102,6 +102,20 @@ def test_a_spoiled_model_folder(folder, scenes, complaint, tmp_path, name):
     assert not out.exists()
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_knows(folder, scenes, complaint, tmp_path):
+    """After huggingface/transformers#12763 (an index out of range, far from its cause)."""
+    described = json.loads((folder / "tokenizer_config.json").read_text())
+    described["pad_token"] = "[OTHER]"  # which transformers adds, behind those that there are
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    out = tmp_path / "out"
+    for command in (
+        ["eval", "--model", folder, "--data", scenes, "--split", "val"],
+        ["embed", "--model", folder, "--data", scenes, "--split", "val", "--out", out],
+    ):
+        assert "tokens, and the model knows" in complaint(*command)
+    assert not out.exists()
+
+
 def test_embedding_without_a_tokenizer(folder, scenes, complaint, tmp_path):
     for name in ("tokenizer.json", "vocab.txt"):
         (folder / name).unlink()
@@ -117,11 +131,26 @@ def test_folders_in_the_way(good, complaint, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
+def test_no_library_says_what_a_model_folder_says(folder, tmp_path, capfd, monkeypatch):
+    """transformers warns of a type that it does not know, in the folder's own words."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "\x1b]52;c;eA==\x07"}))
+    arguments = ["export", "--model", folder, "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["vse-scale", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert "\x1b" not in "".join(capfd.readouterr())
+
+
 def test_checkpoints_that_are_none(complaint, tmp_path):
     (tmp_path / "photo.pth").write_bytes(b"\xff\xd8\xff" * 50)
-    for file in ("photo.pth", "missing.pth"):
+    (tmp_path / "zeros.pth").write_bytes(bytes(5000))  # which torch takes for its oldest format
+    for file in ("photo.pth", "missing.pth", "zeros.pth"):
         said = complaint("import", tmp_path / file, "--out", tmp_path / "out")
         assert file in said
+        assert "weights_only" not in said  # torch's advice is to run the code that the file holds
+        assert len(said) < 300 + len(str(tmp_path))
     assert not (tmp_path / "out").exists()
 
 
@@ -163,7 +192,8 @@ def test_queries(good, complaint, tmp_path, capsys, monkeypatch):
 def test_reports(complaint, tmp_path):
     assert "no such run folder" in complaint("report", "--run", tmp_path / "none")
     runs = [word for name in "abc" for word in ("--run", tmp_path / name)]
-    assert "3 runs were given" in complaint("report", *runs)
+    assert "no run can be read" in complaint("report", *runs)
+    assert "give the folder of a run or of several" in complaint("report")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vse_scale.inputs.pictures import Picture
     from vse_scale.model.vse import VSEModel
     from vse_scale.retrieval.protocols.folds import Evaluation
+    from vse_scale.training.watch.observers import Follower
 
 __all__ = ["Config", "VSEModel", "embed", "evaluate", "train"]
 
@@ -37,22 +38,33 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def train(config: Config) -> int:
+def train(config: Config, observers: Sequence[Follower] = ()) -> int:
     """Train as ``config`` says, in this process; go on where an earlier call was stopped.
 
     >>> from vse_scale import Config, train
     >>> train(Config.load("launch/recipes/small.yaml", ["data.path=data/mine"]))
     0
 
+    Args:
+        config: of the run.
+        observers: objects that are told of each step, validation and checkpoint, on the main rank;
+            one that raises an exception is dropped with one warning.
+
     Returns:
         0 at the end of the schedule, 75 where a signal stopped it earlier.
 
     Raises:
-        UserError: the configuration, the dataset, a model or a checkpoint does not fit.
+        UserError: the configuration, the dataset, a model or a checkpoint does not fit, an observer
+            lacks a method, or packages of the extra ``train`` are not installed.
     """
-    from vse_scale.training.trainer import train
+    from vse_scale.run.extras import require
 
-    return train(config)
+    require("train", "training")
+    from vse_scale.training.trainer import train
+    from vse_scale.training.watch.observers import check_followers
+
+    check_followers(observers)
+    return train(config, observers)
 
 
 def evaluate(

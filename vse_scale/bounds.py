@@ -33,7 +33,18 @@ except ImportError:  # comes with pydantic
         le: float
 
 
-__all__ = ["MAY_CHANGE", "ON_PURPOSE", "Count", "Fraction", "Ge", "Gt", "Le", "Mark", "Positive"]
+__all__ = [
+    "MAY_CHANGE",
+    "MOST_THREADS",
+    "ON_PURPOSE",
+    "Count",
+    "Fraction",
+    "Ge",
+    "Gt",
+    "Le",
+    "Mark",
+    "Positive",
+]
 
 
 class Mark:
@@ -48,4 +59,5 @@ ON_PURPOSE = Mark()
 
 Fraction = Annotated[float, Ge(0.0), Le(1.0)]
 Positive = Annotated[float, Gt(0.0)]
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(1), Le(2**31 - 1)]
+MOST_THREADS = 1024  # of a process that decode; at some ten thousand DALI aborts

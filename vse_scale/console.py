@@ -57,6 +57,22 @@ def logged(*, main: bool) -> Iterator[None]:
         log.setLevel(level)
 
 
+@contextmanager
+def without_reports() -> Iterator[None]:
+    """Keep back what transformers says of a file, in the file's own words, and its bar."""
+    from transformers.utils import logging as report  # takes seconds
+
+    level, bar = report.get_verbosity(), report.is_progress_bar_enabled()
+    report.set_verbosity_error()
+    report.disable_progress_bar()
+    try:
+        yield
+    finally:
+        report.set_verbosity(level)
+        if bar:
+            report.enable_progress_bar()
+
+
 def duration(seconds: float) -> str:
     """Return a number of seconds, rounded, as ``m:ss`` or, from an hour on, ``h:mm:ss``."""
     minutes, rest = divmod(round(seconds), 60)

@@ -51,9 +51,10 @@ def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     # A leftover, or a link that another user put there to have its target written.
     partial.unlink(missing_ok=True)
     try:
-        yield partial
-        sync(partial)
-        partial.replace(path)
+        with _named(path):
+            yield partial
+            sync(partial)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -64,9 +65,29 @@ def write_text(path: Path, text: str, *, shared: bool = False) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def write_output(path: Path, text: str) -> None:
+    """Write ``text`` to a file that a user named; a device, a pipe or a link is written through."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        with _named(path):
+            path.write_text(text, encoding="utf-8")
+    else:
+        write_text(path, text)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write ``value`` to ``path`` as indented JSON with a final newline, whole or not at all."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name ``path`` in an error that has no file, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager

@@ -110,9 +110,7 @@ def options_of(folder: str, given: BuildOptions) -> BuildOptions:
         )
     return replace(
         given,
-        image=ImageOptions(
-            build["max_side"], build["quality"], build["keep_bytes"], build.get("keep_exif", False)
-        ),
+        image=ImageOptions.of(build),
         shard_samples=build["shard_samples"],
         seed=build["seed"],
         splits=build["splits"] if given.splits is None else given.splits,

@@ -68,14 +68,18 @@ def _build(source: Source, out: str, options: BuildOptions) -> Summary:
 
 
 @contextmanager
-def opened_store(folder: OutputFolder) -> Iterator[tuple[RowStore, Path]]:
+def opened_store(folder: OutputFolder, *, tidy: bool = True) -> Iterator[tuple[RowStore, Path]]:
     """Lock an output folder and yield a row store in it, with the path of its file.
+
+    Args:
+        folder: folder of the dataset.
+        tidy: as `OutputFolder.opened` takes it.
 
     Raises:
         OutputError: the folder or the store cannot be written.
     """
     storage.forget_listings()  # remote folders may have changed since this process's last build
-    with folder.opened(), folder.scratch("rows") as path:
+    with folder.opened(tidy=tidy), folder.scratch("rows") as path:
         try:
             with RowStore(path) as store:
                 yield store, path

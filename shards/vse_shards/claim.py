@@ -15,11 +15,12 @@ from vse_shards.json_text import parse_json
 from vse_shards.manifest import FILE_NAME
 from vse_shards.notes import shown
 from vse_shards.output import PLAN_NAME, OutputFolder
+from vse_shards.plan_folder import remove_plan
 from vse_shards.progress import say
 
 _SHARD_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*-\d{6,}\.(tar|idx|idx\.npy|json)")
 _OURS = re.compile(
-    rf"{_SHARD_FILE.pattern}|{COLUMN_FILE.pattern}|manifest\.json|rejects\.jsonl|duplicates\.jsonl|\.build\.json"
+    rf"{_SHARD_FILE.pattern}|{COLUMN_FILE.pattern}|manifest\.json|rejects\.jsonl|duplicates\.jsonl|\.build\.json|\.plan"
 )
 
 
@@ -42,34 +43,32 @@ def refuse_foreign(folder: OutputFolder) -> None:
         )
 
 
-def claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> None:
+def claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool, owner: str = "") -> None:
     """Claim the folder for this build, unless it contains another dataset.
 
     A plan without a manifest is no dataset: the build that wrote it failed or was stopped. Its
     shards are kept where they fit.
 
+    Args:
+        folder: folder of the dataset.
+        recorded: sections ``build`` and ``source`` of its manifest.
+        overwrite: remove another dataset.
+        owner: name of a plan for several machines; "" is a build by this one.
+
     Raises:
         OutputError: the folder's dataset was built from other rows, or with other options.
     """
     sealed = folder.read(FILE_NAME)
-    difference = _difference(sealed, recorded)
-    if difference and not overwrite:
-        raise OutputError(
-            f"{folder.path}: contains a dataset of another build ({difference}); add new rows to "
-            "it with vse-shards append, choose another folder, or replace it with --overwrite"
-        )
     if overwrite and sealed is not None:
         say(
             f"{folder.path}: the dataset there is removed before the new one is built, as no "
             "other folder can take its name"
         )
-    elif not overwrite and sealed is None:
-        unfinished = _difference(folder.read(PLAN_NAME), recorded)
-        if unfinished:
-            say(f"replacing an unfinished build ({unfinished}); shards that fit are kept")
+    elif not overwrite:
+        _check_other(folder, sealed, recorded, planned=bool(owner))
     # Before any shard: an interrupted build must not resume with other options.
-    if overwrite or sealed is None:
-        owner = uuid.uuid4().hex if folder.remote else ""
+    if overwrite or owner or sealed is None:
+        owner = owner or (uuid.uuid4().hex if folder.remote else "")
         plan = {**recorded, "owner": owner} if owner else recorded
         folder.write(PLAN_NAME, json.dumps(plan, sort_keys=True).encode())
         folder.owner = owner
@@ -77,11 +76,27 @@ def claim(folder: OutputFolder, recorded: dict[str, Any], overwrite: bool) -> No
         _clear(folder)
 
 
+def _check_other(
+    folder: OutputFolder, sealed: bytes | None, recorded: dict[str, Any], *, planned: bool
+) -> None:
+    """Refuse a folder that contains another dataset, and say that a build there is replaced."""
+    if difference := _difference(sealed, recorded):
+        last = "remove that dataset" if planned else "replace it with --overwrite"
+        raise OutputError(
+            f"{folder.path}: contains a dataset of another build ({difference}); add new rows to "
+            f"it with vse-shards append, choose another folder, or {last}"
+        )
+    if sealed is None and (unfinished := _difference(folder.read(PLAN_NAME), recorded)):
+        say(f"replacing an unfinished build ({unfinished}); shards that fit are kept")
+
+
 def _clear(folder: OutputFolder) -> None:
     """Remove a dataset, its manifest first, but neither the plan nor the text of its owner."""
+    remove_plan(folder)
     for name in sorted(folder.names(), key=lambda name: name != FILE_NAME):
-        if name != PLAN_NAME and (name != CARD_NAME or is_own(folder.read(name))):
-            folder.remove(name)
+        if name == PLAN_NAME or (name == CARD_NAME and not is_own(folder.read(name))):
+            continue
+        folder.remove(name)
 
 
 def remove_strays(folder: OutputFolder, kept: Collection[str]) -> None:

@@ -33,10 +33,12 @@ from vse_shards.command_options import (
     PrefixIds,
     Quality,
     Quoting,
+    Seed,
     ShardSamples,
     SourceName,
     Splits,
     Workers,
+    open_rows,
     read_columns,
     read_limit,
     read_splits,
@@ -44,7 +46,7 @@ from vse_shards.command_options import (
 from vse_shards.demo import make_demo
 from vse_shards.dry_run import dry_run as read_first
 from vse_shards.errors import DatasetError, SourceError, UserError
-from vse_shards.images import ImageOptions
+from vse_shards.machine_commands import make_command, plan_command, seal_command
 from vse_shards.masking import masked
 from vse_shards.merge import merge
 from vse_shards.preview import write_preview
@@ -123,7 +125,7 @@ def build_command(
     keep_exif: KeepExif = False,
     shard_samples: ShardSamples = 1000,
     workers: Workers = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
+    seed: Seed = 0,
     split: Splits = None,
     column: Columns = None,
     header: Header = None,
@@ -141,40 +143,19 @@ def build_command(
     json: Json = False,
 ) -> None:
     """Check images and captions, and pack them into shards. The same command resumes."""
-    splits, carvings = read_splits(split or [])
-    request = SourceRequest(
-        input=input,
-        images=images,
-        columns=read_columns(column or []),
-        header=header,
-        quoting=quoting,
-        wanted=splits,
-        use_images=not no_images,
-        use_regions=not no_regions,
-        allow_missing=allow_missing,
-        allow_outside=allow_outside,
-    )
-    options = BuildOptions(
-        image=ImageOptions(max_side, quality, keep_bytes, keep_exif),
-        shard_samples=shard_samples,
-        seed=seed,
-        splits=splits,
-        carvings=carvings,
-        prefix_ids=prefix_ids,
-        limit=limit,
-        workers=workers or cores(),
-        max_rejects=read_limit(max_rejects),
-        allow_missing=allow_missing,
-        allow_leaks=allow_leaks,
-        allow_outside=allow_outside,
-        overwrite=overwrite,
-    )
-    rows = open_source(source, request)
-    refuse_nested(input, out)
+    rows, options = open_rows(locals())
     if dry_run:
         reports.show_dry_run(read_first(rows, options), as_json=json)
         return
     reports.show_summary(build(rows, out, options), out, as_json=json)
+
+
+for _name, _command, _example in (
+    ("plan", plan_command, "plan data/mine --source jsonl --input captions.jsonl"),
+    ("make", make_command, "make data/mine --shards 0/8"),
+    ("seal", seal_command, "seal data/mine"),
+):
+    app.command(_name, epilog=f"Example: vse-shards {_example}")(_command)
 
 
 @app.command(

@@ -86,6 +86,11 @@ def open_column(path: Path, column: ColumnFile) -> NDArray[Any]:
         if digest != column.sha256:
             raise ValueError(f"has sha256 {digest[:12]}, the manifest says {column.sha256[:12]}")
         return open_npy(path)
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{path}: is not there; where rows were appended to the dataset meanwhile, start "
+            f"again; else {MEND_COLUMN}"
+        ) from None
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror}; {MEND_COLUMN}") from error
     except ValueError as error:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from vse_shards.carve import Carving
+from vse_shards.checks import refuse_nested
 from vse_shards.errors import SourceError
-from vse_shards.sources.registry import SOURCES
+from vse_shards.images import ImageOptions
+from vse_shards.options import BuildOptions
+from vse_shards.sources import Source
+from vse_shards.sources.registry import SOURCES, SourceRequest, open_source
+from vse_shards.system import cores
 from vse_shards.threshold import RejectLimit
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -90,6 +96,7 @@ KeepBytes = Annotated[
 KeepExif = Annotated[
     bool, typer.Option("--keep-exif", help="Keep in stored JPEGs where the photo was taken.")
 ]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")]
 ShardSamples = Annotated[int, typer.Option(min=1, help="Images per shard, before rejects.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a dataset of another build.")]
 DryRun = Annotated[
@@ -98,6 +105,51 @@ DryRun = Annotated[
         "--dry-run", help="Show the first rows as they would be stored, and write nothing."
     ),
 ]
+
+
+def open_rows(given: Mapping[str, Any]) -> tuple[Source, BuildOptions]:
+    """Open the source of a command that builds, and return it with the options of the build.
+
+    Args:
+        given: parameters of the command by name, as typer read them.
+
+    Raises:
+        SourceError: a value is none that the option takes, or the source cannot be opened.
+        OutputError: the output lies in the input, or the input in it.
+    """
+    splits, carvings = read_splits(given["split"] or [])
+    request = SourceRequest(
+        input=given["input"],
+        images=given["images"],
+        columns=read_columns(given["column"] or []),
+        header=given["header"],
+        quoting=given["quoting"],
+        wanted=splits,
+        use_images=not given["no_images"],
+        use_regions=not given["no_regions"],
+        allow_missing=given["allow_missing"],
+        allow_outside=given["allow_outside"],
+    )
+    options = BuildOptions(
+        image=ImageOptions(
+            given["max_side"], given["quality"], given["keep_bytes"], given["keep_exif"]
+        ),
+        shard_samples=given["shard_samples"],
+        seed=given["seed"],
+        splits=splits,
+        carvings=carvings,
+        prefix_ids=given["prefix_ids"],
+        limit=given["limit"],
+        workers=given["workers"] or cores(),
+        max_rejects=read_limit(given["max_rejects"]),
+        allow_missing=given["allow_missing"],
+        allow_leaks=given["allow_leaks"],
+        allow_outside=given["allow_outside"],
+        overwrite=given.get("overwrite", False),
+    )
+    rows = open_source(given["source"], request)
+    refuse_nested(given["input"], given["out"])
+    return rows, options
 
 
 def read_limit(text: str) -> RejectLimit:

@@ -12,6 +12,7 @@ from vse_shards.caption_table import CaptionTable, scratch_database
 from vse_shards.index import read_index
 from vse_shards.info import read_description
 from vse_shards.manifest import Manifest
+from vse_shards.plain_files import open_plain
 from vse_shards.progress import Progress
 from vse_shards.shard import read_outcome
 from vse_shards.sources import Caption
@@ -50,7 +51,7 @@ class Stored:
         offset, size = self.places.get(extension, (-1, -1))
         if size < 0:
             return None
-        with (self.folder / f"{self.stem}.tar").open("rb") as file:
+        with open_plain(self.folder / f"{self.stem}.tar") as file:
             file.seek(offset)
             return file.read(size)
 
@@ -162,8 +163,8 @@ def samples(folder: Path, manifest: Manifest) -> Iterator[Stored]:
         for shard in content.shards:
             stem = shard.name.removesuffix(".tar")
             index = read_index(folder / shard.index_name)
-            digests = read_outcome(folder, stem).digests
-            with (folder / shard.name).open("rb") as file:
+            digests = read_outcome(folder, stem, len(index)).digests
+            with open_plain(folder / shard.name) as file:
                 for row in range(len(index)):
                     description = read_description(file, folder / shard.name, index, row)
                     places = {one: index.place(row, one) for one in index.extensions}

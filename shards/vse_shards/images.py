@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,6 +59,13 @@ class ImageOptions:
     def recorded(self) -> dict[str, Any]:
         """Return the options as manifests list them: without one that is younger, if it is off."""
         return {k: v for k, v in asdict(self).items() if v or k != "keep_exif"}
+
+    @classmethod
+    def of(cls, build: Mapping[str, Any]) -> ImageOptions:
+        """Return the options that a manifest lists."""
+        return cls(
+            build["max_side"], build["quality"], build["keep_bytes"], build.get("keep_exif", False)
+        )
 
 
 @dataclass(frozen=True)

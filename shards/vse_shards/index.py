@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vse_shards.errors import DatasetError
+from vse_shards.plain_files import read_plain
 
 VERSION = "v1.2"
 _MOST = 1 << 53  # bytes: beyond any tar, and sums of two stay in 64 bits
@@ -200,7 +201,7 @@ def read_index(path: Path) -> Index:
         DatasetError: the file is missing, or is not an index.
     """
     try:
-        data = path.read_bytes()
+        data = read_plain(path, None)
     except FileNotFoundError:
         raise DatasetError(f"{path}: the index is missing; build the dataset again") from None
     except OSError as error:

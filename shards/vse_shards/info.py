@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ from vse_shards.errors import DatasetError
 from vse_shards.index import Index, read_index
 from vse_shards.json_text import mapping, parse_json
 from vse_shards.manifest import REJECTS_NAME, Manifest, Split
+from vse_shards.plain_files import open_plain
 from vse_shards.progress import Progress
 
 _QUANTILES = (0, 5, 50, 95, 100)
@@ -42,7 +44,7 @@ def descriptions(folder: Path, split: Split) -> Iterator[dict[str, Any]]:
     """Yield the description of every sample of a split, in order."""
     for shard in split.shards:
         index = read_index(folder / shard.index_name)
-        with (folder / shard.name).open("rb") as file:
+        with open_plain(folder / shard.name) as file:
             for row in range(len(index)):
                 yield read_description(file, folder / shard.name, index, row)
 
@@ -127,7 +129,7 @@ def _quantiles(values: list[int]) -> list[int] | None:
 
 def _reasons(path: Path) -> Counter[str]:
     try:
-        with path.open(encoding="utf-8") as lines:
+        with TextIOWrapper(open_plain(path), "utf-8") as lines:
             return Counter(str(mapping(parse_json(line))["reason"]) for line in lines)
     except (OSError, ValueError, KeyError) as error:
         raise DatasetError(f"{path}: cannot be read: {error}; build the dataset again") from None

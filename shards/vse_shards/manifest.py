@@ -300,7 +300,7 @@ def checked_index(folder: Path, shard: ShardRecord) -> Index:
     """
     path = folder / shard.index_name
     try:
-        data = path.read_bytes()
+        data = read_plain(path, None)
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror}; {_REMEDY}") from error
     digest = hashlib.sha256(data).hexdigest()

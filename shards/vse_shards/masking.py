@@ -6,9 +6,14 @@ import re
 from typing import Any
 
 MASK = "***"  # in the place of a secret
-_USER_INFO = re.compile(r"(\w://)[^/@\s]+@")
+_USER_INFO = re.compile(r"(\w://)[^/\s]+@")
+# A password with a slash, and no port, drive of Windows or chain: whoever parses the URL ends the
+# host at the slash, and may tell what is before it.
+_SLASHED = re.compile(r"(\w://)(?![A-Za-z]:[/\\])[^/\s:@\[]*:(?!:|\d{1,5}/)[^\s@/]*/[^\s@]*@")
 _SECRET = re.compile(
-    r"([?&;][\w.-]*(?:sig|signature|token|secret|passw|pwd|credential|key)[\w.-]*=)[^&;\s#]+", re.I
+    r"([?&;#](?:[\w.-]*(?:sig|token|secret|pass|pwd|credential|key|auth(?!or)|jwt|hmac|hdn|sas)[\w.-]*"
+    r"|code|pw)=)[^&;\s#]+",
+    re.I,
 )
 
 
@@ -16,7 +21,14 @@ def masked(text: str) -> str:
     """Return a text without the passwords and signatures of the URLs in it."""
     if "://" not in text:
         return text
-    return _SECRET.sub(rf"\1{MASK}", _USER_INFO.sub(rf"\1{MASK}@", text))
+    for pattern in (_USER_INFO, _SLASHED):
+        text = pattern.sub(rf"\1{MASK}@", text)
+    return _SECRET.sub(rf"\1{MASK}", text)
+
+
+def is_cut_short(url: str) -> bool:
+    """Return whether the password of a URL holds a slash, where every reader ends it."""
+    return _SLASHED.match(url, url.find("://") - 1) is not None
 
 
 def masked_values(value: Any) -> Any:

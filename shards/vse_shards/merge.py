@@ -21,6 +21,7 @@ from vse_shards.manifest import REJECTS_NAME, Manifest, ShardRecord, Split
 from vse_shards.notes import shown
 from vse_shards.options import Summary
 from vse_shards.output import OutputFolder
+from vse_shards.plain_files import read_plain
 from vse_shards.progress import Progress, say
 from vse_shards.seal import Gathered, finish, report_duplicates
 from vse_shards.shard import Outcome, read_outcome, record_name
@@ -49,6 +50,7 @@ def merge(
     manifests = [Manifest.load(folder) for folder in folders]
     for folder, manifest in zip(folders, manifests, strict=True):
         manifest.check(folder)
+        _check_records(folder, manifest)
     names = _names(folders)
     recorded = _recorded(names, manifests, prefix_ids)
     target = OutputFolder(str(out))
@@ -75,6 +77,17 @@ def merge(
         columns = any(manifest.in_columns for manifest in manifests)
         changed = finish(target, gathered, merged, columns=columns)
     return replace(gathered.summary(merged), duplicates=duplicates, changed=changed)
+
+
+def _check_records(folder: Path, manifest: Manifest) -> None:
+    """Read all records: a dataset that cannot be merged is refused before anything is written.
+
+    Raises:
+        DatasetError: a record is damaged.
+    """
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            read_outcome(folder, shard.stem, shard.samples)
 
 
 def _refuse_folders(folders: Sequence[Path], out: Path) -> None:
@@ -152,7 +165,7 @@ def _bring(
     folder: Path, shard: ShardRecord, target: OutputFolder, stem: str, prefix: str
 ) -> Outcome:
     """Link, copy or write anew one shard under a new name, unless it is there."""
-    old = read_outcome(folder, shard.name.removesuffix(".tar"))
+    old = read_outcome(folder, shard.stem, shard.samples)
     fingerprint = hashlib.sha256(f"{prefix} {shard.sha256} {old.fingerprint}".encode()).hexdigest()
     there = target.read(record_name(stem))
     if there is not None:
@@ -246,5 +259,12 @@ def _join_rejects(
         rejects = Rejects(file)
         for folder, manifest in zip(folders, manifests, strict=True):
             path = folder / REJECTS_NAME
-            rejects.keep(manifest.reject_lines(path.read_bytes(), str(path)))
+            try:
+                data = read_plain(path, None)
+            except OSError as error:
+                raise DatasetError(
+                    f"{path}: cannot be read: {error.strerror}; restore it, or build the dataset "
+                    "again"
+                ) from error
+            rejects.keep(manifest.reject_lines(data, str(path)))
     return rejects

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from vse_shards.system import locked_folder, sync_folder
 
 TEMPORARY = ".vse-tmp"
 PLAN_NAME = ".build.json"  # options and source of an unfinished build
+PLAN_FOLDER = ".plan"  # folder of a plan that several machines work on
 
 
 class OutputFolder:
@@ -25,11 +28,12 @@ class OutputFolder:
 
     Files of a remote folder are written to a local temporary folder, and uploaded complete.
 
-    A remote folder cannot be locked. The build that claimed it last owns it: it is named in the
-    plan there, and every other build ends at the next file that it would write.
+    A remote folder cannot be locked, nor can one that several machines write to. The build that
+    claimed it last owns it: it is named in the plan there, and every other build ends at the next
+    file that it would write.
 
     Attributes:
-        owner: name of the build that claimed the remote folder; "" writes without a look at it.
+        owner: name of the build that claimed the folder; "" writes without a look at it.
 
     Args:
         path: path or URL of the folder.
@@ -42,8 +46,12 @@ class OutputFolder:
         self.remote = storage.is_url(path)
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
+    def opened(self, *, shared: bool = False, tidy: bool = True) -> Iterator[None]:
         """Create and lock the folder, and remove temporary files of a killed build.
+
+        Args:
+            shared: let other processes write to it that open it in the same way.
+            tidy: remove temporary files; False where other machines may be writing them.
 
         Raises:
             OutputError: the folder cannot be written, or another build is running in it.
@@ -55,17 +63,24 @@ class OutputFolder:
                     attempt(self.path, lambda: filesystem.makedirs(inner, exist_ok=True))
                 else:
                     os.makedirs(self.path, exist_ok=True)
-                    if not stack.enter_context(locked_folder(self.path)):
+                    if not stack.enter_context(locked_folder(self.path, shared=shared)):
                         raise OutputError(
                             f"{self.path}: another build is running in this folder; wait for it, "
                             "or choose another"
                         )
-                    for name in os.listdir(self.path):
-                        if name.endswith(TEMPORARY):
-                            os.unlink(os.path.join(self.path, name))
+                    if tidy:
+                        self.remove_temporary()
                     with tempfile.TemporaryFile(dir=self.path):
                         pass  # fails here, not after hours, if the folder is read-only
             yield
+
+    def remove_temporary(self) -> None:
+        """Remove the temporary files of killed builds."""
+        if not self.remote:
+            for name in os.listdir(self.path):
+                if name.endswith(TEMPORARY):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(self.path, name))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
@@ -79,7 +94,8 @@ class OutputFolder:
             if self.remote:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
             # The suffix hides it from `names`, and marks it for removal by the next build.
-            temporary = os.path.join(folder, f".{name}.{os.getpid()}{TEMPORARY}")
+            # Nor do processes of two machines, which may have one number, share a name.
+            temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{TEMPORARY}")
             try:
                 with open(temporary, "wb") as file:
                     yield file
@@ -155,8 +171,8 @@ class OutputFolder:
         Raises:
             OutputError: it cannot be removed.
         """
+        self._check_owner()
         if self.remote:
-            self._check_owner()
             path = f"{self.path}/{name}"
             with _explained(path), contextlib.suppress(FileNotFoundError):
                 filesystem, inner = open_filesystem(path)
@@ -166,10 +182,10 @@ class OutputFolder:
             os.unlink(os.path.join(self.path, name))
 
     def _publish(self, temporary: str, name: str) -> None:
+        self._check_owner()
         if self.remote:
             path = f"{self.path}/{name}"
             filesystem, inner = open_filesystem(path)
-            self._check_owner()
             attempt(path, lambda: filesystem.put_file(temporary, inner))
             return
         os.replace(temporary, os.path.join(self.path, name))
@@ -177,19 +193,38 @@ class OutputFolder:
         sync_folder(self.path)
 
     def _check_owner(self) -> None:
-        """Refuse to go on in a remote folder that another build has claimed.
+        """Refuse to go on in a folder that another build has claimed.
 
         Raises:
             OutputError: another has, or has finished there.
         """
-        if self.owner and not (self._is_owned() or self._is_owned()):  # one answer may be damaged
+        if self.owner and not self.is_owned():
             raise OutputError(
                 f"{masked(self.path)}: another build has begun in this folder since, and goes on; "
                 "wait for it, then run the same command again, or choose another folder"
             )
 
-    def _is_owned(self) -> bool:
-        return f'"{self.owner}"'.encode() in (self.read(PLAN_NAME) or b"")
+    def is_owned(self) -> bool:
+        """Return whether the build that is called ``owner`` is the last that claimed the folder."""
+        wanted = f'"{self.owner}"'.encode()
+        # Read again if not: one answer of a storage may be damaged.
+        return any(wanted in (self.read(PLAN_NAME) or b"") for _ in range(2))
+
+
+def remove_folder(folder: OutputFolder, name: str) -> None:
+    """Remove a folder in an output folder, with all that is in it, if it exists.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    path = f"{folder.path}/{name}"
+    with _explained(path), contextlib.suppress(FileNotFoundError):
+        if folder.remote:
+            filesystem, inner = open_filesystem(path)
+            attempt(path, lambda: filesystem.rm(inner, recursive=True))
+        else:
+            # A late maker, or a network file system, may put a file there meanwhile.
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Generic, TypeVar, cast
 
 from vse_shards.errors import PartError
+from vse_shards.notes import shown
 
 T = TypeVar("T")
 
@@ -69,8 +70,8 @@ class Registry(Generic[T]):
         near = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         return (
-            f"{self.kind} {name!r} is not known{hint} Choose {', '.join(known)}, or give a class "
-            "of your own as module:Class"
+            f"{self.kind} {shown(name)!r} is not known{hint} Choose {', '.join(known)}, or give a "
+            "class of your own as module:Class"
         )
 
     def _load(self, target: str) -> type[T]:

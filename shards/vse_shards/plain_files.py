@@ -20,12 +20,22 @@ _KINDS = {
 }
 
 
+class NotRegularError(OSError, ValueError):
+    """A pipe, device or socket in the place of a file."""
+
+    def __init__(self, kind: str, path: Path | str) -> None:
+        super().__init__(errno.EINVAL, f"is {kind}, not a regular file", str(path))
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 def open_plain(path: Path | str) -> BufferedReader:
     """Open a regular file, or a link to one, for reading.
 
     Raises:
-        OSError: it cannot be opened.
-        ValueError: it is of another kind, such as a pipe, whose reader may wait for ever.
+        OSError: it cannot be opened, or is of another kind, such as a pipe, whose reader may wait
+            for ever.
     """
     # Without O_NONBLOCK the opening itself waits for a writer of the pipe.
     descriptor = os.open(path, READING_AT_ONCE)
@@ -35,21 +45,23 @@ def open_plain(path: Path | str) -> BufferedReader:
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise ValueError(f"is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, not a regular file")
+    raise NotRegularError(_KINDS.get(stat.S_IFMT(mode), "no file"), path)
 
 
-def read_plain(path: Path | str, most: int = MOST_BYTES) -> bytes:
+def read_plain(path: Path | str, most: int | None = MOST_BYTES) -> bytes:
     """Read a regular file whole.
 
     Args:
         path: of the file.
-        most: bytes that it may have.
+        most: bytes that it may have; None: any number.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no regular file, or has more bytes.
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it has more bytes.
     """
     with open_plain(path) as file:
+        if most is None:
+            return file.read()
         size = os.fstat(file.fileno()).st_size
         data = file.read(most + 1) if size <= most else b""
     if max(size, len(data)) > most:

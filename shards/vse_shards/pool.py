@@ -19,12 +19,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vse_shards.errors import OutputError
+from vse_shards.errors import DatasetError, OutputError
 from vse_shards.images import ImageOptions
+from vse_shards.masking import masked
 from vse_shards.output import OutputFolder
 from vse_shards.progress import Progress
 from vse_shards.rows import RowStore
 from vse_shards.shard import ShardPlan, finished, make_shard, shard_fingerprint
+from vse_shards.system import only_packages
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,6 +49,7 @@ class Task:
         store: file of the rows.
         options: conversion of images.
         owner: name of the build, as `OutputFolder` has it.
+        planned: fingerprint that a plan for several machines gives the shard; "" without one.
     """
 
     split: str
@@ -56,6 +59,7 @@ class Task:
     store: Path
     options: ImageOptions
     owner: str = ""
+    planned: str = ""
 
 
 def each(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
@@ -71,7 +75,10 @@ def each(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterat
         return
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(workers, context, _start, (context.Array("q", 3),)) as pool:
+        with (
+            only_packages(),
+            ProcessPoolExecutor(workers, context, _start, (context.Array("q", 3),)) as pool,
+        ):
             while first:
                 yield from pool.map(function, first, chunksize=_CHUNK)
                 first = list(islice(waiting, workers * _CHUNK * 4))
@@ -83,6 +90,7 @@ class _Stopped(Exception):
     """Raised in a worker when the build ends early."""
 
 
+@only_packages()
 def run_tasks(tasks: list[Task], workers: int, progress: Progress) -> int:
     """Write all shards that are not finished, and return their number.
 
@@ -142,7 +150,10 @@ def _run(task: Task, progress: Progress | None = None) -> bool:
     """Write a shard unless it is finished, and return whether it was written."""
     out = OutputFolder(task.out, task.owner)
     with RowStore(task.store, read_only=True) as store:
-        rows = store.fetch(task.numbers)
+        try:
+            rows = store.fetch(task.numbers)
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise _damaged(task) from error
 
     def done(rejected: bool) -> None:
         with _counters.get_lock():
@@ -156,14 +167,26 @@ def _run(task: Task, progress: Progress | None = None) -> bool:
 
     identities = (stored.identity for stored in rows)
     fingerprint = shard_fingerprint(task.plan, identities, task.options)
+    if task.planned and fingerprint != task.planned:
+        raise _damaged(task)
     outcome = finished(out, task.plan, fingerprint)
     if outcome is None:
-        make_shard(out, task.plan, [stored.row for stored in rows], fingerprint, task.options, done)
+        pictures = [stored.row for stored in rows]
+        make_shard(
+            out, task.plan, pictures, fingerprint, task.options, done, elsewhere=bool(task.planned)
+        )
         return True
     with _counters.get_lock():
         _counters[_DONE] += len(rows)
         _counters[_REJECTED] += len(outcome.problems)
     return False
+
+
+def _damaged(task: Task) -> DatasetError:
+    return DatasetError(
+        f"{masked(str(task.store))}: is damaged: its rows are not those of {task.plan.stem}; run "
+        "vse-shards plan again"
+    )
 
 
 def _show(counters: SynchronizedArray[int], progress: Progress) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +18,28 @@ from vse_shards.images import Rejected, decode_strictly
 from vse_shards.index import read_index
 from vse_shards.info import read_description
 from vse_shards.manifest import Manifest, ShardRecord
+from vse_shards.plain_files import open_plain
 
 _SIDE = 320  # pixels; larger images are shrunk on the page
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><style>
+:root {{ --ink: #222; --paper: #fafafa; --card: #fff; --rule: #ddd; --soft: #666 }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ink: #e8e6e1; --paper: #17181a; --card: #1f2225; --rule: #34383b; --soft: #a3a097 }}
+}}
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px;
-  padding: 0 1rem; color: #222; background: #fafafa }}
+  padding: 0 1rem; color: var(--ink); background: var(--paper) }}
 main {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)) }}
-figure {{ margin: 0; padding: .75rem; background: #fff; border: 1px solid #ddd;
+figure {{ margin: 0; padding: .75rem; background: var(--card); border: 1px solid var(--rule);
   border-radius: 6px }}
 img {{ width: 100%; height: auto; border-radius: 3px }}
-figcaption small {{ color: #666; overflow-wrap: anywhere }}
+figcaption small {{ color: var(--soft); overflow-wrap: anywhere }}
 ol {{ padding-left: 1.2rem; margin: .4rem 0 0 }}
 </style></head><body>
-<h1>{title}</h1><p>{summary}</p><main>
+<header><h1>{title}</h1><p>{summary}</p></header><main>
 {figures}
 </main></body></html>
 """
@@ -74,10 +82,14 @@ def write_preview(folder: Path, out: Path, *, samples: int = 48, seed: int = 0) 
         summary=html.escape(summary),
         figures="\n".join(figures),
     )
+    new = not os.path.lexists(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, "utf-8")
     except OSError as error:
+        if new:  # and half of a page now
+            with contextlib.suppress(OSError):
+                out.unlink(missing_ok=True)
         raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
     return {"out": str(out), "samples": listed}
 
@@ -87,7 +99,7 @@ def _figure(
 ) -> tuple[str, dict[str, str | int]]:
     index = read_index(folder / shard.index_name)
     key = index.keys[row]
-    with (folder / shard.name).open("rb") as file:
+    with open_plain(folder / shard.name) as file:
         description = read_description(file, folder / shard.name, index, row)
         offset, size = index.place(row, "jpg")
         if size >= 0:

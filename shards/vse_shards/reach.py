@@ -7,13 +7,13 @@ import posixpath
 from functools import lru_cache
 from urllib.parse import unquote
 
+from vse_shards import notes
 from vse_shards.masking import masked
 from vse_shards.remote import is_url
 from vse_shards.system import is_absolute, slashed
 
 _OUTSIDE = "outside:"  # no storage opens a path that begins so
 _LEADING_OUT = ("..", "%", "::")  # without these, a relative name stays in its folder
-_SHOWN = 80  # characters of a name in a message
 
 
 def inside(folder: str, name: str) -> str:
@@ -84,9 +84,8 @@ def is_web(path: str) -> bool:
 
 
 def shown(name: str) -> str:
-    """Return a name for a message: without passwords, and short."""
-    text = masked(name)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    """Return a name for a message: without passwords, and short; both its ends stay."""
+    return notes.shown(masked(name))
 
 
 def forget_folders() -> None:

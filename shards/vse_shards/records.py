@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_MAX_SAMPLES = 10_000_000  # of a shard
+MAX_SAMPLES = 10_000_000  # of a shard
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class ShardRecord:
         name = self.name
         if not name.endswith(".tar") or "/" in name or not name.isprintable() or len(name) > 255:
             raise ValueError(f"shard name {name[:80]!r} is not the file name of a tar")
-        if self.samples > _MAX_SAMPLES or min(self.captions, default=(0,))[0] < 0:
+        if self.samples > MAX_SAMPLES or min(self.captions, default=(0,))[0] < 0:
             raise ValueError(
-                f"{name}: has {self.samples:,} samples, limit {_MAX_SAMPLES:,}, or a negative "
+                f"{name}: has {self.samples:,} samples, limit {MAX_SAMPLES:,}, or a negative "
                 "number of captions"
             )
         if any(run < 0 for _, run in self.captions):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vse_shards.errors import SourceError
 from vse_shards.notes import shown
 from vse_shards.npy import open_npy, parse_npy
+from vse_shards.plain_files import open_plain
 from vse_shards.rgb import Rejected
 from vse_shards.sources import RegionsAt
 
@@ -98,7 +99,7 @@ def _region_file(path: str, dimensions: int) -> NDArray[Any]:
 
 def _from_tsv(at: RegionsAt) -> Features:
     """Decode the line that begins at byte ``row``: its last cells are number, boxes, features."""
-    with open(at.path, "rb") as file:
+    with open_plain(at.path) as file:
         file.seek(at.row)
         cells = file.readline(MAX_LINE).rstrip(b"\r\n").split(b"\t")
     try:

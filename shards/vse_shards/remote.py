@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from vse_shards.errors import AccessError, StorageError, UserError
-from vse_shards.masking import MASK, masked
+from vse_shards.masking import MASK, is_cut_short, masked
 from vse_shards.progress import say
 
 RETRY_SECONDS = 60.0  # from the first request to the last
@@ -59,6 +59,9 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     if f"://{MASK}@" in url or f"={MASK}" in url:
         reason = "its password was not recorded; write it into the URL again"
         raise ProtocolError(errno.EINVAL, reason, url)
+    if is_cut_short(url):  # whose library would tell a part of it
+        reason = "a password in it holds a /; write %2F in its place"
+        raise ProtocolError(errno.EINVAL, reason, masked(url))
     try:
         filesystem, inner = url_to_fs(url, **_options(split_protocol(url)[0]))
     except Exception as error:

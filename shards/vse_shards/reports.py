@@ -9,9 +9,11 @@ from typing import Any
 from vse_shards.dry_run import DryRun
 from vse_shards.errors import DatasetError
 from vse_shards.info import describe
+from vse_shards.machines import MadePart, Part
 from vse_shards.manifest import COLUMNS_VERSION, Manifest
 from vse_shards.notes import counted, shown
 from vse_shards.options import Summary
+from vse_shards.plan_folder import Plan
 from vse_shards.progress import say
 from vse_shards.terminal import tell, tell_json
 
@@ -37,7 +39,8 @@ def show_summary(summary: Summary, out: str, *, as_json: bool) -> None:
     size += f"{counted(summary.pairs, 'caption')}, {_bytes(summary.bytes)}"
     if summary.built or summary.changed:
         rate = summary.images / max(summary.seconds, 1e-9)
-        say(f"built {out}: {size} in {summary.seconds:.1f} s, {rate:,.0f} images/s")
+        speed = f" in {summary.seconds:.1f} s, {rate:,.0f} images/s" if summary.seconds else ""
+        say(f"built {out}: {size}{speed}")
     else:
         say(f"nothing to do: {out} is complete: {size}")
     for change, images in summary.changes.items():
@@ -47,6 +50,43 @@ def show_summary(summary: Summary, out: str, *, as_json: bool) -> None:
         say(f"{summary.duplicates:,} {again} more than once: {out}/duplicates.jsonl")
     if summary.rejects:
         say(f"{_reasons(summary.rejects)} rejected: {out}/rejects.jsonl")
+
+
+def show_plan(plan: Plan, shards: int, out: str, *, as_json: bool) -> None:
+    """Print a plan of a build on many machines."""
+    splits = plan.source["rows"]
+    if as_json:
+        content = {"out": out, "id": plan.id, "shards": shards, "rows": plan.read}
+        tell_json({**content, "images": splits, "notes": plan.notes})
+        return
+    images = ", ".join(f"{name} {counted(count, 'image')}" for name, count in splits.items())
+    say(f"planned {out}: {images} in {counted(shards, 'shard')}")
+    say(
+        f"on each of N machines: vse-shards make {out} --shards I/N, I from 0; then, on one: "
+        f"vse-shards seal {out}"
+    )
+
+
+def show_made(made: MadePart, part: Part, out: str, *, as_json: bool) -> None:
+    """Print the shards of a part that were made."""
+    if as_json:
+        tell_json({"out": out, "part": str(part), **asdict(made)})
+    elif made.sealed:
+        say(f"nothing to do: {out} is sealed")
+    else:
+        say(
+            f"part {part} of {out}: {counted(made.shards, 'shard')} complete, "
+            f"{made.written:,} of them made now"
+        )
+
+
+def show_sealed(out: str, *, as_json: bool) -> None:
+    """Print that a dataset was sealed before."""
+    fingerprint = Manifest.load(out).fingerprint
+    if as_json:
+        tell_json({"out": out, "fingerprint": fingerprint, "changed": False})
+    else:
+        say(f"nothing to do: {out} is complete: fingerprint {fingerprint[:16]}")
 
 
 def show_upgrade(folder: Path, manifest: Manifest, *, as_json: bool) -> None:

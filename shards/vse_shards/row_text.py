@@ -38,8 +38,17 @@ def to_body(row: Row, size: int | None) -> str:
 
 
 def from_columns(body: str, image: str | None, regions: str | None) -> StoredRow:
-    """Return the row of what `to_body` returned, with the paths of its image and regions."""
+    """Return the row of what `to_body` returned, with the paths of its image and regions.
+
+    Raises:
+        AttributeError, LookupError, RecursionError, TypeError, ValueError: it is another text.
+    """
     content: dict[str, Any] = json.loads(body)
+    for place in (image, regions):
+        if not isinstance(place, str | None):
+            raise TypeError(f"{place!r:.80} is no path")
+    if (image is None) != (content["image"] is None):
+        raise ValueError("its picture has no place")
     content["captions"] = tuple(Caption(*caption) for caption in content["captions"])
     if image is not None:
         content["image"] = Location(image, *content["image"])

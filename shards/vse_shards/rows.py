@@ -20,6 +20,7 @@ from vse_shards.identity import (
     caption_clash,
     leaked,
 )
+from vse_shards.plain_files import MOST_BYTES
 from vse_shards.row_text import StoredRow, dump, from_columns
 from vse_shards.sources import Problem, Row
 
@@ -64,7 +65,7 @@ class RowStore:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         if read_only:
-            self._db = sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)
+            self._db = _opened(path)
             return
         self._db = scratch_database(path)
         self._captions = CaptionTable(self._db)
@@ -169,6 +170,18 @@ class RowStore:
             from_columns(*self._db.execute(query, (int(number),)).fetchone()) for number in numbers
         ]
 
+    def in_order(self, places: NDArray[np.int64]) -> Iterator[tuple[str, str | None, str | None]]:
+        """Yield all rows, as `from_columns` takes them, in another order than the source's.
+
+        They are sorted on the disk, in ``TMPDIR``.
+
+        Args:
+            places: place of each row by its number, (numbers,) int64.
+        """
+        self._db.create_function("place", 1, lambda number: int(places[number]))
+        query = "SELECT body, image, regions FROM rows ORDER BY place(number)"
+        return iter(self._db.execute(query))
+
     def all_numbers(self) -> list[int]:
         """Return the numbers of all rows in the source's order."""
         return [number for (number,) in self._db.execute("SELECT number FROM rows ORDER BY 1")]
@@ -216,3 +229,20 @@ class RowStore:
         for line in self.problems():
             digest.update(line.encode())
         return digest.hexdigest()
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Open a filled file, which may be a stranger's, so that reading a row computes nothing.
+
+    Raises:
+        sqlite3.Error: it is no database, or its rows are no stored ones.
+    """
+    db = sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES)
+    db.execute("PRAGMA trusted_schema = OFF")
+    made = db.execute("SELECT substr(sql, 1, 12) FROM sqlite_master WHERE lower(name) = 'rows'")
+    computed = db.execute("SELECT name FROM pragma_table_xinfo('rows') WHERE hidden")
+    if made.fetchall() != [("CREATE TABLE",)] or computed.fetchall():
+        db.close()
+        raise sqlite3.DatabaseError("its rows are no table, or are computed")
+    return db

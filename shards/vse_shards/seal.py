@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from vse_shards.masking import masked
 from vse_shards.notes import counted, shown
 from vse_shards.options import BuildOptions, Summary
 from vse_shards.output import PLAN_NAME, OutputFolder
+from vse_shards.plan_folder import remove_plan
 from vse_shards.pool import Task, run_tasks
 from vse_shards.progress import Progress, say
 from vse_shards.rows import RowStore
@@ -45,10 +47,6 @@ class Gathered:
     untouched: int = 0
     changes: Counter[str] = field(default_factory=Counter)
     files: set[str] = field(default_factory=set)
-
-    def has(self, tasks: list[Task]) -> bool:
-        """Return whether any of these shards has a sample."""
-        return any(f"{task.plan.stem}.tar" in self.files for task in tasks)
 
     def manifest(self, rejects: Rejects, build: dict[str, Any], source: dict[str, Any]) -> Manifest:
         """Return the manifest of the shards, with what it records of their build and source."""
@@ -86,6 +84,25 @@ class Gathered:
             self.files |= {outcome.shard.name, outcome.shard.index_name}
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A source that was read.
+
+    Attributes:
+        name: name of the source.
+        rows: number of rows and problems.
+        problems: lines of ``rejects.jsonl``.
+    """
+
+    name: str
+    rows: int
+    problems: Iterable[str]
+
+
+# Split and stem of a shard, with its outcome.
+Made = tuple[str, str, Outcome]
+
+
 def seal(
     folder: OutputFolder,
     name: str,
@@ -119,17 +136,46 @@ def seal(
     )
     with Progress("building", rows, "images") as progress:
         built = run_tasks(tasks, workers, progress)
+    # In order: the manifest must not depend on which worker was faster.
+    made = ((t.split, t.plan.stem, read_outcome(folder.path, t.plan.stem)) for t in tasks)
+    reading = Reading(name, store.read, store.problems())
+    summary = conclude(folder, reading, made, recorded, options, earlier)
+    return replace(summary, seconds=progress.seconds, built=built)
+
+
+def conclude(
+    folder: OutputFolder,
+    reading: Reading,
+    made: Iterable[Made],
+    recorded: dict[str, Any],
+    options: BuildOptions,
+    earlier: Manifest | None = None,
+) -> Summary:
+    """Find duplicates, and write rejects and manifest.
+
+    Args:
+        folder: folder of the dataset, with all its shards.
+        reading: source of the shards.
+        made: the shards in their order.
+        recorded: sections ``build`` and ``source`` of the manifest.
+        options: options of the build.
+        earlier: the dataset that is added to; its shards come first in their splits.
+
+    Raises:
+        SourceError: nothing can be used, too many rows were rejected, or images leak.
+        OutputError: a file cannot be written.
+    """
     gathered = _earlier_shards(folder, earlier)
     old_rejects = _old_rejects(folder, earlier)
-    rejects = _collect(folder, store, tasks, gathered, old_rejects)
+    rejects, tars = _collect(folder, reading, made, gathered, old_rejects)
     try:
-        rejects.check(name, options.max_rejects, store.read, options.accepted())
+        rejects.check(reading.name, options.max_rejects, reading.rows, options.accepted())
         duplicates = report_duplicates(folder, gathered.digests, options.allow_leaks)
     except SourceError:
         if earlier is not None:  # whose manifest knows its own rejects alone
             folder.write(REJECTS_NAME, "".join(old_rejects).encode())
         raise
-    if earlier is not None and rejects.lines == earlier.rejects and not gathered.has(tasks):
+    if earlier is not None and rejects.lines == earlier.rejects and not tars:
         recorded = {"build": earlier.build, "source": earlier.source}  # nothing was added
     manifest = gathered.manifest(rejects, recorded["build"], recorded["source"])
     changed = finish(folder, gathered, manifest)
@@ -137,41 +183,44 @@ def seal(
         gathered.summary(manifest),
         rejects=dict(rejects.reasons),
         duplicates=duplicates,
-        seconds=progress.seconds,
-        built=built,
         changed=changed,
     )
 
 
 def _collect(
     folder: OutputFolder,
-    store: RowStore,
-    tasks: list[Task],
+    reading: Reading,
+    made: Iterable[Made],
     gathered: Gathered,
     old_rejects: list[str],
-) -> Rejects:
+) -> tuple[Rejects, int]:
     """Add the outcomes of all shards to the gathered, and write the rejects.
+
+    Returns:
+        The rejects, and the number of shards that have a sample.
 
     Raises:
         SourceError: all images were rejected.
     """
-    rows = sum(len(task.numbers) for task in tasks)
+    rejected = tars = 0
     known = set(old_rejects)  # of rows that were read again
     with folder.writing(REJECTS_NAME) as file:
         rejects = Rejects(file)
         rejects.keep(old_rejects)
-        rejects.add(line for line in store.problems() if line not in known)
-        for task in tasks:  # in order: the manifest must not depend on which worker was faster
-            outcome = read_outcome(folder.path, task.plan.stem)
+        rejects.add(line for line in reading.problems if line not in known)
+        for split, stem, outcome in made:
             rejects.add(line for line in outcome.problems if line not in known)
-            gathered.add(task.split, task.plan.stem, outcome)
+            gathered.add(split, stem, outcome)
+            rejected += len(outcome.problems)
+            tars += outcome.shard is not None
     if not gathered.shards:
         raise SourceError(
-            f"{folder.path}: {f'all {rows:,} images were' if rows > 1 else 'the only image was'} "
+            f"{folder.path}: "
+            f"{f'all {rejected:,} images were' if rejected > 1 else 'the only image was'} "
             f"rejected ({rejects.text()}); "
             f"{REJECTS_NAME} says why"
         )
-    return rejects
+    return rejects, tars
 
 
 def _check_sizes(folder: OutputFolder, manifest: Manifest) -> None:
@@ -209,14 +258,15 @@ def finish(
         manifest = in_columns(folder, manifest)
         files |= {table_name(s.stem) for split in gathered.shards.values() for s in split}
     text = manifest.dumps().encode()
-    changed = folder.read(FILE_NAME) != text
+    replaced = folder.read(FILE_NAME)
     remove_strays(folder, files)
     write_card(folder, manifest)
     # Last: a folder without a manifest is not a dataset.
     folder.write(FILE_NAME, text)
-    remove_columns(folder, manifest)  # those of the manifest that was replaced
+    remove_columns(folder, manifest, replaced if manifest.in_columns else None)
     folder.remove(PLAN_NAME)
-    return changed
+    remove_plan(folder)
+    return replaced != text
 
 
 def report_duplicates(folder: OutputFolder, digests: Digests, allow_leaks: bool) -> int:

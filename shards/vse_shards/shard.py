@@ -6,17 +6,17 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vse_shards import recorded, storage
-from vse_shards.errors import DatasetError, StorageError
+from vse_shards import reach, recorded, storage
+from vse_shards.errors import DatasetError, SourceError, StorageError
 from vse_shards.images import CheckedImage, ImageOptions, Rejected, check_image
 from vse_shards.json_text import parse_json
 from vse_shards.manifest import ShardRecord, run_length_code
-from vse_shards.masking import masked
 from vse_shards.output import OutputFolder
 from vse_shards.regions import read_regions
 from vse_shards.sources import Location, Problem, Row
@@ -75,10 +75,12 @@ class Outcome:
             KeyError, TypeError, ValueError: the text is not a record.
         """
         content = recorded.checked(parse_json(text), recorded.SHARD, "record")
-        shard = content["shard"]
+        shard = content["shard"] and ShardRecord.from_dict(content["shard"])
+        if len(content["digests"]) != (shard.samples if shard else 0):
+            raise ValueError(f"has {len(content['digests'])} digests")
         return cls(
             fingerprint=content["fingerprint"],
-            shard=None if shard is None else ShardRecord.from_dict(shard),
+            shard=shard,
             problems=tuple(content["problems"]),
             digests=tuple(content["digests"]),
             untouched=content["untouched"],
@@ -91,16 +93,23 @@ def record_name(stem: str) -> str:
     return f"{stem}.json"
 
 
-def read_outcome(folder: Path | str, stem: str) -> Outcome:
+def read_outcome(folder: Path | str, stem: str, samples: int | None = None) -> Outcome:
     """Read the record of a finished shard.
 
+    Args:
+        folder: folder or URL of the dataset.
+        stem: name of the shard.
+        samples: of the shard, where they are known.
+
     Raises:
-        DatasetError: there is none.
+        DatasetError: there is none, or it is of another number of samples.
     """
     path = f"{folder}/{record_name(stem)}"
     for _ in range(2):  # a storage may send something else for once
         with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
-            return Outcome.loads(storage.read_bytes(path))
+            found = Outcome.loads(storage.read_bytes(path))
+            if samples in (None, len(found.digests)):
+                return found
     raise DatasetError(
         f"{path}: is no record of a shard; copy the file again, or build the dataset again"
     )
@@ -123,10 +132,22 @@ def shard_fingerprint(plan: ShardPlan, identities: Iterable[str], options: Image
 
 
 def finished(out: OutputFolder, plan: ShardPlan, fingerprint: str) -> Outcome | None:
-    """Return the outcome of an earlier build if record, index and tar still agree."""
+    """Return the outcome of an earlier build if record, index and tar still agree.
+
+    A record that does not agree is removed: a kill must not leave it beside other bytes. Without
+    one nothing is: another machine may be about to write it.
+    """
     text = out.read(record_name(plan.stem))
     if text is None:
         return None
+    outcome = _agreeing(out, text, fingerprint)
+    # Another machine may have written it anew while this one compared the tar.
+    if outcome is None and out.read(record_name(plan.stem)) == text:
+        out.remove(record_name(plan.stem))
+    return outcome
+
+
+def _agreeing(out: OutputFolder, text: bytes, fingerprint: str) -> Outcome | None:
     try:
         outcome = Outcome.loads(text)
     except (KeyError, TypeError, ValueError):
@@ -148,6 +169,8 @@ def make_shard(
     fingerprint: str,
     options: ImageOptions,
     done: Callable[[bool], None],
+    *,
+    elsewhere: bool = False,
 ) -> Outcome:
     """Check, convert and write the rows of one shard: index first, then tar, then record.
 
@@ -158,14 +181,16 @@ def make_shard(
         fingerprint: fingerprint of the shard.
         options: conversion of images.
         done: called after every row, with True if it was rejected.
+        elsewhere: whether another machine read the source, which may see files that this one does
+            not.
 
     Raises:
         OutputError: a file cannot be written.
-        SourceError: a storage does not answer; no sample of the shard is lost then.
+        StorageError: a storage does not answer, or a file is not on this machine; no sample of the
+            shard is lost then.
     """
-    out.remove(record_name(plan.stem))  # first: a kill below must not leave a record of other bytes
     problems: list[str] = []
-    samples = _samples(plan, rows, options, problems, done)
+    samples = _samples(plan, rows, options, problems, done, elsewhere)
     first = next(samples, None)
     shard, digests, untouched, changes = None, [], 0, Counter[str]()
     if first is not None:  # no samples, no shard: DALI cannot read an empty tar
@@ -219,6 +244,7 @@ def _samples(
     options: ImageOptions,
     problems: list[str],
     done: Callable[[bool], None],
+    elsewhere: bool,
 ) -> Iterator[_Sample]:
     """Yield the samples of usable rows; append the others to ``problems``."""
     for number, row in enumerate(rows):
@@ -226,11 +252,17 @@ def _samples(
             image = None if row.image is None else _checked(row.image, options)
             regions = None if row.regions is None else read_regions(row.regions)
         except Rejected as refusal:
+            if elsewhere:
+                _check_here(row)
             problems.append(
                 Problem(row.name, row.image_id, row.split, refusal.reason, refusal.detail).to_line()
             )
             done(True)
             continue
+        except (SourceError, FileNotFoundError):
+            if elsewhere:
+                _check_here(row)
+            raise
         members = {} if image is None else {"jpg": image.data}
         if regions is not None:
             members["npy"] = regions
@@ -244,6 +276,32 @@ def _samples(
             changes=() if image is None else image.changes,
         )
         done(False)
+
+
+def _check_here(row: Row) -> None:
+    """Tell a damaged file from one that this machine does not see.
+
+    Raises:
+        StorageError: the row has a local file that is not there, or that this user may not read.
+    """
+    needed = {}
+    if row.image is not None:
+        needed[row.image.path] = row.image.offset + (row.image.size or 0)
+    if row.regions is not None:
+        needed[row.regions.path] = 0
+    for path, least in needed.items():
+        if not storage.is_url(path) and (size := storage.file_size(path)) < least:
+            raise StorageError(
+                f"{reach.shown(path)}: "
+                f"{'is not on this machine' if size < 0 else f'has {size:,} bytes here'}, and was "
+                "there in full when the plan was made; mount its folder here under the same path, "
+                "or run vse-shards plan again if it is gone"
+            )
+        if not storage.is_url(path) and not os.access(path, os.R_OK):
+            raise StorageError(
+                f"{reach.shown(path)}: may not be read by this user on this machine; give the user "
+                "the right to read it, or take its row out and run vse-shards plan again"
+            )
 
 
 def _description(row: Row, image: CheckedImage | None) -> bytes:
@@ -293,6 +351,6 @@ def read_image(location: Location) -> bytes:
         raise Rejected("unreadable", reason) from None
     except OSError as error:
         raise StorageError(
-            f"{masked(path)}: cannot be read: {error.strerror or error}; this says nothing about "
-            "the image: mend the disk or its mount, and run the same command again"
+            f"{reach.shown(path)}: cannot be read: {error.strerror or error}; this says nothing "
+            "about the image: mend the disk or its mount, and run the same command again"
         ) from error

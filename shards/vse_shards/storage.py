@@ -16,10 +16,12 @@ from typing import Any, BinaryIO, cast
 from vse_shards import reach
 from vse_shards.errors import SourceError
 from vse_shards.masking import masked
+from vse_shards.plain_files import open_plain
 from vse_shards.remote import attempt, open_filesystem
 from vse_shards.remote import is_url as is_url
 from vse_shards.system import slashed
 
+MOST_WEB_BYTES = 1 << 30  # of a file that is read whole: a web server may say no size, and not end
 _BUFFER = 8 << 20  # bytes of one request of a file that is read in order
 
 
@@ -75,7 +77,9 @@ def base_name(path: str) -> str:
 
 
 def is_file(path: str) -> bool:
-    """Return whether ``path`` is a file, or a link to one."""
+    """Return whether ``path`` is a file, or a link to one, and not outside what may be read."""
+    if reach.is_outside(path):
+        return False
     if is_url(path):
         return _remote_kind(path) == "file"
     return file_size(path) >= 0
@@ -138,7 +142,7 @@ def open_binary(path: str, buffer: int = _BUFFER) -> BinaryIO:
         StorageError: the storage does not answer, or denies access; also while the file is read.
     """
     if not is_url(path):
-        return open(path, "rb")
+        return open_plain(path)
     filesystem, inner = open_filesystem(path)
     size = attempt(path, lambda: filesystem.info(inner)).get("size")
     if size is None:
@@ -189,12 +193,15 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
     Raises:
         OSError: the file cannot be read.
         StorageError: the storage does not answer, or denies access, or sends fewer bytes.
+        SourceError: a web server goes on sending.
     """
     if not is_url(path):
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             file.seek(offset)
             return file.read() if size is None else file.read(size)
     filesystem, inner = open_filesystem(path)
+    if size is None and not offset and reach.is_web(path):
+        return attempt(path, lambda: _read_web(path, filesystem, inner))
     end = None if size is None else offset + size
 
     def read() -> bytes:
@@ -206,6 +213,21 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> bytes:
         return data
 
     return attempt(path, read) if size != 0 else b""
+
+
+def _read_web(path: str, filesystem: Any, inner: str) -> bytes:
+    """Read a file whose server may say no size, and may never end."""
+    parts, total = [], 0
+    # Of block size 0 it is a stream, and with a size given nobody asks for it.
+    with filesystem.open(inner, block_size=0, size=1) as stream:
+        while block := stream.read(_BUFFER):
+            parts.append(block)
+            if (total := total + len(block)) > MOST_WEB_BYTES:
+                raise SourceError(
+                    f"{masked(path):.200}: more than {MOST_WEB_BYTES >> 20} MB have come, and no "
+                    "end; download the file, and give its path"
+                )
+    return b"".join(parts)
 
 
 class _RemoteFile(io.RawIOBase):

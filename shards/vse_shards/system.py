@@ -23,6 +23,7 @@ else:
 READING_AT_ONCE = os.O_RDONLY
 for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
     READING_AT_ONCE |= getattr(os, _flag, 0)
+_SAFE_PATH = "PYTHONSAFEPATH"  # as the option -P of Python
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 _RENAME_SWAP = 2  # sys/stdio.h of macOS
 
@@ -48,6 +49,24 @@ def tidy_at_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
+@contextmanager
+def only_packages() -> Iterator[None]:
+    """Let processes that start in the block import nothing from the current folder.
+
+    ``python -c`` and ``python -m``, and so `multiprocessing`, look there before all else, and the
+    folder may be one in which others can make files.
+    """
+    former = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if former is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = former
+
+
 def slashed(path: str) -> str:
     """Return a path of this machine with ``/`` between its parts."""
     return path.replace(os.sep, "/")
@@ -71,11 +90,15 @@ def sync_folder(path: str) -> None:
 
 
 @contextmanager
-def locked_folder(path: str) -> Iterator[bool]:
+def locked_folder(path: str, *, shared: bool = False) -> Iterator[bool]:
     """Lock a folder for this process, and yield whether no other process has locked it.
 
     The lock ends with the process, however that ends. Where a file system cannot lock folders, as
     some network ones, True is yielded without a lock.
+
+    Args:
+        path: path of the folder.
+        shared: let others lock it in the same way.
 
     Raises:
         OSError: the folder cannot be opened.
@@ -89,18 +112,19 @@ def locked_folder(path: str) -> Iterator[bool]:
         flags = os.O_RDWR | os.O_CREAT
     handle = os.open(name, flags)
     try:
-        yield _lock(handle) and _is_still(handle, name)
+        yield _lock(handle, shared) and _is_still(handle, name)
     finally:
         os.close(handle)
 
 
-def _lock(handle: int) -> bool:
+def _lock(handle: int, shared: bool) -> bool:
     """Lock an open file or folder; return False if another process has."""
     try:
         if sys.platform == "win32":
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            if not shared:  # it has no shared locks
+                msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         else:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
     return True

@@ -49,7 +49,9 @@ def wants_columns(folder: OutputFolder, manifest: Manifest) -> bool:
     return False
 
 
-def in_columns(folder: OutputFolder, manifest: Manifest) -> Manifest:
+def in_columns(
+    folder: OutputFolder, manifest: Manifest, earlier: Manifest | None = None
+) -> Manifest:
     """Write columns and binary indices beside the shards, and return the manifest that names them.
 
     The manifest in the folder stays, and so does what it names: until the one that is returned has
@@ -58,12 +60,13 @@ def in_columns(folder: OutputFolder, manifest: Manifest) -> Manifest:
     Args:
         folder: folder of the shards.
         manifest: of any version.
+        earlier: the manifest in the folder; None reads it.
 
     Raises:
         DatasetError: the index of a shard is not the one that the manifest lists.
         OutputError: a file cannot be written.
     """
-    known, opener = _known(folder), column_opener(folder.path)
+    known, opener = _known(folder, earlier), column_opener(folder.path)
     splits: dict[str, Split] = {}
     shards = sum(len(split.shards) for split in manifest.splits.values())
     with Progress("writing binary indices", shards, "shards") as progress:
@@ -84,9 +87,20 @@ def in_columns(folder: OutputFolder, manifest: Manifest) -> Manifest:
     return replace(manifest, splits=splits, stated=manifest.computed_fingerprint())
 
 
-def remove_columns(folder: OutputFolder, manifest: Manifest) -> None:
-    """Remove columns that the folder's manifest does not name."""
+def remove_columns(folder: OutputFolder, manifest: Manifest, replaced: bytes | None = None) -> None:
+    """Remove columns that the folder's manifest does not name.
+
+    Args:
+        folder: folder of the dataset.
+        manifest: its manifest.
+        replaced: text of the manifest before it. Who opened that one may read its columns still;
+            they go with the next change.
+    """
     kept = {file.name for file in column_files(manifest)}
+    if replaced is not None:
+        with contextlib.suppress(DatasetError, UnicodeDecodeError):
+            before = Manifest.loads(replaced.decode(), folder.path)
+            kept |= {file.name for file in column_files(before)}
     for name in folder.names():
         if COLUMN_FILE.fullmatch(name) and name not in kept:
             folder.remove(name)
@@ -151,10 +165,10 @@ def _table(index: Index) -> tuple[bytes, Table]:
     return data, Table(hashlib.sha256(data).hexdigest(), sizes)
 
 
-def _known(folder: OutputFolder) -> dict[str, TabledRecord]:
+def _known(folder: OutputFolder, earlier: Manifest | None) -> dict[str, TabledRecord]:
     """Return the records that the folder's manifest has in columns, by name."""
     with contextlib.suppress(DatasetError):
-        splits = Manifest.load(folder.path).splits.values()
+        splits = (earlier or Manifest.load(folder.path)).splits.values()
         return {
             shard.name: shard
             for split in splits

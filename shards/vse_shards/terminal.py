@@ -13,6 +13,8 @@ _STEERING = re.compile(
     r"[^ -~\u00a0-\u061b\u061d-\u200d\u2010-\u2027\u202f-\u2065\u206a-\ud7ff\uf900-\U0003ffff]"
 )
 
+_LONGEST = 4500  # characters of a line: no path of a file system is longer
+
 
 def printable(text: str) -> str:
     """Return a text in one line that shows as it is; other characters by their numbers."""
@@ -25,8 +27,12 @@ def printable_lines(text: str) -> str:
 
 
 def tell(text: str, file: TextIO | None = None) -> None:
-    """Print one line, by default to standard output."""
-    _write(printable(text), file)
+    """Print one line, by default to standard output; one of above 4,500 characters in part."""
+    text = printable(text)
+    if len(text) > _LONGEST:
+        half = _LONGEST // 2
+        text = f"{text[:half]}...{text[-half:]}"
+    _write(text, file)
 
 
 def tell_page(text: str) -> None:

@@ -29,13 +29,14 @@ def upgrade(out: Path) -> Manifest:
         DatasetError: there is no such dataset, or a tar or an index is missing or damaged.
         OutputError: a file cannot be written, or a build is running in the folder.
     """
-    _load(out)  # before the folder is opened, which would create it
+    if not (out / FILE_NAME).is_file():
+        _load(out)  # says why; to open the folder would create it
     folder = OutputFolder(str(out))
     with folder.opened():
         earlier = _load(out)  # no append can replace it from here on
         for name in earlier.splits:
             earlier.check_sizes(out, name)
-        manifest = in_columns(folder, earlier)
+        manifest = in_columns(folder, earlier, earlier)
         text = manifest.dumps().encode()
         if folder.read(FILE_NAME) == text:
             say(f"{out}: is in columns already; its binary indices are whole")

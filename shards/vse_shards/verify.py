@@ -14,6 +14,7 @@ from vse_shards.index import Member, format_index
 from vse_shards.info import parse_description
 from vse_shards.manifest import FILE_NAME, REJECTS_NAME, Manifest, ShardRecord
 from vse_shards.output import PLAN_NAME, OutputFolder
+from vse_shards.plain_files import open_plain, read_plain
 from vse_shards.progress import Progress
 from vse_shards.regions import load_regions
 from vse_shards.storage import sha256_of
@@ -37,7 +38,7 @@ def verify(folder: Path, *, deep: bool = False) -> list[str]:
     """
     manifest = Manifest.load(folder)
     problems = []
-    if (folder / FILE_NAME).read_bytes() != manifest.dumps().encode():
+    if read_plain(folder / FILE_NAME) != manifest.dumps().encode():
         problems.append(
             f"{folder / FILE_NAME}: differs from the bytes that were written, with equal content"
         )
@@ -63,14 +64,14 @@ def check_shard(folder: Path, shard: ShardRecord, *, deep: bool) -> Iterator[str
     """Yield the problems of one shard's content; the manifest reports missing files."""
     path = folder / shard.name
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             digest = sha256_of(file)
             if digest != shard.sha256:
                 yield f"{path}: has sha256 {digest[:12]}, the manifest says {shard.sha256[:12]}"
                 return  # its content is arbitrary now
             file.seek(0)
             samples = list(walk_tar(file))
-            index = (folder / shard.index_name).read_text("utf-8")
+            index = read_plain(folder / shard.index_name, None).decode()
             # Compared as text, which also finds extra and moved members.
             if format_index(samples) != index:
                 yield f"{folder / shard.index_name}: does not agree with {shard.name}"
@@ -110,7 +111,7 @@ def walk_tar(file: BinaryIO) -> Iterator[list[Member]]:
 def _check_rejects(folder: Path, manifest: Manifest) -> Iterator[str]:
     path = folder / REJECTS_NAME
     try:
-        data = path.read_bytes()
+        data = read_plain(path, None)
         if (folder / PLAN_NAME).exists():  # an unfinished append may have added lines
             data = b"".join(data.splitlines(keepends=True)[: manifest.rejects])
         digest = hashlib.sha256(data).hexdigest()

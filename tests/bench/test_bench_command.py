@@ -84,8 +84,8 @@ def test_outside_a_checkout_there_are_no_scripts(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stage",
-    ["loader", "eval"]
-    + [pytest.param(s, marks=pytest.mark.soak) for s in ("decode", "kernels", "shards")],
+    ["loader"]
+    + [pytest.param(s, marks=pytest.mark.soak) for s in ("decode", "eval", "kernels", "shards")],
 )
 def test_a_rehearsal_of_a_stage(job: Job, stage: str) -> None:
     rows = [row for case in stages.STAGES[stage].measure(job) for row in case]

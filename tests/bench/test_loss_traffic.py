@@ -24,7 +24,8 @@ def test_it_sends_half_of_open_clips_and_what_the_plan_says(ranks: int, shared: 
     costs = compare(ranks, pairs=pairs, dim=dim, rounds=2, captions_per_image=shared)
     ours, theirs = costs["vse_scale"], costs["open_clip"]
     work = Workload(
-        parameters=0, autocast_parameters=0, gathered_parameters=0, global_batch=pairs * ranks,
+        parameters=0, trained=0, moments=2, autocast_parameters=0, gathered_parameters=0,
+        global_batch=pairs * ranks,
         captions_per_image=shared, embed_dim=dim, objective=make_objective("hinge"),
     )  # fmt: skip
     assert ours[0].ring == loss_bytes(work, ranks)

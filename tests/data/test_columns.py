@@ -25,6 +25,7 @@ from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
 from vse_scale.errors import DatasetError
 from vse_shards.manifest import Manifest
+from vse_shards.tabulate import column_files
 from vse_shards.upgrade import upgrade
 
 
@@ -301,6 +302,29 @@ def test_a_column_of_the_cache_that_was_damaged_is_fetched_again(tmp_path, downl
     assert len([name for name in downloads if name.startswith("train.")]) == 4
 
 
+def test_columns_go_when_their_dataset_has_no_shard_here(tmp_path):
+    cache = tmp_path / "cache"
+    folders = [drawn_dataset(tmp_path / str(seed), seed) for seed in (5, 6)]
+    manifests = [upgrade(folder) for folder in folders]
+    limit = max(tar.stat().st_size for folder in folders for tar in folder.glob("*.tar"))
+    for folder, manifest in zip(folders, manifests, strict=True):
+        staged = staging.StagingCache(folder.as_uri(), cache, limit)
+        columns = [staged.column(column) for column in column_files(manifest)]
+        shards = [shard for split in manifest.splits.values() for shard in split.shards]
+        assert len(shards) > 2
+        for shard in shards:
+            staged.prepare([shard])
+            staged.fetch(shard)
+            assert all(column.exists() for column in columns)
+        staged.close()
+        (cache / "train.sizes.0123456789abcdef.npy.part").touch()  # as a kill leaves it
+    assert set(columns) == {path for path in cache.glob("*.npy") if ".idx" not in path.name}
+    staged = staging.StagingCache(folders[0].as_uri(), cache, limit)
+    staged.prepare(manifests[0].splits["train"].shards[:1])
+    staged.fetch(manifests[0].splits["train"].shards[0])
+    assert not list(cache.glob("*.part"))
+
+
 def test_a_damaged_remote_column_is_refused_and_leaves_nothing(tmp_path):
     folder = drawn_dataset(tmp_path / "set", 5)
     upgrade(folder)
@@ -310,6 +334,17 @@ def test_a_damaged_remote_column_is_refused_and_leaves_nothing(tmp_path):
         remote(folder.as_uri(), tmp_path)
     assert not list((tmp_path / "cache").glob("*captions*.npy"))
     assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_a_damaged_column_that_is_read_from_a_url_is_refused(tmp_path):
+    folder = drawn_dataset(tmp_path / "set", 5)
+    upgrade(folder)
+    manifest = Manifest.load(folder.as_uri())
+    assert [shard.captions for shard in manifest.splits["train"].shards]
+    (victim,) = folder.glob("train.captions.*.npy")
+    victim.write_bytes(flipped(victim.read_bytes()))
+    with pytest.raises(DatasetError, match=rf"{victim.name}: cannot be read: has sha256 .* says"):
+        [shard.captions for shard in Manifest.load(folder.as_uri()).splits["train"].shards]
 
 
 def test_mixed_versions_train_together(tmp_path):

@@ -30,9 +30,9 @@ from vse_scale.training.setup import open_data
             r"leave data\.weights out",
         ),
         (
-            {"path": ["{here}", "s3://b/f"], "weights": [1, 1]},
-            r"data\.path has s3://b/f among 2 datasets, and only local folders are mixed; copy it "
-            r"to a folder first, or train on it alone",
+            {"path": ["file://{here}", "file://{here}"], "cache_gb": 3e-4},
+            r"data\.cache_gb is 0\.0003, and a shuffle of all shards takes up to 0\.\d of it; "
+            r"raise it, or set data\.shuffle_window",
         ),
         (
             {"path": "file://{here}", "cache_dir": "/proc/nowhere"},

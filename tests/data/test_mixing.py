@@ -15,11 +15,12 @@ from vse_scale.data.loader import Loader
 from vse_scale.data.mixing import MixedDataset, open_datasets
 from vse_scale.data.plan import Plan
 from vse_scale.data.shards import ShardDataset
-from vse_scale.errors import CheckpointError, ConfigError, DatasetError
+from vse_scale.data.staging import StagingOptions
+from vse_scale.errors import CheckpointError, ConfigError
 from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.inputs.spec import InputSpec
 from vse_scale.inputs.tokens import CaptionTokenizer
-from vse_scale.training.checkpoint import RunState
+from vse_scale.training.run_state import RunState
 
 MIXTURES = st.lists(
     st.tuples(
@@ -201,10 +202,39 @@ class TestDatasets:
         assert len(prints | {one.fingerprint}) == 5
         assert open_datasets([dataset_folder], "train").fingerprint == one.fingerprint
 
-    def test_a_remote_one_is_refused_before_it_is_opened(self, dataset_folder):
-        said = r"folders has s3://b/f among 2 datasets, .* copy it to a folder first, or train"
-        with pytest.raises(DatasetError, match=said):
-            open_datasets([str(dataset_folder), "s3://b/f"], "train")
+    @pytest.mark.parametrize("remote", [(True, True), (False, True)])
+    def test_remote_ones_give_the_batches_of_local_ones(
+        self, both, dataset_folder, remote, tmp_path
+    ):
+        folders = [dataset_folder.as_uri() if url else dataset_folder for url in remote]
+        staged = open_datasets(folders, "train", StagingOptions(str(tmp_path / "cache")))
+        assert staged.remote
+        assert not both.remote
+        assert staged.fingerprint == both.fingerprint
+        local = self.batches(both, dataset_folder, 8)
+        for here, there in zip(local, self.batches(staged, dataset_folder, 8), strict=True):
+            assert torch.equal(here.images, there.images)
+            assert torch.equal(here.token_ids, there.token_ids)
+        counts = staged.staged
+        tars = list(dataset_folder.glob("train-*.tar"))
+        assert counts["fetched_shards"] == len(tars)  # each once, though two datasets read it
+        assert counts["found_shards"] >= (len(tars) if all(remote) else 0)
+        assert counts["fetched_bytes"] >= sum(tar.stat().st_size for tar in tars)
+        assert both.staged == {}
+
+    def test_each_dataset_prepares_its_own_shards(self, dataset_folder, tmp_path):
+        options = StagingOptions(str(tmp_path / "cache"))
+        mixed = open_datasets([dataset_folder, dataset_folder.as_uri()], "train", options)
+        here, there = mixed.parts
+        assert len(here.shard_sizes) == 3
+        sizes = sorted((t.stat().st_size for t in dataset_folder.glob("train-*.tar")), reverse=True)
+        assert [mixed.room(n) for n in (0, 1, 2, 6)] == [sum(sizes[:n]) for n in (0, 1, 2, 6)]
+        mixed.prepare([2, 4], then=[1, 5])
+        for image in (len(mixed) - 1, len(here) + here.shard_sizes[0]):  # of shards 5 and 4
+            assert mixed.image_bytes(image).size
+        assert mixed.staged["fetched_shards"] == 2
+        assert there.staged == mixed.staged
+        assert here.staged == {}
 
     def batches(self, dataset, dataset_folder, count, rank=0, ranks=1, start=(0, 0)):
         config = DataConfig(
@@ -214,6 +244,7 @@ class TestDatasets:
             dataset.captions_per_sample,
             seed=3,
             global_batch=12,
+            shard_sizes=dataset.shard_sizes,
             dataset_sizes=[len(part) for part in dataset.parts],
             weights=config.weights,
         )

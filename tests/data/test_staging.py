@@ -20,6 +20,7 @@ from PIL import Image
 
 from vse_scale.data import staging
 from vse_scale.data.cache_files import size_of
+from vse_scale.data.mixing import caption_texts
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingCache, StagingOptions
 from vse_scale.errors import DatasetError
@@ -418,3 +419,15 @@ def test_the_default_folder_is_in_the_temporary_one(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     assert staging.default_folder() == Path(tmp_path) / f"vse_scale-shards-{os.getuid()}"
+
+
+@pytest.mark.parametrize(("asked", "read"), [(1, [0]), (2, [0, 5]), (3, [0, 2, 5]), (9, range(6))])
+def test_a_vocabulary_of_some_shards_fetches_no_others(dataset, tmp_path, downloads, asked, read):
+    """After mosaicml/streaming#792: a start that reads all of a remote dataset."""
+    opened = ShardDataset(dataset.as_uri(), "train", StagingOptions(str(tmp_path / "cache")))
+    local = ShardDataset(dataset, "train")
+    texts = [c.text for row in read for c in local.record(row).captions]  # one image a shard
+    assert list(caption_texts(opened, asked)) == texts
+    assert {name for name in downloads if name.endswith(".tar")} == {
+        f"train-{number:06d}.tar" for number in read
+    }

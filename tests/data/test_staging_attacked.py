@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from contextlib import suppress
@@ -27,6 +28,7 @@ from vse_shards.build import BuildOptions, build
 from vse_shards.errors import StorageError
 from vse_shards.manifest import Manifest
 from vse_shards.sources.jsonl import JsonlSource
+from vse_shards.upgrade import upgrade
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,28 @@ def test_a_poisoned_shard_of_the_right_size_is_fetched_again(dataset, shard, tmp
     cache.close()
 
 
+def test_whatever_is_changed_in_the_cache_is_fetched_again(dataset, tmp_path):
+    """Tars, indices of both kinds and columns: the captions of an index are embedded too."""
+    shutil.copytree(dataset, tmp_path / "set")
+    upgrade(tmp_path / "set")
+    url, local = (tmp_path / "set").as_uri(), ShardDataset(dataset, "train")
+    expected = [local.image_bytes(image).tobytes() for image in range(len(local))]
+
+    for source in (url, dataset.as_uri()):
+        assert read_all(source, tmp_path) == expected
+    kept = {
+        path: path.read_bytes() for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"
+    }
+    names = " ".join(path.name for path in kept)
+    assert all(kind in names for kind in (".tar", ".idx ", ".idx.npy", ".captions.", ".digests."))
+    for path, data in kept.items():
+        changed = bytes(byte ^ 1 for byte in data[-64:])
+        path.write_bytes(data[:-64] + changed)
+    for source in (url, dataset.as_uri()):
+        assert read_all(source, tmp_path) == expected
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
 # Servers and networks.
 
 
@@ -162,7 +186,7 @@ class Server:
                 elif fault == "wrong":
                     data = bytes(len(data))
                 self.wfile.write(data)
-                while fault == "endless":
+                while fault == "endless" and server.sent < 200 << 20:
                     self.wfile.write(bytes(1 << 16))
                     server.sent += 1 << 16
 

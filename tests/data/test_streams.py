@@ -161,6 +161,10 @@ def test_a_node_reads_the_shards_of_its_own_streams(nodes, shards, window):
             if window:  # two windows of two shards of each stream, where a batch lies across
                 assert len(now) <= 4 * 64 // nodes
         assert len(touched) == len(announced) == shards
+        parts = (
+            plan.shards_of_epoch(0, rank=r, ranks=ranks) for r in range(8 * node, 8 * node + 8)
+        )
+        assert announced == set().union(*parts)
 
 
 def test_epochs_mix_the_shards_of_streams_anew():

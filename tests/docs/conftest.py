@@ -65,8 +65,9 @@ def workplace(
         (tmp_path / name).symlink_to(belongings / name)
     shutil.copytree(belongings / "photos", tmp_path / "photos")  # a build follows no link out
     (tmp_path / "launch").symlink_to(ROOT / "launch")
-    # What `make demo` leaves: a run, and the scenes that it drew.
+    # What `make demo` and `make photos` leave: a run each, and the scenes that it drew.
     (tmp_path / "runs" / "demo").symlink_to(belongings / "runs" / "other")
+    (tmp_path / "runs" / "photos").symlink_to(belongings / "runs" / "other")
     (tmp_path / "data" / "demo").mkdir()
     (tmp_path / "data" / "demo" / "source").symlink_to(scenes.parent / "source")
     for name in ("a", "b"):  # two models' embeddings: there once runs/coco is

@@ -25,7 +25,8 @@ from vse_scale.config import Config
 from vse_shards.build import BuildOptions, build
 from vse_shards.sources.jsonl import JsonlSource
 
-LANGUAGES = ("", "bash", "sh", "python", "json", "yaml", "text")
+# "py" is Python that needs other packages, or goes on from a block before; tests of its own run it.
+LANGUAGES = ("", "bash", "sh", "python", "py", "json", "yaml", "text")
 WITH_CODE = [
     path for path in PATHS if any(is_shell(b) or b.language == "python" for b in blocks(path))
 ]
@@ -51,7 +52,7 @@ def test_blocks_are_what_they_say() -> None:
     for path in PATHS:
         for block in blocks(path):
             assert block.language in LANGUAGES, f"{block.place}: {block.language}"
-            if block.language == "python":
+            if block.language in ("python", "py"):
                 compile(block.text, block.place, "exec")
         for block in examples(path, "yaml"):
             # What a recipe may say; keys that do not exist are errors.

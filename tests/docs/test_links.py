@@ -57,6 +57,9 @@ def test_the_site_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     # A docstring's sections are laid out, and the code's own markup is not left over.
     assert "encode_captions" in reference
     assert "Raises:" in reference
+    listed = (site / "reference" / "commands.html").read_text(encoding="utf-8")
+    for words in ("vse-scale serve", "vse-shards build", "--resume-with", "--max-rejects"):
+        assert words in listed
     for path in site.glob("reference/*.html"):
         assert ":class:`" not in path.read_text(encoding="utf-8"), path
 

@@ -57,6 +57,31 @@ def test_searching(trained: tuple[Path, str], scenes: Path) -> None:
     assert all(Path(file).is_file() for _, file in found)
 
 
+@pytest.mark.slow
+def test_from_zero_to_a_page(trained: tuple[Path, str], scenes: Path, tmp_path: Path) -> None:
+    """The commands as they stand, but for `make photos`, which leaves the run of the fixture."""
+    binaries, make = tmp_path / ".venv" / "bin", tmp_path / "bin" / "make"
+    for folder in (tmp_path / "runs", binaries, make.parent):
+        folder.mkdir(parents=True)
+    (binaries / "vse-scale").symlink_to(Path(sys.executable).with_name("vse-scale"))
+    make.write_text(f'#!/bin/sh\necho "$@" >made\nln -sfn {trained[0]}/runs/mine runs/photos\n')
+    make.chmod(0o755)
+    photos = scenes.parent / "source" / "images"
+    done = subprocess.run(
+        ["sh", EXAMPLES / "zero_to_search.sh", photos, "a ring"], cwd=tmp_path,
+        capture_output=True, text=True, timeout=600,
+        env={**os.environ, "PATH": f"{make.parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "made").read_text() == f"photos PHOTOS={photos}\n"
+    lines = done.stdout.splitlines()
+    found = [line.split()[-1] for line in lines[lines.index("a ring") + 1 :][:8]]
+    assert all((photos / Path(name).name).is_file() for name in found)
+    page = (tmp_path / "found.html").read_text()
+    assert "a ring" in page
+    assert page.count("<img") == len(found) == 8
+
+
 def test_comparing(trained: tuple[Path, str]) -> None:
     folder, _ = trained
     shutil.copytree(folder / "runs" / "mine" / "model", folder / "again")

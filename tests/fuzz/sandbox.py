@@ -119,7 +119,8 @@ def run(main: Callable[[], None], arguments: list[str], folder: Path) -> tuple[i
     return code, said
 
 
-def _judge(code: int, said: str, used: float, added: int) -> None:
+def judge(code: int, said: str) -> list[str]:
+    """Return what is wrong with an exit code and the lines that were said."""
     errors = [line for line in said.splitlines() if ": error: " in line]
     faults = {
         f"exit {code}": code not in (0, 2, 75),
@@ -127,6 +128,13 @@ def _judge(code: int, said: str, used: float, added: int) -> None:
         "a traceback": "Traceback" in said,
         "a control character": any(ord(c) < 32 and c != "\n" for c in said),
         "a long line": any(len(line) > 5000 for line in errors),
+    }
+    return [what for what, holds in faults.items() if holds]
+
+
+def _judge(code: int, said: str, used: float, added: int) -> None:
+    faults = {
+        **dict.fromkeys(judge(code, said), True),
         f"{used:.0f} s": used > SECONDS,
         f"{added >> 20} MB": added > MEMORY,
         "a write outside": bool(WATCH.outside),

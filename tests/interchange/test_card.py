@@ -6,6 +6,7 @@ import json
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from vse_scale.config import Config
 from vse_scale.config.recipe import apply_override
@@ -55,6 +56,23 @@ def test_a_card_of_a_run(small_model):
     assert weights["images"].startswith("started from `resnext_wsl.pth`: CC-BY-NC-4.0")
     assert weights["captions"].startswith("started from `bert-base-uncased`: Apache-2.0")
     assert weights["this model"] == "MIT"
+
+
+def test_figures_are_read_by_the_hubs_own_client(small_model):
+    origin = origin_of_run({"data": {"path": ["data/scenes", "data/more"]}})
+    results = EvaluationRecord.from_json(RESULTS)
+    card = model_card(small_model, name="mine", license="MIT", origin=origin, results=results)
+    data = ModelCard(card).data
+    assert (data.license, data.library_name) == ("mit", "vse-scale")
+    found = {one.metric_name: one for one in data.eval_results}
+    assert {name: one.metric_value for name, one in found.items()} == {
+        "R@1 image to text": 61.2, "R@5 image to text": 83.5, "R@10 image to text": 91.8,
+        "R@1 text to image": 50.0, "R@5 text to image": 83.5, "R@10 text to image": 91.8,
+    }  # fmt: skip
+    (one,) = {(o.dataset_name, o.dataset_split, o.task_type) for o in found.values()}
+    assert one == ("scenes and more", "test", "image-text-retrieval")
+    # Without a validation there is nothing to list.
+    assert not ModelCard(model_card(small_model, name="mine", origin=origin)).data.eval_results
 
 
 def recipe_of(small_model, *overrides: str) -> dict[str, object]:

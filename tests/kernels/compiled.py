@@ -46,6 +46,13 @@ POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # Sizes of pairs that are compiled in float16 too, and with one network, to count instructions.
 COUNTED = (36, 64)
+PACKED_FORWARD = (*pooling.PACKED_SIZES, *pooling.FORWARD_LANES)
+PACKED_BACKWARD = tuple(
+    sorted({pooling.packed_backward_launch(size).size for size in PACKED_FORWARD})
+)
+# The largest of a lane and of several, which take the most registers: in float16 too, on one
+# architecture.
+LARGEST = (pooling.LARGEST_PACKED_BACKWARD, max(pooling.PACKED_SIZES), pooling.LARGEST)
 
 
 @dataclass(frozen=True)
@@ -123,9 +130,7 @@ def pooling_case(positions: int, dtype: torch.dtype, pointer: str, backward: boo
     else:
         results["order"] = "*u8"
         constants["KEEP"] = True
-    sizes = ("D", "stride_sample", "stride_position")
-    if backward or not network:
-        sizes = ("K", *sizes)
+    sizes = ("K", "D", "stride_sample", "stride_position")
     types |= results | dict.fromkeys(sizes, "i32")
     aligned = [name for name, kind in types.items() if kind.startswith("*")]
     aligned += [name for name in sizes if name != "K" or positions % 16 == 0]
@@ -144,21 +149,23 @@ def packed_cases(capability: int) -> Iterator[Case]:
 
     Only with one network are all instructions executed, so that they can be counted.
     """
-    for size, sizes in pooling.PACKED_SIZES.items():
-        for backward in (False, True):
-            if backward and pooling.packed_backward_launch(size) is None:
-                continue
+    for backward in (False, True):
+        for size in PACKED_BACKWARD if backward else PACKED_FORWARD:
+            sizes = packed_launch(size, backward).sizes
             yield packed_case(size, sizes, torch.bfloat16, backward)
-            if size in COUNTED:
+            if size in COUNTED or (size in LARGEST and capability == 90):
                 yield packed_case(size, sizes, torch.float16, backward)
-                if capability == 90:
-                    yield packed_case(size, sizes[-1:], torch.bfloat16, backward)
+            if size in COUNTED and len(sizes) > 1 and capability == 90:
+                yield packed_case(size, sizes[-1:], torch.bfloat16, backward)
+
+
+def packed_launch(size: int, backward: bool) -> pooling.Launch:
+    choose = pooling.packed_backward_launch if backward else pooling.packed_forward_launch
+    return choose(size)
 
 
 def packed_case(size: int, sizes: tuple[int, ...], dtype: torch.dtype, backward: bool) -> Case:
-    choose = pooling.packed_backward_launch if backward else pooling.packed_forward_launch
-    launch = choose(size)
-    assert launch is not None
+    launch = packed_launch(size, backward)
     pointer = POINTERS[dtype]
     types = {"features": pointer, "lengths": "*i64", "table": "*fp32", "rows": "*i64"}
     if backward:
@@ -171,7 +178,7 @@ def packed_case(size: int, sizes: tuple[int, ...], dtype: torch.dtype, backward:
         f"gpo-packed-{'backward' if backward else 'forward'}-{size}{alone}-{SHORT[dtype]}",
         packed.packed_backward if backward else packed.packed_forward,
         types,
-        {"SIZES": sizes, "COLUMNS": launch.columns, "ASSEMBLY": True},
+        {"SIZES": sizes, "LANES": launch.lanes, "COLUMNS": launch.columns, "ASSEMBLY": True},
         tuple(name for name, kind in types.items() if kind.startswith("*")),
         launch.warps,
         columns_per_warp=2 * launch.columns // launch.warps,
@@ -235,6 +242,8 @@ def compile_case(case: Case, capability: int) -> Report:
         options={"num_warps": case.warps, "num_stages": case.stages},
     )
     seconds = sum(os.times()[:4]) - begun
+    if case.constants.get("LANES", 1) > 1:
+        expect_threads_in_order(compiled.asm["ttgir"])
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -263,6 +272,22 @@ def compile_case(case: Case, capability: int) -> Report:
         cpu_seconds=round(seconds, 1),
         triton_version=triton.__version__,
     )
+
+
+def expect_threads_in_order(code: str) -> None:
+    """Raise unless networks over lanes see element t of a tensor in lane t % 32 of warp t // 32."""
+    plain = r"#ttg\.blocked<\{sizePerThread = \[1\], threadsPerWarp = \[32\], .*order = \[0\]\}>"
+    lanes = r"lane = \[\[1\], \[2\], \[4\], \[8\], \[16\]\]"
+    warps = r"warp = \[(?:\[32\], \[64\])?\], block = \[\]"
+    linear = rf"#ttg\.linear<\{{register = \[\], {lanes}, {warps}\}}>"
+    layouts = dict(re.findall(r"^(#\w+) = (#ttg\..*)$", code, re.M))
+    networks = re.findall(r"tt\.elementwise_inline_asm .*shfl\.sync.* : (tensor.*)", code)
+    used = {name for types in networks for name in re.findall(r", (#\w+)>", types)}
+    if not used:
+        raise RuntimeError("no network over lanes was found")
+    for name in used:
+        if not re.fullmatch(f"{plain}|{linear}", layouts[name]):
+            raise RuntimeError(f"threads are in another order: {layouts[name]}")
 
 
 def run_tool(name: str, *arguments: str) -> str:

@@ -10,13 +10,16 @@ import os
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from tests.kernels.test_gpo import EDGES, TOLERANCE, close, problem, run
 from tests.kernels.truth import pool_truth
 from vse_kernels import gpo_pool
-from vse_kernels.gpo import choice, launch
-from vse_kernels.gpo.halves import sorting_assembly
-from vse_kernels.gpo.network import comparators
+from vse_kernels.gpo import autograd, choice, launch, packed
+from vse_kernels.gpo.halves import codes_of, ranks_of
+from vse_kernels.gpo.lanes import sorting_assembly
+from vse_kernels.gpo.reference import Operands
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs the interpreter"),
@@ -24,6 +27,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
 DTYPES = [torch.bfloat16, torch.float16]
+
+
+def share_columns(monkeypatch, lanes, size=2):
+    """Sort with `size` positions in each of `lanes`, whatever their number."""
+    monkeypatch.setattr(choice, "PACKED_SIZES", {})
+    for name in ("FORWARD_LANES", "BACKWARD_LANES"):
+        monkeypatch.setattr(choice, name, {size * lanes: lanes})
 
 
 @pytest.fixture
@@ -47,33 +57,101 @@ def test_values_of_every_length(packed_alone, samples, positions, dtype):
         close(actual, want, dtype)
 
 
-def test_inference_of_grids(packed_alone):
-    """Above 64 positions training takes the sort across threads, for its order."""
-    given = problem(2, 100, 2, torch.bfloat16, ties=True)
-    close(pool(given), pool_truth(*given)[0], torch.bfloat16)
+def test_an_infinite_gradient_stays_where_it_is(packed_alone):
+    """As a loss scaler meets it: ranks beyond the length have no gradient."""
+    features, _, table, _, upstream = problem(2, 6, 2, torch.float16)
+    lengths, rows = torch.tensor([2, 3]), torch.tensor([0, 1])
+    upstream[0, 0] = torch.inf
+    given = (features.nan_to_num(1.0), lengths, table, rows, upstream)
+    _, of_features, of_table = run(*given, impl="triton")
+    _, want_features, want_table = run(*given, impl="torch")
+    torch.testing.assert_close(of_features, want_features, equal_nan=True)
+    assert torch.equal(of_table.isnan(), want_table.isnan())
+    assert (of_table[0, 2:] == 0).all()
+    assert of_table[1].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("lanes", [2, 4, 8])
+def test_lanes_share_a_column(packed_alone, monkeypatch, lanes, dtype):
+    """Lengths within the first lane, across, and all; columns beyond a warp's; ties."""
+    share_columns(monkeypatch, lanes)
+    given = problem(3, 2 * lanes - 1, 10, dtype, seed=lanes, ties=True)
+    for actual, want in zip(run(*given, impl="triton"), pool_truth(*given), strict=True):
+        close(actual, want, dtype)
+
+
+@pytest.mark.parametrize(
+    ("positions", "dtype"),
+    [
+        pytest.param(62, torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(100, torch.float16, marks=pytest.mark.soak),
+        pytest.param(128, torch.bfloat16, marks=pytest.mark.soak),
+        pytest.param(200, torch.float16, marks=pytest.mark.soak),
+        pytest.param(256, torch.bfloat16, marks=pytest.mark.slow),
+    ],
+)
+def test_grids(packed_alone, positions, dtype):
+    """At the sizes of a device."""
+    given = problem(2, positions, 18, dtype, ties=True)
+    for actual, want in zip(run(*given, impl="triton"), pool_truth(*given), strict=True):
+        close(actual, want, dtype)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_codes_order_by_the_place_and_tell_the_rank(wide):
+    """All pairs: the next place is above, or equal where its rank is 0 and that below has 255."""
+    last = 255 if wide else 127
+    place, rank = torch.meshgrid(torch.arange(last + 1), torch.arange(last + 1), indexing="ij")
+    codes, ranks = torch.empty(2, place.numel(), dtype=torch.int32)
+    give_codes[(1,)](place.flatten().int(), rank.flatten().int(), codes, ranks, len(codes), wide)
+    assert torch.equal(ranks, (rank + 65536 * rank.flip(1)).flatten().int())
+    low = (codes & 65535).to(torch.int16).view(torch.bfloat16 if wide else torch.float16)
+    value = low.double().view(place.shape)
+    assert not value.isnan().any()
+    assert not (low.view(torch.int16) == -32768).any()
+    below, above = value[:-1].amax(1), value[1:].amin(1)
+    assert ((below < above) | (wide & (below == above))).all()
+    assert (value.diff(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("values", [*EDGES, [6e4, -6e4, 1e-7]], ids=str)
-def test_edge_values(packed_alone, values, dtype):
+def test_edge_values(packed_alone, monkeypatch, values, lanes, dtype):
     """In one half, beside a half that must not see them."""
+    if lanes > 1:
+        share_columns(monkeypatch, lanes)
     features = torch.tensor(values, dtype=dtype)[None, :, None].repeat(1, 1, 4)
     features[..., 1:3] = torch.tensor([1.0, 3.0, 2.0], dtype=dtype)[:, None]
     table, zero = torch.tensor([[0.5, 0.375, 0.125]]), torch.zeros(1, dtype=torch.int64)
     given = (features, zero + 3, table, zero)
-    expected = pool_truth(*given, torch.ones(1, 4))[0].to(dtype)
-    torch.testing.assert_close(pool(given), expected, rtol=TOLERANCE[dtype], atol=0, equal_nan=True)
+    upstream = torch.ones(1, 4, dtype=dtype)
+    expected = pool_truth(*given, upstream)
+    for actual, want in zip(run(*given, upstream, impl="triton"), expected, strict=True):
+        wanted = want.to(actual.dtype)
+        torch.testing.assert_close(actual, wanted, rtol=TOLERANCE[dtype], atol=0, equal_nan=True)
 
 
 def test_a_sample_takes_the_first_network_that_holds_it(packed_alone, monkeypatch):
-    """Each size at its ends: the same values from one network and from three."""
-    given = problem(4, 8, 6, torch.bfloat16)
-    lengths = torch.tensor([1, 2, 3, 8])
-    given = (given[0].nan_to_num(1.0), lengths, *given[2:])
+    """Each size at its ends, forward and backward, with values that one network for all gives."""
+    given = problem(6, 8, 6, torch.bfloat16)
+    given = (given[0].nan_to_num(1.0), torch.tensor([1, 2, 3, 4, 5, 8]), *given[2:])
     monkeypatch.setattr(choice, "PACKED_SIZES", {8: (8,)})
-    expected = pool(given)
+    expected = run(*given, impl="triton")
     monkeypatch.setattr(choice, "PACKED_SIZES", {8: (2, 4, 8)})
-    assert torch.equal(pool(given), expected)
+    taken = {}
+    for name, place in (("pool_pairs", 5), ("gradients_of_pairs", 11)):
+        plain = getattr(packed, name)
+
+        def recorded(*operands, name=name, place=place, plain=plain):
+            taken.setdefault(name, []).append(int(operands[place]))
+            return plain(*operands)
+
+        monkeypatch.setattr(packed, name, recorded)
+    for actual, want in zip(run(*given, impl="triton"), expected, strict=True):
+        assert torch.equal(actual, want)
+    assert taken["pool_pairs"] == taken["gradients_of_pairs"] == [2, 2, 4, 4, 8, 8]
 
 
 def test_weights_beyond_the_length_are_ignored(packed_alone):
@@ -86,16 +164,37 @@ def test_weights_beyond_the_length_are_ignored(packed_alone):
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("kind", ["odd columns", "odd offset", "odd stride", "float32"])
+@pytest.mark.parametrize("kind", ["odd columns", "float32"])
 def test_what_is_no_pair_takes_another_kernel(monkeypatch, kind):
     monkeypatch.setattr(launch, "packed_forward", None)
-    memory = torch.randn(2, 3, 9).to(torch.float32 if kind == "float32" else torch.bfloat16)
-    cut = {"odd columns": slice(9), "odd offset": slice(1, 9)}.get(kind, slice(8))
-    features = memory[..., cut]
-    if kind == "odd offset":  # in rows of eight, so that only the start is odd
-        features = torch.empty(49, dtype=torch.bfloat16)[1:].view(2, 3, 8).copy_(features)
-    given = (features, torch.tensor([1, 3]), torch.rand(2, 3), torch.tensor([0, 1]))
-    close(pool(given), pool_truth(*given, torch.ones(2, features.shape[2]))[0], features.dtype)
+    monkeypatch.setattr(launch, "packed_backward", None)
+    dtype, columns = (torch.float32, 8) if kind == "float32" else (torch.bfloat16, 9)
+    given = problem(2, 3, columns, dtype)
+    for actual, want in zip(run(*given, impl="triton"), pool_truth(*given), strict=True):
+        close(actual, want, dtype)
+
+
+@pytest.mark.parametrize("kind", ["odd offset", "odd stride", "strided columns", "odd gradient"])
+def test_pairs_off_their_words_are_copied(packed_alone, kind):
+    """As a slice of nine columns, of a flat buffer, or of gradients in such a buffer."""
+    features, lengths, table, rows, upstream = problem(2, 3, 8, torch.bfloat16)
+    expected = run(features, lengths, table, rows, upstream, impl="triton")
+    if kind == "odd gradient":
+        upstream = torch.empty(17, dtype=torch.bfloat16)[1:].view(2, 8).copy_(upstream)
+        assert upstream.data_ptr() % 4 == 2
+    else:
+        memory = torch.empty(2 * 3 * 16 + 1, dtype=torch.bfloat16)
+        step = {"odd stride": 9, "strided columns": 16}.get(kind, 8)
+        view = memory[kind == "odd offset" :].as_strided(
+            (2, 3, 8), (3 * step, step, 2 if kind == "strided columns" else 1)
+        )
+        features = view.copy_(features)
+    given = Operands(features, lengths, table, rows)
+    nothing = torch.empty(0, dtype=torch.uint8)
+    pooled, _ = launch.forward(given, choice.forward_launch(3), keep=True)
+    found = launch.backward(upstream, given, nothing, choice.backward_launch(3))
+    for actual, want in zip((pooled, *found), expected, strict=True):
+        assert torch.equal(actual, want)
 
 
 def test_strided_pairs(packed_alone):
@@ -108,21 +207,82 @@ def test_strided_pairs(packed_alone):
     assert torch.equal(pool(half), expected[::2])
 
 
-def test_training_and_inference_agree_bitwise():
-    given = problem(2, 6, 8, torch.bfloat16, ties=True)
-    assert torch.equal(run(*given, impl="triton")[0], pool(given))
+@pytest.mark.parametrize("columns", [5, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_torch_compile_expects_the_order_that_is_stored(monkeypatch, dtype, columns):
+    """Of many positions, which pairs sort again, and single columns do not."""
+    monkeypatch.setattr(choice, "NETWORK_SIZES", ())
+    share_columns(monkeypatch, 2)
+    for memory in (torch.randn(2, 3, columns), torch.randn(2, 3, columns + 1)[..., 1:]):
+        given = (memory.to(dtype), torch.tensor([1, 3]), torch.rand(2, 3), torch.tensor([0, 1]))
+        _, order = autograd.forward(*given, with_triton=True, keep=True)
+        assert order.shape == autograd._forward_shapes(*given, with_triton=True, keep=True)[1].shape
+        assert bool(order.numel()) == (dtype == torch.float32 or columns == 5)
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 36])
-def test_the_assembly_sorts(size):
-    """Its lines, executed one after the other on integers."""
+def test_gpus_without_the_instructions_take_another_kernel(monkeypatch):
+    features = torch.randn(2, 100, 8, dtype=torch.bfloat16)
+    assert choice.packs(features)
+    assert not choice.stores_order(features)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not choice.packs(features)
+    assert choice.stores_order(features)
+
+
+@pytest.mark.parametrize(
+    ("size", "lanes"), [(1, 1), (2, 1), (7, 1), (36, 1), (2, 2), (64, 2), (64, 4), (32, 8)]
+)
+def test_the_assembly_sorts(size, lanes):
+    """Its lines, executed one after the other on integers, in all lanes of a warp at once."""
     generator = torch.Generator().manual_seed(size)
-    values = torch.randint(0, 9, (size,), generator=generator).tolist()
-    registers = {f"${size + i}": value for i, value in enumerate(values)}
-    text = sorting_assembly(comparators(size), size, ".NaN.bf16x2")
-    for line in text.splitlines()[2:-1]:
-        name, *operands = line.rstrip(";").replace(",", "").split()
-        target, *sources = operands
-        read = [registers[source] for source in sources]
-        registers[target] = {"mov": read[0], "min": min(read), "max": max(read)}[name[:3]]
-    assert [registers[f"${i}"] for i in range(size)] == sorted(values, reverse=True)
+    values = torch.randint(0, size * lanes, (size, 32), generator=generator)
+    registers = {f"${size + i}": values[i].tolist() for i in range(size)}
+    for line in sorting_assembly(size, lanes, ".NaN.bf16x2").splitlines()[1:-1]:
+        if not line.startswith(".reg"):
+            execute(line.rstrip(";").replace(",", "").split(), registers)
+    sorted_ = torch.tensor([registers[f"${i}"] for i in range(size)])
+    apart = 32 // lanes
+    for column in range(apart):
+        own = slice(column, None, apart)
+        expected = values[:, own].flatten().sort(descending=True).values
+        assert torch.equal(sorted_[:, own].T.flatten(), expected)
+
+
+def execute(words, registers):
+    """Run one instruction of PTX on the 32 lanes of each register; the rest is undefined."""
+    lanes, runs = range(32), [True] * 32
+    if words[0].startswith("@"):
+        predicate = registers[words[0].lstrip("@!")]
+        runs = [value != words[0].startswith("@!") for value in predicate]
+        words = words[1:]
+    name, target, *sources = words
+    read = [registers.get(source) or [source] * 32 for source in sources]
+    kind = name.split(".")[0]
+    if kind == "mov":
+        found = list(lanes) if sources == ["%laneid"] else read[0]
+    elif kind in ("min", "max"):
+        found = [{"min": min, "max": max}[kind](pair) for pair in zip(*read, strict=True)]
+    elif kind == "and":
+        found = [value & int(mask) for value, mask in zip(*read, strict=True)]
+    elif kind == "setp":
+        assert name == "setp.eq.u32"
+        found = [value == int(other) for value, other in zip(*read, strict=True)]
+    else:
+        assert (name, sources[2:]) == ("shfl.sync.bfly.b32", ["31", "0xffffffff"])
+        found = [read[0][lane ^ int(sources[1])] for lane in lanes]
+    before = registers.get(target, [None] * 32)
+    registers[target] = [
+        new if run else old for new, old, run in zip(found, before, runs, strict=True)
+    ]
+
+
+@triton.jit
+def give_codes(places, ranks, codes, found, COUNT: tl.constexpr, WIDE: tl.constexpr):
+    """Codes of (COUNT,) places and ranks, and the ranks in them; the other half counts down."""
+    at = tl.arange(0, COUNT)
+    place = tl.load(places + at)
+    rank = tl.load(ranks + at)
+    last: tl.constexpr = 255 if WIDE else 127
+    code = codes_of(place * 0x10001, rank + ((last - rank) << 16), WIDE)
+    tl.store(codes + at, code)
+    tl.store(found + at, ranks_of(code, place, WIDE))

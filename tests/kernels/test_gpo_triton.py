@@ -23,7 +23,7 @@ from tests.kernels.test_gpo import (
 )
 from tests.kernels.truth import pool_truth
 from tests.kernels.wide import expect_wide_pooling
-from vse_kernels import gpo_pool
+from vse_kernels import gpo, gpo_pool
 from vse_kernels.gpo import choice
 from vse_kernels.gpo.triton import reduce_rows
 
@@ -40,7 +40,7 @@ def family(request, monkeypatch):
     """Each family in turn, whatever the number of positions."""
     if request.param == "sort":
         monkeypatch.setattr(choice, "NETWORK_SIZES", ())
-        monkeypatch.setattr(choice, "PACKED_SIZES", {})
+        monkeypatch.setattr(choice, "packs", lambda features: False)
     return request.param
 
 
@@ -59,6 +59,32 @@ def test_values_and_gradients(family, positions, dtype):
 @pytest.mark.parametrize("long", ["one", "all"])
 def test_lengths_all_alike(family, long):
     expect_true(5, torch.float32, long=long)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_lengths_out_of_bounds_count_as_the_nearest(family, monkeypatch, dtype):
+    """Lengths on a GPU are not checked: none may reach another memory, nor leave a result unset.
+
+    sgl-project/sglang#4100 and thunlp/TritonBench#12 are of Triton kernels that read where a length
+    sent them.
+    """
+    positions = 5
+    memory = torch.full((6, 8, 4), 777.0, dtype=dtype)  # what lies beyond the positions
+    memory[:, :positions] = torch.randn(6, positions, 4)
+    lengths = torch.tensor([-(1 << 63), -1, 0, 3, positions + 1, (1 << 32) + 1])
+    _, _, table, _, upstream = problem(6, positions, 4, dtype)
+    given = (memory[:, :positions], lengths, table, torch.arange(6) % 3, upstream)
+    expected = pool_truth(given[0], lengths.clamp(0, positions), *given[2:])
+    monkeypatch.setattr(gpo, "_check", lambda *given: None)
+    for place, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
+        plain = getattr(place, name)
+
+        def filled(*given, plain=plain, **options):
+            return plain(*given, **options).fill_(77)
+
+        monkeypatch.setattr(place, name, filled)
+    for actual, want in zip(run(*given, impl="triton"), expected, strict=True):
+        close(actual, want, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -90,7 +116,7 @@ def test_any_values(values, length, sort):
     with pytest.MonkeyPatch.context() as patch:
         if sort:
             patch.setattr(choice, "NETWORK_SIZES", ())
-            patch.setattr(choice, "PACKED_SIZES", {})
+            patch.setattr(choice, "packs", lambda features: False)
         expect_any_values(values, length, impl="triton")
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.truth import masked_scores
-from vse_kernels import all_violations, hardest_negatives
+from vse_kernels import all_violations, hardest, hardest_negatives
 from vse_kernels.hardest import choice, reference
 
 
@@ -148,6 +148,63 @@ def test_published_losses(shared, small_tiles, size):
         torch.testing.assert_close(actual, torch.from_numpy(names[key]), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("limited", [False, True])
+def test_pairs_that_share_a_row_are_as_its_copies(small_tiles, limited):
+    """Three captions to an image, some of them padding, both ways around."""
+    generator = torch.Generator().manual_seed(7)
+    images = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+    captions = torch.randn(24, 5, generator=generator, dtype=torch.float64)
+    ids = (torch.arange(8) // 2).repeat_interleave(3)
+    ids[torch.tensor([1, 9, 10, 11, 23])] = -1
+    repeated = images.repeat_interleave(3, 0)
+    positive = (repeated * captions).sum(1)
+    limit = positive + 0.5 if limited else None
+    want = all_violations(repeated, captions, ids, ids, positive, positive, 0.2, True, limit, limit)
+    assert want.row_count.sum() > 20
+    shared = positive.masked_fill(ids < 0, torch.inf)
+    rows = (images, ids.view(8, 3).amax(1), shared.view(8, 3))
+    limits = None if limit is None else limit.view(8, 3)
+    by_row = all_violations(
+        rows[0], captions, rows[1], ids, rows[2], shared, 0.2, True, limits, limit
+    )
+    by_column = all_violations(
+        captions, rows[0], ids, rows[1], shared, rows[2], 0.2, True, limit, limits
+    )
+    of_images = want.query_gradient.view(8, 3, 5).sum(1)
+    for found, expected in (
+        (by_row.row_loss.flatten(), want.row_loss),
+        (by_row.row_count.flatten(), want.row_count),
+        (by_row.column_loss, want.column_loss),
+        (by_row.column_count, want.column_count),
+        (by_row.query_gradient, of_images),
+        (by_row.candidate_gradient, want.candidate_gradient),
+        (by_column.row_loss, want.column_loss),
+        (by_column.row_count, want.column_count),
+        (by_column.column_loss.flatten(), want.row_loss),
+        (by_column.column_count.flatten(), want.row_count),
+        (by_column.query_gradient, want.candidate_gradient),
+        (by_column.candidate_gradient, of_images),
+    ):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_a_row_of_padding_alone_is_none_of_the_others_negatives(small_tiles, pairs):
+    """Its positives are infinite, its id is that of an image: as if it were not there."""
+    generator = torch.Generator().manual_seed(9)
+    images, captions = torch.randn(2, 12, 4, generator=generator, dtype=torch.float64)
+    ids, there = torch.arange(12), torch.arange(12) % 3 > 0
+    positive = (images * captions).sum(1)[:, None].repeat(1, pairs)
+    padded = positive.masked_fill(~there[:, None], torch.inf)
+    found = all_violations(images, captions, ids, ids, padded, padded, 0.2, True)
+    rest = (side[there] for side in (images, captions, ids, ids, positive, positive))
+    want = all_violations(*rest, 0.2, True)
+    assert want.row_count.sum() > 20
+    for actual, expected in zip(found, want, strict=True):
+        torch.testing.assert_close(actual[there], expected, rtol=0, atol=1e-12)
+        assert not actual[~there].any()
+
+
 def test_a_rank_gets_its_own_gradient(small_tiles):
     """Two calls, own images and own captions against all, give the rank's part of the whole."""
     generator = torch.Generator().manual_seed(5)
@@ -188,7 +245,13 @@ def test_errors_say_value_and_limit(change, error, message):
         hardest_negatives(**{**arguments, **change})
 
 
-def test_limits_are_checked_and_warn_of_no_fallback(recwarn):
+def test_limits_are_checked_and_warn_of_no_fallback(monkeypatch):
+    """By torch everywhere, so that "auto" does not ask for Triton, which would warn on a GPU."""
+
+    def asked(name, *given):
+        raise AssertionError(f"{name} asks for Triton")
+
+    monkeypatch.setattr(hardest, "use_triton", asked)
     queries, candidates, *ids = mining_problem(4, 3, 2, 0)
     with pytest.raises(ValueError, match=r"query_limit has shape \(1,\)"):
         hardest_negatives(queries, candidates, *ids, columns=False, query_limit=torch.ones(1))
@@ -201,7 +264,31 @@ def test_limits_are_checked_and_warn_of_no_fallback(recwarn):
     scores = masked_scores(queries, candidates, *ids)
     best = scores.masked_fill(scores > 0.25, -math.inf).max(1).values
     assert torch.equal(found.row_score.double(), best)
-    assert not recwarn.list
+    with pytest.raises(AssertionError, match="hardest_negatives asks"):
+        hardest_negatives(queries, candidates, *ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_several_limits_of_a_row_share_its_product(small_tiles, monkeypatch, dtype):
+    given_ = mining_problem(12, 17, 3, 5, dtype)
+    limits = torch.tensor([[0.5, -0.25, math.inf, -math.inf]]).to(dtype).repeat(12, 1)
+    limits[3] = torch.tensor([0.0, 1.0, 0.25, 0.5])
+    expected = [
+        hardest_negatives(*given_, columns=False, query_limit=limit) for limit in limits.unbind(1)
+    ]
+    made = []
+    plain = reference.tiles
+    monkeypatch.setattr(reference, "tiles", lambda *rows: made.append(1) or plain(*rows))
+    found = hardest_negatives(*given_, columns=False, query_limit=limits)
+    assert len(made) == 1
+    scores = masked_scores(*given_)
+    for number, alone in enumerate(expected):
+        below = scores.masked_fill(scores > limits[:, number, None], -math.inf)
+        best = below.max(1).values
+        index = below.eq(best[:, None]).int().argmax(1).masked_fill(best == -math.inf, -1)
+        assert torch.equal(found.row_score[:, number].double(), best)
+        assert torch.equal(found.row_index[:, number], index)
+        assert torch.equal(found.row_index[:, number], alone.row_index)
 
 
 def tf32(values):

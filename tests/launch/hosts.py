@@ -73,3 +73,10 @@ class Cable:
 def ip(*arguments: str) -> str:
     """Run iproute2's ``ip``."""
     return subprocess.run(["ip", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def limit(host: Host, rate: float) -> None:
+    """Let ``host`` send at most ``rate`` bytes a second, 32 kB of them at once."""
+    bucket = ("tbf", "rate", f"{rate * 8:.0f}bit", "burst", "32kb", "latency", "1s")
+    command = ["tc", "-n", host.name, "qdisc", "add", "dev", host.interface, "root", *bucket]
+    subprocess.run(command, capture_output=True, text=True, check=True)

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vse_scale.commands.launch_files import launch_files
+from vse_scale.errors import OutputError
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ("train.sbatch", "deepspeed.sbatch")
 
@@ -53,8 +56,9 @@ class Job:
 
 
 def submit(
-    folder: Path, script: str, codes: str, checkpoints: str = "", run: str = "", **more: str
-) -> Job:
+    folder: Path, script: str, codes: str, checkpoints: str = "", run: str = "",
+    scripts: str | Path = "launch/slurm", cwd: Path = ROOT, **more: str,
+) -> Job:  # fmt: skip
     commands = folder / "bin"
     commands.mkdir()
     for name, text in (
@@ -68,7 +72,7 @@ def submit(
     (folder / "targets").mkdir()
     job = Job(folder)
     ended = subprocess.run(
-        ["bash", f"launch/slurm/{script}", run or folder / "coco", "recipe.yaml", "run.seed=7"],
+        ["bash", f"{scripts}/{script}", run or folder / "coco", "recipe.yaml", "run.seed=7"],
         env={
             "PATH": f"{commands}:{os.environ['PATH']}", "HOME": str(folder), "LOG": str(folder),
             "RUN": str(folder / "coco"), "CODES": codes, "CHECKPOINTS": checkpoints,
@@ -76,7 +80,7 @@ def submit(
             "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_GPUS_ON_NODE": "2",
             "SLURM_NTASKS_PER_NODE": "2", **more,
         },
-        capture_output=True, text=True, timeout=300, cwd=ROOT,
+        capture_output=True, text=True, timeout=300, cwd=cwd,
     )  # fmt: skip
     job.code, job.said = ended.returncode, ended.stderr
     for name, lines in (("srun", job.starts), ("scontrol", job.requeues)):
@@ -93,6 +97,25 @@ def test_a_complete_run_ends_the_job(tmp_path: Path, script: str) -> None:
     assert f"run.dir={tmp_path}/coco run.seed=7" in (tmp_path / "srun").read_text()
     if script == "deepspeed.sbatch":
         assert (tmp_path / "coco" / "hostfile").read_text() == "n1 slots=2\nn2 slots=2\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_written_scripts_run_from_any_folder(tmp_path: Path, script: str) -> None:
+    launch_files(tmp_path / "launch-files")
+    files = sorted(path for path in (tmp_path / "launch-files").rglob("*") if path.is_file())
+    assert {path.name for path in files} >= {script, "common.sh", "alerts.yml", "vse-scale.json"}
+    assert not [path for path in files if re.search(r"(?<!-files/)\blaunch/", path.read_text())]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    written = tmp_path / "launch-files" / "slurm"
+    job = submit(tmp_path, script, codes="0", scripts=written, cwd=elsewhere)
+    assert (job.code, job.requeues) == (0, []), job.said
+    assert len(job.starts) == 1
+    with pytest.raises(OutputError, match="exists already; name a new folder"):
+        launch_files(tmp_path / "launch-files")
+    with pytest.raises(OutputError, match="would have to quote this name"):
+        launch_files(tmp_path / "two words")
+    assert not (tmp_path / "two words").exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -145,8 +146,13 @@ def ranks_of(job: str) -> dict[int, psutil.Process]:
     return found
 
 
-def errors_of(job: Job) -> list[str]:
-    return [line for line in job.said().splitlines() if "error:" in line and "srun" not in line]
+def errors_of(job: Job) -> set[str]:
+    """Return the lines of ours; srun and slurmstepd tell too that they end the others.
+
+    A rank says what the main one found once more, where that one has not left within seconds.
+    """
+    lines = {line for line in job.said().splitlines() if "error:" in line}
+    return {line for line in lines if "srun" not in line and "slurmstepd" not in line}
 
 
 @pytest.mark.parametrize("script", DEEPSPEED_SOAKED)
@@ -275,6 +281,30 @@ def test_mpirun_trains_as_one_machine_does(
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-4000:]
     assert_same_run(tmp_path / "run", undisturbed)
+
+
+PLACE = """
+import os
+from vse_scale.world.place import find_place
+place = find_place(os.environ)
+print(place.rank, place.ranks, place.local_rank)
+"""
+
+
+@pytest.mark.parametrize("plugin", ["none", "pmi2", "pmix", "MpiDefault=pmi2"])
+def test_a_task_knows_its_place_under_every_plugin_of_mpi(cluster: Cluster, plugin: str) -> None:
+    """SchedMD's plugins set PMI_RANK or PMIX_RANK beside SLURM's own names."""
+    options, more = (f"--mpi={plugin}",), {}
+    if plugin == "MpiDefault=pmi2":
+        written = (cluster.folder / "slurm.conf").read_text()
+        (cluster.folder / "pmi2.conf").write_text(written.replace("MpiDefault=none", plugin))
+        options, more = (), {"SLURM_CONF": str(cluster.folder / "pmi2.conf")}
+    asked = ("srun", "--nodes=2", "--ntasks-per-node=2", *options, sys.executable, "-c", PLACE)
+    ended = cluster.run(*asked, **more)
+    if "MPI: Unable to load any plugin" in ended.stderr:  # mpi_pmix.so is there, libpmix is not
+        pytest.skip(f"this SLURM cannot load its plugin {plugin}")
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    assert sorted(ended.stdout.splitlines()) == ["0 4 0", "1 4 1", "2 4 0", "3 4 1"], ended.stdout
 
 
 @SOAK

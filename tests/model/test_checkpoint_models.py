@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from vse_scale.commands.common import chosen_model
 from vse_scale.config import ModelConfig
 from vse_scale.errors import ModelError, OutputError
 from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model import folder as model_folder
 from vse_scale.model.vse import VSEModel
 
 
@@ -33,6 +36,7 @@ def run(tmp_path: Path) -> Path:
         state = {f"model.{name}": value + step for name, value in model.state_dict().items()}
         state |= {f"exp_avg.{name}": torch.zeros(1) for name, _ in model.named_parameters()}
         save_file(state, folder / "state.safetensors")
+        (folder / "state.json").write_text('{"config": {"model": {"text": {"lora": null}}}}')
     return tmp_path
 
 
@@ -66,6 +70,21 @@ def test_of_an_averaged_run_it_is_the_average_that_was_validated(run: Path) -> N
     started = replace(best.config, init_from=str(folder))
     model = VSEModel(started, best.vocab_size, best.pad_id, 12)
     assert torch.equal(model.text.pool.linear.weight, averaged["text.pool.linear.weight"])
+
+
+def test_adapters_without_peft_name_the_extra_and_a_model_that_needs_none(run, monkeypatch):
+    folder = run / "checkpoints" / "step-00000003"
+    lora = '{"rank": 2, "alpha": 2.0, "dropout": 0.0, "targets": []}'
+    (folder / "state.json").write_text(f'{{"config": {{"model": {{"text": {{"lora": {lora}}}}}}}}}')
+    monkeypatch.setattr(model_folder, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"which need the package peft; pip install") as told:
+        VSEModel.from_pretrained(folder)
+    (extra,) = re.findall(r"vse-scale\[(\w+)\]", str(told.value))
+    root = Path(__file__).parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert any(need.startswith("peft") for need in extras["optional-dependencies"][extra])
+    assert "open the run's best model" in str(told.value)
+    assert VSEModel.from_pretrained(chosen_model(run, "best")).width == 8
 
 
 def test_commands_choose_it_by_name_or_folder(run: Path) -> None:

@@ -122,6 +122,8 @@ def test_ids_and_validity_may_be_of_images_or_of_their_captions(kind: str) -> No
         objective.loss(images, captions, ids=torch.arange(5))
     with pytest.raises(ValueError, match="as many captions"):
         objective.loss(images, captions[:11])
+    with pytest.raises(ValueError, match="differ among the captions of an image"):
+        objective.loss(images, captions, ids=torch.arange(12))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -31,6 +31,8 @@ from vse_scale.config import Config
 HERE = Path(__file__).parent
 STEPS = 24
 RUNS = ("pixels", "regions")
+# An image is scored once for all its captions since, which adds the same numbers in another order.
+ROUNDED_SINCE = {"regions"}
 
 
 @cache
@@ -39,8 +41,9 @@ def expected(name: str) -> dict[str, Any]:
     return found
 
 
-def same_machine(name: str) -> bool:
-    return bool(expected(name)["machine"] == this_machine())
+def repeats(name: str) -> bool:
+    """Return whether the run goes on here bit for bit."""
+    return expected(name)["machine"] == this_machine() and name not in ROUNDED_SINCE
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -87,7 +90,7 @@ def test_its_steps_are_those_it_would_have_trained(name: str, resumed: Path) -> 
     first = before.count("\n")
     found = remaining_steps(resumed, first)
     assert [step["step"] for step in found] == list(range(first, STEPS))
-    if same_machine(name):
+    if repeats(name):
         assert found == expected(name)["steps"]
         assert later_evaluations(resumed, first) == expected(name)["evaluations"]
     else:
@@ -134,7 +137,7 @@ def later_evaluations(folder: Path, first: int) -> list[dict[str, Any]]:
 def test_its_last_state_is_the_one_it_would_have_reached(name: str, resumed: Path) -> None:
     found = state_digests(resumed)
     wanted: dict[str, str] = expected(name)["state"]
-    if same_machine(name):
+    if repeats(name):
         # By value: a tensor may get another name, and there may be more of them.
         assert sorted(key for key, value in wanted.items() if value not in found.values()) == []
     assert len(found) >= len(wanted)

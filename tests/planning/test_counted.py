@@ -15,6 +15,10 @@ from vse_scale.model.blueprint import blueprint
 from vse_scale.planning.memory import Batches, memory_bytes, state_bytes
 from vse_scale.planning.traffic import STAGES, Workload, loss_bytes, step_bytes
 
+PART = [
+    "model.image.frozen=true", "model.text.train_last=1",
+    "model.text.architecture.num_hidden_layers=4",
+]  # fmt: skip
 WORKER = Path(__file__).with_name("rank_of_scaling.py")
 
 
@@ -24,21 +28,26 @@ def counted(config: Path, tmp_path: Path, ranks: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.soak), 4])
+@pytest.mark.parametrize(
+    ("ranks", "part"),
+    [(1, []), pytest.param(2, [], marks=pytest.mark.soak), (2, PART), (4, [])],
+)
 def test_it_agrees_with_what_real_ranks_send_and_keep(
-    small_run: Path, tmp_path: Path, ranks: int
+    small_run: Path, tmp_path: Path, ranks: int, part: list[str]
 ) -> None:
+    """Also where a part trains: microsoft/DeepSpeed#5848 and #3654 lost sight of the others."""
     config = Config.load(
         small_run,
         [
             "model.embed_dim=256", "model.image.size=64", "objective.warmup_epochs=0",
             "train.frozen_backbone_epochs=0", "telemetry.prometheus_port=null",
-            "telemetry.tensorboard=false",
+            "telemetry.tensorboard=false", *part,
         ],
     )  # fmt: skip
     path = tmp_path / "counted.yaml"
     path.write_text(config.to_yaml())
     planned, (model, _) = Workload.of(config, bfloat16=False), blueprint(config)
+    assert (planned.trained < 0.5 * planned.parameters) == bool(part)
     found = counted(path, tmp_path, ranks)
     tokens = found["0"]["tokens"]
     batches = Batches.of(config, planned, ranks, tokens=tokens, cuda=False, bfloat16=False)
@@ -64,4 +73,6 @@ def test_it_agrees_with_what_real_ranks_send_and_keep(
         most = memory_bytes(planned, batches, stage, ranks)
         peak = sum(most.values()) + (aside if stage == 3 else 0)
         print(f"planned peak {peak:.3g}, real {real['peak']:.3g}")
-        assert real["peak"] == pytest.approx(peak, rel=0.1)
+        # Stage 3 gives whole weights that do not train back before the fullest moment.
+        least = 0.8 if stage == 3 and part else 0.9
+        assert least * peak <= real["peak"] <= 1.1 * peak

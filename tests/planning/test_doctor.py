@@ -16,7 +16,9 @@ import torch
 from commandline import vse_scale
 
 from vse_scale.config import Config
-from vse_scale.planning import machine
+from vse_scale.data.shards import ShardDataset
+from vse_scale.errors import ConfigError
+from vse_scale.planning import doctor, machine
 from vse_scale.planning.doctor import examine
 from vse_scale.planning.findings import Finding, faults
 
@@ -47,15 +49,24 @@ def test_an_old_package_and_one_that_is_missing(monkeypatch: pytest.MonkeyPatch)
     version = importlib.metadata.version
 
     def other(name: str) -> str:
-        if name == "webdataset":
+        if name == "safetensors":
             raise importlib.metadata.PackageNotFoundError
         return "0.1" if name == "deepspeed" else version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", other)
     found_faults = faults(examine(None, ranks=1))
     remedies = sorted(fault.remedy or "" for fault in found_faults)
-    assert [r.split("'")[1].split(">")[0] for r in remedies] == ["deepspeed", "webdataset"]
+    assert [r.split("'")[1].split(">")[0] for r in remedies] == ["deepspeed", "safetensors"]
     assert all(remedy.startswith("pip install -c constraints.txt") for remedy in remedies)
+
+
+def test_numbers_beyond_the_machine_are_faults(small_run: Path) -> None:
+    config = Config.load(small_run, ["model.image.size=10000000"])
+    finding = doctor._decoding(config, ShardDataset(config.data.folders[0], "train"))
+    assert finding.state == "fault"
+    assert "do not fit into the memory; lower model.image.size" in finding.says
+    with pytest.raises(ConfigError, match=r"data\.threads is 100000: .* or equal to 1024"):
+        Config.parse({"data": {"path": "x", "threads": 100_000}})
 
 
 def test_no_compiler(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ from test_traffic import work
 from vse_scale.config import Config
 from vse_scale.model.vse import VSEModel
 from vse_scale.planning.activations import Activations, count_activations
-from vse_scale.planning.memory import Batches, memory_bytes, state_bytes
+from vse_scale.planning.memory import Batches, checkpoint_bytes, memory_bytes, state_bytes
+from vse_scale.planning.traffic import Workload, step_bytes
+from vse_scale.training.optim import build_optimizer
 
 MADE = Activations(alone=10_000, with_gradients=12_000, with_bucket=13_000)
 
@@ -23,6 +25,36 @@ def test_memory_falls_with_the_stage_and_the_ranks() -> None:
     assert parts[0]["weights"] + parts[0]["moments"] + parts[0]["gradients"] == 4 * whole
     assert parts[2]["moments"] == 2 * whole / 8
     assert parts[2]["gradients"] == parts[2]["master"] == whole / 8
+
+
+def test_what_does_not_train_costs_its_weights_alone(small_run: Path) -> None:
+    """Parameters of the optimizer that the engine would be given, by their gradients' switch."""
+    keys = ["model.image.frozen=true", "model.text.frozen=true"]
+    config = Config.load(small_run, keys)
+    model = VSEModel(config.model, 120, 0)
+    optimizer = build_optimizer(model.parameter_groups(), config.optim, torch.device("cpu"))
+    updated = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    planned = Workload.of(config, bfloat16=True)
+    whole = 4 * sum(p.numel() for p in model.parameters())
+    assert 0 < planned.trained == updated < planned.parameters
+    inside = ("image.backbone.", "text.encoder.")
+    heads = [
+        sum(weight.numel() for weight in module.parameters())
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not name.startswith(inside)
+    ]
+    assert planned.autocast_parameters == sum(heads)
+    for stage, share in ((0, 1), (2, 2), (3, 2)):
+        parts = state_bytes(planned, stage, ranks=2)
+        assert parts["weights"] == whole * (1.5 if stage == 3 else 1)
+        assert parts["gradients"] == parts["moments"] / 2 == 4 * updated / share
+    assert step_bytes(planned, 2, 2)["weights"] == 4 * updated / 2
+    assert checkpoint_bytes(planned, 0, 2)["copied"] == whole + 2 * 4 * updated
+
+
+def test_gradient_descent_keeps_no_moments(small_run: Path) -> None:
+    config = Config.load(small_run, ["optim.algorithm=sgd"])
+    assert state_bytes(Workload.of(config, bfloat16=False), 0, ranks=1)["moments"] == 0
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from vse_scale.planning.traffic import STAGES, Workload, step_bytes
 
 def work(**changes: Any) -> Workload:
     given = {
-        "parameters": 1000, "autocast_parameters": 0, "gathered_parameters": 0,
+        "parameters": 1000, "trained": 1000, "moments": 2,
+        "autocast_parameters": 0, "gathered_parameters": 0,
         "global_batch": 64, "captions_per_image": 1, "embed_dim": 8,
         "objective": make_objective("hinge"),
     }  # fmt: skip

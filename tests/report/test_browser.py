@@ -10,15 +10,10 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from browser import FLAGS, chromium
 
 from vse_scale.report.compare import compare_runs
-
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--allow-file-access-from-files", "--host-resolver-rules=MAP * ~NOTFOUND"),
-    *("--window-size=1400,900", "--virtual-time-budget=4000"),
-)
+from vse_scale.report.overview import write_overview
 
 
 @pytest.fixture
@@ -27,9 +22,7 @@ def measure(tmp_path):
 
     A headless window has a least width, so the page is measured in a frame of the right width.
     """
-    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
-    if browser is None:
-        pytest.skip("needs Chromium, which is not installed")
+    browser = chromium()
 
     def run(report: Path, script: str, width: int = 1200):
         frame = tmp_path / "frame.html"
@@ -119,3 +112,76 @@ def test_two_runs_fit_the_screen(run, measure, tmp_path, width):
     assert len(found["plots"]) == 4
     assert min(found["plots"]) > 200
     assert found["headings"] == 6
+
+
+HOVER = """
+  const chart = [...page.querySelectorAll('figure.chart')]
+    .find(one => one.querySelectorAll('path.line[data-label]').length > 1);
+  const plot = chart.querySelector('.plot'), box = plot.getBoundingClientRect();
+  const Pointer = page.defaultView.PointerEvent;
+  const at = (share) => {
+    plot.dispatchEvent(new Pointer('pointermove', {clientX: box.left + share * box.width}));
+    return chart.querySelector('.values').textContent;
+  };
+  const first = at(0), last = at(1);
+  const labels = [...plot.querySelectorAll('path.line[data-label]')].map(p => p.dataset.label);
+  const button = chart.querySelector('.legend button');
+  const began = performance.now();
+  button.click();
+  const hidden = [...plot.querySelectorAll('[data-line="' + button.parentNode.dataset.line + '"]')]
+    .every(shape => shape.style.display === 'none');
+  const without = at(1);
+  const milliseconds = performance.now() - began;
+  button.click();
+  const key = new page.defaultView.KeyboardEvent('keydown', {key: 'ArrowRight'});
+  plot.dispatchEvent(new Pointer('pointerleave'));
+  const left = chart.querySelector('.values').textContent;
+  plot.dispatchEvent(key);
+  const keyed = chart.querySelector('.values').textContent;
+  return {first, last, labels, hidden, without, left, keyed, milliseconds,
+    name: button.textContent, again: button.getAttribute('aria-pressed')};
+"""
+
+
+@pytest.mark.slow
+def test_a_chart_tells_its_values_and_its_legend_hides_lines(full_report, measure):
+    found = measure(full_report, HOVER)
+    assert all(label in found["first"] for label in found["labels"])
+    assert found["first"] != found["last"]
+    assert found["hidden"]
+    assert found["name"] not in found["without"]
+    assert (found["left"], found["again"]) == ("", "true")
+    assert found["keyed"] == found["first"]
+    assert found["milliseconds"] < 100
+
+
+@pytest.mark.slow
+def test_contents_lead_to_every_section(full_report, measure):
+    script = """return [...page.querySelectorAll('.contents a')].map(link =>
+        page.querySelector(link.getAttribute('href')).querySelector('h2').textContent
+        === link.textContent)"""
+    found = measure(full_report, script)
+    assert found
+    assert all(found)
+
+
+@pytest.mark.slow
+def test_a_table_of_runs_is_sorted_by_its_headings(run, tmp_path, measure):
+    folders = []
+    for name, rsum in (("a", 9.0), ("b", 455.0), ("c", 1000.0), ("d", None)):
+        folders.append(shutil.copytree(run, tmp_path / name))
+        results = json.loads((folders[-1] / "results.json").read_text())
+        if rsum is None:
+            (folders[-1] / "results.json").unlink()
+            (folders[-1] / "evaluations.jsonl").unlink(missing_ok=True)
+        else:
+            (folders[-1] / "results.json").write_text(json.dumps(results | {"rsum": rsum}))
+    page = write_overview(folders, tmp_path / "runs.html", "Runs")
+    script = """
+      const table = page.querySelector('table.sortable');
+      const names = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent).join('');
+      const [run, rsum] = table.tHead.querySelectorAll('button');
+      const found = [];
+      for (const button of [rsum, rsum, run, run]) { button.click(); found.push(names()); }
+      return [...found, run.parentNode.getAttribute('aria-sort')]"""
+    assert measure(page, script) == ["cbad", "abcd", "dcba", "abcd", "ascending"]

@@ -12,6 +12,10 @@ from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.report.from_run import pooling_curves, report_run
 from vse_scale.retrieval.encode import encode_split
+from vse_scale.retrieval.intervals import intervals
+from vse_scale.retrieval.ranks import query_ranks
+from vse_scale.retrieval.recorded import RecordedRanks
+from vse_scale.run.folder import RunRecords
 from vse_shards.build import BuildOptions, build
 from vse_shards.demo import make_demo
 from vse_shards.sources.jsonl import JsonlSource
@@ -87,9 +91,20 @@ def test_report_of_a_run_with_its_model_and_dataset(run):
     assert html.count("<article") > 12  # the examples, and what an untrained model fails at
     assert "Right pairs and hardest negatives" in html
     assert f"{recalls.rsum:.1f}" in html
+    # The run recorded no intervals: they are those of its model's ranks.
+    rows = (embeddings.images, embeddings.captions, embeddings.caption_to_image)
+    low, high = intervals(query_ranks(*rows), embeddings.caption_to_image.numpy())["rsum"]
+    assert f"That of RSUM: {low:.1f} to {high:.1f}." in html
     first = VSEModel.from_pretrained(run / "model")
     assert f"{first.grid_cells} cells" in html
     assert calls[-1] == ("captions", 100, 100)
+    assert not (run / "ranks.json").exists()  # the run is not over
+
+    (run / "results.json").write_text(json.dumps({**results, "steps": 1}))
+    report_run(run, device="cpu", threads=1)
+    found = RecordedRanks.of_run(RunRecords.load(run))
+    assert (found.step, found.split) == (0, "val")
+    assert found.ranks.recalls() == recalls
 
 
 def test_a_run_without_an_evaluation_still_has_a_report(run, tmp_path):

@@ -62,7 +62,8 @@ def test_a_panel_is_one_file(run, tmp_path, add_panel):
     assert ".steps { color: teal; }" in html.split("</style>")[0]
     assert "console.log('steps');" in html.rsplit("<script>", 1)[1]
     # The rest of the page is as it was.
-    added = (section + "\n", ".steps { color: teal; }", "console.log('steps');")
+    link = '<li><a href="#steps">Steps &amp; more</a></li>'
+    added = (section + "\n", link, ".steps { color: teal; }", "console.log('steps');")
     for part in added:
         html = html.replace(part, "")
     assert html == before

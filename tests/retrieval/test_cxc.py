@@ -153,6 +153,12 @@ def test_wrong_files_are_named(folder, small):
     sis.write_text(sis.read_text() + "COCO_1.jpg,COCO_2.jpg,much,x\n")
     with pytest.raises(DatasetError, match=r"sis_test\.csv: is damaged .*'much'"):
         evaluate_cxc(small, folder)
+    sis.write_text("image1,image2,agg_score\nCOCO_10.jpg,COCO_20.jpg,nan\n")
+    with pytest.raises(DatasetError, match=r"sis_test\.csv: is damaged \(nan is no rating\)"):
+        evaluate_cxc(small, folder)
+    sis.write_text("image1,image2,agg_score\n")
+    with pytest.raises(DatasetError, match=r"sis_test\.csv: rates no pair; download it again"):
+        evaluate_cxc(small, folder)
     sis.write_text("image1,image2,score1,score2\n")
     with pytest.raises(DatasetError, match="without agg_score"):
         evaluate_cxc(small, folder)

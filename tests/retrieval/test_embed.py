@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,18 @@ def test_what_was_broken_off_goes_on_with_what_is_missing(tmp_path):
     again = Numbers(200)
     run(tmp_path / "out", again)
     assert again.asked == []
+
+
+def test_a_process_may_open_few_files_however_many_parts_there_are(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 30, limits[1]))
+    try:
+        counts = run(tmp_path / "out", Numbers(3200))  # 100 parts
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert counts["images"]["embedded"] == sum(1 for n in range(3200) if n % 7)
+    assert np.load(tmp_path / "out" / "images.npy")[-1, 0] == 3198  # 3199 is a seventh
 
 
 @pytest.mark.parametrize(("then", "now"), [({"dim": 64}, {}), ({}, {"dim": 64})])

@@ -218,6 +218,11 @@ def test_a_narrower_model_than_the_indexs_is_told_in_terms_of_search(
     narrow.save_pretrained(tmp_path / "narrow", own.tokenizer)
     cut = tmp_path / "cut"
     embed_command(model=model_folder, out=cut, data=str(scenes), split="val", dim=16)
+    with pytest.raises(ConfigError, match=r"other weights .*; embed again with this model, or"):
+        search(index=cut, queries=["a ring"], model=tmp_path / "narrow")
+    described = json.loads((cut / "index.json").read_text())
+    del described["weights_sha256"]  # as in a folder of an earlier release
+    (cut / "index.json").write_text(json.dumps(described))
     with pytest.raises(DatasetError, match=r"queries of width 8; embed again with this model"):
         search(index=cut, queries=["a ring"], model=tmp_path / "narrow")
     again = tmp_path / "again"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import ntpath
+import os
 import posixpath
 import shutil
 import subprocess
@@ -103,8 +104,10 @@ def test_every_command_runs(prelude, small_source, tmp_path):
         else WITHOUT_POSIX.format(modules=POSIX_MODULES)
     )
     commands = every_command(tmp_path, source, other / source.name)
+    (tmp_path / "temporary").mkdir()  # where Windows has its locks, which stay
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(commands)],
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
         capture_output=True, text=True, timeout=300, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -296,6 +296,10 @@ ROWS: dict[str, tuple[bytes, list[str]]] = {
         json.dumps({"image": "a.jpg", "captions": ["word " * 10_000]}).encode(),
         ["caption too long", "no caption"],
     ),
+    "one word of 200,000 letters": (
+        json.dumps({"image": "a.jpg", "captions": ["x" * 200_000]}).encode(),
+        ["caption too long", "no caption"],
+    ),
     "ids of other number": (
         b'{"image": "a.jpg", "captions": ["w"], "caption_ids": [1, 2]}',
         ["malformed row"],

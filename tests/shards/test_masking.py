@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 
 from vse_shards import remote
@@ -16,7 +20,25 @@ from vse_shards.storage import read_bytes
         ("no such s3://AKIA:hunter2@bucket/a; check", "no such s3://***@bucket/a; check"),
         ("https://host/a?X-Amz-Signature=hunter2&x=1", "https://host/a?X-Amz-Signature=***&x=1"),
         ("https://host/a?sv=1&sig=hunter2", "https://host/a?sv=1&sig=***"),
-        ("http://host/a@b.jpg", "http://host/a@b.jpg"),
+        *(
+            (f"https://host/a?x=1&{name}=hunter2&y=2", f"https://host/a?x=1&{name}=***&y=2")
+            for name in ("auth", "pass", "pw", "jwt", "sas", "hmac", "code", "hdnts", "apikey")
+        ),
+        ("https://host/a#access_token=hunter2", "https://host/a#access_token=***"),
+        ("http://user:hun@ter2@host/a", "http://***@host/a"),
+        ("https://host/a?encoding=utf-8&codec=av1", "https://host/a?encoding=utf-8&codec=av1"),
+        ("s3://AKIA:hun/ter2+/=@bucket/a; check", "s3://***@bucket/a; check"),
+        *(
+            (kept, kept)
+            for kept in (
+                "http://host/a@b.jpg",
+                "http://host:8080/a@b.jpg",
+                "http://[::1]:80/a@b.jpg",
+                "file://C:/me@home/a.jpg",
+                "zip://a::s3://bucket/b@c",
+                "a://b: c/d@e",
+            )
+        ),
         ("s3://bucket/a", "s3://bucket/a"),
         ("a: b@c", "a: b@c"),
     ],
@@ -51,11 +73,44 @@ def test_a_masked_url_is_not_opened():
         read_bytes("http://***@127.0.0.1:9/set/manifest.json")
 
 
+@pytest.fixture
+def guarded():
+    """The address of a web server that gives its file to ``ada`` with the password ``hun/ter2``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked = self.headers.get("Authorization", "").removeprefix("Basic ")
+            allowed = base64.b64decode(asked) == b"ada:hun/ter2"
+            self.send_response(200 if allowed else 401)
+            self.end_headers()
+            self.wfile.write(b"bytes" if allowed else b"")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("protocol", ["http", "ftp", "s3", "memory"])
+def test_a_password_that_ends_at_its_slash_is_not_told(protocol, guarded):
+    """The parsers' own messages have one half of it, as the name of a bucket, or as a port."""
+    with pytest.raises(OSError, match="write %2F in its place") as refused:
+        read_bytes(f"{protocol}://ada:hun/ter2@{guarded}/a")
+    assert "hun" not in f"{refused.value} {refused.value.filename}"
+    if protocol == "http":  # the remedy
+        assert read_bytes(f"http://ada:hun%2Fter2@{guarded}/a") == b"bytes"
+
+
 def test_no_message_of_a_build_shows_a_password(command, tmp_path, write_rows):
     rows = write_rows([{"image": "a.jpg", "captions": ["w"]}], {})
     cases = [
         ["--input", rows, "--out", f"nosuch://user:hunter2@{tmp_path.name}"],
         ["--input", rows, "--images", f"nosuch://user:hunter2@{tmp_path.name}", "--out", "o"],
+        ["--input", "s3://AKIA:hunter2/hunter2@bucket/rows.jsonl", "--out", "o"],
+        ["--input", rows, "--out", "ftp://user:hunter2/hunter2@127.0.0.1:9/o"],
     ]
     for arguments in cases:
         done = command("build", "--source", "jsonl", *arguments, "--workers", "1")

@@ -75,9 +75,14 @@ OUT = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "karpathy", "coco"])
-def test_a_row_that_names_a_file_outside_is_a_reject(kind, place, tmp_path, contacted, capsys):
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [("jsonl", 0), ("csv", 0), ("karpathy", 0), ("coco", 0), *(("coco", -n) for n in range(1, 9))],
+)
+def test_a_row_that_names_a_file_outside_is_a_reject(kind, at, place, tmp_path, contacted, capsys):
+    """COCO's reader looks for its folder of images by the first name, whatever that is."""
     names = ["good.jpg", *(name.format(tmp=tmp_path) for name in OUT)]
+    names = names[at:] + names[:at]
     path = tmp_path / "ann" / ("captions_train2014.json" if kind == "coco" else "rows")
     path.parent.mkdir()
     if kind == "jsonl":

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
+import sys
 import tarfile
+import threading
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -11,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from vse_shards import storage
 from vse_shards.build import BuildOptions, build
 from vse_shards.cli import main
-from vse_shards.errors import AccessError, OutputError, SourceError
+from vse_shards.errors import AccessError, OutputError, SourceError, StorageError
 from vse_shards.sources.registry import SourceRequest, open_source
 
 
@@ -221,3 +226,64 @@ def test_a_storage_that_refuses_an_image_stops_the_build(write_rows, tmp_path, g
     with pytest.raises(AccessError, match=r"guarded://images/late\.jpg: .* locate credentials;"):
         build(source, str(tmp_path / "out"), BuildOptions())
     assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_a_disk_that_fails_says_nothing_of_an_image(small_source, tmp_path, monkeypatch):
+    """A mount that went away; huggingface/datasets#7440 is of such errors."""
+    source = open_source("jsonl", SourceRequest(str(small_source(4))))
+    read = storage.read_bytes
+
+    def failing(path, *place):
+        if path.endswith("2.jpg"):
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+        return read(path, *place)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "read_bytes", failing)
+        with pytest.raises(StorageError, match=r"2\.jpg: cannot be read: Stale.*same command"):
+            build(source, str(tmp_path / "out"), BuildOptions(workers=1))
+    assert not (tmp_path / "out/manifest.json").exists()
+    assert build(source, str(tmp_path / "out"), BuildOptions(workers=1)).images == 4
+
+
+@pytest.fixture
+def endless():
+    """The address of a web server that says no size; all but /short and /lost goes on for ever."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path.startswith("/lost"):
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                self.wfile.write(b'{"image": "a.jpg"}\n')
+                while not self.path.startswith("/short"):
+                    self.wfile.write(bytes(1 << 16))
+
+        def log_message(self, *given):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_web_file_without_a_size_is_read_to_its_end_or_to_a_limit(endless, monkeypatch, capsys):
+    """After aio-libs/aiohttp#2638 and aio-libs/aiohttp#7614 (no Content-Length, and no limit)."""
+    monkeypatch.setattr(storage, "MOST_WEB_BYTES", 1 << 20)
+    assert storage.read_bytes(f"{endless}/short") == b'{"image": "a.jpg"}\n'
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(f"{endless}/lost")
+    with pytest.raises(SourceError, match="more than 1 MB have come, and no end; download"):
+        storage.read_bytes(f"{endless}/rows")
+    for kind, name in (("jsonl", "rows.jsonl"), ("webdataset", "a.tar")):
+        words = ["x", "build", "--source", kind, "--input", f"{endless}/{name}", "--out", "none"]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert "no end; download the file, and give its path" in line

@@ -8,6 +8,7 @@ there), awslabs/mountpoint-s3#1422 (503 taken for a missing file) and huggingfac
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -17,10 +18,13 @@ import pytest
 from s3_server import FAULTS, failing_s3, fresh_bucket
 
 from vse_shards import remote, seal
+from vse_shards.append import append, options_of
 from vse_shards.build import BuildOptions, build
 from vse_shards.errors import AccessError, OutputError, StorageError, UserError
+from vse_shards.manifest import Manifest
 from vse_shards.remote import open_filesystem
 from vse_shards.sources.registry import SourceRequest, open_source
+from vse_shards.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -252,11 +256,57 @@ def _check_each_request(faults, step, small_source, tmp_path, bucket, server):
 
 @pytest.mark.slow
 def test_each_request_of_a_build_may_fail(small_source, tmp_path, bucket, server, hasty):
-    _check_each_request(FAULTS, 15, small_source, tmp_path, bucket, server)
+    _check_each_request(FAULTS, 30, small_source, tmp_path, bucket, server)
+
+
+@pytest.mark.soak
+def test_every_request_of_a_build_may_fail(small_source, tmp_path, bucket, server, hasty):
+    _check_each_request(FAULTS, 1, small_source, tmp_path, bucket, server)
 
 
 def test_some_requests_of_a_build_may_fail(small_source, tmp_path, bucket, server, hasty):
     _check_each_request(("404", "wrong"), 20, small_source, tmp_path, bucket, server)
+
+
+@pytest.mark.parametrize(
+    ("faults", "step"),
+    [
+        pytest.param(("404", "503", "short"), 5, id="some"),
+        pytest.param(FAULTS, 1, id="every", marks=pytest.mark.soak),
+    ],
+)
+def test_requests_of_an_append_may_fail(
+    small_source, tmp_path, bucket, server, hasty, faults, step
+):
+    """The images that come are in S3, the dataset that grows is here."""
+    path = small_source(7)
+    s3().put(str(path.parent), f"{bucket}/source", recursive=True)
+    few = path.with_name("few.jsonl")
+    few.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    build(from_file(few), str(tmp_path / "before"), OPTIONS)
+
+    def run(out):
+        append(from_file(path, f"{bucket}/source/images"), str(out), options_of(str(out), OPTIONS))
+
+    def grown(name):
+        return shutil.copytree(tmp_path / "before", tmp_path / name)
+
+    before = len(server.log)
+    run(grown("whole"))
+    want, requests = local(tmp_path / "whole"), len(server.log) - before
+    assert sum(name.endswith(".tar") for name in want) == 4
+    for start, fault in enumerate(faults):
+        for number in range(start % step, requests, step):
+            out = grown(f"{fault}-{number}")
+            server.fail_once(fault, number)
+            said = _said(run, out)
+            assert "\n" not in said
+            server.heal()
+            if said:  # the dataset is the one that it was, and the same command goes on
+                assert len(Manifest.load(out).splits["train"].shards) == 1
+                assert verify(out) == []
+                run(out)
+            assert local(out) == want, (fault, number, said)
 
 
 @pytest.mark.slow

@@ -27,7 +27,8 @@ from typing import Any, NoReturn
 
 IMPORTED = (
     "deepspeed.launcher.launch", "deepspeed.runtime.zero.muon.muon_optimizer", "nvidia.dali.fn",
-    "torch.utils.tensorboard", "transformers.models.bert.modeling_bert", "vse_scale.cli",
+    "tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer",
+    "transformers.models.bert.modeling_bert", "vse_scale.cli",
     "vse_scale.training.supervisor", "vse_scale.training.trainer",
 )  # fmt: skip
 PLAIN_USER = "TESTS_PLAIN_USER"  # environment variable: obey permissions, as root does not

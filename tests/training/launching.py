@@ -78,7 +78,7 @@ class Trained:
 
     Attributes:
         first: its first step.
-        start: whole weights and optimizer state by name, as in ``Engine.state``, before it.
+        start: whole weights and optimizer state by name, as in ``Engine.shares``, before it.
         steps: by step ``gradient`` (of the global loss, by parameter), ``record`` (the line of the
             journal), ``pairs`` (image id and sum of token ids of the global batch) and, after the
             last or every one, ``state``.

@@ -21,6 +21,7 @@ from vse_scale.config import Config
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.trainer import Trainer
 from vse_scale.training.validation import validate
+from vse_scale.training.writer import Writer
 from vse_scale.world.join import World, join_world
 
 
@@ -58,14 +59,17 @@ def run_job(job: dict, world: World) -> None:
     }
     found = {"records": records, "moved": moved}
     if job["save"]:
-        path = trainer.checkpoints.save(trainer.engine, trainer.state, world)
-        found["bytes"] = sum(file.stat().st_size for file in path.iterdir())
+        with Writer(trainer.checkpoints, world, 600, lambda written: None) as writer:
+            writer.begin(trainer.engine, trainer.state)
+        newest = trainer.checkpoints.newest()
+        assert newest is not None
+        found["bytes"] = sum(file.stat().st_size for file in newest[0].iterdir())
     if job["evaluate"]:
-        recalls = validate(
+        record, _ = validate(
             trainer.engine, trainer.tokenizer, trainer.validation, trainer.config, world,
             step=0, epoch=0,
-        ).recalls  # fmt: skip
-        found["recalls"] = [recalls[direction]["r1"] for direction in ("i2t", "t2i")]
+        )  # fmt: skip
+        found["recalls"] = [record.recalls[direction]["r1"] for direction in ("i2t", "t2i")]
     trainer.engine.deepspeed.destroy()
     if world.main:
         Path(job["out"]).write_text(json.dumps(found))

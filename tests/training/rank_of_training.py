@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from dataclasses import replace
 
 import torch
@@ -17,8 +18,10 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 
 from vse_scale.config import Config
+from vse_scale.training.snapshot import Snapshot
 from vse_scale.training.timing import PhaseTimer
 from vse_scale.training.trainer import Trainer
+from vse_scale.training.watch.observers import Observers
 from vse_scale.world.join import World, join_world
 
 
@@ -39,7 +42,8 @@ def run_job(path: str, job: dict, world: World) -> None:
     look_at_gradients(trainer, steps)
     poison = Poison(trainer, rank_poisoned=world.rank == world.ranks - 1)
     timer = PhaseTimer(world.device)
-    start = trainer.engine.state(keep=world.main)
+    snapshot = Snapshot(world, 600)
+    start = whole_state(trainer, snapshot)
     with trainer._loader(first) as batches:
         for step in range(first, first + job["count"]):
             batch = next(batches)
@@ -50,12 +54,19 @@ def run_job(path: str, job: dict, world: World) -> None:
             dist.all_gather_object(parts, pairs)
             steps[-1] |= {"record": record.to_json(), "pairs": torch.cat(parts)}
             if job["every_state"] or step == first + job["count"] - 1:
-                steps[-1]["state"] = trainer.engine.state(keep=world.main)
+                steps[-1]["state"] = whole_state(trainer, snapshot)
     trainer.state = replace(trainer.state, step=first + job["count"])
     if job["save"]:
-        trainer.checkpoints.save(trainer.engine, trainer.state, world)
+        trainer.observers = Observers(trainer.config, world, next_step=0, total_steps=0)
+        with closing(trainer.observers), trainer.writer:
+            trainer.writer.begin(trainer.engine, trainer.state)
     if world.main:
         torch.save({"first": first, "start": start, "steps": steps}, job["out"])
+
+
+def whole_state(trainer: Trainer, snapshot: Snapshot) -> dict[str, torch.Tensor]:
+    snapshot.take(trainer.engine.shares())
+    return {name: value.clone() for name, value in snapshot.whole().items()}
 
 
 def look_at_gradients(trainer: Trainer, steps: list[dict]) -> None:

@@ -8,39 +8,43 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vse_scale.config import Config
-from vse_scale.errors import CheckpointError, StorageError
+from vse_scale.errors import CheckpointError, OutputError, StorageError
+from vse_scale.files import whole_folder, write_text
 from vse_scale.run.lock import RunLock
 from vse_scale.training.checkpoint import (
     TENSORS,
     Checkpoints,
     DiskUse,
-    RunState,
     finished_checkpoints,
 )
+from vse_scale.training.failures import explained
 from vse_scale.training.resumed import newest_checkpoint, owned
+from vse_scale.training.run_state import RunState
 from vse_scale.training.setup import load_config
+from vse_scale.training.state import write_tensors
 from vse_scale.world.processes import ALONE
+from vse_shards.plain_files import open_plain
 
 CONFIG = Config.parse({"data": {"path": "shards"}, "run": {"dir": "out"}})
 STATE = RunState(step=3, fingerprint="f" * 64, config=CONFIG.model_dump(mode="json"))
 
 
-class SmallEngine:
-    """Has one tensor to keep."""
-
-    def state(self, *, keep: bool) -> dict[str, torch.Tensor]:
-        return {"model.weight": torch.arange(500.0)}
+WEIGHTS = {"model.weight": torch.arange(500.0)}
 
 
 def save(checkpoints: Checkpoints, step: int) -> Path:
-    return checkpoints.save(SmallEngine(), dataclasses.replace(STATE, step=step), ALONE)
+    return checkpoints.write(WEIGHTS, dataclasses.replace(STATE, step=step))
 
 
 def test_the_newest_comes_back_with_its_state(tmp_path: Path) -> None:
@@ -48,7 +52,7 @@ def test_the_newest_comes_back_with_its_state(tmp_path: Path) -> None:
     assert checkpoints.newest() is None
     save(checkpoints, 3)
     state = dataclasses.replace(STATE, step=12, parts=("a", "b"))
-    path = checkpoints.save(SmallEngine(), state, ALONE)
+    path = checkpoints.write(WEIGHTS, state)
     assert checkpoints.newest() == (path, state)
     assert torch.equal(load_file(path / TENSORS)["model.weight"], torch.arange(500.0))
 
@@ -56,11 +60,11 @@ def test_the_newest_comes_back_with_its_state(tmp_path: Path) -> None:
 def test_the_version_of_the_order_is_kept_and_an_unknown_one_refused(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for order in (1, 2):
-        checkpoints.save(SmallEngine(), dataclasses.replace(STATE, order=order), ALONE)
+        checkpoints.write(WEIGHTS, dataclasses.replace(STATE, order=order))
         found = checkpoints.newest()
         assert found is not None
         assert found[1].order == order
-    path = checkpoints.save(SmallEngine(), dataclasses.replace(STATE, order=9), ALONE)
+    path = checkpoints.write(WEIGHTS, dataclasses.replace(STATE, order=9))
     with pytest.raises(CheckpointError, match="order: Input should be less than or equal to 2"):
         checkpoints.newest()
     # Written before there was another order.
@@ -108,19 +112,19 @@ def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
 
 
 def test_a_write_that_was_cut_off_leaves_nothing_that_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     whole = save(checkpoints, 1)
+    calls = iter(range(9))
 
-    def die(*arguments: object) -> None:
-        raise KeyboardInterrupt
+    def die() -> None:  # after the header of the tensors
+        if next(calls) == 1:
+            assert list(tmp_path.glob(".*/state.safetensors"))
+            raise KeyboardInterrupt
 
-    # After the tensors, before what makes the folder count.
-    monkeypatch.setattr("vse_scale.training.checkpoint._inventory", die)
     with pytest.raises(KeyboardInterrupt):
-        save(checkpoints, 2)
-    monkeypatch.undo()
+        checkpoints.write(WEIGHTS, dataclasses.replace(STATE, step=2), die)
     assert checkpoints.newest() == (whole, dataclasses.replace(STATE, step=1))
     assert list(tmp_path.iterdir()) == [whole]
     # A killed process cannot clean up; the next write does.
@@ -141,13 +145,60 @@ def test_a_full_disk_leaves_the_one_before_and_says_so(
     def fill(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vse_scale.training.checkpoint.save_file", fill)
+    monkeypatch.setattr("vse_scale.training.checkpoint.write_tensors", fill)
     with pytest.raises(
         CheckpointError, match=r"step-00000002: cannot be written .*No space.*step-00000001 stays"
     ):
         save(checkpoints, 2)
     assert checkpoints.newest() == (whole, dataclasses.replace(STATE, step=1))
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def immutable() -> Iterator[Callable[[Path], None]]:
+    """Makes a folder one that not even root writes to, until the test ends."""
+    made: list[Path] = []
+
+    def change(folder: Path) -> None:
+        done = subprocess.run(["chattr", "+i", folder], capture_output=True)
+        if done.returncode:
+            pytest.skip("needs root, and a file system with immutable folders")
+        made.append(folder)
+
+    yield change
+    for folder in made:
+        subprocess.run(["chattr", "-i", folder], check=True)
+
+
+@pytest.mark.skipif(shutil.which("chattr") is None, reason="needs chattr")
+def test_a_folder_that_becomes_immutable_is_one_line_at_every_write(
+    tmp_path: Path, immutable: Callable[[Path], None]
+) -> None:
+    """After huggingface/setfit#562; a run was started four times, and each start a traceback."""
+    run = tmp_path / "run"
+    run.mkdir()
+    config = Config.parse({"data": {"path": "d"}, "run": {"dir": str(run)}})
+    checkpoints = Checkpoints(run / "checkpoints", keep=2)
+    whole = save(checkpoints, 1)
+    immutable(run / "checkpoints")
+    with pytest.raises(
+        CheckpointError,
+        match=r"2: cannot be written \(Operation not permitted\); step-00000001 stays; give ano",
+    ):
+        save(checkpoints, 2)
+    assert checkpoints.newest() == (whole, dataclasses.replace(STATE, step=1))
+    immutable(run)
+    with pytest.raises(OutputError, match=r"cannot be written .Operation not permitted.; give ano"):
+        RunLock(run).__enter__()
+    with pytest.raises(OSError) as folder, whole_folder(run / "model"):  # noqa: PT011
+        pass
+    with pytest.raises(OSError) as file:  # noqa: PT011
+        write_text(run / "results.json", "")
+    for error in (folder.value, file.value):
+        said = str(explained(error, config, 1))
+        assert "cannot be written (Operation not permitted); give another, or the right" in said
+        assert "the same command goes on from the newest checkpoint" in said
+    assert [path.name for path in run.iterdir()] == ["checkpoints"]
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
@@ -162,7 +213,7 @@ def test_a_disk_that_fails_for_a_while_is_no_mistake_of_the_users(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr("vse_scale.training.checkpoint.save_file", fail)
+        patched.setattr("vse_scale.training.checkpoint.write_tensors", fail)
         with pytest.raises(StorageError, match=r"cannot be written .*step-00000001 stays"):
             save(checkpoints, 2)
         patched.setattr(os, "listdir", fail)
@@ -180,6 +231,51 @@ def test_a_disk_that_fails_for_a_while_is_no_mistake_of_the_users(
         with pytest.raises(StorageError), owned(config, ALONE):
             pass
     assert checkpoints.newest() == (whole, dataclasses.replace(STATE, step=1))
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (errno.EIO, StorageError, "look at the disk"),
+        (errno.ESTALE, StorageError, "look at the disk"),
+        (errno.EACCES, CheckpointError, "give the right to read it, or remove it"),
+    ],
+)
+def test_the_newest_that_cannot_be_read_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], words: str
+) -> None:
+    """It would give way to an older one, and the steps in between would be trained again."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    before, newest = save(checkpoints, 1), save(checkpoints, 2)
+
+    def fail(path: Path | str) -> BufferedReader:
+        if str(path) == str(newest / TENSORS):
+            raise OSError(number, os.strerror(number))
+        return open_plain(path)
+
+    monkeypatch.setattr("vse_scale.training.checkpoint.open_plain", fail)
+    with pytest.raises(kind, match=f"step-00000002: cannot be read .*{words}"):
+        checkpoints.newest()
+    shutil.rmtree(newest)  # the remedy where it stays so
+    found = checkpoints.newest()
+    assert found is not None
+    assert found[0] == before
+
+
+def test_tensors_are_written_as_their_library_writes_them(tmp_path: Path) -> None:
+    tensors = {
+        "b": torch.randn(3, 5), "a": torch.randn(2), "\u00fc.\"q\"": torch.zeros(0, 4),
+        "step": torch.tensor(7.0), "count": torch.tensor(3), "half": torch.ones(3).bfloat16(),
+        "many": torch.arange(9_000_000.0), "mask": torch.tensor([True, False]),
+        "ids": torch.arange(4, dtype=torch.int32), "wide": torch.ones(1, dtype=torch.float64),
+        "bytes": torch.ones(3, dtype=torch.uint8), "short": torch.ones(3, dtype=torch.int16),
+        "small": torch.ones(3, dtype=torch.int8), "h": torch.ones(1, dtype=torch.float16),
+    }  # fmt: skip
+    save_file(tensors, tmp_path / "theirs")
+    digest = write_tensors(tmp_path / "ours", tensors)
+    ours = (tmp_path / "ours").read_bytes()
+    assert ours == (tmp_path / "theirs").read_bytes()
+    assert digest == hashlib.sha256(ours).hexdigest()
 
 
 def test_another_dataset_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from vse_scale.training.engine import Engine
 from vse_scale.training.learned import LearnedNumbers
 from vse_scale.training.optim import apply_plan, build_optimizer
 from vse_scale.training.schedule import StepPlan
+from vse_scale.world.processes import ALONE
 
 
 def two_groups() -> dict[str, list[torch.nn.Parameter]]:
@@ -133,7 +134,7 @@ def stage_0(model, **optim: object) -> Engine:
     """An engine without DeepSpeed, whose optimizer is there."""
     config = OptimConfig.model_validate(optim)
     engine = Engine.__new__(Engine)
-    engine.model, engine._stage, engine._average = model, 0, None
+    engine.model, engine._stage, engine._average, engine._world = model, 0, None, ALONE
     engine.learned = LearnedNumbers(make_objective(), config)
     engine.optimizer = build_optimizer(
         model.parameter_groups(), config, torch.device("cpu"), model.layers_above()
@@ -150,7 +151,7 @@ def test_a_run_may_go_on_with_another_decay_of_layers(small_model, then, now) ->
     counts = {name: 3.0 + n for n, name in enumerate(small_model.parameter_groups())}
     for name, master in before._masters():
         before.optimizer.state[master]["step"].fill_(counts[name])
-    kept = before.state(keep=True)
+    kept = {name: share.values.reshape(share.shape) for name, share in before.shares()}
     after = stage_0(small_model, layer_decay=now)
     after.restore(Kept(kept))
     assert {name for name, _ in after._masters()} <= counts.keys()

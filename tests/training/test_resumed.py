@@ -22,22 +22,26 @@ import torch
 from safetensors import SafetensorError
 
 from vse_scale.config import Config
-from vse_scale.errors import OutputError, TrainingError
+from vse_scale.errors import CheckpointError, OutputError, TrainingError
 from vse_scale.files import unwritable, whole_folder
 from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.vse import VSEModel
 from vse_scale.run.folder import RunFolder
 from vse_scale.run.journal import Journal, read_journal
 from vse_scale.run.records import EvaluationRecord, StepRecord
 from vse_scale.training import resumed, setup
-from vse_scale.training.checkpoint import RunState, finished_checkpoints
+from vse_scale.training.checkpoint import finished_checkpoints
 from vse_scale.training.failures import explained
 from vse_scale.training.resumed import (
     Resumed,
     best_that_counts,
+    check_vocabulary,
     lacks_validation,
+    model_is_whole,
     results_of,
     resume,
 )
+from vse_scale.training.run_state import RunState
 from vse_scale.training.schedule import Schedule
 from vse_scale.training.trainer import Trainer
 from vse_scale.world.processes import ALONE, World
@@ -90,6 +94,44 @@ def test_one_that_does_not_is_forgotten_and_said(
 def test_a_model_whose_weights_are_in_the_checkpoint_is_not_lost(tmp_path: Path) -> None:
     state = replace(STATE, best_step=48)
     assert best_that_counts(state, "val", folder(tmp_path, model=False)) == state
+
+
+def test_a_model_that_lost_a_part_of_it_is_not_whole(small_model: VSEModel, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert not model_is_whole(run)
+    tokenizer = CaptionTokenizer.train(["a dog", "two cats"] * 9, 50)
+    small_model.save_pretrained(run.model_folder, tokenizer=tokenizer)
+    assert model_is_whole(run)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        file = run.model_folder / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        assert not model_is_whole(run), name
+        file.unlink()
+        assert not model_is_whole(run), name
+        file.write_bytes(whole)
+    assert model_is_whole(run)
+
+
+def test_words_that_were_exchanged_in_a_tokenizer_are_noticed(tmp_path: Path) -> None:
+    """It has as many of them, so that the weights fit; after huggingface/transformers#1078."""
+    folder = RunFolder(tmp_path).tokenizer_folder
+    tokenizer = CaptionTokenizer.train(["a dog", "two cats"] * 9, 50)
+    tokenizer.save(folder)
+    state = replace(STATE, vocabulary=tokenizer.digest())
+    file = folder / "tokenizer.json"
+    before = file.read_text()
+    described = json.loads(before)
+    words = described["model"]["vocab"]
+    words["dog"], words["two"] = words["two"], words["dog"]
+    file.write_text(json.dumps(described))
+    other = CaptionTokenizer.load(folder)
+    assert other.vocab_size == tokenizer.vocab_size
+    with pytest.raises(CheckpointError, match="was trained with another vocabulary; put the token"):
+        check_vocabulary(state, other.digest(), tmp_path / "step-1", RunFolder(tmp_path))
+    file.write_text(before)  # the remedy
+    found = CaptionTokenizer.load(folder).digest()
+    check_vocabulary(state, found, tmp_path / "step-1", RunFolder(tmp_path))
 
 
 def test_a_validation_that_was_stopped_is_made_up_for(tmp_path: Path) -> None:
@@ -344,7 +386,7 @@ def test_a_lost_tokenizer_is_that_of_the_best_model_and_never_one_of_other_words
 ) -> None:
     """Of a dataset that has grown another would be made, kept, and then refused at each start."""
     texts = ["a dog"] * 9
-    monkeypatch.setattr(setup, "caption_texts", lambda _: texts)
+    monkeypatch.setattr(setup, "caption_texts", lambda *_: texts)
     run, dataset = RunFolder(Path(config.run.dir)), Any
     first = setup.prepare_tokenizer(config, dataset, run, ALONE)
     first.save(run.model_folder)

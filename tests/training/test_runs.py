@@ -18,6 +18,8 @@ from warm import training, vse_scale
 
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
+from vse_scale.retrieval.recorded import RecordedRanks
+from vse_scale.run.folder import RunRecords
 from vse_scale.run.journal import read_journal
 
 
@@ -67,6 +69,9 @@ def test_a_run_leaves_what_is_promised(whole: tuple[Path, Path]) -> None:
     results = json.loads((folder / "results.json").read_text())
     assert results["rsum"] == max(e["rsum"] for e in evaluations)
     assert results["steps"] == 50
+    ranks = RecordedRanks.of_run(RunRecords.load(folder))
+    assert ranks is not None
+    assert ranks.ranks.recalls().rsum == pytest.approx(results["rsum"])
     model = VSEModel.from_pretrained(folder / "model")
     ids, lengths = CaptionTokenizer.load(folder / "model").encode(["a big red ring"])
     embedded = model.encode_captions(*map(torch.as_tensor, (ids, lengths)))

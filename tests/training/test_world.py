@@ -36,6 +36,31 @@ def test_joining_compiles_nothing_and_leaves_no_shared_memory(tmp_path: Path) ->
     assert set(shared.glob("deepspeed_*")) <= before
 
 
+@pytest.mark.parametrize(
+    ("nccl", "gloo", "taken"),
+    [
+        ("lo", None, "lo"),
+        ("=lo", None, "lo"),
+        ("lo", "eth7", "eth7"),
+        ("^docker", None, None),
+        ("ib", None, None),
+        (None, None, None),
+    ],
+)
+def test_gloo_takes_the_interface_that_nccl_was_told_of(
+    monkeypatch: pytest.MonkeyPatch, nccl: str | None, gloo: str | None, taken: str | None
+) -> None:
+    """After sgl-project/sglang#3226 and vllm-project/vllm#7074 (gloo on the loopback interface)."""
+    for name, value in (("NCCL_SOCKET_IFNAME", nccl), ("GLOO_SOCKET_IFNAME", gloo)):
+        monkeypatch.setenv(name, "")  # so that what is set below is taken back
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value)
+    join._share_interface()
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == taken
+
+
 def test_a_host_that_no_name_server_knows_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """After Lightning-AI/pytorch-lightning#1542 (the host of rank 0 is not found)."""
 

@@ -19,6 +19,7 @@ RECORD = StepRecord(
         "data": 0.25, "forward": 0.125, "objective": -1e-9, "backward": 0.5, "optimizer": 0.0625,
         "communication": 0.03125, "step": 0.96875,
     },
+    staging={"fetched_shards": 3, "found_shards": 2, "fetched_bytes": 5000, "wait_seconds": 0.75},
 )  # fmt: skip
 
 _RECALLS = {"r1": 25.0, "r5": 50.0, "r10": 75.0}

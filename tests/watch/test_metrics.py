@@ -78,6 +78,13 @@ def test_values() -> None:
     assert of_rank.get_sample_value("vse_scale_phase_seconds_total", {"phase": "objective"}) == 0
     assert of_rank.get_sample_value("vse_scale_phase_seconds_total", {"phase": "step"}) is None
     assert of_rank.get_sample_value("vse_scale_loss_sent_bytes_total") == 4096
+    shards = {
+        place: of_rank.get_sample_value("vse_scale_staged_shards_total", {"place": place})
+        for place in ("source", "cache")
+    }
+    assert shards == {"source": 3, "cache": 2}
+    assert of_rank.get_sample_value("vse_scale_staging_fetched_bytes_total") == 5000
+    assert of_rank.get_sample_value("vse_scale_staging_wait_seconds_total") == 0.75
     assert of_run.get_sample_value("vse_scale_scheduled_steps") == 50
     assert of_run.get_sample_value("vse_scale_restarts_total") == 2
     assert of_run.get_sample_value("vse_scale_collapse_ratio") == 0.4

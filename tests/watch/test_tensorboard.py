@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,22 @@ def test_records_become_scalars(small_run: Path, tmp_path: Path) -> None:
     assert scalars(tmp_path, "seconds/backward")[0] == (0, 0.5)
     assert scalars(tmp_path, "recall/t2i_r5") == [(2, 50.0)]
     assert scalars(tmp_path, "rsum") == [(2, 300.0)]
+
+
+def test_the_host_is_not_named(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs travel; tensorflow/tensorboard#849 shows a name of such a file, with its host.
+
+    And two of one second are two files, as they were not in lanpa/tensorboardX#776.
+    """
+    monkeypatch.setattr(socket, "gethostname", lambda: "ada-desk")
+    board = opened(small_run, tmp_path, next_step=0)
+    board.step(RECORD)
+    board.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert b"ada-desk" not in bytes(file) + file.read_bytes()
+    assert scalars(tmp_path, "loss")
 
 
 def test_a_resumed_run_hides_what_it_trains_again(small_run: Path, tmp_path: Path) -> None:

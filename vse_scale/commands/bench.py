@@ -14,6 +14,7 @@ import typer
 from vse_scale.commands.common import best_device, check_writable
 from vse_scale.console import heartbeat, log
 from vse_scale.errors import ConfigError, OutputError
+from vse_scale.run.extras import require
 from vse_shards.terminal import tell_json, tell_page
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def bench(
     """
     check_writable("--out", out)
     check_writable("--plot", plot)
+    require("train", "vse-scale bench")
     if plot is not None and plot.suffix not in (".svg", ".png"):
         raise OutputError(f"--plot {plot}: ends in neither .svg nor .png; name such a file")
     from vse_scale.bench import table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from vse_scale.bounds import MOST_THREADS
 from vse_scale.errors import ConfigError, OutputError
 from vse_scale.files import whole_folder
+from vse_scale.model import hub
 from vse_scale.run.folder import model_folder, run_folder
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ CacheDir: TypeAlias = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="local copies of a remote dataset; default: in $TMPDIR"),
 ]
-Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="decoding threads")]
+Threads: TypeAlias = Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="decoding threads")]
 
 Dim: TypeAlias = Annotated[
     int | None,
@@ -42,13 +45,15 @@ def chosen_model(model: Path | None, checkpoint: str | None) -> Path | None:
     """Return the folder of the model or checkpoint that was asked for.
 
     Args:
-        model: a model's folder, or a run's.
+        model: a model's folder, or a run's, or the name of a model on the hub.
         checkpoint: "best", "step-N" of the run, or a checkpoint's folder; None: ``model``.
 
     Raises:
         OutputError: there is no such checkpoint; the message names those that there are.
     """
     if checkpoint is None:
+        if model is not None and hub.is_hub_name(model):
+            return hub.fetch(str(model))
         return model
     number = re.fullmatch(r"step-(\d+)", checkpoint)
     if checkpoint != "best" and number is None:
@@ -90,19 +95,31 @@ def staged_in(cache_dir: Path | None) -> StagingOptions:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, option: str = "--out") -> Iterator[Path]:
     """Yield a folder to fill, which becomes ``path`` when the block ends well.
+
+    Args:
+        path: of the folder.
+        option: that named it, for messages.
 
     Raises:
         OutputError: ``path`` exists and is not an empty folder, or cannot be made.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise OutputError(f"--out {path}: exists already; name a new folder, or remove it")
+        raise OutputError(f"{option} {path}: exists already; name a new folder, or remove it")
     try:
         with whole_folder(path) as partial:
             yield partial
     except OSError as error:
-        raise OutputError(f"--out {path}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"{option} {path}: cannot be written ({error.strerror})") from error
+
+
+def weights_sha256(model: Path) -> str:
+    """Return the digest of a model's weights, given its folder, a run's or a name of the hub."""
+    from vse_scale.model.folder import weights_file
+
+    with weights_file(model_folder(chosen_model(model, None) or model)).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_encoder(model: Path, batch: int, threads: int, dim: int | None = None) -> Encoder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +16,7 @@ from vse_scale.commands.common import (
     chosen_model,
     open_encoder,
     staged_in,
+    weights_sha256,
 )
 from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
@@ -51,7 +51,6 @@ def embed(
         raise ConfigError("give one of --data, --images and --texts: what to embed")
     model = chosen_model(model, checkpoint) or model
     log.info("embedding into %s", out)
-    from vse_scale.model.folder import weights_file
     from vse_scale.retrieval.embed import embed as embed_sides
     from vse_scale.world.join import joined
 
@@ -60,7 +59,7 @@ def embed(
         sides, source = _sides(encoder, data, split, images, texts, cache_dir)
         described = {
             "model": str(model_folder(model).resolve()),
-            "weights_sha256": _sha256(weights_file(model_folder(model))),
+            "weights_sha256": weights_sha256(model),
             "source": source,
             **({} if dim is None else {"dim": dim}),
         }
@@ -99,8 +98,3 @@ def _sides(
         return {"images": FolderImages(encoder, images)}, {"images": str(images.resolve())}
     assert texts is not None
     return {"captions": TextLines(encoder, texts)}, {"texts": str(texts.resolve())}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,6 +24,7 @@ from vse_scale.commands.common import (
 from vse_scale.commands.protocols import open_protocols
 from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError
+from vse_scale.files import write_output
 from vse_scale.retrieval.protocols.registry import PROTOCOLS
 from vse_shards.terminal import tell_page
 
@@ -219,4 +220,4 @@ def _write(found: Mapping[str, Result], split: str, output: Path) -> None:
     chosen, *others = found
     figures = {**found[chosen].to_dict(), "split": split}
     figures |= {name: found[name].to_dict() for name in others}
-    output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_output(output, json.dumps(figures, indent=1) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from vse_scale.commands.common import Checkpoint, chosen_model, new_folder
 from vse_scale.console import log
 from vse_scale.run.folder import RunRecords, model_folder, run_folder
 from vse_shards.terminal import tell
+
+if TYPE_CHECKING:
+    from vse_scale.model.vse import VSEModel
 
 
 def export_model(
@@ -25,6 +28,13 @@ def export_model(
         str | None,
         typer.Option("--license", help="SPDX identifier of the model's license, for its card"),
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="ORG/NAME", help="also upload it to this repository of the hub"),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="a repository that --push makes is private")
+    ] = False,
     checkpoint: Checkpoint = None,
 ) -> None:
     """Write a model with its tokenizer and a model card to a folder that needs nothing else."""
@@ -38,21 +48,47 @@ def export_model(
     opened = VSEModel.from_pretrained(source)
     words = opened.tokenizer
     trained_in = run_folder(model)
-    with new_folder(out) as folder:
-        opened.save_pretrained(folder, tokenizer=words)
-        if trained_in is not None:
-            run = RunRecords.load(trained_in.path)
-            origin = origin_of_run(run.config)
-            # Of another checkpoint than the best, no validation is known.
-            best = run.results.best if source == trained_in.model_folder else None
-            card = model_card(opened, name=out.name, license=license, origin=origin, results=best)
-        elif (source / FILE).is_file() and license is None:
-            card = (source / FILE).read_text(encoding="utf-8")
-        else:
-            card = model_card(opened, name=out.name, license=license)
-        (folder / FILE).write_text(card, encoding="utf-8")
-        if onnx:
-            export_onnx(opened, folder)
-        listed = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    log.info("%s", json.dumps(listed))
+    if trained_in is not None:
+        run = RunRecords.load(trained_in.path)
+        origin = origin_of_run(run.config)
+        # Of another checkpoint than the best, no validation is known.
+        best = run.results.best if source == trained_in.model_folder else None
+        card = model_card(opened, name=out.name, license=license, origin=origin, results=best)
+    elif (source / FILE).is_file() and license is None:
+        card = (source / FILE).read_text(encoding="utf-8")
+    else:
+        card = model_card(opened, name=out.name, license=license)
+    if push is not None and _written_before(out, opened, card, onnx=onnx):
+        log.info("%s holds this export already; pushing it", out)
+    else:
+        with new_folder(out) as folder:
+            opened.save_pretrained(folder, tokenizer=words)
+            (folder / FILE).write_text(card, encoding="utf-8")
+            if onnx:
+                export_onnx(opened, folder)
+            listed = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        log.info("%s", json.dumps(listed))
     tell(f"model: {out}")
+    if push is not None:
+        from vse_scale.model.hub import push as push_folder
+
+        tell(f"pushed: {push_folder(out, push, private=private)}")
+
+
+def _written_before(out: Path, model: VSEModel, card: str, *, onnx: bool) -> bool:
+    """Tell whether ``out`` is this very export, of an earlier call that could not push it."""
+    import torch
+
+    from vse_scale.interchange.card import FILE
+    from vse_scale.model.folder import weights_file
+    from vse_scale.model.weights import read_state_dict
+
+    weights, described = weights_file(out), out / FILE
+    if not weights.is_file() or not described.is_file() or (onnx and not any(out.glob("*.onnx"))):
+        return False
+    own, there = model.state_dict(), read_state_dict(weights)
+    return (
+        described.read_text(encoding="utf-8") == card
+        and own.keys() == there.keys()
+        and all(torch.equal(value.cpu(), there[name]) for name, value in own.items())
+    )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vse_scale.commands.common import check_writable, open_encoder
+from vse_scale.commands.common import check_writable, open_encoder, weights_sha256
 from vse_scale.errors import ConfigError
+from vse_scale.files import write_output
 from vse_shards.terminal import tell
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def search(
     model: Annotated[
         Path | None, typer.Option(help="present folder of the model, if it was moved")
     ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="search all, also where `vse-scale index` made an index")
+    ] = False,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="write a page with the pictures")
     ] = None,
@@ -37,7 +41,10 @@ def search(
         Path | None, typer.Option("--json", metavar="FILE", help="write the answers as JSON")
     ] = None,
 ) -> None:
-    """Find the images or captions nearest to texts, or to a picture, by an exact search."""
+    """Find the images or captions nearest to texts, or to a picture.
+
+    The search is exact, unless `vse-scale index` made an approximate index.
+    """
     if not queries and image is None:
         raise ConfigError("nothing to look for; give a text, or --image FILE")
     if side not in (None, "images", "captions"):
@@ -47,8 +54,10 @@ def search(
     from vse_scale.retrieval.index import Index
     from vse_scale.retrieval.page import write_page
 
-    opened = Index(index)
-    encoder = open_encoder(model or opened.model, batch=64, threads=1)
+    opened = Index(index, exact=exact)
+    made_by = model or opened.model
+    encoder = open_encoder(made_by, batch=64, threads=1)
+    opened.check_model(made_by, weights_sha256(made_by))
     encoder.model.output_dim = opened.dim  # a narrower model's width is the index's complaint
     vectors, asked = _queries(encoder, queries or [], image)
     wanted: SideName | None = side  # type: ignore[assignment]
@@ -67,7 +76,7 @@ def search(
             {"query": words, "hits": [{"id": h.id, "text": h.text, "score": h.score} for h in hits]}
             for words, _, hits in found
         ]
-        output.write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_output(output, json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
 
 
 def _queries(

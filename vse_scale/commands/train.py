@@ -10,6 +10,7 @@ import typer
 
 from vse_scale.console import log
 from vse_scale.errors import LaunchError
+from vse_scale.run.extras import require
 from vse_shards.terminal import tell_page
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def train(
             "this SLURM job has %d tasks, and this is its shell: training on this machine alone; "
             "srun vse-scale train ... starts a rank per task", place.idle_tasks,
         )  # fmt: skip
+    require("train", "vse-scale train")
     check_run(checked, processes)
     options = [f"--resume-with={setting}" for setting in changed]
     command = ["--config", str(config), *options, *arguments]

@@ -29,7 +29,10 @@ class _ModelFolder:
 
 
 def _model_of(folder: str) -> str:
-    own = model_folder(Path(folder))
+    try:
+        own = model_folder(Path(folder))
+    except OSError:  # such as a name that is too long: whoever opens it says so
+        return folder
     return folder if own == Path(folder) else str(own)
 
 

@@ -113,17 +113,20 @@ class Choice:
             PartError: there is no such part.
             TypeError: a key is unknown.
         """
-        settings = self._settings(stored.get(self.key, self.default))
+        settings = self.settings_of(stored.get(self.key, self.default))
         return settings(**self._own(settings, stored, lenient=True))
 
-    def recorded(self, stored: Mapping[str, Any] | None) -> Any | None:
+    def recorded(self, stored: object) -> Any | None:
         """Return the settings in a run's configuration as it was written down.
 
-        None where this release does not know them: they are another release's, or their package is
-        missing.
+        None where this release does not know them: they are another release's, their package is
+        missing, or they are no settings at all.
         """
+        section = stored or {}
+        if not isinstance(section, Mapping):
+            return None
         try:
-            return self.read(stored or {})
+            return self.read(section)
         except (PartError, TypeError):
             return None
 
@@ -144,7 +147,7 @@ class Choice:
             raise ValueError(f"give a section of keys, {self.key} among them")
         name = raw.get(self.key, self.default)
         try:
-            settings = self._settings(name)
+            settings = self.settings_of(name)
         except PartError as error:
             raise _at(self.key, name, str(error)) from error
         lenient = bool(info.context and info.context.get("stored"))
@@ -154,10 +157,22 @@ class Choice:
             raise _at(key, own[key], "", kind="unexpected_keyword_argument")
         return TypeAdapter(settings).validate_python(own)
 
-    def _settings(self, name: Any) -> Any:
+    def settings_of(self, name: Any) -> Any:
+        """Return the class of a part's settings.
+
+        Raises:
+            PartError: there is no such part, or it has none.
+        """
         if not isinstance(name, str):
             raise PartError(f"{self.registry.kind} is {name!r:.80}; give a name")
-        return self.registry.find(name).Settings
+        part = self.registry.find(name)
+        settings = getattr(part, "Settings", None)
+        if not is_dataclass(settings) or self.key not in _defaults(settings):
+            raise PartError(
+                f"{self.registry.kind} {name!r:.80} has no Settings that hold its name; give its "
+                f"class a frozen dataclass Settings with a field `{self.key}: str`"
+            )
+        return settings
 
     def _own(self, settings: Any, raw: Mapping[str, Any], *, lenient: bool) -> dict[str, Any]:
         """Return ``raw`` without the keys of other parts that say nothing.

@@ -8,6 +8,7 @@ from typing import Any
 
 from vse_scale.config.synonyms import meant
 from vse_scale.errors import ConfigError
+from vse_shards.notes import shown
 from vse_shards.yaml_text import parse_yaml, read_yaml
 
 # The repository's launch/recipes, which comes with the package.
@@ -28,14 +29,23 @@ def find_recipe(given: str | Path) -> Path:
         ConfigError: it is the name of no recipe, and of no file.
     """
     path = Path(given)
-    if path.exists() or path.suffix or len(path.parts) != 1:
+    if path.suffix or len(path.parts) != 1 or (path.exists() and not path.is_dir()):
         return path
-    if path.name not in recipe_names():
+    return shipped_recipe(path.name)
+
+
+def shipped_recipe(name: str) -> Path:
+    """Return the file of the recipe ``name`` that comes with the package.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in recipe_names():
         raise ConfigError(
-            f"{path}: there is no such file, nor a recipe of that name; the recipes are "
+            f"{shown(name)}: there is no such file, nor a recipe of that name; the recipes are "
             f"{', '.join(recipe_names())}"
         )
-    return _RECIPES / f"{path.name}.yaml"
+    return _RECIPES / f"{name}.yaml"
 
 
 def read_recipe(
@@ -68,9 +78,15 @@ def read_recipe(
         raise ConfigError(f"{path}: base is {bases!r:.80}; give a file, or a list of files")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = _merge(merged, read_recipe(path.parent / base, (*above, path), known))
+        merged = _merge(merged, read_recipe(_base(path, base), (*above, path), known))
     known[resolved] = _merge(merged, raw)
     return known[resolved]
+
+
+def _base(path: Path, base: str) -> Path:
+    """Return the file ``base`` beside ``path``, or that of the package where there is none."""
+    beside, shipped = path.parent / base, _RECIPES / base
+    return beside if beside.exists() or not shipped.is_file() else shipped
 
 
 def _is_path(base: object) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel
@@ -52,7 +52,11 @@ def changes(
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the values of each dotted key that differs between two dumped configurations."""
-    old, new = _flat(then), _flat(now)
+    # Nothing in a section is no setting: earlier releases wrote null there.
+    old, new = (
+        {key: None if value == {} else value for key, value in flat(one).items()}
+        for one in (then, now)
+    )
     return {
         key: (old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
@@ -131,11 +135,12 @@ def _sections(hint: Any) -> Iterator[type]:
         yield from _sections(member)
 
 
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a dumped configuration by dotted key; an empty section is a value."""
+    found: dict[str, Any] = {}
     for key, value in nested.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found

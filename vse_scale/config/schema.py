@@ -22,7 +22,15 @@ from pydantic import (
     model_validator,
 )
 
-from vse_scale.bounds import MAY_CHANGE, ON_PURPOSE, Count, Fraction, Positive
+from vse_scale.bounds import (
+    MAY_CHANGE,
+    MOST_THREADS,
+    ON_PURPOSE,
+    Count,
+    Fraction,
+    Le,
+    Positive,
+)
 from vse_scale.config.model import ModelConfig, model_keys
 from vse_scale.config.parts import OBJECTIVE, Choice, complaint
 from vse_scale.config.recipe import apply_override, find_recipe, read_recipe
@@ -30,6 +38,7 @@ from vse_scale.config.synonyms import nearest_key
 from vse_scale.errors import ConfigError
 from vse_scale.inputs.spec import MAX_TOKENS
 from vse_shards.masking import masked_values
+from vse_shards.notes import shown
 
 
 class Section(BaseModel):
@@ -66,14 +75,20 @@ class DataConfig(Section):
     # "positives": images that share a caption in a batch, word for word, are no negatives of each
     # other. Published: what is another image's is a negative.
     equal_captions: Literal["negatives", "positives"] = "negatives"
+    # Shards, evenly spread, whose captions a vocabulary is made from where the model names none; a
+    # run over a remote dataset then reads no others before it starts. None: all of them.
+    vocabulary_shards: Count | None = None
     max_caption_tokens: Annotated[int, Field(ge=3)] = MAX_TOKENS  # longer captions are cut
-    threads: Annotated[Count, MAY_CHANGE] = (
+    threads: Annotated[Count, Le(MOST_THREADS), MAY_CHANGE] = (
         2  # that decode, per rank; on a CPU as many again resize the images
     )
     prefetch: Annotated[Count, MAY_CHANGE] = 3  # batches decoded ahead
     # A folder for the features of a frozen image tower (model.image.frozen): they are computed once
     # and read from then on, in place of decoding and encoding images. None: they are not kept.
     feature_cache: Annotated[str | None, ON_PURPOSE] = None
+    # The states of a frozen text encoder (model.text.frozen) are computed before the first step and
+    # held in memory by each rank, 2 bytes x its width for every token of every caption.
+    hold_captions: Annotated[bool, ON_PURPOSE] = False
     # Shards of a remote dataset are staged on each node. With shuffle_window=0 a step reads from
     # all of them, so all must fit; with W, about 3 W + cache_ahead.
     # None: in the system's temporary folder, which TMPDIR moves.
@@ -193,8 +208,8 @@ class TelemetryConfig(Section):
     # of the machine's.
     address: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     tensorboard: bool = True  # curves in `tensorboard/` of the run's folder
-    # Further observers on the main rank: entry points of the group vse_scale.observers, or
-    # module:Class.
+    # Further observers on the main rank: wandb, mlflow, trackio, entry points of the group
+    # vse_scale.observers, or module:Class.
     observers: tuple[str, ...] = ()
 
 
@@ -331,6 +346,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _held_captions_stay(self) -> Config:
+        if self.data.hold_captions and not (self.model.text.frozen and not self.data.word_drop):
+            raise ValueError(
+                "data.hold_captions is true, and the states of captions change while their encoder "
+                f"trains, or words are dropped (model.text.frozen is {self.model.text.frozen}, "
+                f"data.word_drop {self.data.word_drop:g}); set model.text.frozen=true "
+                "data.word_drop=0, or data.hold_captions=false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _crop_scale_is_a_range(self) -> Config:
         low, high = self.data.crop_scale
         if not 0 < low <= high:
@@ -420,7 +446,7 @@ def _explain(error: ValidationError) -> str:
     first = next((d for d in details if d["type"] in _UNKNOWN_KEY), details[0])
     dotted = ".".join(str(part) for part in first["loc"])
     if first["type"] in _UNKNOWN_KEY:
-        return f"unknown key {dotted}; did you mean {nearest_key(dotted, known_keys())}?"
+        return f"unknown key {shown(dotted)}; did you mean {nearest_key(dotted, known_keys())}?"
     if first["type"] == "missing":
         return f"{dotted} is missing; set it in the file or as {dotted}=VALUE"
     return complaint(first, dotted)

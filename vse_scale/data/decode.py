@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from nvidia.dali.backend import TensorListCPU, TensorListGPU
 from torch.utils.dlpack import from_dlpack
 
+from vse_scale.console import log
 from vse_scale.data.images import decode_pipeline
 from vse_scale.data.mixing import Dataset
 from vse_scale.data.resize import Resizer
 from vse_scale.errors import DatasetError
+from vse_scale.inputs.pictures import read_picture
 from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.run.extras import is_installed
+
+if TYPE_CHECKING:
+    from nvidia.dali.backend import TensorListCPU, TensorListGPU
 
 Tag = TypeVar("Tag")
 
@@ -143,10 +150,7 @@ class Decoder(Generic[Tag]):
             try:
                 pipeline.run()
             except RuntimeError:
-                raise DatasetError(
-                    f"{self._dataset.name(image)} cannot be decoded; "
-                    "find all such images with `vse-shards verify --deep` and build again"
-                ) from error
+                raise _undecodable(self._dataset, image) from error
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -167,13 +171,15 @@ def image_batches(
 ) -> Iterator[torch.Tensor]:
     """Yield the pixels of evaluation, whole images resized, in the order of ``image_indices``.
 
+    Pillow decodes them where DALI is not installed; both give the same on a CPU.
+
     Args:
         dataset: split that holds the images.
         image_indices: (n,) indices into the dataset.
         spec: pixels of the model.
         batch: images per batch; the last one may be smaller.
         device: device that decodes them and holds the pixels.
-        threads: number of DALI's threads.
+        threads: number of threads that decode.
 
     Yields:
         (b, S, S, 3) uint8.
@@ -182,6 +188,10 @@ def image_batches(
         DatasetError: an image cannot be decoded; the message names shard and member.
     """
     wanted = np.asarray(image_indices, dtype=np.int64)
+    if not is_installed("nvidia.dali"):
+        for pixels in _by_pillow(dataset, wanted, spec, batch, threads):
+            yield pixels.to(device)
+        return
     requests = (
         Request(wanted[start : start + batch], tag=None) for start in range(0, len(wanted), batch)
     )
@@ -191,3 +201,35 @@ def image_batches(
     with closing(decoder):
         for pixels, _ in decoder:
             yield pixels
+
+
+def _by_pillow(
+    dataset: Dataset, wanted: npt.NDArray[np.int64], spec: ImageSpec, batch: int, threads: int
+) -> Iterator[torch.Tensor]:
+    _say_that_pillow_decodes()
+
+    def decoded(image: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        try:
+            return read_picture(bytes(data))
+        except DatasetError as error:
+            raise _undecodable(dataset, image) from error
+
+    pool = ThreadPoolExecutor(threads, "vse-decode")
+    with pool, closing(Resizer(batch, spec, threads)) as resizer:
+        for start in range(0, len(wanted), batch):
+            rows = wanted[start : start + batch].tolist()
+            # By one thread, in order: a remote dataset lets go of one shard for the next.
+            images = list(pool.map(decoded, rows, [dataset.image_bytes(row) for row in rows]))
+            yield resizer(images, np.zeros(len(images), bool))
+
+
+@cache
+def _say_that_pillow_decodes() -> None:
+    log.info("decoding by Pillow: the same pixels, slower than DALI's (vse-scale[train])")
+
+
+def _undecodable(dataset: Dataset, image: int) -> DatasetError:
+    return DatasetError(
+        f"{dataset.name(image)} cannot be decoded; "
+        "find all such images with `vse-shards verify --deep` and build again"
+    )

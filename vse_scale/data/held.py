@@ -55,6 +55,11 @@ class HeldOrder:
         used = steps * self._per_step
         return self._windows.read(epoch, first, last, used=used, ahead=ahead)
 
+    def shards_of_epoch(self, epoch: int, rows: tuple[int, int], *, steps: int) -> list[int]:
+        """Return the shards that these rows of all batches of an epoch may read from."""
+        used = steps * self._per_step
+        return self._windows.read(epoch, 0, used - 1, used=used, ahead=0)[0]
+
     def within(self, steps: int, *, wraps: bool) -> int:
         """Return an upper bound of the shards that ``steps`` consecutive batches read from."""
         return self._windows.within(steps * self._per_step)

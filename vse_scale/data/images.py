@@ -7,16 +7,17 @@ takes a quarter of the bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from nvidia.dali import fn, math, types
-from nvidia.dali.pipeline import Pipeline
 
 from vse_scale.data.producer import GRAPH_BATCHES
 from vse_scale.inputs.pixels import ImageSpec
+
+if TYPE_CHECKING:
+    from nvidia.dali.pipeline import Pipeline
 
 
 def crop_geometry(
@@ -68,6 +69,10 @@ def decode_pipeline(
         A built pipeline; its outputs are the pixels, (n, S, S, 3) on a GPU and n of (H, W, 3) on a
         CPU, and the image indices, unchanged.
     """
+    # Here, so that evaluation and search work where DALI is not installed.
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import Pipeline
+
     on_gpu = device.type == "cuda"
     device_id = None
     if on_gpu:
@@ -106,6 +111,8 @@ def decode_pipeline(
 
 def _decoded(encoded: Any, geometry: Any | None, *, on_gpu: bool) -> Any:
     """Decode the crop of ``geometry``, or without one the whole image; nodes of the graph."""
+    from nvidia.dali import fn, math, types
+
     # libjpeg upsamples chroma like this on the CPU; the GPU decoder's default is coarser.
     decoder = {
         "device": "mixed" if on_gpu else "cpu",

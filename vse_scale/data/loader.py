@@ -18,16 +18,17 @@ import torch
 
 from vse_scale.config import DataConfig
 from vse_scale.data.decode import Decoder, Request, image_batches, side_stream
-from vse_scale.data.equal import joined_ids
+from vse_scale.data.equal import caption_keys, ids_over_ranks
 from vse_scale.data.images import crop_geometry
 from vse_scale.data.mixing import Dataset
 from vse_scale.data.plan import Indices, Plan, PlannedBatch
 from vse_scale.data.producer import Producer
 from vse_scale.data.regions import Regions, region_reader
 from vse_scale.data.rng import Stream, uniform
-from vse_scale.data.shards import ShardDataset
 from vse_scale.inputs.spec import InputSpec
 from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.world.gather import Exchange
+from vse_scale.world.processes import World
 
 __all__ = ["Batch", "Loader", "image_batches"]
 
@@ -43,12 +44,13 @@ class Batch:
         token_ids: (P, L) int64, L the longest caption of this part.
         token_lengths: (P,) int64, [CLS] and [SEP] included.
         image_rows: (P,) int64, the row of ``images`` that each caption belongs to.
-        image_ids: (P,) int64, image index in the dataset, the same for images that share a caption
-            where ``data.equal_captions`` is "positives"; equal ids are never negatives.
+        image_ids: (P,) int64, image index in the dataset; equal ids are never negatives.
         valid: (P,) bool, False for padding that loss and metrics must ignore.
         cell_draws: (N, 1 + grid_cells) float32 uniform in [0, 1): the u of size augmentation, then
             one per cell of the grid, or per region.
         region_lengths: (N,) int64, number of each image's own regions; None for pixels.
+        caption_keys: (P, 2) int64, equal for captions of the same words; None where
+            ``data.equal_captions`` is "negatives".
         wait_seconds: seconds that the trainer waited for this batch.
     """
 
@@ -63,6 +65,19 @@ class Batch:
     cell_draws: torch.Tensor
     wait_seconds: float
     region_lengths: torch.Tensor | None = None
+    caption_keys: torch.Tensor | None = None
+
+    def compared(self, world: World) -> tuple[Batch, Exchange]:
+        """Return the batch with ids that are equal for images of one caption, on whatever ranks.
+
+        They are as they were where ``data.equal_captions`` is "negatives". The exchange has counted
+        what that took.
+        """
+        exchange = Exchange(world.group, world.device)
+        if self.caption_keys is None:
+            return self, exchange
+        ids = ids_over_ranks(self.image_ids, self.caption_keys, exchange)
+        return replace(self, image_ids=ids), exchange
 
     def split(self, parts: int) -> list[Batch]:
         """Cut into ``parts`` of equally many whole images with their pairs, in order."""
@@ -80,13 +95,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Planned:
-    """Position of a request, its pairs, their captions, and their images' ids."""
+    """Position of a request, its pairs, and their captions."""
 
     epoch: int
     step: int
     batch: PlannedBatch
     texts: list[str]
-    ids: Indices
 
 
 _Source = Decoder[_Planned] | Generator[tuple[Regions, Request[_Planned]]]
@@ -234,25 +248,21 @@ class _Assembler:
         while True:
             epoch, step = position
             batch = self._plan.part(epoch, step, rank, ranks)
-            if isinstance(self._dataset, ShardDataset) and self._dataset.remote:
-                # Captions that are compared over all ranks are read of the whole batch.
-                part = {"rank": rank, "ranks": ranks} if self._compares_own_part else {}
+            if self._dataset.remote:
                 ahead = self._config.cache_ahead
-                self._dataset.prepare(*self._plan.shards(epoch, step, ahead, **part))
+                self._dataset.prepare(
+                    *self._plan.shards(epoch, step, ahead, rank=rank, ranks=ranks)
+                )
             # An image of k captions is decoded once, with the random numbers of its first pair.
             k = self._plan.captions_per_image
             leading = batch.pairs[::k]
             crop = uniform(self._seed, batch.passes[::k], leading, Stream.CROP, 4)
             yield Request(
                 image_indices=np.ascontiguousarray(leading[:, 0]),
-                tag=_Planned(epoch, step, batch, *self._captions(batch, epoch, step, rank)),
+                tag=_Planned(epoch, step, batch, self._texts(batch.pairs)),
                 geometry=crop_geometry(crop, self._config.crop_scale, self._config.flip),
             )
             position = self._plan.following(epoch, step)
-
-    @property
-    def _compares_own_part(self) -> bool:
-        return self._config.equal_captions == "negatives"
 
     def batches(self, source: _Source) -> Generator[Batch]:
         """Yield a batch per decoded request; close the source at the end."""
@@ -280,10 +290,12 @@ class _Assembler:
             "token_ids": token_ids,
             "token_lengths": token_lengths,
             "image_rows": np.arange(len(pairs)) // k,
-            "image_ids": planned.ids,
+            "image_ids": np.ascontiguousarray(pairs[:, 0]),
             "valid": planned.batch.valid,
             "cell_draws": cells,
         }
+        if self._config.equal_captions == "positives":
+            arrays["caption_keys"] = caption_keys(planned.texts)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if self._stream is not None:
             with torch.cuda.stream(self._stream):
@@ -297,18 +309,6 @@ class _Assembler:
             wait_seconds=0.0,
             **tensors,
         )
-
-    def _captions(
-        self, batch: PlannedBatch, epoch: int, step: int, rank: int
-    ) -> tuple[list[str], Indices]:
-        """Return the captions of a rank's part of a batch, and ids of their images (P,)."""
-        if self._compares_own_part:
-            return self._texts(batch.pairs), np.ascontiguousarray(batch.pairs[:, 0])
-        # Captions are compared over all ranks, so that each comes to the same ids.
-        whole = self._plan.batch(epoch, step).pairs
-        texts = self._texts(whole)
-        own = slice(rank * len(batch.pairs), (rank + 1) * len(batch.pairs))
-        return texts[own], joined_ids(whole, texts)[own]
 
     def _texts(self, pairs: Indices) -> list[str]:
         records = {image: self._dataset.record(image) for image in set(pairs[:, 0].tolist())}

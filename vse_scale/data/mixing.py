@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ import numpy.typing as npt
 
 from vse_scale.data.features import StoredFeatures
 from vse_scale.data.shards import ImageRecord, Kind, ShardDataset
+from vse_scale.data.staged import Counts, total
 from vse_scale.data.staging import StagingOptions
-from vse_scale.errors import DatasetError
 from vse_shards.manifest import Manifest
-from vse_shards.storage import is_url
 
 _MOST_MIXTURES = 1 << 20  # former ones that are looked through
 
@@ -35,6 +34,7 @@ class MixedDataset:
         parts: the datasets, in order.
         folder: folder of the first dataset.
         split: name of the open split.
+        remote: whether a dataset is a URL.
         captions_per_sample: (I,) integers, over all datasets.
         pairs: number of captions.
         shard_sizes: images of each shard.
@@ -46,6 +46,7 @@ class MixedDataset:
     def __init__(self, parts: Sequence[ShardDataset]) -> None:
         self.parts = tuple(parts)
         self.folder, self.split = parts[0].folder, parts[0].split
+        self.remote = any(part.remote for part in parts)
         self.captions_per_sample = np.concatenate([part.captions_per_sample for part in parts])
         self.pairs = sum(part.pairs for part in parts)
         self.shard_sizes = [size for part in parts for size in part.shard_sizes]
@@ -53,10 +54,17 @@ class MixedDataset:
         self.features: StoredFeatures | None = None
         self.fingerprint = _joined([part.fingerprint for part in parts])
         self._first = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+        counts = [len(part.shard_sizes) for part in parts]
+        self._first_shard = list(itertools.accumulate(counts, initial=0))
 
     def __len__(self) -> int:
         """Return the number of images."""
         return int(self._first[-1])
+
+    @property
+    def dataset_sizes(self) -> Sequence[int]:
+        """Images of each dataset, in order."""
+        return [len(part) for part in self.parts]
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
@@ -86,6 +94,29 @@ class MixedDataset:
         """
         for part in self.parts:
             part.check_holds(kind, remedy)
+
+    def prepare(self, shards: Iterable[int], then: Iterable[int] = ()) -> None:
+        """Fetch shards in the background, and release all others.
+
+        Args:
+            shards: shards that are read from now on, counted over all datasets.
+            then: shards that are read after them.
+        """
+        now, following = list(shards), list(then)
+        for part, first, end in zip(
+            self.parts, self._first_shard[:-1], self._first_shard[1:], strict=True
+        ):
+            part.prepare(*([n - first for n in ns if first <= n < end] for ns in (now, following)))
+
+    def room(self, shards: int) -> int:
+        """Return the most bytes that ``shards`` shards take on the local disk."""
+        sizes = [size for part in self.parts for size in part.staged_sizes]
+        return sum(sorted(sizes, reverse=True)[:shards])
+
+    @property
+    def staged(self) -> Counts:
+        """Counts of this process's copies, of all datasets together."""
+        return total([part.staged for part in self.parts])
 
     def image_bytes(self, image: int) -> npt.NDArray[np.uint8]:
         """Return the encoded image, a read-only view of the mapped file."""
@@ -129,35 +160,43 @@ def open_datasets(
     folders: Sequence[str | Path],
     split: str,
     staging: StagingOptions | None = None,
-    *,
-    name: str = "folders",
 ) -> Dataset:
-    """Open ``split`` of one folder, which may be remote, or of several as one.
+    """Open ``split`` of one folder, or of several as one.
 
     Args:
-        folders: one or more dataset folders; one alone may be a URL.
+        folders: one or more dataset folders, or their URLs.
         split: name of the split.
         staging: local copies of remote shards; None: the defaults.
-        name: the caller's name of ``folders``, for messages.
 
     Raises:
-        DatasetError: a folder has no such split, or a file disagrees with its manifest; or one of
-            several is remote.
+        DatasetError: a folder has no such split, or a file disagrees with its manifest.
     """
-    remote = next((folder for folder in folders if is_url(str(folder))), None)
-    if remote is not None and len(folders) > 1:
-        raise DatasetError(
-            f"{name} has {remote} among {len(folders)} datasets, and only local folders are "
-            "mixed; copy it to a folder first, or train on it alone"
-        )
     parts = [ShardDataset(folder, split, staging) for folder in folders]
     return parts[0] if len(parts) == 1 else MixedDataset(parts)
 
 
-def caption_texts(dataset: Dataset) -> Iterator[str]:
-    """Yield the texts of all captions, image by image."""
-    for image in range(len(dataset)):
+def caption_texts(dataset: Dataset, shards: int | None = None) -> Iterator[str]:
+    """Yield the texts of captions, image by image.
+
+    Args:
+        dataset: whose captions they are.
+        shards: of how many shards, evenly spread; None: of all.
+    """
+    count = len(dataset.shard_sizes)
+    if shards is None or shards >= count:
+        images: Iterable[int] = range(len(dataset))
+    else:
+        images = _images_of(dataset, np.linspace(0, count - 1, shards).round().astype(int).tolist())
+    for image in images:
         yield from (caption.text for caption in dataset.record(image).captions)
+
+
+def _images_of(dataset: Dataset, shards: Sequence[int]) -> Iterator[int]:
+    """Yield the images of some shards, and announce the next of these while one is read."""
+    bounds = np.concatenate([[0], np.cumsum(dataset.shard_sizes)]).tolist()
+    for place, shard in enumerate(shards):
+        dataset.prepare([shard], shards[place + 1 : place + 2])
+        yield from range(bounds[shard], bounds[shard + 1])
 
 
 def folder_with(split: str, folders: Sequence[str | Path]) -> str | Path | None:

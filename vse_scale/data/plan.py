@@ -206,6 +206,11 @@ class Plan:
             epoch, step, (first, end - 1), steps=self.steps_per_epoch, ahead=ahead
         )
 
+    def shards_of_epoch(self, epoch: int, *, rank: int = 0, ranks: int = 1) -> list[int]:
+        """Return the shards that the part of ``rank`` of an epoch's batches may read from."""
+        first, end = self._part(rank, ranks)
+        return self._order.shards_of_epoch(epoch, (first, end - 1), steps=self.steps_per_epoch)
+
     def shards_within(self, steps: int) -> int:
         """Return an upper bound of the shards that ``steps`` consecutive batches read from."""
         # A turn of the epoch may drop less than a batch, hence one step more.

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from vse_scale.console import heartbeat
 from vse_scale.data.features import StoredFeatures
 from vse_scale.data.recent import Recent, map_file, most_maps
+from vse_scale.data.staged import Counts
 from vse_scale.data.staging import StagingCache, StagingOptions, default_folder
 from vse_scale.errors import DatasetError
 from vse_shards.columns import ColumnFile, ColumnSplit, TabledRecord, open_column
@@ -148,6 +149,11 @@ class ShardDataset:
         }
 
     @property
+    def dataset_sizes(self) -> Sequence[int]:
+        """Images of each dataset folder: of this one alone."""
+        return (len(self),)
+
+    @property
     def fingerprints(self) -> tuple[str, ...]:
         """Digest of each dataset folder: of this one alone."""
         return (self.fingerprint,)
@@ -203,9 +209,17 @@ class ShardDataset:
 
     def room(self, shards: int) -> int:
         """Return the most bytes that ``shards`` shards of this split take on the local disk."""
-        if not self.remote:
-            return 0
-        return sum(sorted((size for _, size in self._content.files()), reverse=True)[:shards])
+        return sum(sorted(self.staged_sizes, reverse=True)[:shards])
+
+    @property
+    def staged_sizes(self) -> list[int]:
+        """Bytes of each shard that is copied to this machine: none of a local dataset's."""
+        return [size for _, size in self._content.files()] if self.remote else []
+
+    @property
+    def staged(self) -> Counts:
+        """Counts of this process's copies, by `vse_scale.data.staged.NAMES`; empty if local."""
+        return self._cache.counts() if self.remote else {}
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -283,8 +297,9 @@ class ShardDataset:
         index = self._index(shard)
         places = [index.place(row, extension) for extension in ("jpg", "npy", "json")]
         start = next(offset for offset, _ in places if offset >= 0) - _TAR_HEADER
-        member = self._tar(shard)[start : start + _TAR_NAME].tobytes().rstrip(b"\0").decode()
-        return f"{self.folder}: {self._shards[shard].name}: {member}"
+        member = self._tar(shard)[start : start + _TAR_NAME].tobytes().rstrip(b"\0")
+        # A damaged tar is what most messages are about.
+        return f"{self.folder}: {self._shards[shard].name}: {member.decode(errors='replace')}"
 
     def source_order(self) -> npt.NDArray[np.int64]:
         """Return the image indices (I,) in the order of their source, which a build shuffles.

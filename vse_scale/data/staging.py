@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from queue import SimpleQueue
 from vse_scale.console import log
 from vse_scale.data.cache_files import default_folder as default_folder
 from vse_scale.data.cache_files import make_own, opened, size_of
+from vse_scale.data.staged import Counts, Tally
 from vse_scale.errors import DatasetError
-from vse_shards.columns import ColumnFile, TabledRecord
+from vse_shards.columns import COLUMN_FILE, ColumnFile, TabledRecord
 from vse_shards.manifest import ShardRecord
 from vse_shards.masking import masked
 from vse_shards.remote import attempt
@@ -28,7 +30,7 @@ from vse_shards.storage import open_stream, sha256_of
 _PART = ".part"
 _TABLE = ".idx.npy"
 _BLOCK = 1 << 20  # bytes copied and hashed at a time
-_THREADS = 4  # concurrent downloads of a process
+THREADS = 4  # concurrent downloads of a process
 _TRIES = 2  # of a download whose bytes are not the manifest's
 _INDEX_BYTES = 4096  # at most, for each sample of a shard, and once more
 
@@ -100,12 +102,14 @@ class StagingCache:
         self._on_block = on_block
         make_own(folder, folder_name)
         self._guard = threading.Lock()
+        self._tally = Tally()
         self._wanted: set[str] = set()
         self._futures: dict[str, Future[Path]] = {}
         self._held: dict[str, int] = {}  # name -> handle with a shared lock
+        self._columns: list[Path] = []  # that this process has opened
         self._verified: dict[str, int] = {}  # name -> inode of the file that was compared
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        for _ in range(_THREADS):  # daemons, so that exit waits for no download
+        for _ in range(THREADS):  # daemons, so that exit waits for no download
             threading.Thread(target=self._work, name="staging", daemon=True).start()
 
     def prepare(self, shards: Sequence[ShardRecord]) -> None:
@@ -129,12 +133,16 @@ class StagingCache:
             DatasetError: it cannot be fetched, or differs from the manifest.
         """
         future = self._futures[shard.name]
-        # A shard that is still in the queue is fetched here, ahead of those before it. One that
-        # has failed is tried again here, which raises the error if it fails again.
-        if not future.cancel():
-            with contextlib.suppress(Exception):
-                return future.result()
-        return self._stage(shard)
+        began = time.perf_counter()
+        try:
+            # A shard that is still in the queue is fetched here, ahead of those before it. One
+            # that has failed is tried again here, which raises the error if it fails again.
+            if not future.cancel():
+                with contextlib.suppress(Exception):
+                    return future.result()
+            return self._stage(shard)
+        finally:
+            self._tally.add("wait_seconds", time.perf_counter() - began)
 
     def index(self, shard: ShardRecord) -> bytes:
         """Return a shard's index, as `vse_shards.manifest.shard_index` reads it.
@@ -166,6 +174,8 @@ class StagingCache:
         with self._locked(path.name):
             if not self._has(path, column.sha256):
                 self._download(column.name, path, column.sha256, column.bytes)
+            os.utime(path)  # those that were used longest ago are removed first
+        self._columns.append(path)
         return path
 
     def _has(self, path: Path, sha256: str) -> bool:
@@ -188,8 +198,12 @@ class StagingCache:
     def close(self) -> None:
         """Release all shards, and end the threads after their current downloads."""
         self.prepare([])
-        for _ in range(_THREADS):
+        for _ in range(THREADS):
             self._queue.put(None)
+
+    def counts(self) -> Counts:
+        """Return what was staged since the start, see `vse_scale.data.staged.NAMES`."""
+        return self._tally.counts()
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
@@ -214,13 +228,18 @@ class StagingCache:
         path = self._path(shard)
         # No process removes a shard under this lock, so none is lost between download and hold.
         with self._locked(path.name):
-            if not self._is_whole(path, shard):
+            if self._is_whole(path, shard):
+                self._tally.add("found_shards", 1)
+            else:
                 part = self._reserve(path, shard.bytes)
                 self._download(shard.name, path, shard.sha256, shard.bytes, part)
+                self._tally.add("fetched_shards", 1)
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             self._verified[path.name] = os.fstat(handle).st_ino
             fcntl.flock(handle, fcntl.LOCK_SH)
-            os.utime(path)
+            for used in (path, *self._columns):
+                with contextlib.suppress(FileNotFoundError):
+                    os.utime(used)
         with self._guard:
             if shard.name in self._wanted and shard.name not in self._held:
                 self._held[shard.name] = handle
@@ -261,6 +280,7 @@ class StagingCache:
                     f"{masked(url)}: has {has}, the manifest says {sha256[:12]}; copy the dataset "
                     "again, or run vse-shards verify"
                 )
+            self._tally.add("fetched_bytes", part.stat().st_size)
             with self._locked("room"):  # so that no process counts both names, or neither
                 part.replace(path)
         finally:
@@ -338,16 +358,32 @@ class StagingCache:
                     file.truncate(size)
             except OSError as error:
                 raise DatasetError(f"{part}: cannot be written: {error.strerror}") from error
+            self._remove_columns(min((tars[tar].st_mtime_ns for tar in tars), default=0))
         return part
 
     def _remove_remains(self) -> None:
         """Remove partial files of killed downloads, whose locks no process holds."""
-        for part in self._folder.glob(f"*.tar{_PART}"):
+        for part in self._folder.glob(f"*{_PART}"):
             with (
                 contextlib.suppress(BlockingIOError),
                 self._locked(part.name.removesuffix(_PART), fcntl.LOCK_NB),
             ):
                 part.unlink(missing_ok=True)
+
+    def _remove_columns(self, before: int) -> None:
+        """Remove columns of datasets that have no shard here any more.
+
+        They are small beside shards, and outside the limit; but every change of a dataset makes
+        new ones. A process that has mapped one keeps it.
+
+        Args:
+            before: time of the least recent use of a shard, in nanoseconds.
+        """
+        for column in self._folder.glob("*.npy"):
+            with contextlib.suppress(OSError):
+                if COLUMN_FILE.fullmatch(column.name) and column.stat().st_mtime_ns < before:
+                    with self._locked(column.name, fcntl.LOCK_NB):
+                        column.unlink()
 
     def _remove_unused(self, tar: Path) -> bool:
         """Remove a shard that no process holds or fetches, with its index."""

@@ -9,6 +9,7 @@ a batch holds still does not depend on the number of ranks.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -130,6 +131,8 @@ class ComputedOrder:
         self._whole = bool(shares) or (streams == 1 and not window)
         self._taken = _dealt([share.count for share in shares], streams)
         self._sizes = self._taken.sum(axis=1) if shares else self._datasets[0].sizes
+        # The same from step to step, until a window ends.
+        self._announced = lru_cache(_PERMUTATIONS + streams)(self._following)
         self._interleaved = lru_cache(_PERMUTATIONS + streams)(self._permutation)
 
     def take(
@@ -160,21 +163,24 @@ class ComputedOrder:
         """
         if self._whole:
             return list(range(self._count)), []
-        dataset, now, rest = self._datasets[0], [], []
-        for stream in range(rows[0] // self._each, rows[1] // self._each + 1):
+        dataset, spans = self._datasets[0], []
+        for stream in self._streams_of(rows):
             size = int(dataset.sizes[stream])
             first, last = step * self._each, (step + 1) * self._each - 1
-            begin, end = dataset.span(stream, first, min(last, size - 1))
-            now += dataset.shards(epoch, begin, end)
+            spans.append((stream, *dataset.span(stream, first, min(last, size - 1))))
             if last >= size:  # wrapped around, to complete the last batch
-                now += dataset.shards(
-                    epoch, *dataset.span(stream, 0, min(last, 2 * size - 1) - size)
-                )
-            used = dataset.span(stream, 0, min(steps * self._each, size) - 1)
-            rest.append(dataset.shards(epoch, end, used[1]) + dataset.shards(epoch + 1, *used))
-        known = dict.fromkeys(now)
-        then = [shard for shard in dict.fromkeys(_in_turn(rest)) if shard not in known]
-        return list(known), then[:ahead]
+                end = min(last, 2 * size - 1) - size
+                spans.append((stream, *dataset.span(stream, 0, end)))
+        now, then = self._announced(epoch, tuple(spans), steps, ahead)
+        return list(now), list(then)
+
+    def shards_of_epoch(self, epoch: int, rows: tuple[int, int], *, steps: int) -> list[int]:
+        """Return the shards that these rows of all batches of an epoch may read from."""
+        if self._whole:
+            return list(range(self._count))
+        dataset = self._datasets[0]
+        read = (dataset.shards(epoch, *self._used(n, steps)) for n in self._streams_of(rows))
+        return list(dict.fromkeys(itertools.chain.from_iterable(read)))
 
     def within(self, steps: int, *, wraps: bool) -> int:
         """Return an upper bound of the shards that ``steps`` consecutive batches read from.
@@ -192,6 +198,31 @@ class ComputedOrder:
         units = (steps * self._each // window + 3 + wraps) * window
         between = int(np.searchsorted(self._smallest, units, side="right"))
         return min(self._count, self._streams * (between + 4 + 2 * wraps))
+
+    def _streams_of(self, rows: tuple[int, int]) -> range:
+        return range(rows[0] // self._each, rows[1] // self._each + 1)
+
+    def _used(self, stream: int, steps: int) -> tuple[int, int]:
+        """Return begin and end in the line of what an epoch reads of a stream."""
+        dataset = self._datasets[0]
+        last = min(steps * self._each, int(dataset.sizes[stream])) - 1
+        return dataset.span(stream, 0, last)
+
+    def _following(
+        self, epoch: int, spans: tuple[tuple[int, int, int], ...], steps: int, ahead: int
+    ) -> tuple[list[int], list[int]]:
+        """Return the shards of spans (stream, begin, end) of the line, and the next ``ahead``."""
+        dataset = self._datasets[0]
+        now = [shard for _, *span in spans for shard in dataset.shards(epoch, *span)]
+        rest, ends = [], dict[int, int]()
+        for stream, _, end in spans:
+            ends.setdefault(stream, end)  # a second span begins the stream again
+        for stream, end in ends.items():
+            used = self._used(stream, steps)
+            rest.append(dataset.shards(epoch, end, used[1]) + dataset.shards(epoch + 1, *used))
+        known = dict.fromkeys(now)
+        then = (shard for shard in dict.fromkeys(_in_turn(rest)) if shard not in known)
+        return list(known), list(itertools.islice(then, ahead))
 
     def _of_stream(self, epoch: int, stream: int, offsets: Indices) -> tuple[Indices, Indices]:
         """Return units and passes, both (N,), at offsets (N,) of a stream of an epoch."""

@@ -7,6 +7,7 @@ phone.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ class Axis:
     def position(self, value: float) -> float:
         """Return the position of ``value`` in percent: 0 at the low end, 100 at the high end."""
         if self.log:
-            low, high, value = math.log(self.low), math.log(self.high), math.log(value)
+            low, high = math.log(self.low), math.log(self.high)
+            value = math.log(max(value, self.low))  # nothing else stands for zero and below
         else:
             low, high = self.low, self.high
         return 100.0 * min(max((value - low) / (high - low), 0.0), 1.0)
@@ -125,7 +127,7 @@ def line_chart(
     shapes = [_band(band, x) for band in bands]
     shapes += [_rule("grid", 0, 100, level, level) for level in _levels(y)]
     shapes += [_rule("mark", at, at, 0, 100) for at in (x.position(m.x) for m in marks)]
-    shapes += [shape for line in lines for shape in _curve(line, x, y)]
+    shapes += [shape for place, line in enumerate(lines) for shape in _curve(line, place, x, y)]
     words = [
         f'<span class="ytick" style="top:{100 - y.position(value):.2f}%">{escape(text)}</span>'
         for value, text in y.ticks
@@ -136,12 +138,18 @@ def line_chart(
     return (
         f'<figure class="chart"><figcaption><h3>{escape(title)}</h3>'
         f'<span class="axis-label">{escape(y.label)}</span></figcaption>'
-        f'<div class="plot" role="img" aria-label="{escape(summary)}">'
+        f'<div class="plot" role="img" aria-label="{escape(summary)}" data-name="{escape(x.label)}"'
+        f' data-x="{_ends(x)}" data-y="{_ends(y)}">'
         f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">'
         f"{''.join(shapes)}</svg>{''.join(words)}</div>"
         f'<span class="axis-label x">{escape(x.label)}</span>'
         f"{_legend(lines, bands, marks)}</figure>"
     )
+
+
+def _ends(axis: Axis) -> str:
+    """Return the values at an axis' ends for the script, and whether they are logarithmic."""
+    return json.dumps([float(f"{axis.low:.8g}"), float(f"{axis.high:.8g}"), axis.log])
 
 
 def _levels(axis: Axis) -> list[float]:
@@ -157,33 +165,39 @@ def _band(band: Band, x: Axis) -> str:
     return f'<rect class="band" x="{start:.2f}" y="0" width="{stop - start:.2f}" height="100"/>'
 
 
-def _curve(line: Line, x: Axis, y: Axis) -> list[str]:
+def _curve(line: Line, place: int, x: Axis, y: Axis) -> list[str]:
     points = [
         f"{x.position(a):.2f} {100 - y.position(b):.2f}"
         for a, b in zip(line.xs, line.ys, strict=True)
     ]
     shapes = []
+    own = f'data-line="{place}"'
+    label = f' data-label="{escape(line.label)}"' if line.label else ""
     if line.filled:
         start, stop = x.position(line.xs[0]), x.position(line.xs[-1])
         outline = f"M{start:.2f} 100L{'L'.join(points)}L{stop:.2f} 100Z"
-        shapes.append(f'<path class="area {line.style}" d="{outline}"/>')
-    shapes.append(f'<path class="line {line.style}" d="M{"L".join(points)}"/>')
+        shapes.append(f'<path class="area {line.style}" d="{outline}" {own}/>')
+    shapes.append(f'<path class="line {line.style}" d="M{"L".join(points)}" {own}{label}/>')
     if line.dots:
         # A stroke of no length with round ends stays round when the SVG scales.
         dots = "".join(f"M{point}h0" for point in points)
-        shapes.append(f'<path class="dots {line.style}" d="{dots}"/>')
+        shapes.append(f'<path class="dots {line.style}" d="{dots}" {own}/>')
     return shapes
 
 
 def _legend(lines: Sequence[Line], bands: Sequence[Band], marks: Sequence[Mark]) -> str:
-    entries = [(f"key-line {line.style}", line.label) for line in lines if line.label]
-    entries += [("key-band", band.label) for band in bands]
+    entries = [
+        (f' data-line="{place}"', f"key-line {line.style}", line.label)
+        for place, line in enumerate(lines)
+        if line.label
+    ]
+    entries += [("", "key-band", band.label) for band in bands]
     # Several marks of one kind need one entry.
-    entries += [("key-mark", label) for label in dict.fromkeys(mark.label for mark in marks)]
+    entries += [("", "key-mark", label) for label in dict.fromkeys(mark.label for mark in marks)]
     if not entries:
         return ""
     items = "".join(
-        f'<li><i class="{style}" aria-hidden="true"></i>{escape(label)}</li>'
-        for style, label in entries
+        f'<li{own}><i class="{style}" aria-hidden="true"></i>{escape(label)}</li>'
+        for own, style, label in entries
     )
     return f'<ul class="legend">{items}</ul>'

@@ -17,7 +17,12 @@ THUMBNAIL_SIDE = 240  # pixels; twice the size shown, for dense screens
 
 
 def thumbnail(encoded: npt.NDArray[np.uint8] | bytes, side: int = THUMBNAIL_SIDE) -> str:
-    """Return the image, at most ``side`` pixels on both sides, as a JPEG data URI.
+    """Return the image as `small_jpeg` does, as a data URI."""
+    return "data:image/jpeg;base64," + base64.b64encode(small_jpeg(encoded, side)).decode()
+
+
+def small_jpeg(encoded: npt.NDArray[np.uint8] | bytes, side: int = THUMBNAIL_SIDE) -> bytes:
+    """Return the image, at most ``side`` pixels on both sides, as a JPEG.
 
     Raises:
         DatasetError: it is damaged, or larger than a build takes.
@@ -30,4 +35,4 @@ def thumbnail(encoded: npt.NDArray[np.uint8] | bytes, side: int = THUMBNAIL_SIDE
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

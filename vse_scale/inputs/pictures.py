@@ -44,16 +44,18 @@ def read_picture(picture: Picture) -> NDArray[np.uint8]:
     # Here, so that a model opens, and encodes tensors, where there is no Pillow.
     from PIL import Image
 
-    from vse_shards.opening import open_picture
+    from vse_shards.opening import MAX_FILE_BYTES, open_picture
+    from vse_shards.plain_files import read_plain
     from vse_shards.rgb import Rejected, upright_rgb
 
     if isinstance(picture, Image.Image):
         return np.array(upright_rgb(picture))
     name = "the image" if isinstance(picture, bytes) else str(picture)
     try:
-        data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{name}: cannot be read ({error.strerror})") from error
+        data = picture if isinstance(picture, bytes) else read_plain(picture, MAX_FILE_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DatasetError(f"{name}: cannot be read ({reason})") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata, which is not used
         try:

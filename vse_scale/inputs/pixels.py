@@ -118,5 +118,8 @@ def _are_channels(value: Any) -> bool:
 def _statistics(spec: ImageSpec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Copy mean and std to the device once: a copy per step would wait for the device."""
     import torch  # here, so that a configuration can be checked without it
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-    return torch.tensor(spec.mean, device=device), torch.tensor(spec.std, device=device)
+    # A plan runs on tensors without values; kept here, they would normalise nothing ever after.
+    with unset_fake_temporarily():
+        return torch.tensor(spec.mean, device=device), torch.tensor(spec.std, device=device)

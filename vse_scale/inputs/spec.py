@@ -14,6 +14,7 @@ from vse_scale.inputs.fields import check_fields, from_fields, is_count
 from vse_scale.inputs.pixels import ImageSpec
 
 MAX_TOKENS = 128  # of a caption, where nothing else is said; ours
+MODEL_TYPE = "vse_scale"  # transformers' word for the kind of a model's folder, in its config.json
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, models
 
-from vse_scale.console import log
+from vse_scale.console import log, without_reports
 from vse_scale.errors import ModelError
-from vse_scale.inputs.spec import MAX_TOKENS
+from vse_scale.inputs.spec import MAX_TOKENS, MODEL_TYPE
 from vse_scale.inputs.vocabulary import (
     SPECIAL,
     read_pieces,
@@ -24,7 +24,7 @@ from vse_scale.inputs.vocabulary import (
     train_words,
     write_special,
 )
-from vse_shards.json_text import parse_json
+from vse_shards.json_text import mapping, parse_json, read_json
 from vse_shards.plain_files import read_plain
 
 __all__ = ["SPECIAL", "CaptionTokenizer"]
@@ -32,6 +32,9 @@ __all__ = ["SPECIAL", "CaptionTokenizer"]
 # Of the words that are touched: the first half is masked, the next tenth replaced, the rest
 # removed (VSE-infinity's code, after BERT's masking).
 _MASKED, _REPLACED = 0.5, 0.6
+
+# Ids of tokens; the largest vocabularies have about a million, and a table of all is held.
+_MOST_IDS = 10**7
 
 # What a tokenizer without a configuration beside it calls its padding and its mask.
 _PADS, _MASKS = ("[PAD]", "<pad>"), ("[MASK]", "<mask>")
@@ -95,6 +98,11 @@ class CaptionTokenizer:
         self._tokenizer = tokenizer
         self._told_of_cuts = False
         self.vocab_size = max(vocabulary.values()) + 1
+        if self.vocab_size > _MOST_IDS:
+            raise ModelError(
+                f"{origin}: has a token of id {self.vocab_size - 1:,}, which is beyond "
+                f"{_MOST_IDS - 1:,}; restore the tokenizer's files"
+            )
         pads = [vocabulary[name] for name in _PADS if name in vocabulary]
         masks = [vocabulary[name] for name in _MASKS if name in vocabulary]
         self.pad_id = pad_id if pad_id is not None else (*pads, 0)[0]
@@ -167,12 +175,15 @@ class CaptionTokenizer:
 
     @classmethod
     def _load_folder(cls, folder: Path) -> CaptionTokenizer:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedConfig
 
+        # A model's own folder: its tokenizer's files say all, and transformers knows no such type.
+        bare = PreTrainedConfig() if _model_type(folder) == MODEL_TYPE else None
         try:
-            opened: Any = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+            with without_reports():
+                opened: Any = AutoTokenizer.from_pretrained(
+                    folder, config=bare, local_files_only=True, trust_remote_code=False
+                )
             backend = opened.backend_tokenizer
         except Exception as error:  # whatever the kind of tokenizer makes of its files
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
@@ -318,6 +329,13 @@ class CaptionTokenizer:
         for offset, number in enumerate(after):
             token_ids[every, lengths - len(after) + offset] = number
         return token_ids, lengths
+
+
+def _model_type(folder: Path) -> Any:
+    try:
+        return mapping(read_json(folder / "config.json")).get("model_type")
+    except (OSError, ValueError):
+        return None
 
 
 def _frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

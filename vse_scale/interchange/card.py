@@ -48,20 +48,23 @@ class Origin:
         recipe: options of the training, by their names.
         sources: the weights that each tower started from, by "images" and "captions"; empty for
             random ones.
+        dataset: the name of the training data.
     """
 
     data: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+    dataset: str = ""
 
 
 def origin_of_run(config: Mapping[str, Any]) -> Origin:
     """Return the provenance that a run's configuration tells, sections of keys."""
     path = _value(config, "data.path")
-    data = ""
+    data = dataset = ""
     if path is not None:
         folders = [path] if isinstance(path, str) else path
         named = " and ".join(_code(PurePath(folder).name) for folder in folders)
+        dataset = _plain(" and ".join(PurePath(folder).name for folder in folders))
         kind = "dataset" if len(folders) == 1 else "datasets"
         data = f"Split {_code(_value(config, 'data.split'))} of the {kind} {named}."
     objective = recorded_objective(config.get("objective"))
@@ -81,6 +84,7 @@ def origin_of_run(config: Mapping[str, Any]) -> Origin:
             for side, settings in towers.items()
             if settings is not None
         },
+        dataset,
     )
 
 
@@ -107,13 +111,15 @@ def model_card(
         results: its validation; None if there was none.
     """
     origin = origin or Origin()
-    front = {
+    front: dict[str, Any] = {
         "library_name": "vse-scale",
         "pipeline_tag": "feature-extraction",
         "tags": ["image-text-retrieval", "vse-infinity"],
     }
     if license:
         front["license"] = license.lower()
+    if origin.dataset and results is not None and results.recalls:
+        front["model-index"] = [{"name": _plain(name), "results": [_indexed(origin, results)]}]
     opened = f"from vse_scale import VSEModel\n\nmodel = VSEModel.from_pretrained({name!r})"
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
@@ -172,6 +178,24 @@ def _results(results: EvaluationRecord | None) -> str:
     if not math.isnan(results.rsum):
         lines += ["", f"RSUM {results.rsum:.1f}"]
     return "\n".join(lines)
+
+
+def _indexed(origin: Origin, results: EvaluationRecord) -> dict[str, Any]:
+    """Return the validation in the hub's schema of results, recalls in percent."""
+    metrics = [
+        {
+            "type": "recall",
+            "name": f"{metric.label} {direction.label}",
+            "value": float(metric.text(results.recalls[key])),
+        }
+        for key, direction in DIRECTIONS.items()
+        if key in results.recalls
+        for metric in percentages()
+    ]
+    dataset = {"name": origin.dataset, "type": _plain(origin.dataset)}
+    if results.split:
+        dataset["split"] = _plain(results.split)
+    return {"task": {"type": "image-text-retrieval"}, "dataset": dataset, "metrics": metrics}
 
 
 def _weights(model: VSEModel, sources: Mapping[str, str], license: str | None) -> str:

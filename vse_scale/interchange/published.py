@@ -22,7 +22,7 @@ from vse_scale.config import ModelConfig
 from vse_scale.errors import ModelError
 from vse_scale.interchange.published_encoders import Tensors, image_encoder, text_encoder
 from vse_scale.model.vse import VSEModel
-from vse_scale.model.weights import check_tensors, load_exactly, load_pickled
+from vse_scale.model.weights import check_tensors, load_exactly, load_pickled, why_damaged
 
 _WIDTH = "image.projection.bias"  # of all models; its length is that of an embedding
 _NOTES = ("data_name", "epoch", "best_rsum")
@@ -134,7 +134,7 @@ def _load(path: Path) -> Any:
             "give a file that the published code saved"
         ) from error
     except Exception as error:  # a damaged file fails in any part of the reader
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        reason = why_damaged(error)
         raise ModelError(f"{path}: cannot be read as a checkpoint ({reason})") from error
 
 
@@ -145,7 +145,8 @@ def _read(path: Path) -> tuple[Tensors, dict[str, Any]]:
     if not isinstance(parts, list | tuple) or len(parts) != 2:
         raise ModelError(
             f"{path}: holds no pair of state dicts under 'model'; give a checkpoint of the "
-            "published VSE-infinity code"
+            "published VSE-infinity code (towers of CLIP and others, in a folder of transformers, "
+            "start a run: model.image.path and model.text.path)"
         )
     tensors: Tensors = {}
     for side, part in zip(("image", "text"), parts, strict=True):

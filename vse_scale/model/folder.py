@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,11 @@ from torch import Tensor
 from vse_scale.config.model import ModelConfig
 from vse_scale.console import log
 from vse_scale.errors import ModelError, UserError
+from vse_scale.files import system_error
 from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.inputs.spec import MAX_TOKENS, InputSpec
+from vse_scale.model.adapters import LoRA, has_adapters, merge, merged_state
+from vse_scale.model.beside import auto_keys, write_code, write_modules
 from vse_scale.model.limits import MOST_PIXELS, MOST_TOKENS, MOST_WIDTH, check_most
 from vse_scale.model.weights import check_tensors, load_exactly, open_tensors, read_state_dict
 from vse_scale.run.folder import run_folder
@@ -55,13 +59,21 @@ def save(model: VSEModel, folder: Path, tokenizer: CaptionTokenizer | None = Non
         "input_spec": model.input_spec.to_dict(),
         "vocab_size": model.vocab_size,
         "pad_id": model.pad_id,
+        **auto_keys(),
     }
-    tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    tensors = {name: value.cpu().contiguous() for name, value in merged_state(model).items()}
+    try:
+        save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if (found := system_error(error)) is None:
+            raise
+        raise OSError(found.errno, found.strerror, str(folder / _WEIGHTS)) from error
     (folder / _CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     shutil.copymode(folder / _CONFIG, folder / _WEIGHTS)  # safetensors' is for its owner alone
+    write_code(folder)
     if tokenizer is not None:
         tokenizer.save(folder)
+        write_modules(folder, pictures=model.input_spec.pixels is not None)
 
 
 def load(kind: type[VSEModel], folder: Path) -> VSEModel:
@@ -81,7 +93,7 @@ def load(kind: type[VSEModel], folder: Path) -> VSEModel:
         if key not in described:
             raise ModelError(f"{path}: {key!r} is missing")
     try:
-        config = ModelConfig.read(described["model"])
+        config = _with_adapters(ModelConfig.read(described["model"]), folder)
         vocab_size, pad_id = int(described["vocab_size"]), int(described["pad_id"])
         check_most(
             "",
@@ -100,7 +112,61 @@ def load(kind: type[VSEModel], folder: Path) -> VSEModel:
         reason = " ".join(str(error).split())
         raise ModelError(f"{path}: does not describe a model ({reason})") from error
     load_weights(model, folder)
+    if has_adapters(model):
+        merge(model)
+        sides = {"image": model.config.image, "text": model.config.text}
+        plain = {k: replace(v, lora=None) for k, v in sides.items() if hasattr(v, "lora")}
+        model.config = replace(model.config, **plain)
     return model.eval()
+
+
+def input_spec(folder: Path) -> InputSpec:
+    """Return what the model in ``folder`` expects of its inputs, without opening its weights.
+
+    Raises:
+        ModelError: the folder is missing or damaged, or of a release that did not store it.
+    """
+    described = _read_config(folder)
+    if "input_spec" not in described:
+        raise ModelError(
+            f"{folder / _CONFIG}: 'input_spec' is missing; `vse-scale export` writes it"
+        )
+    return InputSpec.from_dict(described["input_spec"])
+
+
+def tokenizer_of(folder: Path) -> CaptionTokenizer | None:
+    """Open the tokenizer of the model in ``folder``; None where there is none.
+
+    Raises:
+        ModelError: its files are damaged, or it has tokens that the model does not know.
+    """
+    from vse_scale.inputs.tokens import CaptionTokenizer  # only those who embed texts need it
+
+    found, known = CaptionTokenizer.find(folder), _read_config(folder).get("vocab_size")
+    if found is not None and isinstance(known, int) and found.vocab_size > known:
+        raise ModelError(
+            f"{folder}: its tokenizer has {found.vocab_size:,} tokens, and the model knows "
+            f"{known:,}; restore the tokenizer's files, or export the model anew"
+        )
+    return found
+
+
+def _with_adapters(config: ModelConfig, folder: Path) -> ModelConfig:
+    """Return ``config`` with the adapters of the run that a checkpoint in ``folder`` is of."""
+    if weights_file(folder).name != _STATE:
+        return config
+    stored = read_json(folder / "state.json").get("config", {}).get("model", {})
+    for side in ("image", "text"):
+        if (lora := (stored.get(side) or {}).get("lora")) is not None:
+            if find_spec("peft") is None:
+                raise ModelError(
+                    f"checkpoint {folder.name} has adapters (model.{side}.lora), which need the "
+                    "package peft; pip install 'vse-scale[lora]', or open the run's best model, "
+                    "which has them merged and needs no peft"
+                )
+            given = LoRA(**{**lora, "targets": tuple(lora["targets"])})
+            config = replace(config, **{side: replace(getattr(config, side), lora=given)})
+    return config
 
 
 def _take_inputs(

@@ -11,10 +11,12 @@ from typing import Any, Literal
 import torch
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 
+from vse_scale.console import without_reports
 from vse_scale.errors import ModelError
 from vse_scale.model.limits import check_architecture
 from vse_scale.model.weights import complain
 from vse_shards.json_text import read_json
+from vse_shards.notes import shown
 
 Prepare = Callable[[Any], Any]
 """Takes a transformers configuration and returns the one to build from."""
@@ -59,7 +61,7 @@ def new_model(
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ModelError(f"unknown key {key}.{name}; did you mean {near[0]}?")
+            raise ModelError(f"unknown key {shown(f'{key}.{name}')}; did you mean {near[0]}?")
     given = {name: value for name, value in (defaults or {}).items() if name in known} | given
     try:
         config = prepare(AutoConfig.for_model(kind, **given))
@@ -155,15 +157,16 @@ def open_model(folder: Path, key: str, prepare: Prepare, *, unused: Iterable[str
 def _read(folder: Path, config: Any) -> tuple[Any, dict[str, Any]]:
     """Return the model of ``config`` with the weights in ``folder``, and which did not fit."""
     kind = AutoModel if type(config) in MODEL_MAPPING else _class_of(config)
-    opened: tuple[Any, dict[str, Any]] = kind.from_pretrained(
-        folder,
-        config=config,
-        local_files_only=True,
-        trust_remote_code=False,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # the caller lists them
-        output_loading_info=True,
-    )
+    with without_reports():
+        opened: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # the caller lists them
+            output_loading_info=True,
+        )
     return opened
 
 
@@ -254,11 +257,11 @@ def architecture_of(folder: Path, usual: str, prepare: Prepare) -> tuple[dict[st
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its kind where it has none.
+    """Return the first line of an error's text, 300 characters of it, or its kind without one.
 
     A line that ends in a colon is followed by the next one.
     """
-    lines = [line.strip() for line in str(error).strip().splitlines()]
+    lines = [line.strip()[:300] for line in str(error).strip().splitlines()]
     if len(lines) > 1 and lines[0].endswith(":"):
         return f"{lines[0]} {lines[1]}"
     return lines[0] if lines else type(error).__name__

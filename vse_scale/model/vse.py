@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from vse_scale.config.parts import IMAGE_TOWERS, TEXT_TOWERS
 from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.inputs.spec import MAX_TOKENS, InputSpec
 from vse_scale.model import folder as model_folder
+from vse_scale.model import hub
+from vse_scale.model.adapters import choose_trained
 from vse_scale.model.embedding import embed_pictures, embed_texts
 from vse_scale.model.layers import layers_above
 from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
@@ -79,19 +83,45 @@ class VSEModel(nn.Module):
         self._folder: Path | None = None
         if config.init_from is not None:
             model_folder.load_weights(self, Path(config.init_from))
+        self._choose_trained()
+
+    def _choose_trained(self) -> None:
+        """Take the gradients off what the settings do not let train; adapters come to it."""
+        above = self.layers_above()
+        for key, part, settings in (
+            ("model.image", self.image.backbone, self.config.image),
+            ("model.text", self.text.encoder, self.config.text),
+        ):
+            if isinstance(part, nn.Module):
+                choose_trained(
+                    part,
+                    key,
+                    frozen=settings.frozen,
+                    last=settings.train_last,
+                    lora=getattr(settings, "lora", None),
+                    layers_above=above,
+                )
+
+    def train(self, mode: bool = True) -> Self:
+        """Enter training or evaluation; a frozen text encoder stays in evaluation."""
+        super().train(mode)
+        if self.config.text.frozen:
+            self.text.encoder.train(False)
+        return self
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VSEModel:
         """Open a folder that `save_pretrained` wrote, a run's, or a checkpoint's in its run.
 
-        It is in evaluation mode, on the CPU.
+        It is in evaluation mode, on the CPU. ``org/name``, where there is no folder ``org``, is a
+        model on Hugging Face's hub, whose files are fetched once.
 
         The tokenizer is opened when it is first used.
 
         Raises:
             ModelError: the folder is missing or damaged, or holds something else.
         """
-        found = model_folder_of(Path(folder))
+        found = hub.fetch(str(folder)) if hub.is_hub_name(folder) else model_folder_of(Path(folder))
         model = model_folder.load(cls, found)
         model._folder = model_folder.settings_folder(found)
         return model
@@ -101,17 +131,31 @@ class VSEModel(nn.Module):
         """The tokenizer in the folder that the model was opened from; None where there is none.
 
         Raises:
-            ModelError: its files are damaged.
+            ModelError: its files are damaged, or are another model's.
         """
-        from vse_scale.inputs.tokens import CaptionTokenizer
-
-        return None if self._folder is None else CaptionTokenizer.find(self._folder)
+        return None if self._folder is None else model_folder.tokenizer_of(self._folder)
 
     def save_pretrained(
         self, folder: str | Path, tokenizer: CaptionTokenizer | None = None
     ) -> None:
         """Write ``config.json``, ``model.safetensors`` and, where given, the tokenizer's files."""
         model_folder.save(self, Path(folder), tokenizer)
+
+    def push_to_hub(self, name: str, *, private: bool = False) -> str:
+        """Write the model to the repository ``name`` of Hugging Face's hub; return its address.
+
+        With it go the tokenizer and the model card of the folder that it was opened from;
+        ``vse-scale export --push`` writes a card of the run.
+
+        Raises:
+            OutputError: the hub refuses it, or does not answer.
+        """
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made)
+            self.save_pretrained(folder, self.tokenizer)
+            if self._folder is not None and (card := self._folder / "README.md").is_file():
+                shutil.copy(card, folder)
+            return hub.push(folder, name, private=private)
 
     def forward(
         self,

@@ -50,8 +50,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except ModelError:
         raise
     except Exception as error:  # a damaged file fails in any part of the readers
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise ModelError(f"{path}: cannot be read as weights ({reason})") from error
+        raise ModelError(f"{path}: cannot be read as weights ({why_damaged(error)})") from error
     return check_tensors(loaded, str(path))
 
 
@@ -67,6 +66,14 @@ def load_pickled(path: Path, allowed: Sequence[type] = ()) -> Any:
     _check_packing(path)
     with torch.serialization.safe_globals(list(allowed)):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def why_damaged(error: Exception) -> str:
+    """Return the first line of what a reader says, without torch's advice to run a file's code."""
+    said = (str(error).strip() or type(error).__name__).split("\n")[0]
+    if "weights_only" in said:
+        return "it is no file of torch.save, or holds more than tensors and plain values"
+    return said[:200]
 
 
 def open_tensors(path: Path) -> Any:

@@ -59,13 +59,13 @@ class ObjectiveResult:
 class Objective(ABC):
     """A loss of the whole global batch, with its schedule, its costs and its labels.
 
-    A subclass names its ``Settings``, sets ``final_phase`` and implements `compute` and
-    `gathered_bytes`; the other methods have defaults for a loss that stays the same all through
-    training. Settings, a batch, a phase and the ``learned`` numbers determine the loss.
+    A subclass names its ``Settings`` and implements `compute` and `gathered_bytes`; the other
+    methods have defaults for a loss that stays the same all through training. Settings, a batch, a
+    phase and the ``learned`` numbers determine the loss.
 
     Attributes:
         Settings: a frozen dataclass of the keys of the configuration's section ``objective:``,
-            with their defaults; bounds are ``annotated_types`` markers.
+            with their defaults, and ``kind: str``; bounds are ``annotated_types`` markers.
         settings: this objective's.
         learned: numbers that are trained with the model, such as a temperature: scalars, float64
             on the CPU, equal on all ranks. They decay not, and checkpoints keep them.
@@ -74,7 +74,7 @@ class Objective(ABC):
     """
 
     Settings: ClassVar[type[Any]]
-    final_phase: str
+    final_phase: str = "training"
     collapse_remedy: str = "a lower optim.lr or more optim.warmup_steps"
 
     def __init__(self, settings: Any) -> None:
@@ -136,13 +136,13 @@ class Objective(ABC):
         Args:
             images: (n, D) this rank's unit rows.
             captions: (n k, D) unit rows, the k captions of an image side by side.
-            ids: (n k,) or (n,) int64, not negative: pairs of equal ids are never each other's
-                negatives. None: all images differ.
+            ids: (n k,) or (n,) int64, not negative, one for all captions of an image: pairs of
+                equal ids are never each other's negatives. None: all images differ.
             valid: (n k,) or (n,) bool; False marks padding. None: there is none.
             group: the ranks; None means all.
 
         Raises:
-            ValueError: shapes disagree.
+            ValueError: shapes disagree, or captions of one image have several ids.
         """
         per_image = captions_per_image(images, captions)
         if ids is None:
@@ -151,6 +151,8 @@ class Objective(ABC):
         if valid is None:
             valid = torch.ones(len(captions), dtype=torch.bool, device=images.device)
         ids, valid = (_of_pairs(values, len(images), per_image) for values in (ids, valid))
+        if not bool((ids.view(-1, per_image) == ids[::per_image, None]).all()):
+            raise ValueError("ids differ among the captions of an image; give one for each image")
         found = self.compute(
             images, captions, ids=ids, valid=valid, phase=self.final_phase, group=group
         )

@@ -107,11 +107,9 @@ class GlobalBatch:
         return len(self.captions) // len(self.image_rows)
 
     @cached_property
-    def images(self) -> Tensor:
-        """(B, D), a row for each pair."""
-        if self.per_image == 1:
-            return self.image_rows
-        return self.image_rows.repeat_interleave(self.per_image, dim=0)
+    def image_ids(self) -> Tensor:
+        """(N,) ids of the images, -1 for one whose captions are all padding."""
+        return self.ids.view(len(self.image_rows), -1).amax(1)
 
     @property
     def own_images(self) -> Tensor:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from annotated_types import Ge
 from torch import Tensor
 
+from vse_kernels.exact import full_precision
 from vse_scale.bounds import Count, Positive
 from vse_scale.objective.base import Objective, ObjectiveResult
 from vse_scale.objective.batch import GlobalBatch, cut, with_gradient
@@ -101,7 +102,7 @@ class GatheredObjective(Objective):
 
     @abstractmethod
     def of_batch(self, batch: GlobalBatch, phase: str, exchange: Exchange) -> Found:
-        """Return the loss of a gathered batch; called without autograd or autocast."""
+        """Return the loss of a gathered batch; called without autograd, autocast or TF32."""
 
     def compute(
         self,
@@ -119,7 +120,8 @@ class GatheredObjective(Objective):
             ValueError: shapes disagree, or a size is larger than the embeddings.
         """
         exchange = Exchange(group, images.device)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        autocast = torch.autocast(images.device.type, enabled=False)
+        with torch.no_grad(), autocast, full_precision():
             batch = GlobalBatch.gather(images, captions, ids, valid, exchange)
             sizes = self.settings.weighted_sizes()
             if sizes:

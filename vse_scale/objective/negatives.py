@@ -18,19 +18,25 @@ and the same for a caption with the roles exchanged.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vse_kernels import all_violations, hardest_negatives
+from vse_kernels import Violations, all_violations
 from vse_scale.objective.base import ObjectiveResult
-from vse_scale.objective.batch import GlobalBatch, limit_of, rounding_of, with_gradient
+from vse_scale.objective.batch import GlobalBatch, with_gradient
+from vse_scale.objective.mining import (
+    HingeOptions,
+    Mined,
+    Mode,
+    Precision,
+    Reduction,
+    check_choices,
+    mine,
+)
 from vse_scale.world.gather import Exchange
-
-Mode = Literal["all", "hardest", "semi-hard"]
-Reduction = Literal["sum", "mean"]
 
 SUMS = 5  # `_local_sums`, float64
 
@@ -79,14 +85,6 @@ def hinge_figures(sums: Tensor, pairs: Tensor) -> dict[str, Tensor]:
     }
 
 
-def check_choices(mode: str, reduction: str) -> None:
-    """Raise ValueError where ``mode`` or ``reduction`` is unknown."""
-    for name, value, kind in (("mode", mode, Mode), ("reduction", reduction, Reduction)):
-        if value not in get_args(kind):
-            known = " or ".join(f'"{one}"' for one in get_args(kind))
-            raise ValueError(f'{name} is "{value}"; it must be {known}')
-
-
 def global_hinge_loss(
     images: Tensor,
     captions: Tensor,
@@ -97,6 +95,7 @@ def global_hinge_loss(
     mode: Mode = "hardest",
     reduction: Reduction = "sum",
     ignore_above: float | None = None,
+    mining_precision: Precision = "exact",
     group: dist.ProcessGroup | None = None,
 ) -> HingeResult:
     """Compute `hinge_loss` of the batches of all ranks together.
@@ -114,37 +113,23 @@ def global_hinge_loss(
         mode: a negative's choice, as in `hinge_loss`.
         reduction: "mean" divides by the number of valid pairs on all ranks.
         ignore_above: as in `hinge_loss`.
+        mining_precision: "fast" chooses the hardest negatives by bfloat16 embeddings; loss and
+            gradient of those chosen are exact in either. "semi-hard" and ``ignore_above`` compare
+            with the pair's own score, and are always exact.
         group: the ranks; None means all.
 
     Raises:
-        ValueError: ``mode`` or ``reduction`` is unknown, b is no multiple of n, or one is 0.
+        ValueError: ``mode``, ``reduction`` or ``mining_precision`` is unknown, b is no multiple of
+            n, or one is 0.
     """
-    check_choices(mode, reduction)
+    check_choices(mode, reduction, mining_precision)
     exchange = Exchange(group, images.device)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         batch = GlobalBatch.gather(images, captions, ids, valid, exchange)
-        hinge = HingeOptions(margin, mode, reduction, ignore_above)
+        hinge = HingeOptions(margin, mode, reduction, ignore_above, mining_precision)
         loss, gradients, sums = hinge_of_batch(batch, hinge, exchange)
     loss = with_gradient(loss.to(batch.captions.dtype), (images, captions), gradients)
     return HingeResult(loss=loss, exchange=exchange, sums=sums, pairs=batch.pairs)
-
-
-@dataclass(frozen=True)
-class HingeOptions:
-    """The options of `global_hinge_loss`."""
-
-    margin: float | Tensor
-    mode: Mode
-    reduction: Reduction
-    ignore_above: float | None
-
-    def limit(self, positive: Tensor) -> Tensor | None:
-        """Return the largest score of a negative of each pair (B,), given the pairs'; None: any."""
-        limit = limit_of(positive, self.ignore_above)
-        if self.mode != "semi-hard":
-            return limit
-        below = positive - rounding_of(positive)
-        return below if limit is None else torch.minimum(below, limit)
 
 
 def hinge_of_batch(
@@ -154,13 +139,11 @@ def hinge_of_batch(
     if isinstance(options.margin, Tensor):
         margins = exchange.gather(options.margin.to(batch.captions))
         options = replace(options, margin=margins)
-    mined = _mine(batch, options)
+    mined = mine(batch, options)
     compute = _all if options.mode == "all" else _hardest
     loss, grads, sums = compute(batch, mined, options, exchange)
     if options.reduction == "mean":
         loss, grads = loss / batch.pairs, [grad / batch.pairs for grad in grads]
-    # Each row of an image is used once per caption.
-    grads[0] = grads[0].view(len(batch.own_images), -1, grads[0].shape[1]).sum(1)
     return loss, grads, sums
 
 
@@ -169,42 +152,7 @@ def chosen_numbers(mode: str, captions: int) -> int:
     return 0 if mode == "all" else 2 * captions
 
 
-@dataclass(frozen=True)
-class _Mined:
-    """The hardest negatives of this rank's images, and of its captions; all (b,) pairs.
-
-    ``index`` is into the global batch and -1 where there is none, ``similarity`` 0 there.
-    ``violates`` tells which enter the loss, and ``hinge`` is their share of it.
-    """
-
-    index: Tensor
-    similarity: Tensor
-    violates: Tensor
-    hinge: Tensor
-
-
-def _mine(batch: GlobalBatch, options: HingeOptions) -> tuple[_Mined, _Mined]:
-    own_ids, positive = batch.ids[batch.own], batch.positive[batch.own]
-    limit, margin = options.limit(positive), options.margin
-    if isinstance(margin, Tensor):
-        margin = margin[batch.own]
-    sides = []
-    for anchors, others in ((batch.images, batch.captions), (batch.captions, batch.images)):
-        own = anchors[batch.own]
-        index = hardest_negatives(
-            own, others, own_ids, batch.ids, columns=False, query_limit=limit
-        ).row_index
-        found = index >= 0
-        # The same kind of product as the positive's: a tile's last bits would not cancel.
-        similarity = (own * others[index.clamp(min=0)]).sum(1).where(found, 0.0)
-        hinge = margin + similarity - positive
-        # `~(hinge <= 0)` rather than `hinge > 0`: NaN must violate, and show in the loss.
-        violates = found & ~(hinge <= 0)
-        sides.append(_Mined(index, similarity, violates, hinge.where(violates, 0.0)))
-    return sides[0], sides[1]
-
-
-def _local_sums(batch: GlobalBatch, mined: tuple[_Mined, _Mined], loss: Tensor) -> Tensor:
+def _local_sums(batch: GlobalBatch, mined: tuple[Mined, Mined], loss: Tensor) -> Tensor:
     """This rank's share of the loss and of `HingeResult.sums`, (5,) float64."""
     own_valid = batch.ids[batch.own] >= 0
     sums = (
@@ -218,7 +166,7 @@ def _local_sums(batch: GlobalBatch, mined: tuple[_Mined, _Mined], loss: Tensor) 
 
 
 def _hardest(
-    batch: GlobalBatch, mined: tuple[_Mined, _Mined], options: HingeOptions, exchange: Exchange
+    batch: GlobalBatch, mined: tuple[Mined, Mined], options: HingeOptions, exchange: Exchange
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return the global loss, this rank's gradients and the global statistics."""
     loss = sum(side.hinge.sum(dtype=torch.float64) for side in mined)
@@ -229,69 +177,116 @@ def _hardest(
     gathered = exchange.gather(torch.cat([chosen.flatten(), sums])[None])
     totals = gathered[:, 2 * count :].contiguous().view(torch.float64).sum(0)
     of_images, of_captions = gathered[:, : 2 * count].view(-1, 2, count).unbind(1)
-    grads = [
-        _hardest_gradient(batch.images, batch.captions, of_images, of_captions, batch.own),
-        _hardest_gradient(batch.captions, batch.images, of_captions, of_images, batch.own),
+    return (
+        totals[0],
+        _hardest_gradients(batch, of_images.flatten(), of_captions.flatten()),
+        totals[1:],
+    )
+
+
+def _hardest_gradients(batch: GlobalBatch, of_images: Tensor, of_captions: Tensor) -> list[Tensor]:
+    """The formula at the top of this module for this rank's rows, (n, D) and (b, D).
+
+    ``of_images`` has the caption, and ``of_captions`` the image, that each of all pairs (B,) chose
+    and that violates, or -1.
+    """
+    own, rows, each = batch.own, batch.rows_of(batch.own), batch.per_image
+    caption, image = of_images[own, None], of_captions[own, None]
+    by_image, by_caption = caption >= 0, image >= 0
+    # In place: each of these is as large as the embeddings.
+    partners = batch.own_captions
+    pulled = batch.captions[caption[:, 0].clamp(min=0)].sub_(partners).mul_(by_image)
+    pulled.addcmul_(partners, by_caption.to(pulled), value=-1)
+    to_images = pulled.view(len(batch.own_images), each, -1).sum(1)
+    partners = batch.own_images.repeat_interleave(each, 0)
+    to_captions = batch.image_rows[image[:, 0].clamp(min=0)].sub_(partners).mul_(by_caption)
+    to_captions.addcmul_(partners, by_image.to(pulled), value=-1)
+    return [
+        to_images.add_(_sum_of_choosers(batch.captions, 1, of_captions, rows)),
+        to_captions.add_(_sum_of_choosers(batch.image_rows, each, of_images, own)),
     ]
-    return totals[0], grads, totals[1:]
 
 
-def _hardest_gradient(
-    anchors: Tensor, others: Tensor, anchor_choice: Tensor, other_choice: Tensor, own: slice
-) -> Tensor:
-    """The formula at the top of this module for the anchors in ``own``, (b, D)."""
-    anchor_choice, other_choice = anchor_choice.flatten(), other_choice.flatten()
-    mine, partners = anchor_choice[own, None], others[own]
-    violates = mine >= 0
-    partner_violates = other_choice[own, None] >= 0
-    grad = (others[mine[:, 0].clamp(min=0)] - partners) * violates - partners * partner_violates
-    # Anchors that did not choose one of mine add to a second half, which is dropped. They are
-    # spread over it: a GPU serialises additions to one row.
-    count = len(partners)
-    slot = other_choice - own.start
+def _sum_of_choosers(choosers: Tensor, each: int, choice: Tensor, own: slice) -> Tensor:
+    """Add up the rows of ``choosers`` by those in ``own`` that they chose, in a fixed order.
+
+    ``choice`` (B,) has ``each`` entries for each of ``choosers`` (B / each, D), -1 for none.
+    """
+    count, slot = own.stop - own.start, choice - own.start
+    inside = (slot >= 0) & (slot < count) & (choice >= 0)
+    if not choosers.is_cuda:
+        total = choosers.new_zeros(count, choosers.shape[1])
+        chosen = inside.nonzero()[:, 0]
+        return total.index_add_(0, slot[chosen], choosers[chosen // each])
+    # To select would wait for the device. The others add to a second half, which is dropped; they
+    # are spread over it, since a GPU serialises additions to one row.
     elsewhere = count + torch.arange(len(slot), device=slot.device) % count
-    slot = slot.where((slot >= 0) & (slot < count) & (other_choice >= 0), elsewhere)
-    return grad + _sum_by_row(others, slot, 2 * count)[:count]
+    slot = slot.where(inside, elsewhere)
+    total = choosers.new_zeros(2 * count, choosers.shape[1])
+    # Sorts first; index_add_ would add atomically, in any order.
+    total.index_put_((slot,), choosers.repeat_interleave(each, 0), accumulate=True)
+    return total[:count]
 
 
-def _sum_by_row(values: Tensor, row: Tensor, rows: int) -> Tensor:
-    """Add up ``values`` (B, D) by ``row`` (B,) into (rows, D), always in the same order."""
-    total = values.new_zeros(rows, values.shape[1])
-    if values.is_cuda:
-        # Sorts first; index_add_ would add atomically, in any order.
-        return total.index_put_((row,), values, accumulate=True)
-    return total.index_add_(0, row, values)
+class _Anchors(NamedTuple):
+    """Rows (M, D) of one side with their ids; of each the scores and limits of its pairs."""
+
+    rows: Tensor
+    ids: Tensor
+    positive: Tensor
+    limit: Tensor | None
+
+    def part(self, own: slice) -> _Anchors:
+        limit = None if self.limit is None else self.limit[own]
+        return _Anchors(self.rows[own], self.ids[own], self.positive[own], limit)
+
+    def against(self, others: _Anchors, margin: float, both: bool = False) -> Violations:
+        return all_violations(
+            self.rows,
+            others.rows,
+            self.ids,
+            others.ids,
+            self.positive,
+            others.positive,
+            margin,
+            candidate_gradient=both,
+            query_limit=self.limit,
+            candidate_limit=others.limit,
+        )
 
 
 def _all(
-    batch: GlobalBatch, mined: tuple[_Mined, _Mined], options: HingeOptions, exchange: Exchange
+    batch: GlobalBatch, mined: tuple[Mined, Mined], options: HingeOptions, exchange: Exchange
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """As `_hardest`, for every violating negative."""
-    own, positive, margin = batch.own, batch.positive, options.margin
+    own, margin = batch.own, options.margin
+    limit = options.limit(batch.positive)
+    # The padding among an image's captions: an infinite score is never violated.
+    positive = batch.positive.masked_fill(batch.ids < 0, torch.inf)
     if isinstance(margin, Tensor):
         positive, margin = positive - margin, 0.0
-    limit = options.limit(batch.positive)
-    own_limit = None if limit is None else limit[own]
-    found = [
-        all_violations(
-            anchors[own],
-            others,
-            batch.ids[own],
-            batch.ids,
-            positive[own],
-            positive,
-            margin,
-            query_limit=own_limit,
-            candidate_limit=limit,
-        )
-        for anchors, others in ((batch.images, batch.captions), (batch.captions, batch.images))
-    ]
-    loss = torch.stack([side.row_loss.sum(dtype=torch.float64) for side in found]).sum()
+    captions = _Anchors(batch.captions, batch.ids, positive, limit)
+    images = _Anchors(
+        batch.image_rows,
+        batch.image_ids,
+        positive.view(-1, batch.per_image),
+        None if limit is None else limit.view(-1, batch.per_image),
+    )
+    if len(batch.sweeps()) == 1:
+        of_images = images.against(captions, margin, both=True)
+        caption_loss, caption_count = of_images.column_loss, of_images.column_count
+        to_captions = cast("Tensor", of_images.candidate_gradient)
+    else:
+        of_images = images.part(batch.rows_of(own)).against(captions, margin)
+        of_captions = captions.part(own).against(images, margin)
+        caption_loss, caption_count = of_captions.row_loss, of_captions.row_count
+        to_captions = of_captions.query_gradient
+    loss = of_images.row_loss.sum(dtype=torch.float64) + caption_loss.sum(dtype=torch.float64)
     # Each violation of an image or of its caption pulls their own similarity up.
-    pull = (found[0].row_count + found[1].row_count)[:, None]
-    grads = [
-        found[0].query_gradient - pull * batch.captions[batch.own],
-        found[1].query_gradient - pull * batch.images[batch.own],
-    ]
+    pull = (of_images.row_count.flatten() + caption_count)[:, None]
+    to_images = of_images.query_gradient
+    pulled = (pull * batch.own_captions).view(len(to_images), -1, to_images.shape[1])
+    partners = batch.own_images.repeat_interleave(batch.per_image, 0)
+    grads = [to_images - pulled.sum(1), to_captions - pull * partners]
     totals = exchange.gather(_local_sums(batch, mined, loss)[None]).sum(0)
     return totals[0], grads, totals[1:]

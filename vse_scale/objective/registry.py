@@ -26,7 +26,7 @@ def make_objective(kind: str = DEFAULT, **settings: Any) -> Objective:
     from pydantic import TypeAdapter, ValidationError
 
     made: type[Objective] = OBJECTIVES.find(kind)
-    known = [field.name for field in fields(made.Settings)]
+    known = [field.name for field in fields(OBJECTIVE.settings_of(kind))]
     for key in settings:
         if key not in known:
             raise ConfigError(f"objective {kind} has no setting {key}; it has {', '.join(known)}")
@@ -51,5 +51,5 @@ def recorded_objective(section: object) -> Objective | None:
     """
     try:
         return make_objective(**section) if isinstance(section, Mapping) else make_objective()
-    except UserError:
+    except (UserError, TypeError):
         return None

@@ -13,7 +13,7 @@ from vse_scale.objective.batch import GlobalBatch
 from vse_scale.objective.gathered import Found, GatheredObjective, SizeSettings, weighted_sum
 from vse_scale.objective.hinge import Hinge, HingeSettings
 from vse_scale.objective.infonce import InfoNce, InfoNceSettings
-from vse_scale.objective.negatives import Reduction
+from vse_scale.objective.mining import Reduction
 from vse_scale.world.gather import Exchange
 
 _Weight = Annotated[float, Ge(0.0), ON_PURPOSE]

@@ -69,7 +69,7 @@ def count_activations(
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         model.to_empty(device="cpu").train()
         live = _LiveStorages(model, bucket)
-        for weight in model.parameters():
+        for weight in (one for one in model.parameters() if one.requires_grad):
             weight.register_post_accumulate_grad_hook(live.take_gradient)  # type: ignore[no-untyped-call]
         with live:
             forward_and_backward(model, config, pairs, tokens, bfloat16=bfloat16)

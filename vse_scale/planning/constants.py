@@ -60,6 +60,7 @@ class Constants(Section):
         memory_bytes: of a GPU; without one, of the machine.
         ranks_per_host: most ranks that share a machine; None: all.
         parameters: of the model that was measured.
+        trained: those of them that trained; None in files of earlier releases: all.
         tokens: of the longest caption of a batch, on average.
         computing: of one rank alone and of more concurrent ranks, up to the machine's GPUs or
             twice its cores; in ascending order of ranks.
@@ -67,6 +68,14 @@ class Constants(Section):
         optimizer_seconds: of the update of all parameters.
         image_seconds: of a rank's loader for an image, on an idle machine.
         image_core_seconds: of all CPU cores for an image.
+        copy_bytes_per_second: from the device to host memory that is written again and again; None
+            in files of earlier releases.
+        write_bytes_per_second: of a checkpoint, hashed while it is written, to the disk of run.dir;
+            None in files of earlier releases.
+        storage_bytes_per_second: of shards from their storage into a node, while all nodes read;
+            None: unknown, and never measured.
+        start_seconds: from the start of a process to the end of its first step, on data that is
+            here; None in files of earlier releases.
         network: None where there is one GPU, which cannot measure it.
     """
 
@@ -76,12 +85,17 @@ class Constants(Section):
     memory_bytes: int = Field(ge=1)
     ranks_per_host: int | None = Field(ge=1)
     parameters: int
+    trained: int | None = None
     tokens: int = Field(ge=1)
     computing: list[Computing] = Field(min_length=1)
     score_seconds: float = Field(ge=0)
     optimizer_seconds: float = Field(ge=0)
     image_seconds: float = Field(ge=0)
     image_core_seconds: float = Field(ge=0)
+    copy_bytes_per_second: float | None = Field(default=None, gt=0)
+    write_bytes_per_second: float | None = Field(default=None, gt=0)
+    storage_bytes_per_second: float | None = Field(default=None, gt=0)
+    start_seconds: float | None = Field(default=None, ge=0)
     network: Network | None
 
     @classmethod
@@ -108,6 +122,15 @@ class Constants(Section):
         """Write them as JSON that people can read and edit."""
         path.write_text(json.dumps(self.model_dump(), indent=1) + "\n", encoding="utf-8")
 
+    def check_model(self, parameters: int, trained: int) -> None:
+        """Raise ConfigError unless a model of as many parameters was measured, trained alike."""
+        measured = (self.parameters, self.parameters if self.trained is None else self.trained)
+        if measured != (parameters, trained):
+            raise ConfigError(
+                f"the constants belong to a model of {_numbers(*measured)}, and this one has "
+                f"{_numbers(parameters, trained)}; measure this one with --measure FILE"
+            )
+
     def computing_beside(self, ranks: int) -> Computing:
         """Return a rank's computing among ``ranks`` on a machine, interpolated."""
         measured = self.computing
@@ -120,3 +143,8 @@ class Constants(Section):
                 }
                 return Computing(ranks=ranks, **mixed)
         return measured[0] if ranks < measured[0].ranks else measured[-1]
+
+
+def _numbers(parameters: int, trained: int) -> str:
+    part = "" if trained == parameters else f", {trained} of which train"
+    return f"{parameters} parameters{part}"

@@ -15,9 +15,11 @@ from vse_scale.config import Config
 from vse_scale.data.decode import image_batches
 from vse_scale.data.mixing import Dataset
 from vse_scale.errors import UserError
+from vse_scale.model.adapters import trained_numbers
 from vse_scale.model.blueprint import blueprint
 from vse_scale.planning.findings import Finding
 from vse_scale.planning.machine import examine_machine
+from vse_scale.planning.traffic import size_in_words
 from vse_scale.run.folder import RunFolder
 from vse_scale.training.checkpoint import Checkpoints, DiskUse
 from vse_scale.training.setup import open_data
@@ -83,6 +85,9 @@ def _decoding(config: Config, dataset: Dataset) -> Finding:
         decoded = sum(len(batch) for batch in batches)
     except UserError as error:
         return Finding("decoding", "fault", str(error))
+    except MemoryError:  # its text may be empty
+        what = f"{len(chosen)} images at {spec.size:,} px do not fit into the memory"
+        return Finding("decoding", "fault", f"{what}; lower model.image.size")
     seconds = time.perf_counter() - began
     place = "mixed: begins on the CPU, ends on the GPU" if device.type == "cuda" else "on the CPU"
     return Finding(
@@ -126,10 +131,11 @@ def _room(config: Config, folder: Path) -> Finding:
     except UserError as error:
         return Finding("model", "fault", str(error))
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    size = size_in_words(parameters, trained_numbers(model))
     disk = DiskUse.of(model, config)
     free = shutil.disk_usage(folder).free
     says = (
-        f"{parameters / 1e6:.1f} million parameters; {disk.checkpoints} checkpoints and the model "
+        f"{size}; {disk.checkpoints} checkpoints and the model "
         f"take {disk.total / 1e9:.2f} GB, {folder} has {free / 1e9:.1f} GB free"
     )
     if disk.total > free:

@@ -36,7 +36,8 @@ def _versions() -> Iterator[Finding]:
     says = [f"Python {platform.python_version()}"]
     for line in importlib.metadata.requires("vse-scale") or []:
         requirement = Requirement(line)
-        if requirement.marker is not None:  # an extra, or another system
+        marker = requirement.marker  # of an extra, or another system
+        if marker is not None and not marker.evaluate({"extra": "train"}):
             continue
         try:
             version = importlib.metadata.version(requirement.name)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ import torch
 from vse_scale.config import Config
 from vse_scale.console import heartbeat
 from vse_scale.errors import UserError
+from vse_scale.model.adapters import trained_numbers
 from vse_scale.model.blueprint import blueprint
 from vse_scale.planning.constants import Collective, Computing, Constants, Network
 from vse_scale.run.system import describe_system
 from vse_scale.world.join import free_port
 from vse_shards.json_text import read_json
 
+_COPIED = 1 << 26  # floats
+_WRITTEN = 1 << 28  # bytes
 _HOPS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}  # times N - 1
 
 
@@ -55,6 +60,7 @@ def measure_machine(config: Config, ranks: list[int]) -> Constants:
         memory_bytes=device["gpus"][0]["memory_bytes"] if gpus else psutil.virtual_memory().total,
         ranks_per_host=gpus or None,
         parameters=sum(weight.numel() for weight in model.parameters()),
+        trained=trained_numbers(model),
         tokens=round(max(step["tokens"] for step in single["steps"])),
         computing=[
             _computing(one["steps"], count, 0.0 if gpus else min(1.0, cores / count))
@@ -65,7 +71,20 @@ def measure_machine(config: Config, ranks: list[int]) -> Constants:
         image_seconds=single["steps"][-1]["image_seconds"],
         image_core_seconds=single["steps"][-1]["image_core_seconds"],
         network=_network(network) if together > 1 else None,
+        copy_bytes_per_second=_copy_rate(),
+        write_bytes_per_second=_write_rate(Path(config.run.dir)),
+        start_seconds=single["start_seconds"],
     )
+
+
+def _copy_rate() -> float:
+    """Return the bytes a second that a checkpoint's copy has, from the second one on."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source, held = torch.ones(_COPIED, device=device), torch.empty(_COPIED)
+    held.copy_(source)  # the system gives the memory at the first writing
+    began = time.perf_counter()
+    held.copy_(source)
+    return source.nbytes / (time.perf_counter() - began)
 
 
 def sizes_of(config: Config, ranks: list[int]) -> list[int]:
@@ -89,6 +108,27 @@ def concurrent_ranks(ranks: list[int], *, cores: int, gpus: int) -> list[int]:
     """
     full = gpus or cores
     return sorted({1, min(max(ranks), full), min(max(ranks), full if gpus else 2 * full)})
+
+
+def _write_rate(folder: Path) -> float | None:
+    """Return the bytes a second of a checkpoint, on the disk of ``folder``; None if not writable.
+
+    It is written as `Checkpoints` writes: each block hashed as it goes, and safe on disk at the
+    end.
+    """
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    block = os.urandom(1 << 22)
+    try:
+        with tempfile.TemporaryFile(dir=above) as file:
+            began = time.perf_counter()
+            for _ in range(_WRITTEN // len(block)):
+                hashlib.sha256(block)
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return None
+    return _WRITTEN / (time.perf_counter() - began)
 
 
 def _computing(steps: list[dict[str, float]], ranks: int, wanted: float) -> Computing:

@@ -12,9 +12,6 @@ from vse_scale.data.producer import batches_in_memory
 from vse_scale.planning.activations import Activations, batch_bytes, count_activations
 from vse_scale.planning.traffic import FLOAT, Stage, Workload
 from vse_scale.training.engine import LARGEST_BUCKET
-from vse_scale.training.optim import StagedAdamW
-
-_MOMENTS = len(StagedAdamW.moments)
 
 
 def state_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:
@@ -22,25 +19,51 @@ def state_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:
 
     - weights: whole on every rank; under stage 3 its share, and on several ranks the whole while
       they are used.
-    - master: the float32 copy of its share, which stages 1 to 3 update.
-    - moments: AdamW's two, of what the rank updates.
-    - gradients: whole under stage 0, else what the rank keeps of them: its share.
+    - master: the float32 copy of its share of what trains, which stages 1 to 3 update.
+    - moments: the optimizer's, of what the rank updates.
+    - gradients: whole under stage 0, else what the rank keeps of them: its share. Weights that do
+      not train have none.
     - bucket: where stages 1 to 3 collect gradients before they reduce them.
     - average: of the weights, whole; only where they are averaged.
     - loss: the embeddings of the global batch, and the gradients of the rank's own.
     """
     whole = float(FLOAT * work.parameters)
-    kept = whole / ranks if stage else whole
+    kept = float(FLOAT * work.trained) / (ranks if stage else 1)
     embeddings = 2.0 * FLOAT * work.embed_dim * work.global_batch
     return {
-        "weights": whole + kept if stage == 3 and ranks > 1 else whole,
+        "weights": whole + whole / ranks if stage == 3 and ranks > 1 else whole,
         "master": kept if stage else 0.0,
-        "moments": _MOMENTS * kept,
+        "moments": work.moments * kept,
         "gradients": kept,
         "bucket": float(_bucket(work)) if stage else 0.0,
         "loss": embeddings * (1 + 1 / ranks),
         **({"average": whole} if work.averaged else {}),
     }
+
+
+def checkpoint_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:
+    """Return the first rank's host memory for checkpoints, beside what training takes.
+
+    - copied: what the rank holds of the state; from the first checkpoint on.
+    - gathered: what others hold a part of, whole; while a checkpoint is written.
+    """
+    whole = float(FLOAT * work.parameters)
+    moments = float(work.moments * FLOAT * work.trained)
+    shared = {0: 0.0, 3: whole + moments}.get(stage, moments)
+    alone = whole + moments - shared + (whole if work.averaged else 0.0)
+    return {
+        "copied": alone + shared / ranks,
+        "gathered": shared if ranks > 1 else 0.0,
+    }
+
+
+def checkpoint_size(work: Workload) -> float:
+    """Return the bytes of a checkpoint on disk: weights, moments, and the average if there is one.
+
+    It is the same under every stage and on any number of ranks.
+    """
+    weights = work.parameters * (2 if work.averaged else 1)
+    return float(FLOAT * (weights + work.moments * work.trained))
 
 
 @dataclass(frozen=True)
@@ -134,4 +157,4 @@ def _short(size: float) -> str:
 
 def _bucket(work: Workload) -> int:
     """Return the bytes that gradients are collected in before they are reduced."""
-    return FLOAT * min(work.parameters, LARGEST_BUCKET)
+    return FLOAT * min(work.trained, LARGEST_BUCKET)

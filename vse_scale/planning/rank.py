@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
@@ -46,7 +47,11 @@ def measure_computing(config: Config, world: World, sizes: list[int]) -> dict[st
         objective.compute, images, captions, ids=ids, valid=valid, phase=objective.final_phase
     )
     seconds = _time(compute, world)
-    return {"steps": steps, "score_seconds": seconds / _SCORED**2}
+    return {
+        "steps": steps,
+        "score_seconds": seconds / _SCORED**2,
+        "start_seconds": steps[0]["started"] - psutil.Process().create_time(),
+    }
 
 
 def _steps(config: Config, world: World, pairs: int) -> dict[str, float]:
@@ -55,7 +60,7 @@ def _steps(config: Config, world: World, pairs: int) -> dict[str, float]:
     trainer = Trainer(config.model_copy(update={"data": data}), world)
     # Of the last step, where everything trains.
     plan = trainer.schedule.at(trainer.schedule.total_steps - 1)
-    timer, records, tokens = PhaseTimer(world.device), [], []
+    timer, records, tokens, started = PhaseTimer(world.device), [], [], 0.0
     with trainer._loader(0) as loader:
         next(loader)
         began, cores = time.perf_counter(), time.process_time()
@@ -68,6 +73,7 @@ def _steps(config: Config, world: World, pairs: int) -> dict[str, float]:
             batch = next(loader)
             tokens.append(batch.token_ids.shape[1])
             records.append(trainer.train_step(batch, step, plan, timer).seconds)
+            started = started or time.time()
         seconds, busy = time.perf_counter() - began, time.process_time() - cores
     passes = ("forward", "objective", "backward")
     return {
@@ -81,6 +87,7 @@ def _steps(config: Config, world: World, pairs: int) -> dict[str, float]:
         "image_seconds": decoding,
         "image_core_seconds": decoding_cores,
         "tokens": mean(tokens),
+        "started": started,
     }
 
 

@@ -27,7 +27,7 @@ class Step:
 
     Attributes:
         seconds: by part; the last, ``waiting``, is for images or for a core.
-        binds: the resource that limits the step: "computing", "network" or "data".
+        binds: the resource that limits the step: "computing", "network", "data" or "storage".
     """
 
     seconds: dict[str, float]
@@ -39,8 +39,17 @@ class Step:
         return sum(self.seconds.values())
 
 
-def step_time(work: Workload, constants: Constants, stage: Stage, ranks: int) -> Step:
+def step_time(
+    work: Workload, constants: Constants, stage: Stage, ranks: int, staged: float = 0.0
+) -> Step:
     """Estimate the step of ``ranks`` ranks that share the global batch of ``work``.
+
+    Args:
+        work: of all ranks.
+        constants: of the machine.
+        stage: of ZeRO.
+        ranks: how many.
+        staged: bytes of shards that a node copies from their storage in a step.
 
     Raises:
         ConfigError: there are several ranks, and the network was not measured.
@@ -65,12 +74,15 @@ def step_time(work: Workload, constants: Constants, stage: Stage, ranks: int) ->
         "chain": busy,
         "data": images * constants.image_seconds,
         "cores": here * (rank.cores * busy + decoding) / constants.cores,
+        "storage": staged / (constants.storage_bytes_per_second or float("inf")),
     }
     slowest = max(bounds, key=bounds.__getitem__)
     network = sum(sent.values())
     binds = "network" if network > busy - network else "computing"
     if slowest == "data" or (slowest == "cores" and decoding > rank.cores * busy):
         binds = "data"
+    if slowest == "storage":
+        binds = "storage"
     return Step({**chain, "waiting": bounds[slowest] - busy}, binds)
 
 

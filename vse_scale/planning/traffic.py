@@ -13,9 +13,12 @@ from typing import Literal
 from torch import nn
 
 from vse_scale.config import Config
+from vse_scale.data.equal import BYTES_OF_KEYS
+from vse_scale.model.adapters import trained_numbers
 from vse_scale.model.blueprint import blueprint
 from vse_scale.objective.base import Objective
 from vse_scale.objective.registry import objective_of
+from vse_scale.training.optim import moments_of
 
 FLOAT = 4  # bytes
 _PERSISTENT = 100_000  # numbers: smaller parameters stay whole under stage 3
@@ -29,7 +32,9 @@ class Workload:
     """The workload of a step, in numbers (not bytes).
 
     Attributes:
-        parameters: of the model; all of them train at some time.
+        parameters: of the model.
+        trained: parameters that train at some time.
+        moments: numbers that the optimizer keeps of each of those.
         autocast_parameters: parameters whose gradients travel in bfloat16; 0 in float32.
         gathered_parameters: parameters that stage 3 gathers in bfloat16.
         global_batch: pairs.
@@ -37,9 +42,12 @@ class Workload:
         embed_dim: D.
         objective: the loss, which is planned for its final phase.
         averaged: whether a rank keeps an average of the weights.
+        compared: whether ranks compare their captions.
     """
 
     parameters: int
+    trained: int
+    moments: int
     autocast_parameters: int
     gathered_parameters: int
     global_batch: int
@@ -47,6 +55,7 @@ class Workload:
     embed_dim: int
     objective: Objective
     averaged: bool = False
+    compared: bool = False
 
     @classmethod
     def of(cls, config: Config, *, bfloat16: bool) -> Workload:
@@ -57,32 +66,44 @@ class Workload:
         """
         model, _ = blueprint(config)
         autocast = [
-            parameter.numel()
+            parameter
             for module in model.modules()
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
             for parameter in module.parameters(recurse=False)
         ]
+        trained = sum(parameter.numel() for parameter in autocast if parameter.requires_grad)
+        large = sum(one.numel() for one in autocast if one.numel() > _PERSISTENT)
         return cls(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
-            autocast_parameters=sum(autocast) * bfloat16,
-            gathered_parameters=sum(n for n in autocast if n > _PERSISTENT) * bfloat16,
+            trained=trained_numbers(model),
+            moments=len(moments_of(config.optim)),
+            autocast_parameters=trained * bfloat16,
+            gathered_parameters=large * bfloat16,
             global_batch=config.data.global_batch,
             captions_per_image=config.data.captions_per_image,
             embed_dim=config.model.embed_dim,
             objective=objective_of(config.objective),
             averaged=config.optim.average > 0,
+            compared=config.data.equal_captions == "positives",
         )
+
+
+def size_in_words(parameters: int, trained: int) -> str:
+    """Return a model's size in words, and the part that trains where it is not all."""
+    part = "" if trained == parameters else f", {trained / 1e6:.1f} million of which train"
+    return f"{parameters / 1e6:.1f} million parameters{part}"
 
 
 def loss_gathers(work: Workload, ranks: int) -> tuple[int, ...]:
     """Return the bytes of a rank's part of each all-gather of the loss in a step."""
     pairs = work.global_batch // ranks
-    return work.objective.gathered_bytes(
+    embeddings = work.objective.gathered_bytes(
         work.objective.final_phase,
         images=pairs // work.captions_per_image,
         captions=pairs,
         embed_dim=work.embed_dim,
     )
+    return (*embeddings, pairs * BYTES_OF_KEYS) if work.compared else embeddings
 
 
 def loss_bytes(work: Workload, ranks: int) -> int:
@@ -98,14 +119,15 @@ def step_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:
 
     Collectives of N ranks send as rings do: (N - 1) / N of the whole for a reduce-scatter or an
     all-gather, twice that for an all-reduce. Stages 1 and 2 all-reduce gradients, as DeepSpeed
-    0.19 does by default. Stage 3 gathers once a step: a model below DeepSpeed's reuse distance of
-    10^9 parameters stays whole from the forward to the backward pass.
+    0.19 does by default, and gather what they updated. Stage 3 gathers all weights, those that do
+    not train too, once a step: a model below DeepSpeed's reuse distance of 10^9 parameters stays
+    whole from the forward to the backward pass.
     """
     share = (ranks - 1) / ranks
-    gradients = FLOAT * work.parameters - FLOAT // 2 * work.autocast_parameters
-    weights = FLOAT * work.parameters
+    gradients = FLOAT * work.trained - FLOAT // 2 * work.autocast_parameters
+    weights = FLOAT * work.trained
     if stage == 3:
-        weights -= FLOAT // 2 * work.gathered_parameters
+        weights = FLOAT * work.parameters - FLOAT // 2 * work.gathered_parameters
     return {
         "loss": float(loss_bytes(work, ranks)),
         "gradients": (1 if stage == 3 else 2) * share * gradients,

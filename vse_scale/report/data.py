@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from vse_scale.report.examples import Example, Failures
 from vse_scale.run.folder import RunRecords
@@ -38,6 +38,11 @@ class Findings(Protocol):
         ...
 
     @property
+    def intervals(self) -> Mapping[str, Any]:
+        """Confidence intervals of the recalls, for a run that recorded none; or empty."""
+        ...
+
+    @property
     def similarities(self) -> Mapping[str, Sequence[int]] | None:
         """Histograms, as `similarity_histograms` makes them; None without a model."""
         ...
@@ -51,6 +56,7 @@ class KnownFindings:
     failures: Failures | None = None
     pooling: Sequence[PoolingCurve] = ()
     similarities: Mapping[str, Sequence[int]] | None = None
+    intervals: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

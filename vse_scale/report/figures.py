@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 
 import numpy as np
 
@@ -39,5 +40,6 @@ def training_seconds(run: RunRecords) -> float:
 def pairs_per_second(run: RunRecords) -> float | None:
     """Return the median speed of the steps; None where the run did not record it."""
     # The median: the first steps compile and fill caches, and would drag a mean down.
-    speeds = [r.pairs_per_second for r in run.steps if not math.isnan(r.pairs_per_second)]
-    return float(np.median(speeds)) if speeds else None
+    speeds = array("d", (record.pairs_per_second for record in run.steps))
+    known = np.asarray(speeds)[~np.isnan(speeds)]
+    return float(np.median(known)) if len(known) else None

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vse_scale.console import log
 from vse_scale.data.mixing import folder_with
 from vse_scale.data.shards import ShardDataset
 from vse_scale.data.staging import StagingOptions
@@ -18,7 +19,7 @@ from vse_scale.inputs.spec import InputSpec
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.folder import settings_folder
 from vse_scale.model.vse import VSEModel
-from vse_scale.report.data import Findings, KnownFindings, PoolingCurve
+from vse_scale.report.data import KnownFindings, PoolingCurve
 from vse_scale.report.examples import (
     Example,
     Failures,
@@ -28,6 +29,9 @@ from vse_scale.report.examples import (
 )
 from vse_scale.report.page import write_report
 from vse_scale.retrieval.encode import Embeddings, Progress, encode_split
+from vse_scale.retrieval.intervals import intervals
+from vse_scale.retrieval.ranks import QueryRanks, query_ranks
+from vse_scale.retrieval.recorded import RecordedRanks
 from vse_scale.retrieval.separation import similarity_histograms
 from vse_scale.run.folder import RunRecords
 
@@ -89,6 +93,18 @@ class ModelFindings:
         return Failures(shown, total, queries)
 
     @cached_property
+    def intervals(self) -> dict[str, Any]:
+        """Intervals of the best model's recalls; a checkpoint's would be of other recalls."""
+        if self._folder != self._run.folder.model_folder:
+            return {}
+        return intervals(self._ranks, self._embeddings.caption_to_image.numpy())
+
+    def recorded_ranks(self, step: int) -> RecordedRanks:
+        """Return the ranks as a validation after ``step`` records them."""
+        index = self._embeddings.caption_to_image
+        return RecordedRanks.of(self._dataset, self._ranks, index, step)
+
+    @cached_property
     def similarities(self) -> dict[str, list[int]]:
         """Histograms of the captions' similarities."""
         return similarity_histograms(self._embeddings)
@@ -117,6 +133,11 @@ class ModelFindings:
         folders = [path] if isinstance(path, str) else path
         staging = StagingOptions(run.setting("data.cache_dir"), run.setting("data.cache_gb", 100.0))
         return ShardDataset(folder_with(split, folders) or folders[0], split, staging)
+
+    @cached_property
+    def _ranks(self) -> QueryRanks:
+        rows = self._embeddings
+        return query_ranks(rows.images, rows.captions, rows.caption_to_image)
 
     @cached_property
     def _embeddings(self) -> Embeddings:
@@ -151,13 +172,24 @@ def report_run(
         DatasetError: the dataset it was evaluated on is gone or damaged.
     """
     run = RunRecords.load(run_dir)
-    found: Findings = KnownFindings()
-    split = run.results.best.split if run.results.best else ""
-    if split and run.folder.model_folder.is_dir():
-        found = ModelFindings(
-            run, split, device=device, threads=threads, progress=progress, folder=model
-        )
-    return write_report(out, run, found)
+    best = run.results.best
+    if best is None or not best.split or not run.folder.model_folder.is_dir():
+        return write_report(out, run, KnownFindings())
+    found = ModelFindings(
+        run, best.split, device=device, threads=threads, progress=progress, folder=model
+    )
+    written = write_report(out, run, found)
+    if model is None and run.results.steps is not None and RecordedRanks.of_run(run) is None:
+        _record(found.recorded_ranks(best.step), run.folder.ranks_file)
+    return written
+
+
+def _record(ranks: RecordedRanks, path: Path) -> None:
+    """Write the ranks that a run of an earlier release lacks, for its comparison with another."""
+    try:
+        ranks.save(path)
+    except OSError as error:  # a run of another user
+        log.info("%s: is not written (%s)", path, error.strerror)
 
 
 def pooling_curves(model: Pooled, caption_lengths: Sequence[int]) -> list[PoolingCurve]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vse_scale.config.model import IMAGE, TEXT
 from vse_scale.config.parts import Choice
 from vse_scale.run.folder import RunRecords
@@ -22,5 +24,7 @@ def _described(choice: Choice, run: RunRecords, section: str) -> str:
         return ""
     stored = run.setting(section, {})
     settings = choice.recorded(stored)
+    if settings is not None:
+        return str(settings.describe())
     # Of a part that this release does not know, the name is all there is.
-    return str(stored.get(choice.key, "")) if settings is None else str(settings.describe())
+    return str(stored.get(choice.key, "")) if isinstance(stored, Mapping) else ""

@@ -43,17 +43,20 @@ def build_report(
     return write_report(out, RunRecords.load(run_dir), found)
 
 
-def write_report(out: Path | None, run: RunRecords, found: Findings) -> Path:
+def write_report(
+    out: Path | None, run: RunRecords, found: Findings, reload_seconds: int | None = None
+) -> Path:
     """Write the report of ``run`` to ``out``, by default report.html in its folder."""
     out = out or run.folder.report_file
-    write_text(out, render(ReportData(run, found)))
+    write_text(out, render(ReportData(run, found), reload_seconds))
     return out
 
 
-def render(data: ReportData) -> str:
-    """Return the page as HTML."""
+def render(data: ReportData, reload_seconds: int | None = None) -> str:
+    """Return the page as HTML; a browser opens it again after ``reload_seconds``."""
     return frame.page(
         f"{data.run.name}: training report",
         headline.of_run(data.run),
         [(panel.section, panel, panel.render(data)) for panel in discover()],
+        reload_seconds,
     )

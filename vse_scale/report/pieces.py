@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def compared_table(columns: Sequence[Column], rows: str, *, last: str = "", styl
     heads += f'<th scope="col">{escape(last)}</th>' if last else ""
     return (
         f'<table class="{" ".join(["figures compared", *style.split()])}"><thead><tr>'
-        f'<th scope="col"></th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+        f"<td></td>{heads}</tr></thead><tbody>{rows}</tbody></table>"
     )
 
 
@@ -75,9 +75,9 @@ def figure(value: float | None, form: str) -> str:
 def step_axis(runs: Sequence[RunRecords]) -> Axis:
     """Return the axis of training steps; charts of one page share it, so that steps line up."""
     # Steps and validations both: a run may have recorded either alone.
-    steps = [record.step for run in runs for record in run.steps]
-    steps += [record.step for run in runs for record in run.evaluations]
-    return linear_axis("step", 0, max(steps, default=1) or 1)
+    trained = (record.step for run in runs for record in run.steps)
+    validated = (record.step for run in runs for record in run.evaluations)
+    return linear_axis("step", 0, max(chain(trained, validated), default=1) or 1)
 
 
 def thinned(xs: Sequence[float], ys: Sequence[float], most: int) -> tuple[list[float], list[float]]:
@@ -95,7 +95,7 @@ def ends(lines: Sequence[Line]) -> str:
 
 def learning_rate_drops(run: RunRecords) -> list[Mark]:
     """Mark the steps at which the heads' learning rate falls to half or less at once."""
-    rates = [(record.step, record.learning_rate.get("heads", 0.0)) for record in run.steps]
+    rates = ((record.step, record.learning_rate.get("heads", 0.0)) for record in run.steps)
     return [
         Mark(step, f"learning rate × {after / before:.2g}")
         for (_, before), (step, after) in pairwise(rates)

@@ -146,22 +146,25 @@ def _write_part(part: Part, path: Path) -> None:
 
 
 def _assemble(name: str, parts: list[str], out: Path) -> None:
-    """Join a side's parts; its ``.npy`` comes last."""
+    """Join a side's parts, one open at a time; its ``.npy`` comes last."""
     folder = out / _PARTS
     for suffix in (".set-aside.jsonl", ".jsonl"):
-        text = "".join((folder / f"{part}{suffix}").read_text("utf-8") for part in parts)
-        write_text(out / f"{name}{suffix}", text)
-    arrays = [open_array(folder / f"{part}.npy") for part in parts]
-    rows = sum(len(array) for array in arrays)
+        with whole_file(out / f"{name}{suffix}") as partial, partial.open("wb") as lines:
+            for part in parts:
+                with (folder / f"{part}{suffix}").open("rb") as some:
+                    shutil.copyfileobj(some, lines)
+    shapes = [open_array(folder / f"{part}.npy").shape for part in parts]
+    rows = sum(shape[0] for shape in shapes)
     if not rows:
         reason = read_lines(out / f"{name}.set-aside.jsonl")[0]
         raise DatasetError(
             f"none of the {name} could be embedded, the first is {reason['id']}: {reason['reason']}"
         )
     with whole_file(out / f"{name}.npy") as partial:
-        whole = np.lib.format.open_memmap(partial, "w+", np.float32, (rows, arrays[0].shape[1]))
+        whole = np.lib.format.open_memmap(partial, "w+", np.float32, (rows, shapes[0][1]))
         row = 0
-        for array in arrays:
+        for part in parts:
+            array = open_array(folder / f"{part}.npy")
             whole[row : row + len(array)] = array
             row += len(array)
         whole.flush()

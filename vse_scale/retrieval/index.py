@@ -7,14 +7,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from vse_scale.console import log
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import ConfigError, DatasetError, UserError
+from vse_scale.retrieval.approximate import Approximate, open_approximate
 from vse_scale.retrieval.embed import INDEX
 from vse_scale.retrieval.encoder import Encoder
+from vse_scale.retrieval.lines import Lines
 from vse_scale.retrieval.ranks import nearest
-from vse_scale.retrieval.saved import read_lines
 from vse_scale.retrieval.similarities import as_rows, open_array
 from vse_scale.retrieval.sources import read_checked
 from vse_shards.images import Rejected
@@ -36,6 +40,15 @@ class Hit:
     score: float
 
 
+@dataclass
+class _Rows:
+    """The embeddings of a side, their approximate index, and whether all are known as finite."""
+
+    rows: NDArray[np.floating]
+    approximate: Approximate | None
+    finite: bool = False
+
+
 class Index:
     """A folder that ``vse-scale embed`` finished.
 
@@ -46,8 +59,12 @@ class Index:
         dim: dimensions that the embeddings were cut to; None: they are whole.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, exact: bool = False) -> None:
         """Open ``folder``.
+
+        Args:
+            folder: that `vse_scale.retrieval.embed` wrote.
+            exact: whether all rows are searched even where there is an approximate index.
 
         Raises:
             DatasetError: it is missing, damaged or not finished.
@@ -58,6 +75,7 @@ class Index:
             self.model = Path(described["model"])
             self.dim = _dim(described.get("dim"))
             self._source = mapping(described.get("source", {}))
+            self._weights = described.get("weights_sha256")
         except OSError as error:
             raise DatasetError(
                 f"{folder}: is no index, {INDEX} cannot be read ({error.strerror}); give a folder "
@@ -70,8 +88,22 @@ class Index:
                 raise DatasetError(
                     f"{folder}: {side}.npy is missing; run the same `vse-scale embed` to finish it"
                 )
-        self.folder = folder
-        self._lines = {side: read_lines(folder / f"{side}.jsonl") for side in self.sides}
+        self.folder, self._exact = folder, exact
+        self._lines = {side: Lines(folder / f"{side}.jsonl") for side in self.sides}
+        self._opened: dict[SideName, _Rows] = {}
+
+    def check_model(self, folder: Path, weights_sha256: str) -> None:
+        """Raise ConfigError where other weights than those of ``folder`` made the embeddings.
+
+        Distances between embeddings of two models mean nothing. Folders of earlier releases, which
+        lack the digest, are taken.
+        """
+        if self._weights not in (None, weights_sha256):
+            raise ConfigError(
+                f"{self.folder}: was embedded with other weights (sha256 {self._weights!s:.12}) "
+                f"than {folder} has ({weights_sha256:.12}); embed again with this model, or give "
+                "--model DIR of the one that it was embedded with"
+            )
 
     def search(
         self, queries: Tensor, top: int, side: SideName | None = None
@@ -88,24 +120,75 @@ class Index:
             DatasetError: its embeddings are damaged, or of another width than the queries.
         """
         chosen = side or self.sides[0]
-        if chosen not in self.sides:
-            raise ConfigError(f"{self.folder}: holds {' and '.join(self.sides)}, no {chosen}")
-        rows = open_array(self.folder / f"{chosen}.npy")
-        lines = self._lines[chosen]
-        if rows.ndim != 2 or len(rows) != len(lines) or rows.shape[1] != queries.shape[1]:
-            raise DatasetError(
-                f"{self.folder}: {chosen}.npy is {rows.shape}, for {len(lines)} ids and queries of "
-                f"width {queries.shape[1]}; embed again with this model"
-            )
-        scores, found = nearest(queries, as_rows(rows), top)
+        opened = self._open(chosen)
+        if opened.rows.shape[1] != queries.shape[1]:
+            raise self._unfit(chosen, opened.rows.shape, queries.shape[1])
+        if opened.approximate is not None:
+            scores, found = opened.approximate.search(queries, top)
+        else:
+            scores, found = nearest(queries, as_rows(opened.rows), top, checked=opened.finite)
+            opened.finite = True
         hits = [
             [
-                Hit(row, lines[row]["id"], str(lines[row].get("text", "")), score)
+                self.hit(chosen, row, score)
                 for row, score in zip(some, their, strict=True)
+                if row >= 0
             ]
             for some, their in zip(found.tolist(), scores.tolist(), strict=True)
         ]
         return chosen, hits
+
+    def rows(self, side: SideName) -> NDArray[np.floating]:
+        """Return the embeddings (N, D) of a side, mapped.
+
+        Raises:
+            ConfigError: the index has no such side.
+            DatasetError: they are damaged.
+        """
+        return self._open(side).rows
+
+    def _open(self, side: SideName) -> _Rows:
+        """Open a side once."""
+        if side not in self.sides:
+            raise ConfigError(f"{self.folder}: holds {' and '.join(self.sides)}, no {side}")
+        if side not in self._opened:
+            rows = open_array(self.folder / f"{side}.npy")
+            if rows.ndim != 2 or len(rows) != len(self._lines[side]):
+                raise self._unfit(side, rows.shape)
+            self._opened[side] = _Rows(rows, self._approximate(side, rows))
+        return self._opened[side]
+
+    def _approximate(self, side: SideName, rows: NDArray[np.floating]) -> Approximate | None:
+        if self._exact:
+            return None
+        found = open_approximate(self.folder, side, rows)
+        if found is not None:
+            log.info("%s: %s; --exact searches all", side, found[1].in_words())
+            return found[0]
+        if (self.folder / f"{side}.faiss.json").is_file():
+            log.info(
+                "%s: all are searched; the index of faiss needs it: pip install 'vse-scale[faiss]'",
+                side,
+            )
+        return None
+
+    def _unfit(
+        self, side: SideName, shape: tuple[int, ...], width: int | None = None
+    ) -> DatasetError:
+        queries = "" if width is None else f" and queries of width {width}"
+        return DatasetError(
+            f"{self.folder}: {side}.npy is {shape}, for {len(self._lines[side])} ids{queries}; "
+            "embed again with this model"
+        )
+
+    def count(self, side: SideName) -> int:
+        """Return how many rows a side has."""
+        return len(self._lines[side])
+
+    def hit(self, side: SideName, row: int, score: float = 0.0) -> Hit:
+        """Return a row of a side as an answer."""
+        line = self._lines[side][row]
+        return Hit(row, line["id"], str(line.get("text", "")), score)
 
     def picture(self, side: SideName, hit: Hit) -> bytes | None:
         """Return the encoded image that a hit is, or belongs to; None where it cannot be found."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vse_kernels import paired_ranks
+from vse_kernels.exact import full_precision
 from vse_scale.errors import ModelError
 from vse_scale.retrieval.metrics import DirectionRecalls, Recalls
 from vse_scale.world.processes import ALONE, Processes
@@ -97,7 +98,10 @@ def query_ranks(
     )
 
 
-def nearest(queries: Rows, candidates: Rows, k: int) -> tuple[Tensor, Tensor]:
+@full_precision()
+def nearest(
+    queries: Rows, candidates: Rows, k: int, *, checked: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return each query's ``k`` best candidates by inner product in float32, best first.
 
     Exact, in tiles: the score matrix is never whole. Equal scores go to the lower index.
@@ -106,6 +110,7 @@ def nearest(queries: Rows, candidates: Rows, k: int) -> tuple[Tensor, Tensor]:
         queries: (M, D) float, on the device that does the work.
         candidates: (N, D) float, there or on the CPU, where they may be a mapped file.
         k: how many, at most N are returned.
+        checked: whether a search has passed over all candidates before, and found them finite.
 
     Returns:
         scores (M, min(k, N)) float32 and indices (M, min(k, N)) int64.
@@ -124,15 +129,18 @@ def nearest(queries: Rows, candidates: Rows, k: int) -> tuple[Tensor, Tensor]:
     keys = torch.empty((len(query_rows), k), dtype=torch.int64, device=query_rows.device)
     for start in range(0, len(query_rows), _QUERY_TILE):
         tile = query_rows[start : start + _QUERY_TILE]
-        keys[start : start + _QUERY_TILE] = _best_keys(tile, candidate_rows, k)
+        keys[start : start + _QUERY_TILE] = _best_keys(
+            tile, candidate_rows, k, checked=checked or start > 0
+        )
     return _unpack(keys)
 
 
-def _best_keys(queries: Tensor, candidates: Tensor, k: int) -> Tensor:
+def _best_keys(queries: Tensor, candidates: Tensor, k: int, *, checked: bool) -> Tensor:
     best = queries.new_empty((len(queries), 0), dtype=torch.int64)
     for start in range(0, len(candidates), _CANDIDATE_TILE):
         tile = candidates[start : start + _CANDIDATE_TILE].detach().to(queries.device).float()
-        _check_finite(tile, start)
+        if not checked:
+            _check_finite(tile, start)
         scores = queries @ tile.T
         columns = torch.arange(start, start + len(tile), device=scores.device)
         merged = torch.cat([best, _pack(scores, columns)], dim=1)

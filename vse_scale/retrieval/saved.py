@@ -103,17 +103,26 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     try:
         with open_plain(path) as lines:
-            return [_checked(mapping(parse_json(line))) for line in lines]
+            return [checked_line(path, line) for line in lines]
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # no regular file
+        raise DatasetError(f"{path}: cannot be read ({error})") from error
+
+
+def checked_line(path: Path, line: bytes) -> dict[str, Any]:
+    """Return the object of a line of ``path``.
+
+    Raises:
+        DatasetError: it is damaged.
+    """
+    try:
+        found = mapping(parse_json(line))
+        if not isinstance(found.get("id"), int | str):
+            raise ValueError(f"an id is {found.get('id')!r:.80}, neither a number nor a text")
     except ValueError as error:
         raise DatasetError(f"{path}: is damaged ({error}); embed again") from error
-
-
-def _checked(line: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(line.get("id"), int | str):
-        raise ValueError(f"an id is {line.get('id')!r:.80}, neither a number nor a text")
-    return line
+    return found
 
 
 def _row(value: Any, rows: int) -> int:

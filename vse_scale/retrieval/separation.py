@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vse_kernels.exact import full_precision
 from vse_scale.retrieval.encode import Embeddings
 
 BINS = 200  # from -1 to 1
@@ -24,6 +25,7 @@ def similarity_histograms(embeddings: Embeddings) -> dict[str, list[int]]:
     return {"positive": _counts(positive), "hardest_negative": _counts(hardest)}
 
 
+@full_precision()
 def caption_similarities(
     embeddings: Embeddings,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

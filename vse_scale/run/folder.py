@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vse_scale.errors import OutputError
-from vse_scale.run.journal import read_records
-from vse_scale.run.records import EvaluationRecord, Results, StepRecord
+from vse_scale.run.journal import each_record, read_records
+from vse_scale.run.records import EvaluationRecord, Results, StepRecord, machine_of
+from vse_scale.run.series import Steps
 from vse_shards.json_text import mapping, parse_json
 from vse_shards.plain_files import read_plain
 from vse_shards.yaml_text import parse_yaml
@@ -56,6 +57,11 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
+    def ranks_file(self) -> Path:
+        """The ranks of the best validation's queries, see `vse_scale.retrieval.recorded`."""
+        return self.path / "ranks.json"
+
+    @property
     def system_file(self) -> Path:
         """The machine that the run is on, see `vse_scale.run.system`."""
         return self.path / "system.json"
@@ -95,9 +101,18 @@ class RunFolder:
         """The curves for TensorBoard."""
         return self.path / "tensorboard"
 
+    @property
+    def identity_file(self) -> Path:
+        """The run's name in the programs that track it, such as W&B; made once."""
+        return self.path / "identity"
+
     def steps(self) -> list[StepRecord]:
         """Read the log of steps; OutputError if a line is damaged."""
-        return read_records(self.steps_file, StepRecord.from_json)
+        return list(self.each_step())
+
+    def each_step(self) -> Iterator[StepRecord]:
+        """Read the log of steps one by one; OutputError if a line is damaged."""
+        return each_record(self.steps_file, StepRecord.from_json)
 
     def evaluations(self) -> list[EvaluationRecord]:
         """Read the log of validations; OutputError if a line is damaged."""
@@ -119,7 +134,7 @@ class RunRecords:
 
     folder: RunFolder
     config: dict[str, Any] = field(default_factory=dict)
-    steps: list[StepRecord] = field(default_factory=list)
+    steps: Sequence[StepRecord] = field(default_factory=Steps)
     evaluations: list[EvaluationRecord] = field(default_factory=list)
     results: Results = field(default_factory=Results)
     system: dict[str, Any] = field(default_factory=dict)
@@ -144,10 +159,11 @@ class RunRecords:
         return cls(
             folder,
             config=_read(folder.config_file, lambda text: mapping(parse_yaml(text) or {})) or {},
-            steps=folder.steps(),
+            steps=Steps(folder.each_step()),
             evaluations=evaluations,
             results=(results or Results()).with_best_of(evaluations),
-            system=_read(folder.system_file, lambda text: mapping(parse_json(text))) or {},
+            system=_read(folder.system_file, lambda text: machine_of(mapping(parse_json(text))))
+            or {},
         )
 
     def setting(self, dotted: str, default: Any = None) -> Any:

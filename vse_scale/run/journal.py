@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from vse_scale.console import log
 from vse_scale.errors import OutputError
-from vse_scale.files import write_text
+from vse_scale.files import whole_file, write_text
 from vse_shards.json_text import parse_json
 from vse_shards.plain_files import open_plain
 
@@ -42,20 +42,21 @@ class Journal:
             next_step: the first step that will be written.
             kind: makes a record of a line's object, and raises ValueError where it is none.
         """
-        kept, damaged = [], []
-        for number, line in _numbered(path):
-            try:
-                found = _parsed(path, number, line)
-                if kind is not None:
-                    kind(found)
-            except (OutputError, ValueError):
-                damaged.append((number, line))
-            else:
-                if found["step"] < next_step:
-                    kept.append(line)
-        if damaged:
-            _set_aside(path, damaged)
-        write_text(path, "".join(kept))
+        damaged = []
+        with whole_file(path) as partial:
+            with partial.open("w", encoding="utf-8") as file:
+                for number, line in _numbered(path):
+                    try:
+                        found = _parsed(path, number, line)
+                        if kind is not None:
+                            kind(found)
+                    except (OutputError, ValueError):
+                        damaged.append((number, line))
+                    else:
+                        if found["step"] < next_step:
+                            file.write(line)
+            if damaged:
+                _set_aside(path, damaged)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
@@ -94,27 +95,27 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     Raises:
         OutputError: a line is damaged.
     """
-    return [found for _, found in _lines(path)]
+    return list(each_record(path, lambda found: found))
 
 
-def read_records(path: Path, kind: Callable[[object], T]) -> list[T]:
-    """Return the records of a log, such as of ``StepRecord.from_json``; none without a file.
+def each_record(path: Path, kind: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """Yield the records of a log, such as of ``StepRecord.from_json``; none without a file.
+
+    A long run's are many: they are read as they are asked for.
 
     Raises:
         OutputError: a line is damaged.
     """
-    records = []
-    for number, found in enumerate(read_journal(path), start=1):
+    for number, line in _numbered(path):
         try:
-            records.append(kind(found))
+            yield kind(_parsed(path, number, line))
         except ValueError as error:
             raise _damaged(path, number, error) from error
-    return records
 
 
-def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return the whole lines and their objects."""
-    return [(line, _parsed(path, number, line)) for number, line in _numbered(path)]
+def read_records(path: Path, kind: Callable[[dict[str, Any]], T]) -> list[T]:
+    """Return the records that `each_record` yields."""
+    return list(each_record(path, kind))
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, str]]:

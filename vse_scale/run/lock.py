@@ -9,14 +9,15 @@ import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
 from vse_scale.console import log
-from vse_scale.errors import OutputError
+from vse_scale.errors import OutputError, UserError
 from vse_scale.files import unwritable, write_text
 from vse_scale.run.folder import RunFolder
 from vse_shards.json_text import read_json
@@ -163,6 +164,17 @@ class RunLock:
             with suppress(OSError):  # what is full or gone now may be well at the next beat
                 if _read(self._path).get("token") == self.token:
                     write_text(self._path, self._described(), shared=True)
+
+
+@contextmanager
+def folder_first(lock: RunLock | None) -> Iterator[None]:
+    """Let the loss of the run's folder go before what came of it, where the block fails."""
+    try:
+        yield
+    except UserError:
+        if lock is not None:
+            lock.check()
+        raise
 
 
 def _read(path: Path) -> dict[str, Any]:

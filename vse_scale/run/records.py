@@ -34,6 +34,10 @@ class StepRecord:
             and "hardest_similarity", that of the anchors with their hardest negatives.
         bytes_sent: bytes that left this rank for the loss.
         seconds: by phase, and "step", all of them together.
+        staging: what this rank's loader fetched of remote shards since the last step, by the
+            names of `vse_scale.data.staged`; empty where nothing was staged.
+        checkpoint: seconds of the checkpoint that was written since the record before: "stall",
+            that the steps waited for it, and "write", until it counted; empty if there was none.
         extra: entries of other releases.
     """
 
@@ -49,6 +53,8 @@ class StepRecord:
     statistics: Numbers = field(default_factory=dict)
     bytes_sent: int = 0
     seconds: Numbers = field(default_factory=dict)
+    staging: Numbers = field(default_factory=dict)
+    checkpoint: Numbers = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -66,6 +72,8 @@ class StepRecord:
             **self.statistics,
             "bytes_sent": self.bytes_sent,
             "seconds": self.seconds,
+            **({"staging": self.staging} if self.staging else {}),
+            **({"checkpoint": self.checkpoint} if self.checkpoint else {}),
             **self.extra,
         }
 
@@ -93,6 +101,8 @@ class EvaluationRecord:
         recalls: figures by direction, such as ``recalls["i2t"]["r1"]``; their names, units and
             labels are `vse_scale.retrieval.metrics`'s.
         rsum: the sum of the recalls in percent.
+        intervals: of the recalls by direction and of "rsum", pairs of numbers, as
+            `vse_scale.retrieval.intervals` finds them; empty if not recorded.
         pooling: GPO's weights by position, by side ("image", "text"); empty if not recorded.
         similarities: counts of similarities by bin, "positive" and "hardest_negative"; empty if
             not recorded.
@@ -105,6 +115,7 @@ class EvaluationRecord:
     split: str = ""
     recalls: Mapping[str, Numbers] = field(default_factory=dict)
     rsum: float = math.nan
+    intervals: Mapping[str, Any] = field(default_factory=dict)
     pooling: Mapping[str, list[float]] = field(default_factory=dict)
     similarities: Mapping[str, list[int]] = field(default_factory=dict)
     seconds: float = math.nan
@@ -140,6 +151,7 @@ class EvaluationRecord:
             "split": self.split,
             **self.recalls,
             "rsum": self.rsum,
+            **({"intervals": self.intervals} if self.intervals else {}),
         }
 
 
@@ -194,12 +206,39 @@ def _numbers(value: Any) -> dict[str, float]:
     return {str(key): float(number) for key, number in value.items()}
 
 
+def machine_of(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of ``system.json``, once parsed.
+
+    Raises:
+        ValueError: a value is of another kind.
+    """
+    gpus = content.get("gpus", [])
+    fits = {
+        "gpus": isinstance(gpus, list) and all(map(_is_gpu, gpus)),
+        "memory_bytes": _is_size(content.get("memory_bytes", 0)),
+        "packages": isinstance(content.get("packages", {}), dict),
+    }
+    if wrong := next((key for key, fit in fits.items() if not fit), None):
+        raise ValueError(f"{wrong} is {content[wrong]!r:.80}")
+    return content
+
+
+def _is_size(value: Any) -> bool:
+    return _is_number(value) and bool(0 <= value < _MOST)
+
+
+def _is_gpu(value: object) -> bool:
+    return isinstance(value, dict) and "name" in value and _is_size(value.get("memory_bytes"))
+
+
 def _is_numbers(value: object) -> bool:
     return isinstance(value, dict) and bool(value) and all(map(_is_number, value.values()))
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < 2**1023  # as many as a float can hold
 
 
 def _count(value: Any) -> int:
@@ -225,12 +264,15 @@ _STEP_KINDS: dict[str, Callable[[Any], Any]] = {
     "pairs_per_second": float,
     "bytes_sent": _count,
     "seconds": _numbers,
+    "staging": _numbers,
+    "checkpoint": _numbers,
 }
 _EVALUATION_KINDS: dict[str, Callable[[Any], Any]] = {
     "step": _count,
     "epoch": _count,
     "split": str,
     "rsum": float,
+    "intervals": dict,
     "pooling": _lists,
     "similarities": _lists,
     "seconds": float,

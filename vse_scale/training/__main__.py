@@ -103,12 +103,16 @@ def _settle(place: Place) -> None:
 def _train(config: str, overrides: list[str], resume_with: Sequence[str], place: Place) -> int:
     # Imported here: a mistyped option should not wait for torch.
     from vse_scale.console import configure_logging, log
+    from vse_scale.run.extras import require
+    from vse_scale.training.alive import long_work
 
     configure_logging(main=place.rank == 0)
+    require("train", "training")
     log.info("loading torch, DeepSpeed and DALI")
-    from vse_scale.training.setup import load_config
-    from vse_scale.training.trainer import train
-    from vse_scale.world.join import leave_world
+    with long_work("loading torch, DeepSpeed and DALI"):
+        from vse_scale.training.setup import load_config
+        from vse_scale.training.trainer import train
+        from vse_scale.world.join import leave_world
 
     code = train(load_config(config, overrides, place.ranks, resume_with))
     leave_world()

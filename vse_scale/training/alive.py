@@ -40,7 +40,7 @@ def long_work(what: str) -> Iterator[None]:
 
 
 class Silence:
-    """The time since a rank last told that it is alive; it runs once one has.
+    """The time since a rank last told that it is alive, or since the start where none has yet.
 
     Args:
         folder: that `FAILURES` names.
@@ -59,9 +59,15 @@ class Silence:
         now, told = time.monotonic(), self._told()
         self._seconds += min(now - self._looked, _LONGEST_LOOK)
         self._looked = now
-        if told != self._seen or told is None:
+        # Nobody can tell anything where the folder was cleared away.
+        if told != self._seen or not self._path.parent.is_dir():
             self._seen, self._seconds = told, 0.0
         return self._seconds
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no rank has told anything since the start."""
+        return self._seen is None
 
     def _told(self) -> int | None:
         """Return the file's time: any other is a sign, for a clock may be set back."""

@@ -43,7 +43,7 @@ class Average:
         return self._model
 
     def state(self) -> dict[str, Tensor]:
-        """Return the average and its number of updates by name, as `Engine.state` has them."""
+        """Return the average and its number of updates by name, as `Engine.shares` has them."""
         weights = {f"{_NAME}.{name}": own for name, own in self._model.named_parameters()}
         return {_NAME: self._updates, **weights}
 

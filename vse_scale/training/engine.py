@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from vse_scale.config import Config
+from vse_scale.data.cache_files import own_compiled_code
+from vse_scale.model.adapters import trained_numbers
 from vse_scale.model.vse import VSEModel
 from vse_scale.objective.base import Objective
 from vse_scale.training.average import Average
 from vse_scale.training.learned import LearnedNumbers
 from vse_scale.training.optim import apply_plan, build_optimizer
 from vse_scale.training.schedule import StepPlan
+from vse_scale.training.snapshot import Share
 from vse_scale.training.state import SharedTensors
 from vse_scale.world.join import bound_waits
 from vse_scale.world.processes import World
@@ -50,6 +53,7 @@ class Engine:
         if config.engine.activation_checkpointing:
             model.recompute_activations()
         if config.engine.compile:
+            own_compiled_code()
             model.compile_encoders()
         self.optimizer = build_optimizer(
             model.parameter_groups(), config.optim, world.device, model.layers_above()
@@ -57,7 +61,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
             optimizer=self.optimizer,
-            config=_deepspeed_config(config, world, sum(p.numel() for p in model.parameters())),
+            config=_deepspeed_config(config, world, trained_numbers(model)),
             dist_init_required=False,
         )
         bound_waits(config.engine.timeout_seconds)
@@ -144,42 +148,44 @@ class Engine:
         finally:
             self._whole.cpu()
 
-    def state(self, *, keep: bool) -> dict[str, Tensor]:
-        """Return weights, buffers and optimizer state, whole tensors by name, under any layout.
+    def shares(self) -> Iterator[tuple[str, Share]]:
+        """Yield what this rank holds of the state, by name; the main rank names every tensor.
 
-        Every rank calls; those that ``keep`` get the tensors, float32 on the CPU: ``model.NAME``
-        for weights and buffers, ``exp_avg.NAME`` and so on for the optimizer's, and ``step.GROUP``.
+        The state is ``model.NAME`` for weights and buffers, ``exp_avg.NAME`` and so on for the
+        optimizer's moments, float32, and ``step.GROUP``: whole tensors under any layout. What the
+        main rank holds whole no other yields.
         """
-        kept: dict[str, Tensor] = {}
-
-        def take(name: str, value: Tensor) -> None:
-            if keep:
-                kept[name] = value.detach().to("cpu", copy=True).contiguous()
-
+        main = self._world.main
         for name, parameter in self.model.named_parameters():
-            take(f"model.{name}", self._weight(parameter))
-            for moment in self.optimizer.moments:
-                take(f"{moment}.{name}", self._moment(parameter, moment))
+            if main or self._stage == 3:
+                yield f"model.{name}", self._weight_share(parameter)
+            for moment in self.optimizer.moments if parameter.requires_grad else ():
+                if main or self._stage:
+                    yield f"{moment}.{name}", self._moment_share(parameter, moment)
+        if main:
+            yield from ((name, Share(value, value.shape)) for name, value in self._rest())
+
+    def _rest(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the part of the state that every rank holds alike."""
         for name, buffer in self.model.named_buffers():
-            take(f"model.{name}", buffer)
+            yield f"model.{name}", buffer
         for group, master in self._masters():
             if "step" in self.optimizer.state[master]:
                 # The same for all of a part.
-                take(f"step.{group}", self.optimizer.state[master]["step"])
+                yield f"step.{group}", self.optimizer.state[master]["step"]
         for part in (self.learned, self._average):
-            for name, value in part.state().items() if part is not None else ():
-                take(name, value)
-        return kept
+            if part is not None:
+                yield from part.state().items()
 
     def restore(self, tensors: SharedTensors) -> None:
-        """Restore the optimizer's part of `state`, from any layout.
+        """Restore the optimizer's part of `shares`, from any layout.
 
         The weights are the model's, and were there before the engine was built.
         """
         from deepspeed.utils import safe_set_full_optimizer_state
 
         for name, parameter in self.model.named_parameters():
-            for moment in self.optimizer.moments:
+            for moment in self.optimizer.moments if parameter.requires_grad else ():
                 # Stage 3 leaves an empty tensor where the parameter was.
                 shape = getattr(parameter, "ds_shape", parameter.shape)
                 value = tensors.get(f"{moment}.{name}", shape)
@@ -221,18 +227,44 @@ class Engine:
 
         if self._stage < 3:
             return parameter
+        if not parameter.requires_grad:  # there is no master of it
+            from deepspeed.runtime.zero import GatheredParameters
+
+            with GatheredParameters([parameter]):
+                return parameter.detach().clone()
         whole: Tensor = safe_get_full_fp32_param(parameter)
         return whole
 
-    def _moment(self, parameter: Tensor, name: str) -> Tensor:
-        from deepspeed.utils import safe_get_full_optimizer_state
+    def _weight_share(self, parameter: Tensor) -> Share:
+        from deepspeed.utils import safe_get_local_fp32_param
 
-        whole: Tensor = (
-            self.optimizer.state[parameter][name]
-            if self._stage == 0
-            else safe_get_full_optimizer_state(parameter, name)
-        )
-        return whole
+        if self._stage < 3:
+            return Share(parameter, parameter.shape)
+        if not parameter.requires_grad:  # there is no master of it
+            return self._partition(parameter, parameter.ds_tensor)  # type: ignore[attr-defined]
+        return self._partition(parameter, safe_get_local_fp32_param(parameter))
+
+    def _moment_share(self, parameter: Tensor, name: str) -> Share:
+        from deepspeed.utils import safe_get_local_optimizer_state
+
+        if self._stage == 0:
+            return Share(self.optimizer.state[parameter][name], parameter.shape)
+        if self._stage == 3:
+            return self._partition(parameter, safe_get_local_optimizer_state(parameter, name))
+        fragment = parameter._hp_mapping  # type: ignore[attr-defined]
+        if fragment is None:  # other ranks update it
+            return Share(torch.empty(0), parameter.shape)
+        place = fragment.lp_fragment_address
+        return Share(fragment.get_optim_state_fragment(name), parameter.shape, place.start)
+
+    def _partition(self, parameter: Tensor, values: Tensor) -> Share:
+        """Return this rank's of the equal parts that stage 3 cuts ``parameter`` into.
+
+        The last of them are padded.
+        """
+        shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]
+        start = min(self._world.rank * values.numel(), shape.numel())
+        return Share(values[: shape.numel() - start], shape, start)
 
 
 def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
@@ -243,7 +275,7 @@ def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if wanted == "bfloat16" else None
 
 
-def _deepspeed_config(config: Config, world: World, parameters: int) -> dict[str, Any]:
+def _deepspeed_config(config: Config, world: World, trained: int) -> dict[str, Any]:
     dtype = autocast_dtype(config, world.device)
     return {
         "train_batch_size": config.data.global_batch,
@@ -254,7 +286,7 @@ def _deepspeed_config(config: Config, world: World, parameters: int) -> dict[str
         "zero_optimization": {
             "stage": config.engine.zero_stage,
             # Its default is a buffer of 2 GB, three times the weights of a ResNet-152 with BERT.
-            "reduce_bucket_size": min(parameters, LARGEST_BUCKET),
+            "reduce_bucket_size": min(trained, LARGEST_BUCKET),
         },
         "zero_allow_untested_optimizer": True,
         # Autocast keeps float32 master weights exact; DeepSpeed's own bf16 mode starts from

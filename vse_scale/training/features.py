@@ -27,7 +27,8 @@ from vse_scale.training.engine import autocast_dtype
 from vse_scale.world.processes import World
 
 _LAYOUT = 1  # of the files; another one makes other folders
-_OF_TRAINING = ("drop_cells", "frozen")  # settings that change no feature
+# Settings that change no feature.
+_OF_TRAINING = ("drop_cells", "drop_channels", "frozen", "lora", "train_last")
 
 
 def cache_features(

@@ -56,7 +56,7 @@ class LearnedNumbers:
         self._objective.bound_learned()
 
     def state(self) -> dict[str, Tensor]:
-        """Return the numbers and their optimizer's state by name, as `Engine.state` has them."""
+        """Return the numbers and their optimizer's state by name, as `Engine.shares` has them."""
         kept: dict[str, Tensor] = {}
         for name, number in self._numbers.items():
             kept[f"{_GROUP}.{name}"] = number

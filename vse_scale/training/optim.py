@@ -74,14 +74,17 @@ def build_optimizer(
     """Return the optimizer over named ``groups``; ``apply_plan`` sets rates and freezing.
 
     Args:
-        groups: Parameters per group name. Empty groups are left out.
+        groups: Parameters per group name. Those that require no gradient, and empty groups, are
+            left out.
         config: Algorithm, learning rate and weight decay.
         device: Device of the parameters; AdamW is fused on CUDA.
         layers_above: The number of its encoder's layers above each parameter, 0 where absent, by
             which rates decay.
     """
     listed = [
-        group for name in groups for group in _split(name, groups[name], config, layers_above)
+        group
+        for name, own in groups.items()
+        for group in _split(name, [p for p in own if p.requires_grad], config, layers_above)
     ]
     if config.algorithm == "sgd":
         return StagedSGD(listed, lr=config.lr, weight_decay=config.weight_decay)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from vse_scale.console import duration, log
 from vse_scale.data.mixing import Dataset
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import CheckpointError, UserError
+from vse_scale.files import write_json, write_text
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.folder import weights_file
 from vse_scale.model.weights import open_tensors
@@ -22,8 +23,10 @@ from vse_scale.run.folder import RunFolder
 from vse_scale.run.journal import Journal
 from vse_scale.run.lock import RunLock
 from vse_scale.run.records import EvaluationRecord, Results, StepRecord
+from vse_scale.run.system import describe_origin, describe_system
 from vse_scale.training.alive import long_work
-from vse_scale.training.checkpoint import Checkpoints, RunState
+from vse_scale.training.checkpoint import Checkpoints
+from vse_scale.training.run_state import RunState
 from vse_scale.training.schedule import Schedule
 from vse_scale.world.processes import World
 from vse_shards.json_text import read_json
@@ -59,6 +62,16 @@ def open_journals(folder: RunFolder, next_step: int) -> tuple[Journal, Journal]:
         Journal(folder.steps_file, next_step=next_step, kind=StepRecord.from_json),
         Journal(folder.evaluations_file, next_step=next_step, kind=EvaluationRecord.from_json),
     )
+
+
+def open_run(
+    folder: RunFolder, config: Config, ranks: int, next_step: int
+) -> tuple[Journal, Journal]:
+    """Write configuration and system into the run's folder, and open its logs at ``next_step``."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_text(folder.config_file, config.to_yaml(recorded=True))
+    write_json(folder.system_file, {**describe_system(ranks), "origin": describe_origin()})
+    return open_journals(folder, next_step)
 
 
 def newest_checkpoint(checkpoints: Checkpoints, world: World) -> tuple[Path, RunState] | None:
@@ -256,7 +269,7 @@ def say_over(step: int, results: Results, folder: RunFolder, config: Config) -> 
 def results_of(
     state: RunState,
     pairs_per_step: int,
-    steps: Sequence[StepRecord],
+    steps: Iterable[StepRecord],
     evaluations: Sequence[EvaluationRecord],
     split: str,
 ) -> Results:
@@ -266,17 +279,22 @@ def results_of(
     )
     if best is None and state.best_step is not None and state.best_rsum is not None:
         best = EvaluationRecord(step=state.best_step - 1, split=split, rsum=state.best_rsum)
-    whole = len(steps) == state.step
+    count, seconds = 0, 0.0
+    last: StepRecord | None = None
+    for last in steps:
+        count += 1
+        seconds += last.seconds.get("step", 0.0)
+    whole = count == state.step
     if not whole:
         log.warning(
             "metrics.jsonl has %d of %d steps; the results leave out the time of training",
-            len(steps), state.step,
+            count, state.step,
         )  # fmt: skip
     return Results(
         best=best,
         steps=state.step,
         pairs=state.step * pairs_per_step,
-        train_seconds=sum(record.seconds["step"] for record in steps) if whole else None,
-        final_loss=steps[-1].loss if steps and steps[-1].step + 1 == state.step else None,
+        train_seconds=seconds if whole else None,
+        final_loss=last.loss if last is not None and last.step + 1 == state.step else None,
         last_rsum=evaluations[-1].rsum if evaluations else None,
     )

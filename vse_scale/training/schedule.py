@@ -60,6 +60,19 @@ class Schedule:
         """Return the epoch of global step ``step``, and the step within it, both from 0."""
         return divmod(step + self.shift, self.steps_per_epoch)
 
+    def due(self, step: int, steps: int | None, epochs: int) -> bool:
+        """Return whether an action due every ``steps``, or else ``epochs``, is due after ``step``.
+
+        Args:
+            step: number of steps that were trained.
+            steps: steps from one to the next; None: epochs count.
+            epochs: epochs from one to the next.
+        """
+        if steps:
+            return step % steps == 0
+        epoch, index = self.place(step)
+        return index == 0 and epoch % epochs == 0
+
     def at(self, step: int) -> StepPlan:
         """Return the plan of global step ``step``, counted from 0."""
         epoch, index = self.place(step)

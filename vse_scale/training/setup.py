@@ -6,8 +6,10 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from vse_scale.config import Config
 from vse_scale.config.resume import keys_on_purpose
@@ -15,7 +17,6 @@ from vse_scale.console import log
 from vse_scale.data.loader import image_batches
 from vse_scale.data.mixing import (
     Dataset,
-    MixedDataset,
     caption_texts,
     folder_with,
     open_datasets,
@@ -28,7 +29,7 @@ from vse_scale.errors import ConfigError, ModelError
 from vse_scale.files import whole_folder
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.folder import settings_folder
-from vse_scale.model.towers.base import ImageSettings
+from vse_scale.model.towers.base import ImageSettings, TextSettings
 from vse_scale.model.towers.batchnorm import calibrate_batchnorm
 from vse_scale.model.towers.regions import RegionSettings
 from vse_scale.model.vse import VSEModel
@@ -123,12 +124,12 @@ def open_data(
         limit_name="data.cache_gb",
         on_block=tell_alive,  # a storage may be slow
     )
-    dataset = open_datasets(data.folders, data.split, staging, name="data.path")
+    dataset = open_datasets(data.folders, data.split, staging)
     tell_alive()
     validation = _validation_split(config, staging)
     tell_alive()
     plan = make_plan(config, dataset, order)
-    if isinstance(dataset, ShardDataset) and dataset.remote:
+    if dataset.remote:
         _check_cache(config, plan, dataset, validation, ranks)
     for opened in (dataset, validation):
         if opened is not None:
@@ -149,7 +150,30 @@ def _validation_split(config: Config, staging: StagingOptions) -> ShardDataset |
     return ShardDataset(folder or config.data.folders[0], wanted, staging)
 
 
-def make_plan(config: Config, dataset: Dataset, order: int = ORDER) -> Plan:
+class Counted(Protocol):
+    """The numbers of a dataset that its order depends on, as `ShardDataset` has them."""
+
+    @property
+    def folder(self) -> str | Path:
+        """The dataset's folder, for messages."""
+
+    @property
+    def captions_per_sample(self) -> npt.NDArray[Any]:
+        """Captions of each image, (I,) integers."""
+
+    @property
+    def shard_sizes(self) -> Sequence[int]:
+        """Images of each shard."""
+
+    @property
+    def dataset_sizes(self) -> Sequence[int]:
+        """Images of each dataset, in order."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+
+def make_plan(config: Config, dataset: Counted, order: int = ORDER) -> Plan:
     """Return the order of training that ``config`` asks for, in version ``order``.
 
     Raises:
@@ -161,7 +185,6 @@ def make_plan(config: Config, dataset: Dataset, order: int = ORDER) -> Plan:
             f"{dataset.folder}: its split {data.split} holds one image, so that no pair has a "
             "negative and nothing is learnt; train on two or more"
         )
-    parts = dataset.parts if isinstance(dataset, MixedDataset) else (dataset,)
     try:
         return Plan(
             dataset.captions_per_sample,
@@ -172,7 +195,7 @@ def make_plan(config: Config, dataset: Dataset, order: int = ORDER) -> Plan:
             last_batch=data.last_batch,
             shard_sizes=dataset.shard_sizes,
             shuffle_window=data.shuffle_window,
-            dataset_sizes=[len(part) for part in parts],
+            dataset_sizes=dataset.dataset_sizes,
             weights=data.weights,
             streams=data.streams,
             order=order,
@@ -184,7 +207,7 @@ def make_plan(config: Config, dataset: Dataset, order: int = ORDER) -> Plan:
 def _check_cache(
     config: Config,
     plan: Plan,
-    dataset: ShardDataset,
+    dataset: Dataset,
     validation: ShardDataset | None,
     ranks: int,
 ) -> None:
@@ -260,8 +283,15 @@ def _tokenizer_files(
     if _tokenizer_in(folder) is None:
         made = _tokenizer_of_model(run, vocabulary)
         if made is None:
-            with long_work("making a vocabulary from the training captions"):
-                made = config.model.text.make_tokenizer(caption_texts(dataset))
+            some = config.data.vocabulary_shards
+            part = ""
+            if some is not None:
+                part = f" of {some:,} shard{'s'[: some - 1]}"
+                log.info(
+                    "the vocabulary is made from the captions%s (data.vocabulary_shards)", part
+                )
+            with long_work(f"making a vocabulary from the training captions{part}"):
+                made = config.model.text.make_tokenizer(caption_texts(dataset, some))
         if vocabulary not in ("", made.digest()):
             with tempfile.TemporaryDirectory() as aside:
                 made.save(aside)
@@ -324,11 +354,21 @@ def announce(
     )  # fmt: skip
     if not world.main:
         return
-    image = config.model.image
-    if image.frozen and image.source is None and config.model.init_from is None:
-        log.warning(
-            "model.image.frozen is true, and the backbone's weights are random and stay so; give "
-            "it weights, such as model.image.weights=FILE, or a model.init_from"
-        )
+    if config.model.init_from is None:
+        _warn_of_random_weights("model.image", "weights=FILE", config.model.image)
+        _warn_of_random_weights("model.text", "path=FOLDER", config.model.text)
     for doubt in schedule.doubts(first):
         log.warning("%s", doubt)
+
+
+def _warn_of_random_weights(key: str, remedy: str, side: ImageSettings | TextSettings) -> None:
+    """Warn where weights are random and the settings keep them so."""
+    kept = {"frozen": side.frozen, "train_last": side.train_last, "lora": getattr(side, "lora", 0)}
+    named = next((name for name, value in kept.items() if value), None)
+    if named is not None and side.source is None:
+        log.warning(
+            "%s.%s is %s, and the %s weights are random and stay so; give it weights, such as "
+            "%s.%s, or a model.init_from",
+            key, named, "true" if named == "frozen" else "set",
+            "backbone's" if key == "model.image" else "encoder's", key, remedy,
+        )  # fmt: skip

@@ -8,6 +8,9 @@ a run need not be visible to other machines.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -63,6 +66,59 @@ class SharedTensors:
 
     @torch.no_grad()
     def fill(self, model: nn.Module) -> None:
-        """Copy the weights and buffers of `Engine.state` into ``model``."""
+        """Copy the weights and buffers of `Engine.shares` into ``model``."""
         for name, own in (*model.named_parameters(), *model.named_buffers()):
             own.copy_(self.get(f"model.{name}", own.shape, own.dtype))
+
+
+# The format's names of dtypes, in the order in which its library lays out a file: widest first.
+_DTYPES = {
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32",
+    torch.bfloat16: "BF16", torch.float16: "F16", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_CHUNK = 1 << 24  # bytes that are written and hashed at once
+_ALIGNED = 8  # bytes: the header's length is a multiple of it
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], check: Callable[[], None] = lambda: None
+) -> str:
+    """Write contiguous ``tensors`` of the CPU to a new safetensors file; return its sha256.
+
+    The bytes are those of ``safetensors.torch.save_file``, which would have to be read again to be
+    hashed: a file may be larger than what the system keeps of it in memory.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        check: is called between two parts of the file, and may raise.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    digest = hashlib.sha256()
+    with path.open("xb") as file:
+        for chunk in _safetensors(tensors):
+            check()
+            file.write(chunk)
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    ranks = {dtype: rank for rank, dtype in enumerate(_DTYPES)}
+    ordered = sorted(tensors, key=lambda name: (ranks[tensors[name].dtype], name))
+    header, end = {}, 0
+    for name in ordered:
+        value, start = tensors[name], end
+        end += value.nbytes
+        header[name] = {
+            "dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end],
+        }  # fmt: skip
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    yield len(text).to_bytes(8, "little") + text
+    for name in ordered:
+        data = tensors[name].view(-1).view(torch.uint8).numpy().data
+        yield from (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))

@@ -53,6 +53,7 @@ from vse_scale.world.join import cores_per_rank, free_port
 
 _POLL_SECONDS = 0.2
 _LONGEST_PAUSE = 60.0  # seconds between two starts
+_START_SECONDS = 300.0  # until a rank's first sign: Python's files may lie on a slow disk
 _RANK = "vse_scale.training"  # the module that is a rank
 _LAUNCHER = "vse_scale.training.launcher"
 _KILLED = (-signal.SIGKILL % 256, -signal.SIGKILL)  # exit codes of the launcher, whose rank was
@@ -205,7 +206,7 @@ class Supervisor:
         ranks: set[psutil.Process] = set()
         asked: set[psutil.Process] = set()
         ended_at = math.inf
-        silence = Silence(Path(self._environment[FAILURES]))
+        silence = Silence(Path(self._environment.get(FAILURES, os.devnull)))
         while launcher.poll() is None:
             time.sleep(_POLL_SECONDS)
             alive = self._living_ranks()
@@ -215,22 +216,38 @@ class Supervisor:
                 asked |= alive
             if ranks > alive:
                 ended_at = min(ended_at, time.monotonic())
-            if (silent := silence.seconds()) > self._patience and ended_at == math.inf:
-                log.error(
-                    "no rank got on with its work for %.0f s (engine.timeout_seconds); they are "
-                    "killed; raise engine.timeout_seconds if the storage is only slow", silent,
-                )  # fmt: skip
-                ended_at = -math.inf
+            if ended_at == math.inf and self._is_silent(silence):
+                ended_at = time.monotonic() - GRACE_SECONDS
+            late = time.monotonic() - ended_at
             # A stopped process, or one that waits in a collective for a dead one, does not heed
             # SIGTERM.
-            if self._interrupted or time.monotonic() > ended_at + GRACE_SECONDS:
+            if self._interrupted or late > GRACE_SECONDS:
                 _send(alive, signal.SIGKILL)
-            if self._interrupted:
+            # A launcher that is stopped does not see that its ranks have ended.
+            if self._interrupted or (late > 2 * GRACE_SECONDS and not alive):
                 launcher.kill()
         # The launcher may have died before them.
         _send(ranks, signal.SIGKILL)
         psutil.wait_procs(list(ranks), timeout=GRACE_SECONDS)
         return launcher.returncode
+
+    def _is_silent(self, silence: Silence) -> bool:
+        """Return whether the ranks have been silent for too long, and say so."""
+        seconds, patience = silence.seconds(), self._patience
+        if silence.is_first:
+            patience = max(patience, _START_SECONDS)
+            said = (
+                "no rank began its work within %.0f s of its start; all are killed; if Python's "
+                "packages only load slowly, set engine.timeout_seconds above that"
+            )
+        else:
+            said = (
+                "no rank got on with its work for %.0f s (engine.timeout_seconds); they are "
+                "killed; raise engine.timeout_seconds if the storage is only slow"
+            )
+        if silent := seconds > patience:
+            log.error(said, seconds)
+        return silent
 
     def _ask(self, ranks: set[psutil.Process], *, first: bool) -> None:
         """Ask ranks to stop; not the launcher, which would kill them after 30 seconds."""
@@ -241,12 +258,17 @@ class Supervisor:
     def _living_ranks(self) -> set[psutil.Process]:
         if self._launcher is None:
             return set()
+        children: list[psutil.Process] = []
         with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self._launcher.pid).children()
+        found = set()
+        for child in children:
             # The launcher may ask other programs for their versions; these end without harm. What
             # has ended, and is not yet waited for, has no command line.
-            children = psutil.Process(self._launcher.pid).children()
-            return {rank for rank in children if _RANK in rank.cmdline()[:4]}
-        return set()
+            with suppress(psutil.NoSuchProcess):
+                if _RANK in child.cmdline()[:4]:
+                    found.add(child)
+        return found
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         """Remember that the run is to stop, or to end at once: `_wait` sees to it."""

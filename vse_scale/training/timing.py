@@ -53,6 +53,19 @@ class PhaseTimer:
         return event
 
 
+def set_apart(seconds: dict[str, float], before: float, within: float) -> None:
+    """Name ``communication``, and take it out of the phases that it was measured in.
+
+    Args:
+        seconds: by phase; with several micro-batches all is in ``backward``.
+        before: of them, communication ahead of the model.
+        within: of them, communication in the objective.
+    """
+    seconds["forward" if "forward" in seconds else "backward"] -= before
+    seconds["objective" if "objective" in seconds else "backward"] -= within
+    seconds["communication"] = before + within
+
+
 def details_of(record: StepRecord) -> str:
     """Return the figures of a step for a line of progress."""
     waited = record.seconds["data"] / record.seconds["step"]

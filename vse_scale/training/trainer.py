@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -18,20 +18,20 @@ from vse_scale.console import Progress, log, logged
 from vse_scale.data.loader import Batch, Loader
 from vse_scale.data.plan import ORDER
 from vse_scale.data.rng import mixed_seed
+from vse_scale.data.staged import say_staged, since
 from vse_scale.errors import TrainingError, UserError
-from vse_scale.files import whole_folder, write_json, write_text
+from vse_scale.files import whole_folder, write_json
 from vse_scale.model.vse import VSEModel
 from vse_scale.objective.base import ObjectiveResult
 from vse_scale.objective.cached import cached_backward
 from vse_scale.objective.registry import objective_of
 from vse_scale.run.folder import RunFolder
 from vse_scale.run.journal import record_changes
-from vse_scale.run.lock import RunLock
-from vse_scale.run.records import EvaluationRecord, StepRecord
-from vse_scale.run.system import describe_system
-from vse_scale.training import features, setup
+from vse_scale.run.lock import RunLock, folder_first
+from vse_scale.run.records import StepRecord
+from vse_scale.training import captions, features, setup
 from vse_scale.training.alive import long_work, tell_alive
-from vse_scale.training.checkpoint import TENSORS, Checkpoints, RunState
+from vse_scale.training.checkpoint import TENSORS, Checkpoints
 from vse_scale.training.contract import EXIT_STOPPED
 from vse_scale.training.engine import Engine
 from vse_scale.training.failures import explained, note
@@ -39,24 +39,26 @@ from vse_scale.training.resumed import (
     lacks_validation,
     model_is_whole,
     newest_checkpoint,
-    open_journals,
+    open_run,
     owned,
     results_of,
     resume,
     say_over,
 )
+from vse_scale.training.run_state import RunState
 from vse_scale.training.schedule import Schedule, StepPlan
 from vse_scale.training.state import SharedTensors
 from vse_scale.training.stopping import Stopped, StopRequest
-from vse_scale.training.timing import PhaseTimer, details_of
+from vse_scale.training.timing import PhaseTimer, details_of, set_apart
 from vse_scale.training.validation import summary, validate
-from vse_scale.training.watch.observers import Observers
+from vse_scale.training.watch.observers import Follower, Observers
+from vse_scale.training.writer import Writer, Written
 from vse_scale.world.join import join_world
 from vse_scale.world.place import is_main
 from vse_scale.world.processes import World
 
 
-def train(config: Config) -> int:
+def train(config: Config, observers: Sequence[Follower] = ()) -> int:
     """Train, validate and checkpoint as ``config`` says; return the process's exit code.
 
     Without a launcher this process is the only rank: this is the call for notebooks and scripts.
@@ -73,7 +75,7 @@ def train(config: Config) -> int:
         try:
             with owned(config, world) as lock:
                 trainer = Trainer(config, world, lock)
-                code = trainer.run()
+                code = trainer.run(observers)
                 if world.main and code == 0:
                     trainer.folder.done_file.touch()
                 world.barrier()
@@ -124,28 +126,34 @@ class Trainer:
             self._resumed = resumed
         elif model.untrained_statistics:
             setup.calibrate(model, self.dataset, config, world)
+        self._staged = self.dataset.staged
         features.cache_features(model, (self.dataset, self.validation), config, world)
+        captions.hold(model, self.tokenizer, (self.dataset, self.validation), config, world)
         self.schedule = Schedule(config, self.plan.steps_per_epoch, self.state.shift)
         with long_work("building the engine"):
             self.engine = Engine(model, config, world, self.objective)
+        self.writer = Writer(self.checkpoints, world, config.engine.timeout_seconds, self._tell)
         if tensors is not None:
             self.engine.restore(tensors)
             log.info("resumed from %s", resumed.origin)
             if resumed.changed and world.main:
                 record_changes(self.folder.changes_file, self.state.step, resumed.changed)
 
-    def run(self) -> int:
+    def run(self, told: Sequence[Follower] = ()) -> int:
         """Train from the restored position to the end of the schedule; return the exit code."""
         first, total = self.state.step, self.schedule.total_steps
         setup.announce(self.config, self.dataset, self.plan, self.world, first, self.schedule)
         timer = PhaseTimer(self.world.device)
         progress = Progress("step", total, initial=first, unit="steps", visible=self.world.main)
-        self._open_journals(first)
+        if self.world.main:
+            logs = open_run(self.folder, self.config, self.world.ranks, first)
+            self.metrics, self.evaluations = logs
         self._skipped = 0
-        observers = Observers(self.config, self.world, next_step=first, total_steps=total)
+        observers = Observers(self.config, self.world, told, next_step=first, total_steps=total)
         with (
             closing(observers) as self.observers,
             StopRequest(self.world) as stop,
+            self.writer,
             self._loader(first) as batches,
         ):
             if not self._caught_up(stop):
@@ -165,20 +173,28 @@ class Trainer:
                     if code == EXIT_STOPPED:
                         return code
                     break
+            self.observers.finished()
         progress.close()
+        say_staged(self.dataset.staged)
         self._finish()
         return 0
 
     def _end_step(self, plan: StepPlan, stop: StopRequest, total: int) -> int | None:
         """Validate and checkpoint where it is due; return the exit code where the run ends here."""
         stopping, validated, run = stop.requested(), True, self.config.run
+        with folder_first(self._lock):
+            self.writer.look()
         if self._validation_is_due(self.schedule):
             # A validation may last longer than those who ask to stop will wait.
             validated = not stopping and self._evaluate(plan.epoch, stop)
         ended = validated and (self.state.step == total or self._patience_is_spent())
         leaving = stopping or ended or not validated
-        if leaving or self._due(self.schedule, run.checkpoint_steps, run.checkpoint_epochs):
+        every = run.checkpoint_steps, run.checkpoint_epochs
+        if leaving or self.schedule.due(self.state.step, *every):
             self._save()
+        if leaving:
+            with folder_first(self._lock):
+                self.writer.finish()
         if leaving and not ended:
             self._say_stopped(validated)
             return EXIT_STOPPED
@@ -190,6 +206,7 @@ class Trainer:
         # Dropout depends on these alone, so a resumed run drops the same units.
         torch.manual_seed(mixed_seed(self.config.run.seed, step, self.world.rank))
         self.engine.model.trained_stages = plan.trained_stages
+        batch, compared = batch.compared(self.world)
         if self.config.engine.micro_batches == 1:
             images, captions = self._encode(batch)
             timer.mark("forward")
@@ -209,10 +226,9 @@ class Trainer:
         self.engine.learned.update(found.learned, plan, norm)
         timer.mark("optimizer")
         seconds = timer.seconds()
-        seconds["communication"] = found.communication_seconds
-        within = "objective" if "objective" in seconds else "backward"
-        seconds[within] -= found.communication_seconds
+        set_apart(seconds, compared.seconds(), found.communication_seconds)
         loss = float(found.loss.detach())
+        staged, self._staged = self._staged, self.dataset.staged
         return StepRecord(
             step=step,
             epoch=plan.epoch,
@@ -224,8 +240,10 @@ class Trainer:
             applied=math.isfinite(norm) and math.isfinite(loss),
             pairs_per_second=self.config.data.global_batch / seconds["step"],
             statistics=found.statistics,
-            bytes_sent=found.bytes_sent,
+            bytes_sent=found.bytes_sent + compared.bytes_sent,
             seconds=seconds,
+            staging=since(staged, self._staged),
+            checkpoint=self.writer.last_seconds(),
         )
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -254,32 +272,38 @@ class Trainer:
                 "row; lower optim.lr, or look at the data of these steps"
             )
 
-    def _due(self, schedule: Schedule, steps: int | None, epochs: int) -> bool:
-        """Return whether an action due every ``steps``, or else ``epochs``, is due now."""
-        if steps:
-            return self.state.step % steps == 0
-        epoch, index = schedule.place(self.state.step)
-        return index == 0 and epoch % epochs == 0
-
     def _patience_is_spent(self) -> bool:
         patience = self.config.eval.patience
         return patience is not None and self.state.stale >= patience
 
     def _validation_is_due(self, schedule: Schedule) -> bool:
-        due = self._due(schedule, self.config.eval.every_steps, self.config.eval.every_epochs)
+        every = self.config.eval
+        due = schedule.due(self.state.step, every.every_steps, every.every_epochs)
         return self.validation is not None and (self.state.step == schedule.total_steps or due)
 
     def _evaluate(self, epoch: int, stop: StopRequest) -> bool:
         """Validate and keep the best model; return False where it was stopped in the midst."""
         assert self.validation is not None
         try:
-            found = validate(
+            record, ranks = validate(
                 self.engine, self.tokenizer, self.validation, self.config, self.world,
                 step=self.state.step - 1, epoch=epoch, check=stop.check,
             )  # fmt: skip
         except Stopped:
             return False
-        self._record_evaluation(found)
+        best, now = self.state.best_rsum, self.state.step
+        if best is None or record.rsum > best:
+            self.state = replace(self.state, best_rsum=record.rsum, best_step=now, stale=0)
+            self._export()
+        else:
+            self.state = replace(self.state, stale=self.state.stale + 1)
+        if self.world.main:
+            if best_so_far := self.state.best_step == now:
+                ranks.save(self.folder.ranks_file)
+            self.evaluations.write(record)
+            self.evaluations.flush()
+            self.observers.evaluation(record)
+            log.info("%s%s", summary(record), " (best so far)" if best_so_far else "")
         return True
 
     def _caught_up(self, stop: StopRequest) -> bool:
@@ -306,26 +330,14 @@ class Trainer:
 
     def _say_stopped(self, validated: bool) -> None:
         after = "" if validated else ", with the validation after it"
-        step = self.state.step - 1
-        log.info("stopped after step %d as asked; the same command goes on%s", step, after)
-
-    def _record_evaluation(self, record: EvaluationRecord) -> None:
-        best = self.state.best_rsum
-        if best is None or record.rsum > best:
-            now = self.state.step
-            self.state = replace(self.state, best_rsum=record.rsum, best_step=now, stale=0)
-            self._export()
-        else:
-            self.state = replace(self.state, stale=self.state.stale + 1)
-        if self.world.main:
-            self.evaluations.write(record)
-            self.evaluations.flush()
-            self.observers.evaluation(record)
-            best_so_far = " (best so far)" if self.state.best_step == self.state.step else ""
-            log.info("%s%s", summary(record), best_so_far)
+        said = "stopped after step %d as asked; the same command goes on%s"
+        log.info(said, self.state.step - 1, after)
 
     def _export(self) -> None:
         """Write the current weights to the model's folder, in place of the former ones."""
+        # One file at a time, in the order of the steps that they are of.
+        with folder_first(self._lock):
+            self.writer.finish()
         self._check_folder()
         with long_work("writing the model"), self.engine.whole_model() as model:
             if self.world.main:
@@ -340,12 +352,13 @@ class Trainer:
         if self.world.main:
             # First, so that a checkpoint never holds steps that the records lack.
             self.metrics.flush()
-        began = time.perf_counter()
-        with long_work("writing a checkpoint"):
-            path = self.checkpoints.save(self.engine, self.state, self.world)
-        self.observers.checkpoint(path, time.perf_counter() - began)
+        with folder_first(self._lock):
+            self.writer.begin(self.engine, self.state)
         self._saved = self.state
-        log.info("checkpoint %s", path)
+
+    def _tell(self, written: Written) -> None:
+        self.observers.checkpoint(written.path, written.write_seconds)
+        log.info("checkpoint %s", written.path)
 
     def _check_folder(self) -> None:
         if self._lock is not None:
@@ -362,19 +375,12 @@ class Trainer:
         results = results_of(
             self.state,
             self.config.data.global_batch,
-            self.folder.steps(),
+            self.folder.each_step(),
             self.folder.evaluations(),
             self.validation.split if self.validation is not None else "",
         )
         write_json(self.folder.results_file, results.to_json())
         say_over(self.state.step, results, self.folder, self.config)
-
-    def _open_journals(self, next_step: int) -> None:
-        if self.world.main:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder.config_file, self.config.to_yaml(recorded=True))
-            write_json(self.folder.system_file, describe_system(self.world.ranks))
-            self.metrics, self.evaluations = open_journals(self.folder, next_step)
 
     def _loader(self, first: int) -> Loader:
         return Loader(

@@ -12,8 +12,10 @@ from vse_scale.data.shards import ShardDataset
 from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.vse import VSEModel
 from vse_scale.retrieval.encode import encode_split
+from vse_scale.retrieval.intervals import intervals
 from vse_scale.retrieval.metrics import DIRECTIONS, HEADLINE
-from vse_scale.retrieval.ranks import recall_at_k
+from vse_scale.retrieval.ranks import query_ranks
+from vse_scale.retrieval.recorded import RecordedRanks
 from vse_scale.retrieval.separation import similarity_histograms
 from vse_scale.run.records import EvaluationRecord
 from vse_scale.training.alive import long_work
@@ -36,14 +38,15 @@ def validate(
     step: int,
     epoch: int,
     check: Callable[[], None] | None = None,
-) -> EvaluationRecord:
+) -> tuple[EvaluationRecord, RecordedRanks]:
     """Encode and rank ``dataset`` over all ranks, after ``step`` of ``epoch``.
 
     ``check`` is called between batches, see `encode_split`.
 
     Returns:
-        The record; on the main rank with ``pooling``, GPO's weights by position for both sides,
-        and ``similarities``, histograms of matching and of hardest non-matching pairs.
+        The record; on the main rank with ``intervals`` of its recalls, ``pooling``, GPO's weights
+        by position for both sides, and ``similarities``, histograms of matching and of hardest
+        non-matching pairs; and the ranks that the recalls are of.
     """
     began = time.perf_counter()
     with progress_of_encoding(visible=world.main) as report, engine.whole_model() as model:
@@ -61,24 +64,27 @@ def validate(
         )
         pooling = _pooling(model) if world.main else {}
     with long_work("ranking the validation split"):
-        recalls = recall_at_k(
+        ranks = query_ranks(
             embeddings.images,
             embeddings.captions,
             embeddings.caption_to_image,
             world,
         )
-    figures: dict[str, Any] = recalls.to_dict()
+        within = intervals(ranks, embeddings.caption_to_image.numpy()) if world.main else {}
+    figures: dict[str, Any] = ranks.recalls().to_dict()
     rsum = figures.pop("rsum")
-    return EvaluationRecord(
+    record = EvaluationRecord(
         step=step,
         epoch=epoch,
         split=dataset.split,
         recalls=figures,
         rsum=rsum,
+        intervals=within,
         pooling=pooling,
         similarities=similarity_histograms(embeddings) if world.main else {},
         seconds=time.perf_counter() - began,
     )
+    return record, RecordedRanks.of(dataset, ranks, embeddings.caption_to_image, step)
 
 
 def summary(record: EvaluationRecord) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
@@ -41,6 +42,7 @@ def join_world(timeout_seconds: float) -> World:
     device = _device_of(place)
     if device.type == "cpu":
         _share_cores(place)
+    _share_interface()
     with heartbeat("joining the other ranks"):
         import deepspeed
 
@@ -141,6 +143,16 @@ def _check_host(host: str) -> None:
             f"MASTER_ADDR is {host[:80]!r}, which no name server knows here; export the host name "
             "or the address of rank 0"
         ) from error
+
+
+def _share_interface() -> None:
+    """Have gloo, by which GPU runs gather a checkpoint, take the network that NCCL was told of.
+
+    By itself it takes the one that the host's name leads to, often the machine's own.
+    """
+    name = os.environ.get("NCCL_SOCKET_IFNAME", "").removeprefix("=")
+    if name in psutil.net_if_addrs():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def bound_waits(timeout_seconds: float) -> None:

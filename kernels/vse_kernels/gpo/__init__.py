@@ -36,7 +36,8 @@ def gpo_pool(
     Args:
         features: (B, K, D) float32, bfloat16, float16 or float64; any strides. Positions beyond a
             sample's length are ignored, NaN included, and get zero gradient.
-        lengths: (B,) int64 or int32, 1 to K.
+        lengths: (B,) int64 or int32, 1 to K. Where they are not checked, see below, one outside
+            [0, K] counts as the nearest of these, and a sample without positions is 0.
         weight_table: (R, K) floating; row r weighs the sorted positions, largest value first.
             Weights beyond a sample's length are ignored.
         rows: (B,) int64 or int32, the row of `weight_table` of each sample.

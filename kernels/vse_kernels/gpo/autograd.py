@@ -77,7 +77,7 @@ def _forward_shapes(
 ) -> tuple[Tensor, Tensor]:
     samples, positions, columns = features.shape
     pooled = features.new_empty(samples, columns)
-    if not keep or (with_triton and choice.forward_launch(positions).parts):
+    if not keep or (with_triton and not choice.stores_order(features)):
         return pooled, features.new_empty(0, dtype=torch.uint8)
     if with_triton:
         return pooled, features.new_empty(samples, positions, columns, dtype=torch.uint8)

@@ -6,9 +6,11 @@ Chosen by counts of instructions and registers from ahead-of-time compilation
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 # The network is unrolled and keeps a column in the registers of one thread. Positions are rounded
 # up to one of these sizes, so that captions of all lengths share a few compiled kernels.
@@ -18,7 +20,6 @@ NETWORK_SIZES = (4, 8, 16, 24, 32, 36, 48, 64)
 LARGEST_PART = 32
 # Networks of the packed kernels by the rounded number of positions: a sample is sorted by the first
 # that holds it, as most captions are far shorter than the longest. Two at most: each is compiled.
-# The last is for inference alone: in training, its sort across threads stores the order.
 PACKED_SIZES = {
     4: (4,),
     8: (8,),
@@ -31,8 +32,11 @@ PACKED_SIZES = {
     64: (24, 64),
     100: (100,),
 }
-# A thread of the packed backward pass keeps two keys per position: with 64, Triton 3.6 spills.
+# Beyond, the lanes of a warp that share a column by the rounded number of positions, of which each
+# keeps as many. The backward pass keeps two keys per position: with 64, Triton 3.6 spills.
 LARGEST_PACKED_BACKWARD = 56
+FORWARD_LANES = {128: 2, 256: 4}
+BACKWARD_LANES = {64: 2, 128: 4, 256: 8}
 # Sorts across threads reach this size: beyond it an order no longer fits in one byte.
 LARGEST = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -49,6 +53,7 @@ class Launch:
         parts: (start, count) of the tiles that the network loads and stores; empty for the sort
             across threads.
         sizes: of the networks of a packed kernel; else empty.
+        lanes: that share a pair of columns of a packed kernel.
     """
 
     size: int
@@ -56,6 +61,7 @@ class Launch:
     warps: int
     parts: tuple[tuple[int, int], ...] = ()
     sizes: tuple[int, ...] = ()
+    lanes: int = 1
 
 
 def unsupported(positions: int, dtype: torch.dtype, weight_dtype: torch.dtype) -> str | None:
@@ -72,24 +78,41 @@ def forward_launch(positions: int) -> Launch:
     return network_launch(positions, columns=128, warps=4) or sort_launch(positions)
 
 
-def packed_forward_launch(positions: int) -> Launch | None:
-    """Return the forward launch of two columns per register, or None above the largest network."""
-    return packed_launch(positions, columns=128, warps=4)
+def packs(features: Tensor) -> bool:
+    """Return whether the kernels for pairs of columns run; AMD's GPUs lack their instructions.
+
+    Known without strides and addresses, which torch.compile may change: pairs that are no aligned
+    words in memory are copied.
+    """
+    pairs = features.dtype.itemsize == 2 and features.shape[2] % 2 == 0
+    return pairs and torch.version.hip is None
 
 
-def packed_backward_launch(positions: int) -> Launch | None:
-    """Return the backward launch of two columns per register, or None above the largest."""
-    if positions > LARGEST_PACKED_BACKWARD:
-        return None
-    return packed_launch(positions, columns=32, warps=1)
+def stores_order(features: Tensor) -> bool:
+    """Return whether the forward pass stores an order for the backward pass, which else sorts."""
+    return not packs(features) and not forward_launch(features.shape[1]).parts
 
 
-def packed_launch(positions: int, columns: int, warps: int) -> Launch | None:
-    """Return the networks of the next size, a thread per pair of columns, or None."""
+def packed_forward_launch(positions: int) -> Launch:
+    """Return the forward launch of two columns per register."""
+    return _packed_launch(positions, max(PACKED_SIZES, default=0), FORWARD_LANES, 128, warps=4)
+
+
+def packed_backward_launch(positions: int) -> Launch:
+    """Return the backward launch of two columns per register."""
+    return _packed_launch(positions, LARGEST_PACKED_BACKWARD, BACKWARD_LANES, 32, warps=1)
+
+
+def _packed_launch(
+    positions: int, largest: int, lanes: Mapping[int, int], threads: int, warps: int
+) -> Launch:
+    """Return a lane per pair of columns up to `largest` positions, and several beyond."""
     for size, sizes in PACKED_SIZES.items():
-        if positions <= size:
-            return Launch(size, columns, warps, sizes=sizes)
-    return None
+        if positions <= min(size, largest):
+            return Launch(size, threads, warps, sizes=sizes)
+    size = min(size for size in lanes if positions <= size)
+    several = lanes[size]
+    return Launch(size, threads // several, warps, sizes=(size // several,), lanes=several)
 
 
 def backward_launch(positions: int) -> Launch:

@@ -14,34 +14,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vse_kernels.gpo.registers import comparators, descend
+from vse_kernels.gpo.lanes import descend, descend_by_assembly
 
 
 @triton.constexpr_function
-def sorting_assembly(pairs, size, kind):
-    """Return the PTX of a network over `size` registers; `kind` is the suffix of max and min.
-
-    One block for the whole network: Triton's passes take seconds over a thousand blocks.
-    """
-    lines = ["{", ".reg .b32 low;"]
-    lines += [f"mov.b32 ${i}, ${size + i};" for i in range(size)]
-    for i, j in pairs:
-        lines.append(f"min{kind} low, ${i}, ${j};")
-        lines.append(f"max{kind} ${i}, ${i}, ${j};")
-        lines.append(f"mov.b32 ${j}, low;")
-    return "\n".join([*lines, "}"])
-
-
-@triton.constexpr_function
-def sorting_constraints(size):
-    """Return the constraints of `sorting_assembly`: results are written before all are read."""
-    return ",".join(["=&r"] * size + ["r"] * size)
-
-
-@triton.constexpr_function
-def repeated(dtype, size):
-    """Return a tuple of `size` times `dtype`."""
-    return (dtype,) * size
+def lowest_pair(dtype):
+    """Return the bits of two -inf."""
+    return -0x7F0080 if dtype == tl.bfloat16 else -0x3FF0400
 
 
 @triton.jit
@@ -65,6 +44,18 @@ def high_half(pair, dtype: tl.constexpr):
 
 
 @triton.jit
+def rounded_bits(value, dtype: tl.constexpr):
+    """Return the 16 bits of float32 as dtype; the interpreter rounds denormal bfloat16 wrongly."""
+    if dtype == tl.bfloat16:
+        bits = value.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        bits = tl.where(value != value, 0x7FFF, bits)
+    else:
+        bits = value.to(dtype).to(tl.int16, bitcast=True).to(tl.int32)
+    return bits & 65535
+
+
+@triton.jit
 def round_pair(even, odd, dtype: tl.constexpr, ASSEMBLY: tl.constexpr):
     """Round two float32 tensors to dtype and join them."""
     if ASSEMBLY:  # one instruction; two conversions would take a slow pipe
@@ -73,32 +64,26 @@ def round_pair(even, odd, dtype: tl.constexpr, ASSEMBLY: tl.constexpr):
             "cvt.rn." + kind + ".f32 $0, $1, $2;", "=r,r,r", [odd, even], tl.int32, True, 1
         )
     else:
-        low = even.to(dtype).to(tl.int16, bitcast=True).to(tl.int32) & 65535
-        pair = low | (odd.to(dtype).to(tl.int16, bitcast=True).to(tl.int32) << 16)
+        pair = rounded_bits(even, dtype) | (rounded_bits(odd, dtype) << 16)
     return pair
 
 
 @triton.jit
-def descend_pairs(x, SIZE: tl.constexpr, dtype: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Sort both halves of SIZE tensors (COLUMNS,) in descending order; NaN propagates."""
+def descend_pairs(
+    x, SIZE: tl.constexpr, LANES: tl.constexpr, dtype: tl.constexpr, ASSEMBLY: tl.constexpr
+):
+    """Sort both halves of SIZE tensors (THREADS,) in descending order; NaN propagates."""
     if ASSEMBLY:
         kind: tl.constexpr = ".NaN.bf16x2" if dtype == tl.bfloat16 else ".NaN.f16x2"
-        x = tl.inline_asm_elementwise(
-            sorting_assembly(comparators(SIZE), SIZE, kind),
-            sorting_constraints(SIZE),
-            x,
-            repeated(tl.int32, SIZE),
-            True,
-            1,
-        )
+        x = descend_by_assembly(x, SIZE, LANES, kind)
     else:
         even = ()
         odd = ()
         for k in tl.static_range(SIZE):
             even = even + (low_half(x[k], dtype),)
             odd = odd + (high_half(x[k], dtype),)
-        even = descend(even, SIZE)
-        odd = descend(odd, SIZE)
+        even = descend(even, SIZE, LANES)
+        odd = descend(odd, SIZE, LANES)
         x = ()
         for k in tl.static_range(SIZE):
             x = x + (round_pair(even[k], odd[k], dtype, False),)
@@ -124,64 +109,52 @@ def ordered_pair(pair, dtype: tl.constexpr, ASSEMBLY: tl.constexpr):
             1,
         )
     else:
-        even = low_half(pair, dtype) + 0.0
-        odd = high_half(pair, dtype) + 0.0
-        even = tl.where(even != even, float("nan"), even)
-        odd = tl.where(odd != odd, float("nan"), odd)
-        pair = round_pair(even, odd, dtype, False)
-        # NumPy's NaN has no bits below the quiet one.
-        pair = tl.where(even != even, pair | 0x7FFF, pair)
-        pair = tl.where(odd != odd, pair | 0x7FFF0000, pair)
-    return pair ^ (((pair >> 15) & 0x10001) * 0x7FFF)
+        even = low_half(pair, dtype)
+        odd = high_half(pair, dtype)
+        pair = tl.where(even == 0, pair & -65536, pair)
+        pair = tl.where(odd == 0, pair & 65535, pair)
+        pair = tl.where(even != even, (pair & -65536) | 0x7FFF, pair)
+        pair = tl.where(odd != odd, (pair & 65535) | 0x7FFF0000, pair)
+    return pair_of_ordered(pair)
 
 
 @triton.jit
 def pair_of_ordered(pair):
-    """Return the pairs of floats whose `ordered_pair` is `pair`."""
+    """Return the pairs of floats whose `ordered_pair` is `pair`; the map is its own inverse."""
     return pair ^ (((pair >> 15) & 0x10001) * 0x7FFF)
 
 
 @triton.jit
-def descend_integers(x, SIZE: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Sort SIZE int32 tensors (COLUMNS,) in descending order."""
-    if ASSEMBLY:
-        x = tl.inline_asm_elementwise(
-            sorting_assembly(comparators(SIZE), SIZE, ".s32"),
-            sorting_constraints(SIZE),
-            x,
-            repeated(tl.int32, SIZE),
-            True,
-            1,
-        )
-    else:
-        x = descend(x, SIZE)
-    return x
+def descend_integers(x, SIZE: tl.constexpr, LANES: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Sort SIZE int32 tensors (THREADS,) in descending order."""
+    return descend_by_assembly(x, SIZE, LANES, ".s32") if ASSEMBLY else descend(x, SIZE, LANES)
 
 
 @triton.jit
-def descend_codes(x, SIZE: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Sort both halves of SIZE tensors of codes below 0x7C00 in descending order.
+def codes_of(places, ranks, WIDE: tl.constexpr):
+    """Return pairs of floats that order by the place, which is last - position, and tell the rank.
 
-    Such integers have the order of the float16 of the same bits.
+    Up to 128 positions, the last is 127, and a code a positive, finite float16. WIDE: up to 256,
+    the last is 255, and a code a bfloat16. Of these, 65,281 are numbers or infinite, and no zero is
+    negative: as many as 255 place + rank. Of two neighbours that is equal where the lower place has
+    rank 255, the higher 0; which of them is which is known from where they end.
     """
-    if ASSEMBLY:
-        x = tl.inline_asm_elementwise(
-            sorting_assembly(comparators(SIZE), SIZE, ".f16x2"),
-            sorting_constraints(SIZE),
-            x,
-            repeated(tl.int32, SIZE),
-            True,
-            1,
-        )
+    if WIDE:
+        code = (places * 255 + ranks + 0x800080) ^ -0x7FFF8000
+        negative = (code >> 15) & 0x10001
+        code = (code ^ (negative * 0x7FFF)) + negative
     else:
-        even = ()
-        odd = ()
-        for k in tl.static_range(SIZE):
-            even = even + (x[k] & 65535,)
-            odd = odd + (x[k] >> 16,)
-        even = descend(even, SIZE)
-        odd = descend(odd, SIZE)
-        x = ()
-        for k in tl.static_range(SIZE):
-            x = x + (even[k] | (odd[k] << 16),)
-    return x
+        code = places * 128 + ranks
+    return code
+
+
+@triton.jit
+def ranks_of(codes, place, WIDE: tl.constexpr):
+    """Return the pairs of ranks in `codes_of`; the place is that of both halves."""
+    if WIDE:
+        negative = (codes >> 15) & 0x10001
+        code = ((codes - negative) ^ (negative * 0x7FFF)) ^ -0x7FFF8000
+        ranks = code - place * 0xFF00FF - 0x800080
+    else:
+        ranks = codes & 0x7F007F
+    return ranks

@@ -21,28 +21,29 @@ from vse_kernels.gpo.triton import (
 )
 
 
-def _readable(given: Operands) -> Operands:
-    """Make columns consecutive, as the kernels require; the other two strides are free."""
+def _readable(given: Operands, pairs: bool) -> Operands:
+    """Make columns consecutive, and pairs of them words, as the kernels require.
+
+    The other two strides are free.
+    """
     features, *others = given
-    unit = features if features.stride(2) == 1 else features.contiguous()
-    return Operands(unit, *(tensor.contiguous() for tensor in others))
+    samples, positions, columns = features.stride()
+    if columns != 1 or (pairs and (samples | positions) & 1):
+        features = features.contiguous()
+    return Operands(
+        _on_words(features) if pairs else features, *(tensor.contiguous() for tensor in others)
+    )
+
+
+def _on_words(tensor: Tensor) -> Tensor:
+    """Return the tensor, a copy if it starts between two words of 32 bits."""
+    return tensor.clone() if tensor.data_ptr() % 4 else tensor
 
 
 def _padded(weight_table: Tensor, size: int) -> Tensor:
     """Return the table with `size` columns, copied only if K was rounded up."""
     missing = size - weight_table.shape[1]
     return torch.nn.functional.pad(weight_table, (0, missing)) if missing else weight_table
-
-
-def _packs(features: Tensor) -> bool:
-    """Return whether each pair of columns is one aligned 32-bit word."""
-    samples, positions, columns = features.stride()
-    return (
-        features.element_size() == 2
-        and columns == 1
-        and not (features.shape[2] | samples | positions) & 1
-        and features.data_ptr() % 4 == 0
-    )
 
 
 def _halved(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -54,11 +55,9 @@ def _options(how: Launch, features: Tensor) -> dict[str, Any]:
     """Return the compile-time constants of a launch."""
     options: dict[str, Any] = {"COLUMNS": how.columns, "num_warps": how.warps}
     if how.sizes:
-        # The interpreter has no PTX, nor have AMD's GPUs.
         return options | {
-            "SIZES": how.sizes,
-            "ASSEMBLY": features.is_cuda and torch.version.hip is None,
-        }
+            "SIZES": how.sizes, "LANES": how.lanes, "ASSEMBLY": features.is_cuda,
+        }  # fmt: skip
     return options | {"SIZE": how.size} | ({"PARTS": how.parts} if how.parts else {})
 
 
@@ -66,22 +65,22 @@ def forward(given: Operands, how: Launch, keep: bool) -> tuple[Tensor, Tensor]:
     """Pool features (B, K, D).
 
     Returns:
-        pooled (B, D), and the order (B, K, D) uint8, empty for the network or without `keep`.
+        pooled (B, D), and the order (B, K, D) uint8, or empty, see `choice.stores_order`.
     """
-    given = _readable(given)
+    pairs = choice.packs(given.features)
+    given = _readable(given, pairs)
     features = given.features
     samples, positions, columns = features.shape
     pooled = features.new_empty(samples, columns)
-    stored = keep and not how.parts
+    stored = keep and choice.stores_order(features)
     order = torch.empty(
         features.shape if stored else (0,), dtype=torch.uint8, device=features.device
     )
     if pooled.numel() == 0:
         return pooled, order
     shape = (columns, *features.stride()[:2])
-    pairs = None if stored else choice.packed_forward_launch(positions)
-    if pairs is not None and _packs(features):
-        how, shape = pairs, _halved(shape)
+    if pairs:
+        how, shape = choice.packed_forward_launch(positions), _halved(shape)
     grid = (samples * triton.cdiv(shape[0], how.columns),)
     options = _options(how, features)
     # Triton launches on the current device, which need not be that of the operands.
@@ -90,7 +89,7 @@ def forward(given: Operands, how: Launch, keep: bool) -> tuple[Tensor, Tensor]:
             packed_forward[grid](*given, pooled, positions, *shape, **options)
         elif how.parts:
             given = given._replace(weight_table=_padded(given.weight_table, how.size))
-            network_forward[grid](*given, pooled, *shape, **options)
+            network_forward[grid](*given, pooled, positions, *shape, **options)
         else:
             sort_forward[grid](*given, pooled, order, positions, *shape, KEEP=stored, **options)
     return pooled, order
@@ -100,7 +99,8 @@ def backward(
     gradient: Tensor, given: Operands, order: Tensor, how: Launch
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of features (B, K, D) and weight_table (R, K), in their dtypes."""
-    given = _readable(given)
+    pairs = choice.packs(given.features)
+    given = _readable(given, pairs)
     features, _, weight_table, rows = given
     samples, positions, columns = features.shape
     features_gradient = torch.empty(features.shape, dtype=features.dtype, device=features.device)
@@ -108,9 +108,9 @@ def backward(
         return features_gradient, torch.zeros_like(weight_table)
     gradient = gradient.contiguous()
     shape = (columns, *features.stride()[:2])
-    pairs = choice.packed_backward_launch(positions) if how.parts else None
-    if pairs is not None and _packs(features) and gradient.data_ptr() % 4 == 0:
-        how, shape = pairs, _halved(shape)
+    if pairs:
+        gradient = _on_words(gradient)
+        how, shape = choice.packed_backward_launch(positions), _halved(shape)
     blocks = triton.cdiv(shape[0], how.columns)
     # Sums per program, added in a fixed order below: atomics would not be deterministic.
     partial = features.new_empty(samples, blocks, positions, dtype=torch.float32)

@@ -1,6 +1,7 @@
 """Sort-and-weight pooling of 16-bit floats in Triton, two columns per register.
 
-For up to 100 positions; a program sorts with the smallest network that holds its sample.
+Few positions are sorted by one lane, with the smallest network that holds the sample; many by
+several lanes of a warp, each with as many of them.
 """
 
 # Triton types a kernel's parameters when it compiles, and its language has tuples that grow by
@@ -15,18 +16,65 @@ import triton.language as tl
 
 from vse_kernels.gpo import choice
 from vse_kernels.gpo.halves import (
-    descend_codes,
+    codes_of,
     descend_integers,
     descend_pairs,
     high_half,
     low_half,
+    lowest_pair,
     ordered_pair,
     pair_of_ordered,
+    ranks_of,
     round_pair,
 )
-from vse_kernels.gpo.registers import stack, unbind
+from vse_kernels.gpo.registers import length_of, stack, unbind
 
 parts = triton.constexpr_function(choice.parts)
+
+
+@triton.jit
+def locate_lanes(PAIRS, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """Return sample (int64), block, and of each thread its pair of columns and its part of it.
+
+    Neighbours in a warp have neighbouring columns; the lanes of a column are 32 / LANES apart.
+    """
+    thread = tl.arange(0, COLUMNS * LANES)
+    blocks = tl.cdiv(PAIRS, COLUMNS)
+    program = tl.program_id(0)
+    block = program % blocks
+    if LANES == 1:
+        column = thread
+        part = tl.zeros_like(thread)
+    else:
+        APART: tl.constexpr = 32 // LANES
+        column = thread // 32 * APART + thread % APART
+        part = thread // APART % LANES
+    return (program // blocks).to(tl.int64), block, block * COLUMNS + column, part
+
+
+@triton.jit
+def over_columns(x, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """Sum (COUNT, threads) over the columns; return (COUNT, LANES)."""
+    if LANES == 1:
+        total = tl.sum(x, axis=1)[:, None]
+    else:
+        APART: tl.constexpr = 32 // LANES
+        total = tl.reshape(x, (x.shape[0], COLUMNS // APART, LANES, APART))
+        total = tl.sum(tl.sum(total, axis=3), axis=1)
+    return total
+
+
+@triton.jit
+def over_lanes(x, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """Sum (threads,) over the lanes of a column; every lane gets (threads,) the sum."""
+    if LANES == 1:
+        total = x
+    else:
+        APART: tl.constexpr = 32 // LANES
+        warps = tl.reshape(x, (COLUMNS // APART, LANES, APART))
+        sums = tl.sum(warps, axis=1, keep_dims=True)
+        total = tl.reshape(tl.broadcast_to(sums, warps.shape), x.shape)
+    return total
 
 
 @triton.jit
@@ -35,30 +83,36 @@ def pool_pairs(
     stride_position,
     length,
     weights,
+    first,
     SIZE: tl.constexpr,
+    LANES: tl.constexpr,
     dtype: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):
-    """Return the pooled even and odd columns of `source` (COLUMNS,), pointers to pairs.
+    """Return the pooled even and odd columns of `source` (threads,), pointers to pairs.
 
-    length: (COLUMNS,), all alike. A scalar would take the uniform pipe, whose predicates have to be
+    length: (threads,), all alike. A scalar would take the uniform pipe, whose predicates have to be
     copied for every load.
+    first: (threads,), of the SIZE positions and then ranks that are a lane's.
     """
     PARTS: tl.constexpr = parts(SIZE)
-    LOWEST: tl.constexpr = -0x7F0080 if dtype == tl.bfloat16 else -0x3FF0400  # -inf, twice
+    LOWEST: tl.constexpr = lowest_pair(dtype)
+    left = length - first
+    source += first.to(tl.int64) * stride_position
+    weights += first
     x = ()
     for p in tl.static_range(len(PARTS)):
-        position = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
-        address = source[None, :] + position.to(tl.int64) * stride_position
-        value = tl.load(address, mask=position < length[None, :], other=LOWEST)
+        row = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
+        address = source[None, :] + row.to(tl.int64) * stride_position
+        value = tl.load(address, mask=row < left[None, :], other=LOWEST)
         x = x + unbind(value, PARTS[p][1])
-    x = descend_pairs(x, SIZE, dtype, ASSEMBLY)
+    x = descend_pairs(x, SIZE, LANES, dtype, ASSEMBLY)
     even = tl.zeros_like(length).to(tl.float32)
     odd = even
     for k in tl.static_range(SIZE):
         # Weights beyond the length may hold anything, and values there are -inf.
-        weight = tl.load(weights + k + tl.zeros_like(length), mask=length > k, other=0.0)
-        pair = tl.where(length > k, x[k], 0)
+        weight = tl.load(weights + k, mask=left > k, other=0.0)
+        pair = tl.where(left > k, x[k], 0)
         even += low_half(pair, dtype) * weight.to(tl.float32)
         odd += high_half(pair, dtype) * weight.to(tl.float32)
     return even, odd
@@ -81,34 +135,48 @@ def packed_forward(
     stride_sample,
     stride_position,
     SIZES: tl.constexpr,
+    LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):
     """Pool COLUMNS pairs of columns of one sample; strides count pairs.
 
-    SIZES: of networks, ascending; a sample takes the first that holds it.
+    SIZES: of networks, ascending; a sample takes the first that holds it. With several LANES, each
+    has one network's positions.
     ASSEMBLY: use instructions for pairs; the interpreter has none.
     """
     dtype: tl.constexpr = features.dtype.element_ty
-    blocks = tl.cdiv(PAIRS, COLUMNS)
-    program = tl.program_id(0)
-    sample = (program // blocks).to(tl.int64)
-    column = program % blocks * COLUMNS + tl.arange(0, COLUMNS)
-    size = tl.load(lengths + sample).to(tl.int32)
+    sample, _, column, part = locate_lanes(PAIRS, COLUMNS, LANES)
+    size = length_of(lengths, sample, K)
     length = tl.zeros_like(column) + size
     # Columns beyond the last load it again: a mask of two conditions costs twice as much. The hint
     # keeps neighbours in neighbouring threads; without alignment it allows no vectors.
     source = features.to(tl.pointer_type(tl.int32), bitcast=True) + sample * stride_sample
-    source += tl.max_contiguous(tl.minimum(column, PAIRS - 1), COLUMNS)
+    source += tl.max_contiguous(tl.minimum(column, PAIRS - 1), COLUMNS * LANES)
     weights = table + tl.load(rows + sample).to(tl.int64) * K
     target = pooled.to(tl.pointer_type(tl.int32), bitcast=True) + sample * PAIRS + column
     for s in tl.static_range(len(SIZES)):
-        above = size > (SIZES[s - 1] if s else 0)
+        above = size > (SIZES[s - 1] if s else -1)
         if above & ((size <= SIZES[s]) if s + 1 < len(SIZES) else above):
             even, odd = pool_pairs(
-                source, stride_position, length, weights, SIZES[s], dtype, ASSEMBLY
+                source, stride_position, length, weights, part * SIZES[s], SIZES[s], LANES, dtype,
+                ASSEMBLY,
+            )  # fmt: skip
+            pair = round_pair(
+                over_lanes(even, COLUMNS, LANES), over_lanes(odd, COLUMNS, LANES), dtype, ASSEMBLY
             )
-            tl.store(target, round_pair(even, odd, dtype, ASSEMBLY), mask=column < PAIRS)
+            tl.store(target, pair, mask=(column < PAIRS) & (part == 0))
+
+
+@triton.jit
+def weights_at(weights, rank):
+    """Return float32 weights of the ranks (COUNT, threads).
+
+    One flat row keeps each column in its thread; for a tile, the layout pass may choose any order
+    of threads.
+    """
+    flat = tl.reshape(rank, (rank.shape[0] * rank.shape[1],))
+    return tl.reshape(tl.load(weights + flat), rank.shape).to(tl.float32)
 
 
 @triton.jit
@@ -121,58 +189,66 @@ def gradients_of_pairs(
     target,
     sums,
     inside,
+    first,
     K,
     PAIRS,
     SIZE: tl.constexpr,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
     dtype: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):
-    """Store the gradients of the first SIZE positions; all but SIZE as in packed_backward.
+    """Store the gradients of SIZE positions of each lane; all but these as in packed_backward.
 
-    Sorts one key per value, (ordered value, 255 - position), then pairs of codes (127 - position,
-    rank), which leaves the rank of each position in its place.
+    Sorts one key per value, (ordered value, last - position), then pairs of codes of (last -
+    position, rank), which leaves the rank of each position in its place. first: as in pool_pairs.
     """
     PARTS: tl.constexpr = parts(SIZE)
-    LOWEST: tl.constexpr = -0x7F0080 if dtype == tl.bfloat16 else -0x3FF0400  # -inf, twice
+    WIDE: tl.constexpr = SIZE * LANES > 128
+    LAST: tl.constexpr = 255 if WIDE else 127
+    left = length - first
+    source += first.to(tl.int64) * stride_position
+    target += first.to(tl.int64) * PAIRS
+    stored = tl.where(inside, K - first, 0)
+    LOWEST: tl.constexpr = lowest_pair(dtype)
     even = ()
     odd = ()
     for p in tl.static_range(len(PARTS)):
-        position = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
-        address = source + position.to(tl.int64) * stride_position
-        value = tl.load(address, mask=position < length, other=LOWEST)
+        row = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
+        address = source + row.to(tl.int64) * stride_position
+        value = tl.load(address, mask=row < left, other=LOWEST)
         value = ordered_pair(value, dtype, ASSEMBLY)
-        even = even + unbind((value << 16) | (255 - position), PARTS[p][1])
-        odd = odd + unbind((value & -65536) | (255 - position), PARTS[p][1])
-    even = descend_integers(even, SIZE, ASSEMBLY)
-    odd = descend_integers(odd, SIZE, ASSEMBLY)
+        even = even + unbind((value << 16) | (LAST - first - row), PARTS[p][1])
+        odd = odd + unbind((value & -65536) | (LAST - first - row), PARTS[p][1])
+    even = descend_integers(even, SIZE, LANES, ASSEMBLY)
+    odd = descend_integers(odd, SIZE, LANES, ASSEMBLY)
 
-    up_even = tl.where(inside, low_half(upstream, dtype), 0.0)
-    up_odd = tl.where(inside, high_half(upstream, dtype), 0.0)
+    up_even = low_half(upstream, dtype)
+    up_odd = high_half(upstream, dtype)
     codes = ()
     for p in tl.static_range(len(PARTS)):
-        rank = PARTS[p][0] + tl.arange(0, PARTS[p][1])
+        row = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
         keys = stack(even, PARTS[p][0], PARTS[p][1])
         others = stack(odd, PARTS[p][0], PARTS[p][1])
         value = pair_of_ordered(((keys >> 16) & 65535) | (others & -65536))
-        value = tl.where(inside & (rank[:, None] < length), value, 0)
         share = low_half(value, dtype) * up_even + high_half(value, dtype) * up_odd
-        tl.store(sums + rank, tl.sum(share, axis=1), mask=rank < K)
-        code = (keys & 127) | ((others & 127) << 16)
-        codes = codes + unbind(code * 128 + (rank * 65537)[:, None], PARTS[p][1])
-    codes = descend_codes(codes, SIZE, ASSEMBLY)
+        # The product, not the value: 0 times an infinite gradient is NaN.
+        share = tl.where(row < left, share, 0.0)
+        summed = row + (tl.arange(0, LANES) * SIZE)[None, :]
+        tl.store(sums + summed, over_columns(share, COLUMNS, LANES), mask=summed < K)
+        ranks = row * 0x10001 + first * 0x10001
+        codes = codes + unbind(codes_of((keys & 65535) | (others << 16), ranks, WIDE), PARTS[p][1])
+    codes = descend_pairs(codes, SIZE, LANES, tl.bfloat16 if WIDE else tl.float16, ASSEMBLY)
 
     for p in tl.static_range(len(PARTS)):
-        position = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
-        valid = position < length
-        code = tl.where(valid, stack(codes, PARTS[p][0], PARTS[p][1]), 0)
-        # One flat row keeps each column in its thread; for a tile, the layout pass may choose any
-        # order of threads.
-        flat = tl.reshape(code, (code.shape[0] * code.shape[1],))
-        even_weight = tl.reshape(tl.load(weights + (flat & 127)), code.shape).to(tl.float32)
-        odd_weight = tl.reshape(tl.load(weights + ((flat >> 16) & 127)), code.shape).to(tl.float32)
+        row = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
+        rank = ranks_of(stack(codes, PARTS[p][0], PARTS[p][1]), LAST - first - row, WIDE)
+        rank = tl.where(row < left, rank, 0)
+        even_weight = weights_at(weights, rank & 65535)
+        odd_weight = weights_at(weights, rank >> 16)
         result = round_pair(even_weight * up_even, odd_weight * up_odd, dtype, ASSEMBLY)
-        result = tl.where(valid, result, 0)
-        tl.store(target + position.to(tl.int64) * PAIRS, result, mask=inside & (position < K))
+        result = tl.where(row < left, result, 0)
+        tl.store(target + row.to(tl.int64) * PAIRS, result, mask=row < stored)
 
 
 @triton.jit(do_not_specialize_on_alignment=UNALIGNED)
@@ -189,6 +265,7 @@ def packed_backward(
     stride_sample,
     stride_position,
     SIZES: tl.constexpr,
+    LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):
@@ -198,26 +275,25 @@ def packed_backward(
     """
     dtype: tl.constexpr = features.dtype.element_ty
     WORD: tl.constexpr = tl.pointer_type(tl.int32)
-    blocks = tl.cdiv(PAIRS, COLUMNS)
-    program = tl.program_id(0)
-    sample = (program // blocks).to(tl.int64)
-    block = program % blocks
-    column = (block * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    sample, block, column, part = locate_lanes(PAIRS, COLUMNS, LANES)
+    column = column[None, :]
+    part = part[None, :]
     inside = column < PAIRS
-    near = tl.max_contiguous(tl.minimum(column, PAIRS - 1), (1, COLUMNS))
-    size = tl.load(lengths + sample).to(tl.int32)
-    length = tl.zeros_like(column) + size
+    near = tl.max_contiguous(tl.minimum(column, PAIRS - 1), (1, COLUMNS * LANES))
+    size = length_of(lengths, sample, K)
+    # Columns beyond the last have no positions: one condition for every mask.
+    length = tl.where(inside, size, 0)
     source = features.to(WORD, bitcast=True) + sample * stride_sample + near
     upstream = tl.load(gradient.to(WORD, bitcast=True) + sample * PAIRS + near)
     weights = table + tl.load(rows + sample).to(tl.int64) * K
     target = features_gradient.to(WORD, bitcast=True) + sample * K * PAIRS + column
-    sums = partial + (sample * blocks + block) * K
+    sums = partial + (sample * tl.cdiv(PAIRS, COLUMNS) + block) * K
     for s in tl.static_range(len(SIZES)):
-        above = size > (SIZES[s - 1] if s else 0)
+        above = size > (SIZES[s - 1] if s else -1)
         if above & ((size <= SIZES[s]) if s + 1 < len(SIZES) else above):
             gradients_of_pairs(
-                source, stride_position, upstream, length, weights, target, sums, inside, K, PAIRS,
-                SIZES[s], dtype, ASSEMBLY,
+                source, stride_position, upstream, length, weights, target, sums, inside,
+                part * SIZES[s], K, PAIRS, SIZES[s], LANES, COLUMNS, dtype, ASSEMBLY,
             )  # fmt: skip
             if s + 1 < len(SIZES):
                 for start in range(SIZES[s], K, 8):

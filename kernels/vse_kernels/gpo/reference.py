@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vse_kernels.exact import full_precision
+
 # Elements per sort: bounds the int64 order and the copies that torch.sort makes.
 CHUNK_ELEMENTS = 1 << 21
 
@@ -60,6 +62,7 @@ def batch_chunks(samples: int, elements_per_sample: int) -> list[slice]:
     return [slice(start, min(start + step, samples)) for start in range(0, samples, step)]
 
 
+@full_precision()
 def forward(given: Operands) -> tuple[Tensor, Tensor]:
     """Pool by a stable descending sort.
 
@@ -87,6 +90,7 @@ def forward(given: Operands) -> tuple[Tensor, Tensor]:
     return pooled, order
 
 
+@full_precision()
 def backward(gradient: Tensor, given: Operands, order: Tensor) -> tuple[Tensor, Tensor]:
     """Return gradients (B, K, D) and (R, K), in the dtypes of features and weight_table.
 

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from vse_kernels.gpo.ordering import ordered_bits, ordered_value
-from vse_kernels.gpo.registers import descend, stack, unbind
+from vse_kernels.gpo.registers import descend, length_of, locate, stack, unbind
 
 
 @triton.jit
@@ -35,15 +35,6 @@ def sort_key(x, position):
     return (bits << 8) | (255 - position).to(bits.dtype)
 
 
-@triton.jit
-def locate(D, COLUMNS: tl.constexpr):
-    """Return sample (int64), block and columns of this program."""
-    blocks = tl.cdiv(D, COLUMNS)
-    program = tl.program_id(0)
-    block = program % blocks
-    return (program // blocks).to(tl.int64), block, block * COLUMNS + tl.arange(0, COLUMNS)
-
-
 # A thread owns one column and loads no vectors, so alignment brings nothing but more variants.
 UNALIGNED = ("gradient", "features", "pooled", "features_gradient", "K", "D")
 UNALIGNED += ("stride_sample", "stride_position")
@@ -56,6 +47,7 @@ def network_forward(
     table,
     rows,
     pooled,
+    K,
     D,
     stride_sample,
     stride_position,
@@ -70,7 +62,7 @@ def network_forward(
     """
     sample, _, column = locate(D, COLUMNS)
     inside = column < D
-    length = tl.zeros_like(column) + tl.load(lengths + sample).to(tl.int32)
+    length = tl.zeros_like(column) + length_of(lengths, sample, K)
     source = features + sample * stride_sample + column[None, :]
     x = ()
     for p in tl.static_range(len(PARTS)):
@@ -115,7 +107,7 @@ def network_backward(
     sample, block, column = locate(D, COLUMNS)
     column = column[None, :]
     inside = column < D
-    length = tl.load(lengths + sample).to(tl.int32)
+    length = length_of(lengths, sample, K)
     source = features + sample * stride_sample + column
     upstream = tl.load(gradient + sample * D + column, mask=inside, other=0.0).to(tl.float32)
     x = ()
@@ -177,7 +169,7 @@ def sort_forward(
     """Pool COLUMNS columns of one sample; KEEP also stores the order (B, K, D) uint8."""
     sample, _, column = locate(D, COLUMNS)
     position = tl.arange(0, SIZE)[None, :]
-    length = tl.load(lengths + sample).to(tl.int32)
+    length = length_of(lengths, sample, K)
     column = column[:, None]
     valid = (column < D) & (position < length)
     offsets = position.to(tl.int64) * stride_position + column
@@ -217,7 +209,7 @@ def sort_backward(
     """Compute both gradients of COLUMNS columns of one sample from the stored order."""
     sample, block, column = locate(D, COLUMNS)
     position = tl.arange(0, SIZE)[None, :]
-    length = tl.load(lengths + sample).to(tl.int32)
+    length = length_of(lengths, sample, K)
     column = column[:, None]
     valid = (column < D) & (position < length)
     upstream = tl.load(gradient + sample * D + column, mask=column < D, other=0.0).to(tl.float32)

@@ -62,8 +62,9 @@ def hardest_negatives(
         columns: whether to mine the columns too, in the same pass.
         impl: "auto", "torch" or "triton". "auto" falls back to torch with one warning; "triton"
             raises if it cannot run.
-        query_limit: (M,) a query's candidates that score above this are no negatives of it. By
-            torch alone, and without ``columns``.
+        query_limit: (M,) a query's candidates that score above this are no negatives of it; or
+            (M, k), for which the rows' results are (M, k), from one product. By torch alone, and
+            without ``columns``.
 
     Raises:
         TypeError: a dtype is not supported.
@@ -74,13 +75,14 @@ def hardest_negatives(
     if query_limit is not None:
         if columns:
             raise ValueError("query_limit is of the rows alone; give columns=False")
-        _check_limit("query_limit", query_limit, queries)
+        _check_positive("query_limit", query_limit, queries)
+        require_same_device(queries=queries, query_limit=query_limit)
         if impl != "auto":  # torch is no fallback here, so that "auto" warns of nothing
             use_triton("hardest_negatives", impl, queries, "query_limit is for torch alone")
-        found = reference.hardest(
-            queries, candidates, query_ids, candidate_ids, columns=False, query_limit=query_limit
-        )
-        return HardestNegatives(*found[:2], None, None)
+        several = query_limit if query_limit.dim() == 2 else query_limit[:, None]
+        found = reference.hardest_below(queries, candidates, query_ids, candidate_ids, several)
+        score, index = (side.view(query_limit.shape) for side in found)
+        return HardestNegatives(score, index, None, None)
     with_triton = use_triton("hardest_negatives", impl, queries, limit)
     operands = (queries, candidates, query_ids, candidate_ids, columns, with_triton)
     run = operator.mine if torch.compiler.is_compiling() else operator.hardest
@@ -121,12 +123,14 @@ def all_violations(
         candidates: (N, E) of the same dtype.
         query_ids: (M,) int64 or int32, as in `hardest_negatives`.
         candidate_ids: (N,) likewise.
-        query_positive: (M,) score of each query's positive.
-        candidate_positive: (N,) score of each candidate's positive.
+        query_positive: (M,) score of each query's positive; or (M, k) of k pairs that share the
+            query, infinite for padding: a candidate counts the query once for each of the others.
+        candidate_positive: (N,) score of each candidate's positive, or (N, k) likewise.
         margin: margin of the hinge.
         candidate_gradient: whether to return the gradient of the candidates too.
-        query_limit: (M,) a query's candidates that score above this are no negatives of it.
-        candidate_limit: (N,) likewise for a candidate's queries.
+        query_limit: as `query_positive`; a query's candidates that score above this are no
+            negatives of it.
+        candidate_limit: likewise for a candidate's queries.
 
     Returns:
         Violations, in float32 (float64 for float64 embeddings).
@@ -138,13 +142,13 @@ def all_violations(
     _check(queries, candidates, query_ids, candidate_ids)
     require_dtype("query_positive", query_positive, FLOATS)
     require_dtype("candidate_positive", candidate_positive, FLOATS)
-    require_shape("query_positive", query_positive, (queries.shape[0],), "queries")
-    require_shape("candidate_positive", candidate_positive, (candidates.shape[0],), "candidates")
+    _check_positive("query_positive", query_positive, queries)
+    _check_positive("candidate_positive", candidate_positive, candidates)
     require_same_device(
         queries=queries, query_positive=query_positive, candidate_positive=candidate_positive
     )
-    _check_limit("query_limit", query_limit, queries)
-    _check_limit("candidate_limit", candidate_limit, candidates)
+    _check_limit("query_limit", query_limit, query_positive)
+    _check_limit("candidate_limit", candidate_limit, candidate_positive)
     return violations(
         queries,
         candidates,
@@ -159,10 +163,15 @@ def all_violations(
     )
 
 
-def _check_limit(name: str, limit: Tensor | None, rows: Tensor) -> None:
+def _check_limit(name: str, limit: Tensor | None, positive: Tensor) -> None:
     if limit is not None:
-        require_shape(name, limit, (rows.shape[0],), f"rows of shape {tuple(rows.shape)}")
-        require_same_device(rows=rows, **{name: limit})
+        require_shape(name, limit, tuple(positive.shape), f"{tuple(positive.shape)} positives")
+        require_same_device(positive=positive, **{name: limit})
+
+
+def _check_positive(name: str, values: Tensor, rows: Tensor) -> None:
+    shape = (rows.shape[0], None) if values.dim() == 2 else (rows.shape[0],)
+    require_shape(name, values, shape, f"rows of shape {tuple(rows.shape)}")
 
 
 def _check(queries: Tensor, candidates: Tensor, query_ids: Tensor, candidate_ids: Tensor) -> None:

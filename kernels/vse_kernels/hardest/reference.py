@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vse_kernels.exact import full_precision
+
 # 16 MB of scores in float32: small beside the embeddings, large enough for an efficient product.
 # Positions within a tile fit in int16.
 TILE_ROWS = 1024
@@ -29,6 +31,10 @@ def spans(size: int, step: int) -> list[slice]:
 def masked_pairs(query_ids: Tensor, candidate_ids: Tensor) -> Tensor:
     """Return a mask (m, n) bool of pairs that are no negatives: equal ids, or padding."""
     pairs = query_ids[:, None] == candidate_ids[None, :]
+    # On a GPU it is cheaper to do than to ask.
+    asks = not pairs.is_cuda and not torch.compiler.is_compiling()
+    if asks and not bool((query_ids < 0).any() | (candidate_ids < 0).any()):
+        return pairs
     return pairs.logical_or_((query_ids < 0)[:, None]).logical_or_((candidate_ids < 0)[None, :])
 
 
@@ -73,13 +79,9 @@ def _keep_better(score: Tensor, index: Tensor, new_score: Tensor, new_index: Ten
     index.copy_(torch.where(better, new_index, index))
 
 
+@full_precision()
 def hardest(
-    queries: Tensor,
-    candidates: Tensor,
-    query_ids: Tensor,
-    candidate_ids: Tensor,
-    columns: bool,
-    query_limit: Tensor | None = None,
+    queries: Tensor, candidates: Tensor, query_ids: Tensor, candidate_ids: Tensor, columns: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mine in tiles; arguments and results as `vse_kernels.hardest_negatives`, or empty."""
     sides = (queries.shape[0], candidates.shape[0] if columns else 0)
@@ -93,11 +95,30 @@ def hardest(
     # Tiles come in ascending order, and only a strictly larger score replaces an earlier one: ties
     # go to the lowest index.
     for rows, cols, scores in tiles(queries, candidates, query_ids, candidate_ids):
-        if query_limit is not None:
-            scores.masked_fill_(scores > query_limit[rows, None], -torch.inf)
         best, index = _largest(scores, 1)
         _keep_better(row_score[rows], row_index[rows], best, index + cols.start)
         if columns:
             best, index = _largest(scores, 0)
             _keep_better(column_score[cols], column_index[cols], best, index + rows.start)
     return row_score, row_index, column_score, column_index
+
+
+@full_precision()
+def hardest_below(
+    queries: Tensor,
+    candidates: Tensor,
+    query_ids: Tensor,
+    candidate_ids: Tensor,
+    query_limit: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Mine the rows below each of their limits (M, k); return scores and indices (M, k)."""
+    score = torch.full(
+        query_limit.shape, -torch.inf, dtype=score_dtype(queries), device=queries.device
+    )
+    index = torch.full_like(score, -1, dtype=torch.int64)
+    for rows, cols, scores in tiles(queries, candidates, query_ids, candidate_ids):
+        for number, limit in enumerate(query_limit[rows].unbind(1)):
+            below = scores.masked_fill(scores > limit[:, None], -torch.inf)
+            best, place = _largest(below, 1)
+            _keep_better(score[rows, number], index[rows, number], best, place + cols.start)
+    return score, index

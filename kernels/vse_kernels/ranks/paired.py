@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vse_kernels.checks import FLOATS, require_dtype, require_same_device, require_shape
+from vse_kernels.exact import full_precision
 from vse_kernels.ranks.reference import KEPT_TILES, TILE_CANDIDATES, TILE_QUERIES, _tile_rows
 
 Across = Callable[[Tensor, Literal["max", "sum"]], None]
@@ -22,6 +23,7 @@ Across = Callable[[Tensor, Literal["max", "sum"]], None]
 
 
 @torch.no_grad()
+@full_precision()
 def paired_ranks(
     images: Tensor,
     captions: Tensor,

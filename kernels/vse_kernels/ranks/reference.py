@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vse_kernels.exact import full_precision
+
 # Retrieval sets come in thousands with five captions per image, so these divide them.
 TILE_QUERIES = 1000
 TILE_CANDIDATES = 2500
@@ -115,6 +117,7 @@ def _strip_ranks(
     return above.masked_fill(torch.bincount(query_index, minlength=rows) == 0, 0)
 
 
+@full_precision()
 def ranks(
     queries: Tensor,
     candidates: Tensor,

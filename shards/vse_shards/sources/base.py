@@ -13,6 +13,7 @@ from vse_shards.json_text import parse_json
 from vse_shards.notes import Notes
 
 MAX_CAPTION_WORDS = 1000
+MAX_CAPTION_CHARACTERS = 100_000  # of scripts without spaces, or data in a caption's place
 _MOST_JSON = 1 << 31  # bytes of a file of annotations
 INCOMPLETE = "incomplete tar"
 """Reason of a file that holds less than was written to it: an unknown number of rows is lost."""
@@ -210,6 +211,8 @@ def _fault(text: str, number: int, captions: int) -> tuple[str, str] | None:
     words = len(text.split()) if len(text) > MAX_CAPTION_WORDS else 0
     if words > MAX_CAPTION_WORDS:
         return "caption too long", f"{words:,} words, limit {MAX_CAPTION_WORDS:,}"
+    if len(text) > MAX_CAPTION_CHARACTERS:
+        return "caption too long", f"{len(text):,} characters, limit {MAX_CAPTION_CHARACTERS:,}"
     if not is_unicode(text):
         return "malformed caption", f"caption {number} is not valid Unicode"
     if "\0" in text:

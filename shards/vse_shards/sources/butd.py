@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from vse_shards import storage
 from vse_shards.errors import SourceError
+from vse_shards.plain_files import open_plain
 from vse_shards.regions import HDF, MAX_LINE, TSV, WHOLE, hdf_keys
 from vse_shards.sources.base import Problem, RegionsAt, Row, Source
 from vse_shards.sources.coco import CocoSource
@@ -123,7 +124,7 @@ def _entries(path: str) -> Iterator[tuple[str, int]]:
 def _lines(path: str) -> Iterator[tuple[str, int]]:
     """Yield id and offset of each line, read as a stream: these files have tens of gigabytes."""
     offset = 0
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         while line := file.readline(MAX_LINE):
             cells = line.count(b"\t") + 1
             key = line[:81].partition(b"\t")[0].decode(errors="replace")

@@ -18,6 +18,7 @@ from vse_shards import storage
 from vse_shards.errors import SourceError
 from vse_shards.masking import masked
 from vse_shards.notes import Notes, shown
+from vse_shards.sources.spool import new_folder
 from vse_shards.sources.tabular.files import FAULTS, HEAD, TableFile, compression, unpacked
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -115,7 +116,7 @@ class Unpacked:
 
     def _new(self, path: str) -> str:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="vse-shards-")
+            self._folder = new_folder()
         # A folder of its own, so that it is called as the input is.
         folder = tempfile.mkdtemp(dir=self._folder.name)
         return os.path.join(folder, stem_of(storage.base_name(path)))

@@ -14,6 +14,24 @@ from vse_shards.sources.base import Location
 _REMEMBERED = 4096  # images; rows of one image stand near each other
 
 
+_PREFIX = "vse-shards-"
+_FOLDERS: set[str] = set()  # of this process
+
+
+def new_folder() -> tempfile.TemporaryDirectory[str]:
+    """Create a folder, in ``TMPDIR``, for files that end with the process."""
+    folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
+    _FOLDERS.add(folder.name)
+    return folder
+
+
+def kept_name(path: str) -> str | None:
+    """Return the part of a path below ``TMPDIR`` if it lies in such a folder."""
+    if not any(path.startswith(os.path.join(folder, "")) for folder in _FOLDERS):
+        return None
+    return path.removeprefix(os.path.join(tempfile.gettempdir(), ""))
+
+
 class Spool:
     """A file of images, one after the other, that ends with the process.
 
@@ -48,7 +66,7 @@ class Spool:
             self._seen.move_to_end(digest)
             return self._seen[digest]
         if self._file is None or self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="vse-shards-")
+            self._folder = new_folder()
             self._file = open(Path(self._folder.name) / "images", "wb", buffering=0)  # noqa: SIM115
         location = Location(os.path.join(self._folder.name, "images"), self._size, len(data))
         view = memoryview(data)

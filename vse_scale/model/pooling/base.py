@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 
@@ -11,6 +13,16 @@ class Pool(nn.Module):
     ``forward(features, lengths)`` pools ``features`` (B, K, D), the first ``lengths`` (B,) vectors
     of each, into (B, D).
     """
+
+    def of_linear(
+        self, linear: Callable[[Tensor], Tensor], features: Tensor, lengths: Tensor
+    ) -> Tensor:
+        """Pool what ``linear`` makes of each of ``features`` (B, K, C) into (B, D).
+
+        A pooling that a Linear commutes with has the Linear see one vector of each row, not K.
+        """
+        pooled: Tensor = self(linear(features), lengths)
+        return pooled
 
     def weight_table(self, lengths: Tensor, steps: int) -> Tensor | None:
         """Return the weights of sorted values (R, steps) of each of ``lengths`` (R,).

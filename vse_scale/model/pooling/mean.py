@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,12 @@ class MeanPool(Pool):
         # At least in float32, whatever autocast does.
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
         return wide.where(present[..., None], 0.0).sum(1) / lengths[:, None]
+
+    def of_linear(
+        self, linear: Callable[[Tensor], Tensor], features: Tensor, lengths: Tensor
+    ) -> Tensor:
+        """Return what ``linear`` makes of the mean of ``features`` (B, K, C), (B, D)."""
+        return linear(self(features, lengths).to(features.dtype))
 
     def weight_table(self, lengths: Tensor, steps: int) -> Tensor:
         """Return the pooling weights (R, steps) of each of ``lengths`` (R,), zero beyond it."""

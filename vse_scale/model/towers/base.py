@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, S
 
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn import functional as F
 
-from vse_scale.bounds import Ge
+from vse_scale.bounds import Count, Fraction, Ge
 from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.inputs.spec import RegionSpec
 
 if TYPE_CHECKING:
     from vse_scale.inputs.tokens import CaptionTokenizer
+    from vse_scale.model.pooling.base import Pool
 
 _UNREAD_SIZE = 512  # folders of region models hold it, and nothing reads it
 
@@ -34,6 +36,7 @@ class ImageSettings:
         backbone: name of the tower.
         drop_cells: size augmentation in training: some cells of the grid, or regions, are left out.
         frozen: whether the backbone never trains; it then runs in evaluation mode.
+        train_last: number of the backbone's last layers, or stages, that train; None: all of them.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic looks for this very form
@@ -46,6 +49,7 @@ class ImageSettings:
     backbone: str
     drop_cells: bool = True
     frozen: bool = False
+    train_last: Count | None = None
 
     @property
     def source(self) -> str | None:
@@ -73,6 +77,42 @@ class ImageSettings:
         return self, []
 
 
+class ChannelDropout(nn.Module):
+    """In training, leaves a share of a sample's channels out, the same ones in all its vectors."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return vectors (N, ..., C), those channels zero, the others raised by 1 / (1 - share)."""
+        # Without a share nothing is drawn: a draw would move the dropout of all layers after it.
+        if not self.training or not self.share:
+            return vectors
+        samples, *others, channels = vectors.shape
+        kept = vectors.new_ones(samples, *(1 for _ in others), channels)
+        return vectors * F.dropout(kept, self.share)
+
+
+def project_and_pool(
+    vectors: Tensor, lengths: Tensor, drop: ChannelDropout, projection: nn.Module, pool: Pool
+) -> Tensor:
+    """Return the vectors (N, K, C) of each of N samples as one of the joint space, (N, D).
+
+    Args:
+        vectors: of a backbone; those beyond a sample's length are ignored.
+        lengths: (N,) int64.
+        drop: leaves channels out.
+        projection: from C to D channels.
+        pool: over the K vectors.
+    """
+    if drop.share:
+        return pool.of_linear(lambda found: projection(drop(found)), vectors, lengths)
+    # Not by the mean's shorter way: a run of before goes on to the same bits.
+    pooled: Tensor = pool(projection(vectors), lengths)
+    return pooled
+
+
 @dataclass(frozen=True, kw_only=True)
 class PixelSettings(ImageSettings):
     """Settings of towers over pixels.
@@ -81,11 +121,14 @@ class PixelSettings(ImageSettings):
         size: pixels, both sides.
         pixels: statistics of the normalisation; those in a Hugging Face folder come first.
         antialias: whether shrinking averages; the published pipeline, made with OpenCV, does not.
+        drop_channels: share of the backbone's channels that the projection misses in training, the
+            same ones in all cells of an image. For heads over a frozen tower.
     """
 
     size: Annotated[int, Ge(16)] = 512
     pixels: Literal["imagenet", "detector", "lite"] = "imagenet"
     antialias: bool = False
+    drop_channels: Fraction = 0.0
 
     def describe(self) -> str:
         """Return the tower's name for people, and the size of its images."""
@@ -123,6 +166,8 @@ class TextSettings:
     Attributes:
         encoder: name of the tower.
         tokenizer: folder or file; None: the encoder's own, or one made from the captions.
+        frozen: whether the encoder never trains; it then runs in evaluation mode.
+        train_last: number of the encoder's last layers that train; None: all of them.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  # pydantic looks for this very form
@@ -131,6 +176,8 @@ class TextSettings:
 
     encoder: str
     tokenizer: str | None = None
+    frozen: bool = False
+    train_last: Count | None = None
 
     @property
     def source(self) -> str | None:

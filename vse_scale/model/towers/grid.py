@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any, Protocol, Self
 
@@ -10,7 +11,12 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from vse_scale.model.pooling import make_pool
-from vse_scale.model.towers.base import PixelSettings, WeightsSettings
+from vse_scale.model.towers.base import (
+    ChannelDropout,
+    PixelSettings,
+    WeightsSettings,
+    project_and_pool,
+)
 
 # Size augmentation of VSE-infinity's code: images that draw at most this keep all cells; the
 # others lose each cell with this share of their draw.
@@ -93,6 +99,7 @@ class GridTower(nn.Module):
         # Xavier's uniform bounds, as published.
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
+        self.drop = ChannelDropout(settings.drop_channels)
         self.pool = make_pool(pool)
         self.cells = backbone.cells(settings.size)
 
@@ -126,8 +133,7 @@ class GridTower(nn.Module):
             grid, lengths = compact(grid, self.keep(draws))
         else:
             lengths = torch.full(grid.shape[:1], grid.shape[1], device=grid.device)
-        pooled: Tensor = self.pool(self.projection(grid), lengths)
-        return pooled
+        return project_and_pool(grid, lengths, self.drop, self.projection, self.pool)
 
     def features(self, pixels: Tensor, trained_stages: int | None = None) -> Tensor:
         """Return what the backbone makes of ``pixels`` (N, 3, H, W): (N, K, C), before all else."""
@@ -167,7 +173,7 @@ class GridTower(nn.Module):
         self.backbone.recompute_activations()
 
 
-class WeightsTower(GridTower):
+class WeightsTower(GridTower, ABC):
     """A grid tower over a network whose weights come in one file.
 
     Args:
@@ -188,9 +194,9 @@ class WeightsTower(GridTower):
         super().__init__(settings, backbone, embed_dim, pool)
 
     @staticmethod
+    @abstractmethod
     def network(name: str) -> Any:
         """Return the network of a name, with random weights; it has ``load_weights``."""
-        raise NotImplementedError
 
     def standalone(self) -> WeightsSettings:
         """Return settings that build the tower again, without weights."""

@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from vse_scale.bounds import Ge
+from vse_scale.bounds import Fraction, Ge
 from vse_scale.errors import ModelError
 from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.adapters import LoRA
 from vse_scale.model.huggingface import (
     architecture_of,
     describe,
@@ -23,7 +24,8 @@ from vse_scale.model.huggingface import (
     tower_config,
 )
 from vse_scale.model.pooling import make_pool
-from vse_scale.model.towers.base import TextSettings
+from vse_scale.model.towers.base import ChannelDropout, TextSettings, project_and_pool
+from vse_scale.model.towers.held import HeldStates
 
 # These take a mask of the full shape and add nothing to it, as causal or windowed attention would.
 _TAKE_FULL_MASK = frozenset(
@@ -41,6 +43,9 @@ class TransformerSettings(TextSettings):
         path: folder with config.json and weights; None: ``architecture``, random.
         vocab_size: most word pieces of a vocabulary that is made from the captions; ours.
         architecture: keys of its transformers configuration; ``model_type`` is bert by default.
+        lora: adapters that train in place of the encoder's weights; None: the weights train.
+        drop_channels: share of the encoder's channels that the projection misses in training, the
+            same ones in all tokens of a caption. For heads over a frozen encoder.
     """
 
     licenses: ClassVar[Mapping[str, str]] = {
@@ -51,6 +56,8 @@ class TransformerSettings(TextSettings):
     path: str | None = None
     vocab_size: Annotated[int, Ge(32)] = 8000
     architecture: dict[str, Any] = field(default_factory=dict)
+    lora: LoRA | None = None
+    drop_channels: Fraction = 0.0
 
     @property
     def source(self) -> str | None:
@@ -82,7 +89,8 @@ class TransformerSettings(TextSettings):
         if self.path is None:
             return self, []
         architecture, assumed = architecture_of(Path(self.path), "bert", _text_side)
-        return replace(self, path=None, architecture=architecture), assumed
+        lora = None if assumed else self.lora  # its targets are the folder's encoder's
+        return replace(self, path=None, architecture=architecture, lora=lora), assumed
 
 
 class TransformerTower(nn.Module):
@@ -147,7 +155,9 @@ class TransformerTower(nn.Module):
                 "encoder its own tokenizer, or a larger vocab_size"
             )
         self.projection = nn.Linear(width, embed_dim)
+        self.drop = ChannelDropout(settings.drop_channels)
         self.pool = make_pool(pool)
+        self.held: HeldStates | None = None
 
     def _size(self, key: str) -> int | None:
         found = getattr(self._config, key, None)
@@ -205,6 +215,19 @@ class TransformerTower(nn.Module):
     def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Pool ``token_ids`` (P, L), of which ``lengths`` (P,) are no padding, into (P, D).
 
+        Where ``held`` has the states of all captions, the encoder does not run.
+
+        Raises:
+            ModelError: L is more than the encoder has positions for.
+        """
+        hidden = None if self.held is None else self.held.find(token_ids, lengths)
+        if hidden is None:
+            hidden = self.states(token_ids, lengths)
+        return project_and_pool(hidden, lengths, self.drop, self.projection, self.pool)
+
+    def states(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        """Return what the encoder makes of ``token_ids`` (P, L): (P, L, H), before all else.
+
         Raises:
             ModelError: L is more than the encoder has positions for.
         """
@@ -220,13 +243,14 @@ class TransformerTower(nn.Module):
         # for all that is queued. Others get the numbers that the library's tokenizers give.
         full = mask[:, None, None, :].expand(-1, 1, tokens, -1)
         mask = full if self._full_mask else mask.long()
-        hidden = self.encoder(input_ids=token_ids, attention_mask=mask).last_hidden_state
-        pooled: Tensor = self.pool(self.projection(hidden), lengths)
-        return pooled
+        hidden: Tensor = self.encoder(input_ids=token_ids, attention_mask=mask).last_hidden_state
+        return hidden
 
     def standalone(self) -> TransformerSettings:
         """Return settings that build the tower again, without weights and tokenizer."""
-        return replace(self._settings, path=None, tokenizer=None, architecture=self._described)
+        return replace(
+            self._settings, path=None, tokenizer=None, architecture=self._described, lora=None
+        )
 
     def recompute_activations(self) -> None:
         """Let training keep the inputs of each layer alone, and compute the rest again."""

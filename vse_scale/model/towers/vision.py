@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from vse_scale.errors import ModelError
 from vse_scale.inputs.pixels import ImageSpec
+from vse_scale.model.adapters import LoRA
 from vse_scale.model.huggingface import (
     architecture_of,
     describe,
@@ -38,10 +39,12 @@ class VisionSettings(PixelSettings):
         path: folder with config.json and weights.
         architecture: without a path: ``model_type`` and what differs from its configuration's
             defaults; random weights.
+        lora: adapters that train in place of the backbone's weights; None: the weights train.
     """
 
     path: str | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
+    lora: LoRA | None = None
 
     def __post_init__(self) -> None:
         """Check that there is something to build from.
@@ -85,7 +88,8 @@ class VisionSettings(PixelSettings):
         if self.path is None:
             return self, []
         architecture, assumed = architecture_of(Path(self.path), "resnet", _image_side)
-        return replace(self, path=None, architecture=architecture), assumed
+        lora = None if assumed else self.lora  # its targets are the folder's encoder's
+        return replace(self, path=None, architecture=architecture, lora=lora), assumed
 
 
 class HuggingFaceBackbone(nn.Module):
@@ -254,7 +258,7 @@ class VisionTower(GridTower):
     def standalone(self) -> VisionSettings:
         """Return settings that build the tower again, without weights."""
         architecture = self.backbone.architecture()
-        return replace(self.settings, path=None, architecture=architecture)
+        return replace(self.settings, path=None, architecture=architecture, lora=None)
 
 
 def _image_side(config: Any) -> Any:

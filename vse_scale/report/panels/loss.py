@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Sequence
-from itertools import groupby
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -14,7 +17,6 @@ from vse_scale.report.data import Column, ReportData
 from vse_scale.report.panel import LEARNING, Panel
 from vse_scale.report.pieces import absent, ends, learning_rate_drops, step_axis, thinned
 from vse_scale.run.folder import RunRecords
-from vse_scale.run.records import StepRecord
 
 # More points than a wide screen has pixels only make the file larger.
 _MOST_POINTS, _MOST_COMPARED = 1200, 400
@@ -30,29 +32,25 @@ class Loss(Panel):
     def render(self, data: ReportData) -> str:
         """Return the loss of a run, and its running mean."""
         run = data.run
-        steps = _finite(run)
-        if not steps:
+        phases = _phases(run)
+        if not phases:
             return absent("No step was recorded yet, so there is no loss curve.")
-        phases = [
-            (phase, list(records))
-            for phase, records in groupby(steps, key=lambda record: record.objective)
-        ]
         lines = []
-        for index, (_, records) in enumerate(phases):
-            xs, ys = thinned([r.step for r in records], [r.loss for r in records], _MOST_POINTS)
+        for index, phase in enumerate(phases):
+            xs, ys = thinned(phase.steps, phase.losses, _MOST_POINTS)
             smooth = _running_mean(ys, max(1, len(xs) // 25))
             lines.append(Line(xs, ys, "raw", "" if index else "each step"))
             lines.append(Line(xs, smooth, "loss", "" if index else "running mean"))
         objective = recorded_objective(run.config.get("objective"))
         pairs = run.setting("data.global_batch", "?")
         unit = objective.unit(pairs) if objective is not None else f"over {pairs} pairs"
-        losses = [record.loss for record in steps]
+        first, last = phases[0], phases[-1]
         return line_chart(
             "Loss",
-            f"Loss by step, from {number(losses[0])} at step {steps[0].step} to "
-            f"{number(losses[-1])} at step {steps[-1].step}.",
+            f"Loss by step, from {number(first.losses[0])} at step {first.steps[0]} to "
+            f"{number(last.losses[-1])} at step {last.steps[-1]}.",
             step_axis([run]),
-            _axis(unit, losses),
+            _axis(unit, [end(phase.losses) for phase in phases for end in (min, max)]),
             lines,
             _bands(phases, objective),
             learning_rate_drops(run),
@@ -62,10 +60,11 @@ class Loss(Panel):
         """Return the losses of the runs in one chart."""
         lines = []
         for column in columns:
-            steps = _finite(column.run)
-            if steps:
-                points = [r.step for r in steps], [r.loss for r in steps]
-                lines.append(Line(*thinned(*points, _MOST_COMPARED), column.style, column.name))
+            phases = _phases(column.run)
+            if phases:
+                xs = list(chain.from_iterable(phase.steps for phase in phases))
+                ys = list(chain.from_iterable(phase.losses for phase in phases))
+                lines.append(Line(*thinned(xs, ys, _MOST_COMPARED), column.style, column.name))
         if not lines:
             return absent("No run recorded its loss.")
         return line_chart(
@@ -77,8 +76,24 @@ class Loss(Panel):
         )
 
 
-def _finite(run: RunRecords) -> list[StepRecord]:
-    return [record for record in run.steps if np.isfinite(record.loss)]
+@dataclass(frozen=True)
+class _Phase:
+    """Steps with a finite loss between two changes of the objective."""
+
+    objective: str
+    steps: array[int]
+    losses: array[float]
+
+
+def _phases(run: RunRecords) -> list[_Phase]:
+    phases: list[_Phase] = []
+    for record in run.steps:
+        if math.isfinite(record.loss):
+            if not phases or phases[-1].objective != record.objective:
+                phases.append(_Phase(record.objective, array("q"), array("d")))
+            phases[-1].steps.append(record.step)
+            phases[-1].losses.append(record.loss)
+    return phases
 
 
 def _axis(label: str, losses: Sequence[float]) -> Axis:
@@ -89,16 +104,14 @@ def _axis(label: str, losses: Sequence[float]) -> Axis:
     return linear_axis(label, 0, high)
 
 
-def _bands(
-    phases: Sequence[tuple[str, list[StepRecord]]], objective: Objective | None
-) -> list[Band]:
+def _bands(phases: Sequence[_Phase], objective: Objective | None) -> list[Band]:
     """Shade every phase but the one that training ends in."""
     if objective is None:
         return []
     return [
-        Band(records[0].step, records[-1].step, objective.phase_label(phase))
-        for phase, records in phases
-        if phase != objective.final_phase
+        Band(phase.steps[0], phase.steps[-1], objective.phase_label(phase.objective))
+        for phase in phases
+        if phase.objective != objective.final_phase
     ]
 
 

@@ -28,8 +28,11 @@ class Machine(Panel):
         systems = [column.run.system for column in columns]
         if not any(systems):
             return absent("No run recorded its machine.")
-        if all(system == systems[0] for system in systems):
-            return note("The same for both.") + _listed(systems[0])
+        machines = [{k: v for k, v in own.items() if k != "origin"} for own in systems]
+        if all(machine == machines[0] for machine in machines):
+            origins = [_listed({k: v for k, v in own.items() if k == "origin"}) for own in systems]
+            own = side_by_side(columns, origins) if any("origin" in s for s in systems) else ""
+            return own + note("The same for both.") + _listed(machines[0])
         return side_by_side(columns, [_listed(system) for system in systems])
 
 
@@ -49,7 +52,11 @@ def _listed(system: dict[str, Any]) -> str:
     ]
     known = [(name, str(value)) for name, value in facts if value is not None]
     versions = [(name, str(version)) for name, version in system.get("packages", {}).items()]
-    listed = definitions("Machine", known)
+    listed = ""
+    if isinstance(origin := system.get("origin"), dict):
+        listed += definitions("Origin", [(str(name), str(value)) for name, value in origin.items()])
+    if set(system) - {"origin"}:
+        listed += definitions("Machine", known)
     if versions:
         listed += definitions("Versions", versions)
     return f'<div class="settings">{listed}</div>'

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from vse_scale.config.resume import flat
 from vse_scale.report.data import Column, ReportData
 from vse_scale.report.panel import Panel, Section
 from vse_scale.report.pieces import absent, compared_table, definitions, note
@@ -23,22 +24,22 @@ class Settings(Panel):
         if not data.run.config:
             return absent("The run folder holds no config.yaml.")
         listed = "".join(
-            definitions(section, [(key, _plain(value)) for key, value in _flat(values)])
+            definitions(section, [(key, plain(value)) for key, value in _of_section(values)])
             for section, values in data.run.config.items()
         )
         return f'<div class="settings">{listed}</div>'
 
     def compare(self, columns: Sequence[Column]) -> str:
         """Return the settings that are not the same for all runs."""
-        flat = [dict(_flat(column.run.config)) for column in columns]
+        settings = [flat(column.run.config) for column in columns]
         # In the order of the runs' own files, each key once.
-        keys = list(dict.fromkeys(key for own in flat for key in own))
-        differing = [k for k in keys if any(own.get(k) != flat[0].get(k) for own in flat)]
+        keys = list(dict.fromkeys(key for own in settings for key in own))
+        differing = [k for k in keys if any(own.get(k) != settings[0].get(k) for own in settings)]
         if not differing:
             return absent("All settings are equal.")
         rows = "".join(
             f'<tr><th scope="row">{escape(key)}</th>'
-            + "".join(f"<td>{escape(_plain(own.get(key)))}</td>" for own in flat)
+            + "".join(f"<td>{escape(plain(own.get(key)))}</td>" for own in settings)
             + "</tr>"
             for key in differing
         )
@@ -46,26 +47,18 @@ class Settings(Panel):
         return said + compared_table(columns, rows, style="words")
 
 
-def _flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return settings of all depths by their dotted names."""
-    if not isinstance(values, dict):
-        return [(prefix or "value", values)]
-    pairs = []
-    for key, value in values.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        nested = isinstance(value, dict) and value
-        pairs += _flat(value, name) if nested else [(name, value)]
-    return pairs
+def _of_section(values: Any) -> Iterable[tuple[str, Any]]:
+    return (flat(values) if isinstance(values, dict) else {"value": values}).items()
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """Return a setting's value in words."""
     if value is None or value == {}:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_plain(item) for item in value) or "–"
+        return ", ".join(plain(item) for item in value) or "–"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

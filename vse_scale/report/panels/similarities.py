@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from array import array
 
 from vse_scale.html.chart import Line, line_chart, linear_axis
 from vse_scale.report.data import ReportData
@@ -28,10 +29,12 @@ class Similarities(Panel):
         """Return a line for each similarity that two steps recorded; nothing without any."""
         lines = []
         for label, key, style in _CURVES:
-            found = [(r.step, r.statistics[key]) for r in data.run.steps if key in r.statistics]
-            points = [point for point in found if np.isfinite(point[1])]
-            if len(points) > 1:
-                xs, ys = zip(*points, strict=True)
+            xs, ys = array("d"), array("d")
+            for record in data.run.steps:
+                if math.isfinite(value := record.statistics.get(key, math.nan)):
+                    xs.append(record.step)
+                    ys.append(value)
+            if len(xs) > 1:
                 lines.append(Line(*thinned(xs, ys, _MOST_POINTS), style, label))
         if not lines:
             return ""

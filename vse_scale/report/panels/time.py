@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
+from vse_scale.data.staged import in_words, total
 from vse_scale.report.data import Column, ReportData
 from vse_scale.report.panel import Panel, Section
 from vse_scale.report.pieces import absent, side_by_side
@@ -94,15 +95,30 @@ class TimeUse:
         return 100.0 * self.seconds[phase] / self.total if self.total else 0.0
 
 
-def time_use(steps: Sequence[StepRecord]) -> TimeUse:
+def time_use(steps: Iterable[StepRecord]) -> TimeUse:
     """Add up ``seconds`` of all steps; what no phase accounts for is "other"."""
-    seconds = dict.fromkeys(PHASES, 0.0)
+    sums = _Sums()
     for record in steps:
+        sums.add(record)
+    return sums.use()
+
+
+class _Sums:
+    """Seconds of steps that are added one by one."""
+
+    def __init__(self) -> None:
+        self.steps, self.whole = 0, 0.0
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+
+    def add(self, record: StepRecord) -> None:
+        self.steps += 1
+        self.whole += record.seconds.get("step", 0.0)
         for phase in PHASES:
-            seconds[phase] += max(record.seconds.get(phase, 0.0), 0.0)
-    whole = sum(record.seconds.get("step", 0.0) for record in steps)
-    seconds["other"] += max(whole - sum(seconds.values()), 0.0)
-    return TimeUse(len(steps), seconds)
+            self.seconds[phase] += max(record.seconds.get(phase, 0.0), 0.0)
+
+    def use(self) -> TimeUse:
+        other = max(self.whole - sum(self.seconds.values()), 0.0)
+        return TimeUse(self.steps, {**self.seconds, "other": self.seconds["other"] + other})
 
 
 def _section(run: RunRecords) -> str:
@@ -121,11 +137,18 @@ def _section(run: RunRecords) -> str:
         for label, part in [("whole run", use), *_by_epoch(run.steps)]
     )
     return (
-        f'<p class="lead">Of every step, {use.share("data"):.1f} % was spent waiting for data.</p>'
+        f'<p class="lead">Of every step, {use.share("data"):.1f} % was spent waiting for data.'
+        f"{_staging(run.steps)}</p>"
         f'<div class="time"><ul class="bars">{bars}</ul>'
         '<table class="figures"><thead><tr><th scope="col">Phase</th><th scope="col">Share</th>'
         f'<th scope="col">ms per step</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def _staging(steps: Sequence[StepRecord]) -> str:
+    """Return a sentence about remote shards; empty where the run had none."""
+    staged = total(record.staging for record in steps)
+    return f" Of remote shards the main rank's loader had {in_words(staged)}." if staged else ""
 
 
 def _bar(use: TimeUse, phases: Sequence[str]) -> str:
@@ -139,15 +162,18 @@ def _bar(use: TimeUse, phases: Sequence[str]) -> str:
 
 def _by_epoch(steps: Sequence[StepRecord]) -> list[tuple[str, TimeUse]]:
     """Cut the run into its epochs, or into at most ``_MOST_ROWS`` stretches of several."""
-    epochs = [list(records) for _, records in groupby(steps, key=lambda record: record.epoch)]
-    size = -(-len(epochs) // _MOST_ROWS)
-    result = []
-    for start in range(0, len(epochs), size):
-        group = [record for epoch in epochs[start : start + size] for record in epoch]
-        first, last = group[0].epoch + 1, group[-1].epoch + 1
-        label = f"epoch {first}" if first == last else f"{first}–{last}"
-        result.append((label, time_use(group)))
-    return result
+    epochs = sum(1 for _ in groupby(steps, key=lambda record: record.epoch))
+    size = -(-epochs // _MOST_ROWS)
+    rows: list[tuple[int, int, _Sums]] = []  # first and last epoch
+    for number, (epoch, records) in enumerate(groupby(steps, key=lambda record: record.epoch)):
+        first, _, sums = rows.pop() if number % size else (epoch, epoch, _Sums())
+        for record in records:
+            sums.add(record)
+        rows.append((first, epoch, sums))
+    return [
+        (f"epoch {first + 1}" if first == last else f"{first + 1}–{last + 1}", sums.use())
+        for first, last, sums in rows
+    ]
 
 
 PANEL = Time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import TextIOWrapper
@@ -137,14 +138,24 @@ def _ratings(file: Path) -> Iterator[tuple[int, int, float]]:
                     f"{file}: its columns are {columns!r:.80}, without agg_score in third place; "
                     "give the aggregated ratings, not the raw ones"
                 )
+            row = None
             for row in reader:
-                yield rated_number(row[0]), rated_number(row[1]), float(row[2])
+                yield rated_number(row[0]), rated_number(row[1]), _finite(row[2])
+            if row is None:
+                raise DatasetError(f"{file}: rates no pair; download it again")
     except OSError as error:
         raise DatasetError(
             f"{file}: cannot be read ({error.strerror}); give the folder of CxC's CSV files"
         ) from error
     except (IndexError, ValueError, csv.Error) as error:
         raise DatasetError(f"{file}: is damaged ({error}); download it again") from error
+
+
+def _finite(text: str) -> float:
+    """Return the number that ``text`` is; ValueError if it is none, or infinite."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text:.20} is no rating")
+    return value
 
 
 def _rows(

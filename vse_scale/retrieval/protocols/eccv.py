@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vse_kernels.exact import full_precision
 from vse_scale.errors import DatasetError
 from vse_scale.retrieval.encode import Embeddings
 from vse_scale.retrieval.gallery import Gallery
@@ -161,6 +162,7 @@ def eccv_table(found: Mapping[str, EccvFigures], name: str | None = None) -> str
     return "\n".join(lines)
 
 
+@full_precision()
 def retrieval_figures(
     queries: Tensor, candidates: Tensor, right: list[list[int]], counts: list[int]
 ) -> EccvFigures:

@@ -104,6 +104,20 @@ class RankMetrics:
         self._bytes_sent = Counter(
             "vse_scale_loss_sent_bytes", "bytes that left this rank for the loss", registry=registry
         )
+        self._staged = {
+            "fetched_bytes": Counter(
+                "vse_scale_staging_fetched_bytes", "bytes of remote shards copied by this rank",
+                registry=registry,
+            ),
+            "wait_seconds": Counter(
+                "vse_scale_staging_wait_seconds", "seconds that this rank's loader waited for them",
+                registry=registry,
+            ),
+        }  # fmt: skip
+        self._staged_shards = Counter(
+            "vse_scale_staged_shards", "remote shards, by where they were found", ["place"],
+            registry=registry,
+        )  # fmt: skip
         self._gpu_memory = Gauge(
             "vse_scale_gpu_memory_bytes", "GPU memory of torch's allocator", ["kind"],
             registry=registry,
@@ -113,6 +127,10 @@ class RankMetrics:
         """Take in a step's record."""
         self._pairs.inc(self._pairs_per_step)
         self._bytes_sent.inc(record.bytes_sent)
+        for name, counter in self._staged.items():
+            counter.inc(record.staging.get(name, 0.0))
+        for place, name in (("source", "fetched_shards"), ("cache", "found_shards")):
+            self._staged_shards.labels(place).inc(record.staging.get(name, 0.0))
         for phase, seconds in record.seconds.items():
             if phase == "step":
                 self._step_seconds.observe(seconds)
@@ -177,6 +195,9 @@ class RunMetrics:
         }
         self._evaluation_seconds = gauge("evaluation_seconds", "seconds of the last validation")
         self._checkpoint_seconds = gauge("checkpoint_seconds", "seconds of the last checkpoint")
+        self._checkpoint_stall = gauge(
+            "checkpoint_stall_seconds", "seconds that the steps waited for the last checkpoint"
+        )
         self._checkpoint_bytes = gauge("checkpoint_bytes", "bytes of the last checkpoint")
         gauge(
             "checkpoint_age_seconds", "seconds since a checkpoint, or since the start"
@@ -193,6 +214,8 @@ class RunMetrics:
         for name, shown in self._statistics.items():
             shown.set(record.statistics.get(name, math.nan))
         self._collapse.set(math.nan if collapse is None else collapse)
+        if record.checkpoint:
+            self._checkpoint_stall.set(record.checkpoint["stall"])
         if not record.applied:
             self._skipped.inc()
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 from vse_scale.config import Config
-from vse_scale.retrieval.metrics import DIRECTIONS, percentages
 from vse_scale.run.folder import RunFolder
 from vse_scale.run.records import EvaluationRecord, StepRecord
-
-# Tags of the objective's figures that are not their names.
-_TAGS = {
-    "positive_similarity": "similarity/positive",
-    "hardest_similarity": "similarity/hardest",
-}
+from vse_scale.training.watch.scalars import scalars_of_evaluation, scalars_of_step
 
 
 class TensorBoard:
@@ -24,32 +20,26 @@ class TensorBoard:
     ) -> None:
         """Open the run's curves; those that a killed run drew from ``next_step`` on are hidden."""
         # Imported here: only the rank that writes should wait for it.
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._writer = SummaryWriter(folder.tensorboard_folder, purge_step=next_step)
+        above = folder.tensorboard_folder
+        above.mkdir(parents=True, exist_ok=True)
+        # Not torch's SummaryWriter, which names the file after this host. TensorBoard reads the
+        # files in the order of their names.
+        number = sum(1 for _ in above.iterdir())
+        name = f"events.out.tfevents.{int(time.time()):010d}.{number:06d}"
+        self._writer = RecordWriter((above / name).open("xb"))
+        self._write(next_step, file_version="brain.Event:2")
+        self._write(next_step, session_log=SessionLog(status=SessionLog.START))
 
     def step(self, record: StepRecord) -> None:
         """Write a step's record, as an event of many scalars."""
-        self._write(
-            record.step,
-            {
-                "loss": record.loss,
-                "gradient_norm": record.gradient_norm,
-                "pairs_per_second": record.pairs_per_second,
-                **{_TAGS.get(name, name): value for name, value in record.statistics.items()},
-                **{f"learning_rate/{g}": rate for g, rate in record.learning_rate.items()},
-                **{f"seconds/{phase}": value for phase, value in record.seconds.items()},
-            },
-        )
+        self._write_scalars(record.step, scalars_of_step(record))
 
     def evaluation(self, record: EvaluationRecord) -> None:
         """Write a validation's record."""
-        recalls = {
-            f"recall/{way}_{metric.name}": record.recalls[way][metric.name]
-            for way in DIRECTIONS
-            for metric in percentages()
-        }
-        self._write(record.step, {"rsum": record.rsum, **recalls})
+        self._write_scalars(record.step, scalars_of_evaluation(record))
 
     def checkpoint(self, path: Path, seconds: float) -> None:
         """Bring the curves up to the checkpoint into the file."""
@@ -59,9 +49,15 @@ class TensorBoard:
         """Write the rest and close the file."""
         self._writer.close()
 
-    def _write(self, step: int, scalars: dict[str, float]) -> None:
+    def _write_scalars(self, step: int, scalars: dict[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        # `add_scalar` would write an event each: seven times as long.
+        # An event each would take seven times as long.
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._writer.file_writer.add_summary(Summary(value=values), step)
+        self._write(step, summary=Summary(value=values))
+
+    def _write(self, step: int, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        event = Event(wall_time=time.time(), step=step, **content)
+        self._writer.write(event.SerializeToString())

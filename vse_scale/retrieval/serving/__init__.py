@@ -1,0 +1,1 @@
+"""A search server over an index: a page, an API with OpenAPI, and metrics for Prometheus."""
