@@ -181,7 +181,8 @@ def test_ten_thousand_captions_of_one_image_join_in_linear_time(pictures, tmp_pa
             return time.process_time() - started
 
     few = min(seconds(2_000) for _ in range(3))
-    assert seconds(20_000) < 30 * few  # 100 times as long where it is quadratic
+    many = min(seconds(20_000) for _ in range(3))
+    assert many < 40 * few  # 100 times as long where it is quadratic
 
 
 def test_joined_rows_have_the_identity_that_they_had(pictures, tmp_path):
