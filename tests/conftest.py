@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Both must be set before the first import of torch or triton: the kernel language decides at
@@ -30,6 +31,15 @@ def logging_as_it_was():
     yield
     log.handlers[:], log.propagate = before[0], before[1]
     log.setLevel(before[2])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_here() -> Iterator[None]:
+    """What a test leaves in the current folder is read by others, by its name."""
+    before = set(os.listdir())
+    yield
+    left = set(os.listdir()) - before - {".hypothesis", ".pytest_cache", "runs", "data", "site"}
+    assert not left, f"tests left {sorted(left)} in {Path.cwd()}"
 
 
 @pytest.fixture(scope="session")

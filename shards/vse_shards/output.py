@@ -49,6 +49,8 @@ class OutputFolder:
     def opened(self, *, shared: bool = False, tidy: bool = True) -> Iterator[None]:
         """Create and lock the folder, and remove temporary files of a killed build.
 
+        A folder that it created, and that an error leaves empty, is removed again.
+
         Args:
             shared: let other processes write to it that open it in the same way.
             tidy: remove temporary files; False where other machines may be writing them.
@@ -62,6 +64,8 @@ class OutputFolder:
                     filesystem, inner = open_filesystem(self.path)
                     attempt(self.path, lambda: filesystem.makedirs(inner, exist_ok=True))
                 else:
+                    if not os.path.lexists(self.path):
+                        stack.enter_context(_removed_if_empty(self.path))
                     os.makedirs(self.path, exist_ok=True)
                     if not stack.enter_context(locked_folder(self.path, shared=shared)):
                         raise OutputError(
@@ -239,6 +243,17 @@ def _readable(path: str) -> Iterator[None]:
             f"{path}: is there, and cannot be read: {error.strerror or error}; mend it or remove "
             "it, or choose another folder"
         ) from error
+
+
+@contextmanager
+def _removed_if_empty(path: str) -> Iterator[None]:
+    """Remove a folder that an error leaves without content."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+        raise
 
 
 @contextmanager

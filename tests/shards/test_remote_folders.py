@@ -271,7 +271,9 @@ def endless():
         server.shutdown()
 
 
-def test_a_web_file_without_a_size_is_read_to_its_end_or_to_a_limit(endless, monkeypatch, capsys):
+def test_a_web_file_without_a_size_is_read_to_its_end_or_to_a_limit(
+    endless, monkeypatch, capsys, tmp_path
+):
     """After aio-libs/aiohttp#2638 and aio-libs/aiohttp#7614 (no Content-Length, and no limit)."""
     monkeypatch.setattr(storage, "MOST_WEB_BYTES", 1 << 20)
     assert storage.read_bytes(f"{endless}/short") == b'{"image": "a.jpg"}\n'
@@ -280,10 +282,12 @@ def test_a_web_file_without_a_size_is_read_to_its_end_or_to_a_limit(endless, mon
     with pytest.raises(SourceError, match="more than 1 MB have come, and no end; download"):
         storage.read_bytes(f"{endless}/rows")
     for kind, name in (("jsonl", "rows.jsonl"), ("webdataset", "a.tar")):
-        words = ["x", "build", "--source", kind, "--input", f"{endless}/{name}", "--out", "none"]
+        out = tmp_path / kind
+        words = ["x", "build", "--source", kind, "--input", f"{endless}/{name}", "--out", str(out)]
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 2
         line = capsys.readouterr().err.splitlines()[-1]
         assert "no end; download the file, and give its path" in line
+        assert not out.exists()
