@@ -33,7 +33,7 @@ from groups import Group
 from PIL import Image
 from ranks import environment_without_launcher
 
-from vse_scale.commands.serve import serve
+from vse_scale.commands.serve import _names, serve
 from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import LaunchError
 from vse_scale.inputs.tokens import CaptionTokenizer
@@ -233,6 +233,21 @@ def test_a_page_of_another_site_is_refused(ask):
     """After DNS rebinding: the name is another site's, the address this machine's."""
     assert ask("/api/search?text=a", Host="attacker.example").status == 400
     assert ask("/api/search?text=a", Host="localhost").status == 200
+
+
+@pytest.mark.parametrize("target", ["*", "nowhere"])
+def test_a_target_without_a_slash_is_answered(ask, target):
+    """As of "OPTIONS *", which asks for nothing in particular."""
+    with socket.create_connection(("127.0.0.1", ask.port), timeout=120) as line:
+        line.sendall(f"OPTIONS {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        said = line.recv(200)
+    assert said.startswith(b"HTTP/1.1 404 "), said
+
+
+def test_an_address_of_this_machine_is_one_of_its_names():
+    assert "127.0.0.2" in _names("127.0.0.2")
+    assert "[::1]" in _names("::1")
+    assert _names("0.0.0.0") == _names("192.0.2.1") == ["*"]
 
 
 def test_fifty_clients_at_once(ask, picture):

@@ -50,12 +50,10 @@ def serve(
     encoder = open_encoder(made_by, batch=1, threads=1)
     opened.check_model(made_by, weights_sha256(made_by))
     encoder.model.output_dim = opened.dim
-    alone = _is_loopback(host)
-    app = make_app(
-        Answers(opened, encoder), ["localhost", "127.0.0.1", "[::1]"] if alone else ["*"]
-    )
-    address = f"[{host}]" if ":" in host else host
-    tell(f"search: http://{address}:{listening.getsockname()[1]}/")
+    names = _names(host)
+    app = make_app(Answers(opened, encoder), names)
+    tell(f"search: http://{_in_address(host)}:{listening.getsockname()[1]}/")
+    alone = "*" not in names
     who = "this machine alone (--host)" if alone else "whoever reaches this address, no password"
     log.info("open to %s; /openapi.json describes the API, /metrics is for Prometheus", who)
     uvicorn.Server(
@@ -81,6 +79,17 @@ def _listen(host: str, port: int) -> socket.socket:
             "give another port, or an address of this machine"
         ) from error
     return listening
+
+
+def _names(host: str) -> list[str]:
+    """Return the names under which a server that listens on ``host`` may be asked; "*": any."""
+    if not _is_loopback(host):
+        return ["*"]
+    return ["localhost", "127.0.0.1", "[::1]", _in_address(host)]
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _is_loopback(host: str) -> bool:

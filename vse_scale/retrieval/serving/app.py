@@ -210,7 +210,7 @@ class _Watched:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        first = scope["path"].split("/")[1]
+        first = scope["path"].removeprefix("/").split("/")[0]  # that of "OPTIONS *" has no slash
         path = first if first in ("", "api", "picture", "metrics") else "other"
         began = time.perf_counter()
 
