@@ -9,9 +9,14 @@ MASK = "***"  # in the place of a secret
 _USER_INFO = re.compile(r"(\w://)[^/\s]+@")
 # A password with a slash, and no port, drive of Windows or chain: whoever parses the URL ends the
 # host at the slash, and may tell what is before it.
-_SLASHED = re.compile(r"(\w://)(?![A-Za-z]:[/\\])[^/\s:@\[]*:(?!:|\d{1,5}/)[^\s@/]*/[^\s@]*@")
+# Lengths have bounds, here and below: a stranger's text would take hours where each start is
+# followed to its end.
+_SLASHED = re.compile(
+    r"(\w://)(?![A-Za-z]:[/\\])[^/\s:@\[]*:(?!:|\d{1,5}/)[^\s@/]*/[^\s@]{0,1000}@"
+)
 _SECRET = re.compile(
-    r"([?&;#](?:[\w.-]*(?:sig|token|secret|pass|pwd|credential|key|auth(?!or)|jwt|hmac|hdn|sas)[\w.-]*"
+    r"([?&;#](?:[\w.-]{0,200}"
+    r"(?:sig|token|secret|pass|pwd|credential|key|auth(?!or)|jwt|hmac|hdn|sas)[\w.-]{0,200}"
     r"|code|pw)=)[^&;\s#]+",
     re.I,
 )
