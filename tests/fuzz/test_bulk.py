@@ -335,6 +335,8 @@ def test_one_line_and_exit_code_2(target, file, spoil, corpus, tmp_path, monkeyp
 SHOWN: list[tuple[str, str, Callable[[Path], None]]] = [
     ("a loss below zero", "metrics.jsonl", setting("loss", -1e300)),
     ("a recall of many digits", "evaluations.jsonl", setting("i2t/r1", HUGE)),
+    ("an interval of many digits", "evaluations.jsonl", setting("intervals", {"rsum": [HUGE, 1]})),
+    ("an infinite weight", "evaluations.jsonl", setting("pooling/text/0", float("inf"))),
     ("figures of many digits", "evaluations.jsonl", setting("others", {"a": HUGE})),
     ("a model that is a word", "config.yaml", in_yaml("model", "resnet")),
     ("a tower that is a word", "config.yaml", in_yaml("model/image", "resnet")),

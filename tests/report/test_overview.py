@@ -106,3 +106,18 @@ def test_the_command_takes_a_folder_of_runs_or_many(runs, tmp_path, capsys, monk
         report()
     with pytest.raises(ConfigError, match="one run"):
         report([runs], checkpoint="best")
+
+
+def test_numbers_that_no_run_has_are_left_out(runs, tmp_path):
+    """As a stranger may write them: JSON's 1e999 is infinite, and a seed may be a list."""
+    results = runs / "base-0" / "results.json"
+    results.write_text(re.sub(r'"rsum": [0-9.]+', '"rsum": 1e999', results.read_text()))
+    config = runs / "base-1" / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 1", "seed: [1]"))
+    steps = runs / "sub" / "<b>other" / "metrics.jsonl"
+    steps.write_text(steps.read_text().replace('"step": 1.0', '"step": 1e999'))
+    html = write_overview(runs_in(runs), tmp_path / "out.html", "Runs").read_text()
+    assert re.search(r"Left out: [^<]+other/metrics.jsonl:[^<]+", html)
+    (_, row) = rows(html, "seeds")
+    mean, deviation = statistics.mean((454.0, 461.0)), statistics.stdev((454.0, 461.0))
+    assert row[:3] == ["base-0, base-1, base-2", "3", f"{mean:.1f} ± {deviation:.1f}"]

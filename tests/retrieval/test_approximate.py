@@ -160,6 +160,10 @@ def test_an_index_of_other_embeddings_and_a_damaged_one_are_refused(
     assert "\n" not in str(error.value)
     make_index(index=folder, faiss="Flat")
     assert Index(folder).search(query, 1, "captions")
+    told = folder / "captions.faiss.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"recall_at_1": "x"}))
+    with pytest.raises(DatasetError, match=r"captions\.faiss: is damaged"):
+        Index(folder).search(query, 1, "captions")
 
 
 def test_the_command_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,11 @@ def test_of_a_difference_it_is_a_bootstrap_of_pairs():
     assert difference_intervals(after, after, of)["rsum"] == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("stored", [{}, {"rsum": 3}, {"rsum": ["a", "b"]}, {"rsum": [1, 2, 3]}])
+@pytest.mark.parametrize(
+    "stored",
+    [{}, {"rsum": 3}, {"rsum": ["a", "b"]}, {"rsum": [1, 2, 3]}, {"rsum": [10**400, 1]}],
+    ids=["none", "a number", "texts", "three", "of many digits"],
+)
 def test_what_is_no_interval_is_none(stored):
     assert known_interval(stored, "rsum") is None
     assert known_interval({"i2t": {"r1": [1, 2]}}, "i2t", "r1") == (1.0, 2.0)

@@ -73,7 +73,9 @@ class Mark:
 
 
 def linear_axis(label: str, low: float, high: float) -> Axis:
-    """Return an axis over [low, high] with four to eight round ticks."""
+    """Return an axis over [low, high] with four to eight round ticks; [0, 1] in place of none."""
+    if not math.isfinite(high - low):  # of a run that diverged, or of a damaged record
+        low, high = 0.0, 1.0
     if high <= low:
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / 5

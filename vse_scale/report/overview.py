@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections.abc import Iterable, Sequence
@@ -112,13 +113,13 @@ def _table(runs: Sequence[RunRecords], out: Path) -> str:
 
 def _seeds(runs: Sequence[RunRecords]) -> str:
     """Return mean and sample deviation of every group of runs that differ by their seed alone."""
-    groups: dict[str, dict[Any, RunRecords]] = {}
+    groups: dict[str, dict[str, RunRecords]] = {}
     for run in runs:
         if run.results.best is not None and run.config:
             own = {key: value for key, value in _settings(run).items() if key not in _OWN}
             # A run that was repeated with its seed is no further sample.
             of_settings = groups.setdefault(repr(sorted(own.items())), {})
-            of_settings.setdefault(run.setting("run.seed"), run)
+            of_settings.setdefault(repr(run.setting("run.seed")), run)
     rows = []
     for by_seed in groups.values():
         group = list(by_seed.values())
@@ -142,7 +143,7 @@ def _seeds(runs: Sequence[RunRecords]) -> str:
 
 
 def _spread(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and math.isfinite(value)]
     if len(known) < 2:
         return _cell("–", None)
     mean, deviation = statistics.mean(known), statistics.stdev(known)

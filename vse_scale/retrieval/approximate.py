@@ -109,6 +109,7 @@ def open_approximate(folder: Path, side: str, rows: Rows) -> tuple[Approximate, 
     again = "make it again with `vse-scale index`, or search with --exact"
     try:
         quality = Quality(**mapping(read_json(told)))
+        quality.in_words()  # raises where a value is of another kind
         index = faiss.read_index(str(path))
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise DatasetError(f"{path}: is damaged ({_reason(error)}); {again}") from error

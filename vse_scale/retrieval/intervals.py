@@ -91,12 +91,15 @@ def _middles(drawn: Mapping[tuple[str, str], NDArray[np.float64]]) -> dict[str, 
 
 
 def known_interval(intervals: Mapping[str, Any], *keys: str) -> Interval | None:
-    """Return one of recorded ``intervals``; None where a run recorded none."""
+    """Return one of recorded ``intervals``; None where a run recorded none, or something else."""
     found: Any = intervals
     for key in keys:
         found = found.get(key) if isinstance(found, Mapping) else None
     numbers = isinstance(found, list | tuple) and all(isinstance(v, int | float) for v in found)
-    return (float(found[0]), float(found[1])) if numbers and len(found) == 2 else None
+    try:
+        return (float(found[0]), float(found[1])) if numbers and len(found) == 2 else None
+    except OverflowError:  # of an integer of many digits
+        return None
 
 
 def _table(ranks: NDArray[np.int64], groups: NDArray[np.intp], count: int) -> NDArray[np.float64]:

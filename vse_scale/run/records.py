@@ -206,6 +206,13 @@ def _numbers(value: Any) -> dict[str, float]:
     return {str(key): float(number) for key, number in value.items()}
 
 
+def _times(value: Any) -> dict[str, float]:
+    numbers = _numbers(value)
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError("is not finite")
+    return numbers
+
+
 def machine_of(content: dict[str, Any]) -> dict[str, Any]:
     """Return the content of ``system.json``, once parsed.
 
@@ -263,9 +270,9 @@ _STEP_KINDS: dict[str, Callable[[Any], Any]] = {
     "applied": bool,
     "pairs_per_second": float,
     "bytes_sent": _count,
-    "seconds": _numbers,
-    "staging": _numbers,
-    "checkpoint": _numbers,
+    "seconds": _times,
+    "staging": _times,
+    "checkpoint": _times,
 }
 _EVALUATION_KINDS: dict[str, Callable[[Any], Any]] = {
     "step": _count,
