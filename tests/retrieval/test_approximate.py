@@ -8,6 +8,7 @@ facebookresearch/faiss#2036.
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 
 from vse_scale.commands.index import index as make_index
 from vse_scale.commands.search import search
-from vse_scale.errors import ConfigError, DatasetError, LaunchError
+from vse_scale.errors import ConfigError, DatasetError, LaunchError, OutputError
 from vse_scale.retrieval.index import Index
 from vse_scale.run import extras
 
@@ -164,6 +165,20 @@ def test_an_index_of_other_embeddings_and_a_damaged_one_are_refused(
     told.write_text(json.dumps(json.loads(told.read_text()) | {"recall_at_1": "x"}))
     with pytest.raises(DatasetError, match=r"captions\.faiss: is damaged"):
         Index(folder).search(query, 1, "captions")
+
+
+def test_a_full_disk_is_one_line(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    shutil.copytree(made, folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"images\.faiss: cannot be written .*; make room"):
+            make_index(index=folder, faiss="Flat")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(folder.glob(".*partial"))
+    assert Index(folder).search(torch.zeros(1, WIDTH), 1)[1]  # all are searched
 
 
 def test_the_command_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

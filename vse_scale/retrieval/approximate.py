@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vse_scale.errors import ConfigError, DatasetError
+from vse_scale.errors import ConfigError, DatasetError, OutputError
 from vse_scale.files import whole_file, write_json
 from vse_scale.retrieval.ranks import nearest
 from vse_scale.retrieval.similarities import as_rows
@@ -138,6 +138,7 @@ def build_approximate(
 
     Raises:
         ConfigError: faiss cannot make such an index of these embeddings.
+        OutputError: it cannot be written.
     """
     import faiss
 
@@ -167,8 +168,14 @@ def build_approximate(
         description, len(rows), _digest(rows), effort, len(sample.queries), queries[0], *recalls
     )
     (folder / f"{side}.faiss.json").unlink(missing_ok=True)
-    with whole_file(folder / f"{side}.faiss") as partial:
-        faiss.write_index(index, str(partial))
+    path = folder / f"{side}.faiss"
+    with whole_file(path) as partial:
+        try:
+            faiss.write_index(index, str(partial))
+        except RuntimeError as error:  # faiss knows no OSError
+            raise OutputError(
+                f"{path}: cannot be written ({_reason(error)}); make room there"
+            ) from error
     write_json(folder / f"{side}.faiss.json", asdict(quality))
     return quality
 
