@@ -137,20 +137,26 @@ def test_an_array_of_which_a_task_is_killed_gives_the_files_of_one_machine(tmp_p
 
         killed = []
 
-        def kill() -> None:
-            """Kill one maker of part 2 once it has made a shard."""
+        def makers() -> list[psutil.Process]:
+            """The processes that make part 2, or will once they are started."""
+            found = []
             for process in psutil.process_iter(["cmdline"]):
                 words = process.info["cmdline"] or []
                 if str(out) in words and "2/4" in words and "make" in words and "srun" not in words:
-                    process.send_signal(signal.SIGKILL)
-                    killed.append(process.pid)
+                    found.append(process)
+            return found
 
         def watch() -> None:
-            deadline = time.monotonic() + 300
+            """Kill the makers of part 2 once they have made a shard."""
+            deadline, known = time.monotonic() + 300, list[psutil.Process]()
             while not killed and time.monotonic() < deadline:
-                if any(out.glob("*-00003[0-9].tar")):
-                    kill()
-                time.sleep(0.02)
+                # Found before the first shard: a search may last as long as the whole part.
+                known = known or makers()
+                if known and any(out.glob("*-00003[0-9].tar")):
+                    for process in known:
+                        process.send_signal(signal.SIGKILL)
+                        killed.append(process.pid)
+                time.sleep(0.005)
 
         watching = threading.Thread(target=watch)
         watching.start()

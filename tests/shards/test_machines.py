@@ -697,6 +697,15 @@ def test_the_commands_say_what_comes_next(
     assert json.loads(sealed.stdout)["images"] == 10
 
 
+def _lives(group: int) -> bool:
+    """Return whether a process of a group runs."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("builders", [2, 4, 7])
 def test_processes_that_are_killed_at_random_give_the_files_of_one(
@@ -707,10 +716,16 @@ def test_processes_that_are_killed_at_random_give_the_files_of_one(
     out = tmp_path / "many"
     make_plan(open_source("jsonl", SourceRequest(str(path))), str(out), options)
     code = "from vse_shards.cli import main; main()"
+    groups = []
 
     def start(number: int) -> subprocess.Popen[bytes]:
         arguments = ["make", str(out), "--shards", f"{number}/{builders}", "--workers", "2"]
-        return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        groups.append(process.pid)
+        return process
 
     at_work = [start(number) for number in range(builders)]
     kills = 0
@@ -724,6 +739,9 @@ def test_processes_that_are_killed_at_random_give_the_files_of_one(
         kills += 1
         at_work[number] = start(number)
     assert [process.wait() for process in at_work] == [0] * builders
-    time.sleep(0.2)  # workers of killed makers see that these are gone
+    deadline = time.monotonic() + 120
+    while any(map(_lives, groups)):  # workers of killed makers, which see that these are gone
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     seal(str(out))
     assert digests(out) == digests(tmp_path / "one")

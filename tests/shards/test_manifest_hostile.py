@@ -64,11 +64,11 @@ def content(folder):
 def test_a_hostile_manifest_is_one_line(name, content):
     changed = copy.deepcopy(content)
     CHANGES[name](changed)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(DatasetError) as refused:
         Manifest.loads(json.dumps(changed), "m.json")
 
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 400
 

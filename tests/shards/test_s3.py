@@ -150,7 +150,7 @@ def test_a_hang_is_said_after_the_silence(bucket, server, hasty, monkeypatch, ca
     with pytest.raises(StorageError, match=r"tried for 3 s; this may pass"):
         from_file(f"{bucket}/rows.jsonl")
 
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 30
     assert "trying again for up to" in capsys.readouterr().err
 
 

@@ -24,7 +24,7 @@ from vse_scale.training.run_state import RunState
 from vse_scale.training.snapshot import Share
 from vse_scale.training.state import write_tensors
 from vse_scale.training.writer import Writer
-from vse_scale.world.join import join_world
+from vse_scale.world.join import bound_waits, join_world
 
 HALF = 1000
 
@@ -41,7 +41,9 @@ class Halves:
 
 
 def main(folder: Path, wait: float, seconds: float, error: int) -> None:
-    world = join_world(wait)
+    world = join_world(120)  # a busy machine starts one rank long after the other
+    world.barrier()
+    bound_waits(wait)
 
     def slow(*given) -> str:
         time.sleep(seconds)

@@ -94,7 +94,8 @@ def test_one_rank_that_hangs_is_killed_and_started_again(
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(supervisor, "_RANK", "stand_in")
     monkeypatch.setattr(supervisor, "HEARTBEAT_SECONDS", 0.1)
-    monkeypatch.setattr(supervisor, "_START_SECONDS", 1.5)
+    # A stand-in that tells has as long as it takes to start.
+    monkeypatch.setattr(supervisor, "_START_SECONDS", 120.0 if told else 1.5)
     popen = subprocess.Popen
     monkeypatch.setattr(
         supervisor.subprocess,
