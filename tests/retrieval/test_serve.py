@@ -286,6 +286,22 @@ def test_a_picture_waits_for_its_turn_no_longer_than_it_may(index, encoder, monk
     asyncio.run(crowded())
 
 
+def test_all_that_an_approximate_index_finds_is_the_last_page(index, encoder, monkeypatch):
+    from vse_scale.retrieval.serving import app
+    from vse_scale.retrieval.serving.answers import Answers
+
+    answers = Answers(Index(index), encoder)
+    few = answers.search("a", None, 0.0, "captions", 3)
+    monkeypatch.setattr(answers, "search", lambda *asked: few[: asked[-1]])
+
+    async def totals() -> list[int]:
+        server = app.Server(answers)
+        pages = [await server._found("a", None, 0.0, "captions", at, 2) for at in (0, 2, 4)]
+        return [page.total for page in pages]
+
+    assert asyncio.run(totals()) == [100, 3, 3]
+
+
 def test_metrics_count_what_was_asked(ask):
     def counted() -> float:
         text = ask("/metrics").body.decode()

@@ -141,6 +141,8 @@ class Server:
             )
             for h in hits[offset:]
         ]
+        if len(hits) < top:  # all that an approximate index finds
+            total = len(hits)
         return Page(side=side, offset=offset, total=total, hits=found)
 
     @asynccontextmanager
