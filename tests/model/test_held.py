@@ -8,6 +8,8 @@ three dimensions for one image, and left out other values).
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -29,6 +31,13 @@ def held() -> HeldStates:
         values = (10 * ids + torch.arange(4))[..., None].expand(-1, -1, 2).float()
         one.fill(start, values)
     return one
+
+
+def test_a_copy_of_a_tower_holds_no_states_of_its_own() -> None:
+    """Of averaged weights, or of stage 3's whole ones: they may be larger than all else."""
+    tower = torch.nn.Linear(2, 2)
+    tower.held = held()
+    assert copy.deepcopy(tower).held is tower.held
 
 
 def test_a_caption_finds_its_own_states_at_any_width_of_batch() -> None:

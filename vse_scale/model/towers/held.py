@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,10 @@ class HeldStates:
         self._ends = self.lengths.cumsum(0)
         total = int(self._ends[-1]) if len(self._rows) else 0
         self.states = torch.zeros(total, width, dtype=torch.float16, device=device)
+
+    def __deepcopy__(self, known: dict[int, Any]) -> HeldStates:
+        """Return this one: a copy of a tower, as of averaged weights, needs no others."""
+        return self
 
     def fill(self, start: int, states: Tensor) -> None:
         """Set the states (p, L, H) of the captions from ``start`` on, in the order of `lengths`."""
