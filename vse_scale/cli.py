@@ -30,10 +30,12 @@ from vse_shards import __version__
 from vse_shards.masking import masked
 from vse_shards.system import only_packages
 from vse_shards.terminal import tell
+from vse_shards.usage import run
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 
@@ -52,24 +54,30 @@ def common(
         ),
     ] = False,
 ) -> None:
-    """Train, evaluate and look at image-text retrieval models."""
+    """Train, evaluate and search by image-text retrieval models.
+
+    vse-shards makes the datasets. Add --debug to any command for the traceback of an error.
+    """
 
 
-app.command()(train)
-app.command()(doctor)
-app.command()(plan)
-app.command()(simulate)
-app.command("eval")(evaluate)
-app.command()(embed)
-app.command()(index)
-app.command()(search)
-app.command()(serve)
-app.command()(report)
-app.command()(bench)
-app.command("import")(import_model)
-app.command("export")(export_model)
-app.command()(recipes)
-app.command("launch-files")(launch_files)
+for _name, _command, _example in (
+    ("train", train, "--config small data.path=data/mine run.dir=runs/mine"),
+    ("doctor", doctor, "--config small data.path=data/mine"),
+    ("plan", plan, "--config small --gpus 8 data.path=data/mine"),
+    ("simulate", simulate, "--config small --nodes 8 --node-mb-s 1000 --step-ms 200"),
+    ("eval", evaluate, "--model runs/mine --data data/mine --split val"),
+    ("embed", embed, "--model runs/mine --images photos --out runs/photos"),
+    ("index", index, "--index runs/photos --faiss IVF1024,PQ32"),
+    ("search", search, '--index runs/photos "a dog in the snow" --html found.html'),
+    ("serve", serve, "--index runs/photos"),
+    ("report", report, "runs/mine"),
+    ("bench", bench, "loader loss --small"),
+    ("import", import_model, "model_best.pth --out models/published"),
+    ("export", export_model, "--model runs/mine --out models/mine"),
+    ("recipes", recipes, "small"),
+    ("launch-files", launch_files, "cluster"),
+):
+    app.command(_name, epilog=f"Example: vse-scale {_name} {_example}")(_command)
 
 
 @only_packages()
@@ -80,18 +88,19 @@ def main() -> None:
         sys.argv.remove("--debug")
     configure_logging(main=is_main(os.environ))
     try:
-        app(standalone_mode=True)
+        code = run(app, "vse-scale", sys.argv[1:])
     except UserError as error:
         if debug:
             raise
         tell(f"vse-scale: error: {masked(str(error))}", sys.stderr)
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except OSError as error:
         if debug or not error.filename:
             raise
         said = f"{error.filename}: cannot be used ({error.strerror}); see to it, or name another"
         tell(f"vse-scale: error: {masked(said)}", sys.stderr)
-        sys.exit(UserError.exit_code)
+        code = UserError.exit_code
+    sys.exit(code)
 
 
 if __name__ == "__main__":

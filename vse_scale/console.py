@@ -80,6 +80,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def size(count: float) -> str:
+    """Return a number of bytes as megabytes or, from a tenth on, as gigabytes."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
 @contextmanager
 def heartbeat(what: str, tell: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Log ``what`` every `HEARTBEAT_SECONDS`, with its age, while the block runs; and ``tell``.

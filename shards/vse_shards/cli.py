@@ -55,6 +55,7 @@ from vse_shards.sources.registry import SourceRequest, open_source
 from vse_shards.system import cores, tidy_at_sigterm
 from vse_shards.terminal import tell
 from vse_shards.upgrade import upgrade
+from vse_shards.usage import run
 from vse_shards.verify import verify as verify_folder
 
 app = typer.Typer(
@@ -233,7 +234,7 @@ def merge_command(
 
 @app.command("upgrade", epilog="Example: vse-shards upgrade data/mine")
 def upgrade_command(folder: Folder, json: Json = False) -> None:
-    """Open a large dataset at once: its shards in columns, binary indices. Tars stay."""
+    """Rewrite a large dataset's index so that it opens at once. Tars stay."""
     reports.show_upgrade(folder, upgrade(folder), as_json=json)
 
 
@@ -271,7 +272,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
-        app(args=[a for a in arguments if a != "--debug"])
+        code = run(app, "vse-shards", [a for a in arguments if a != "--debug"])
     except (UserError, OSError) as error:  # OSError: from remote storage, while reading rows
         if debug:
             raise
@@ -279,4 +280,5 @@ def main() -> None:
         if isinstance(error, OSError):
             message = f"{error.filename}: {error.strerror}" if error.filename else message
         tell(f"vse-shards: error: {masked(message)}", sys.stderr)
-        sys.exit(getattr(error, "exit_code", UserError.exit_code))
+        code = getattr(error, "exit_code", UserError.exit_code)
+    sys.exit(code)

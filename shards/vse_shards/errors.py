@@ -11,6 +11,10 @@ class UserError(Exception):
     exit_code = 2
 
 
+class CommandError(UserError):
+    """A command line that names no command, or whose options or arguments do not fit it."""
+
+
 class PartError(UserError):
     """A part, such as a source, that no name leads to or that cannot be imported."""
 

@@ -71,7 +71,7 @@ def plan_command(
     no_regions: NoRegions = False,
     json: Json = False,
 ) -> None:
-    """Plan a build on many machines: read the rows, and decide splits, order and shards."""
+    """Plan a build on many machines: rows, splits and shards."""
     rows, options = open_rows(locals())
     reports.show_plan(*make_plan(rows, out, options), out, as_json=json)
 
@@ -114,7 +114,7 @@ def seal_command(
     allow_leaks: AllowLeaks = False,
     json: Json = False,
 ) -> None:
-    """Check that all planned shards are made, and make a dataset of them."""
+    """Make a dataset of the planned shards, once all are made."""
     summary = seal(out, read_limit(max_rejects) if max_rejects else None, allow_leaks=allow_leaks)
     if summary is None:
         reports.show_sealed(out, as_json=json)

@@ -6,9 +6,6 @@ import sys
 from importlib.metadata import version
 
 import pytest
-import typer
-
-from vse_shards.cli import app
 
 
 def refused(result, *words):
@@ -170,10 +167,3 @@ def test_limit_reads_the_first_rows_only(small_source, tmp_path, command):
     arguments = ["build", "--source", "jsonl", "--input", small_source(20), "--out", tmp_path / "o"]
     result = command(*arguments, "--limit", "7", "--workers", "1", "--json")
     assert json.loads(result.stdout)["images"] == 7
-
-
-@pytest.mark.parametrize("name", ["demo", "build", "append", "merge", "verify", "info", "preview"])
-def test_every_help_has_an_example(name):
-    (command,) = [c for n, c in typer.main.get_command(app).commands.items() if n == name]
-    assert command.epilog.startswith(f"Example: vse-shards {name} ")
-    assert command.make_context(name, command.epilog.split()[3:])  # its options exist

@@ -27,7 +27,7 @@ def bench(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[STAGE ...] [section.key=value ...]",
+            metavar="STAGE|SECTION.KEY=VALUE",
             help="default: all stages that this machine can run",
         ),
     ] = None,
@@ -47,7 +47,7 @@ def bench(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Measure this project and its peers on the same work, in turns.
+    """Measure this project and its peers on the same work.
 
     Stages: loader, decode, loss, kernels, step, train, eval, shards.
     """

@@ -30,6 +30,12 @@ CacheDir: TypeAlias = Annotated[
 ]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="decoding threads")]
 
+Overrides: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SECTION.KEY=VALUE", help="settings in place of the configuration's: optim.lr=1e-4"
+    ),
+]
 Dim: TypeAlias = Annotated[
     int | None,
     typer.Option(min=1, help="cut embeddings to so many dimensions (objective.matryoshka)"),

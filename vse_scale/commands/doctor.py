@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vse_scale.commands.common import Overrides
 from vse_scale.console import log
 from vse_scale.errors import UserError
 from vse_shards.terminal import tell_json, tell_page
@@ -14,15 +15,13 @@ from vse_shards.terminal import tell_json, tell_page
 
 def doctor(
     config: Annotated[Path | None, typer.Option(help="a run's configuration")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[section.key=value ...]")
-    ] = None,
+    overrides: Overrides = None,
     ranks: Annotated[
         int | None, typer.Option(min=1, help="ranks of this machine; default: one per GPU, or one")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Check this machine, and with --config a run before it starts.
+    """Check this machine and, with --config, a run on it.
 
     The exit code is 2 if a fault would keep the run from starting.
     """

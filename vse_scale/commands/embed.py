@@ -42,10 +42,10 @@ def embed(
     batch: Batch = 64,
     threads: Threads = 2,
 ) -> None:
-    """Embed a dataset's split, a folder of images or a file of texts, as .npy with ids.
+    """Embed a split, a folder of images or a file of texts.
 
-    The same command goes on where it was killed. Started once per process by a launcher, such as
-    torchrun, the processes share the work.
+    Writes .npy files with ids, which search reads. The same command goes on where it was killed.
+    Started once per process by a launcher, such as torchrun, the processes share the work.
     """
     if sum(value is not None for value in (data, images, texts)) != 1:
         raise ConfigError("give one of --data, --images and --texts: what to embed")

@@ -77,7 +77,9 @@ def evaluate(
     batch: Batch = 64,
     threads: Threads = 2,
 ) -> None:
-    """Rank a split in both directions by a model, or by what models saved.
+    """Rank a split in both directions, and print the recalls.
+
+    By a model, or by what models saved.
 
     Started once per process by a launcher, such as torchrun, the processes share the work.
     """

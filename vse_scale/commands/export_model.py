@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vse_scale.commands.common import Checkpoint, chosen_model, new_folder
-from vse_scale.console import log
+from vse_scale.console import log, size
 from vse_scale.run.folder import RunRecords, model_folder, run_folder
-from vse_shards.terminal import tell
+from vse_shards.terminal import tell, tell_json
 
 if TYPE_CHECKING:
     from vse_scale.model.vse import VSEModel
@@ -36,8 +35,12 @@ def export_model(
         bool, typer.Option("--private", help="a repository that --push makes is private")
     ] = False,
     checkpoint: Checkpoint = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Write a model with its tokenizer and a model card to a folder that needs nothing else."""
+    """Write a model to a folder that needs nothing else.
+
+    The folder has its tokenizer and a model card too.
+    """
     model = chosen_model(model, checkpoint) or model
     log.info("exporting %s", model)
     from vse_scale.interchange.card import FILE, model_card, origin_of_run
@@ -66,13 +69,26 @@ def export_model(
             (folder / FILE).write_text(card, encoding="utf-8")
             if onnx:
                 export_onnx(opened, folder)
-            listed = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-        log.info("%s", json.dumps(listed))
-    tell(f"model: {out}")
+    written = {file.name: file.stat().st_size for file in sorted(out.iterdir())}
+    if not as_json:
+        _tell_written(out, written)
+    address = None
     if push is not None:
         from vse_scale.model.hub import push as push_folder
 
-        tell(f"pushed: {push_folder(out, push, private=private)}")
+        address = push_folder(out, push, private=private)
+    if as_json:
+        tell_json({"model": str(out), "files": written, "pushed": address}, indent=1)
+    elif address is not None:
+        tell(f"pushed: {address}")
+
+
+def _tell_written(out: Path, files: dict[str, int]) -> None:
+    """Print which files there are, given their bytes by name, and the way to use them."""
+    tell(f"model: {out} ({len(files)} files, {size(sum(files.values()))}; README.md is its card)")
+    if graphs := [name for name in files if name.endswith(".onnx")]:
+        tell(f"ONNX: {' and '.join(graphs)}")
+    tell(f"open it: VSEModel.from_pretrained({str(out)!r}), or --model {out} of a command")
 
 
 def _written_before(out: Path, model: VSEModel, card: str, *, onnx: bool) -> bool:

@@ -26,7 +26,10 @@ def import_model(
         int | None, typer.Option(min=16, help="image size in pixels; default: as the file says")
     ] = None,
 ) -> None:
-    """Convert a published checkpoint to a model folder; every tensor is used or listed."""
+    """Convert a published checkpoint to a model folder.
+
+    Every tensor is used or listed.
+    """
     log.info("importing %s", checkpoint)
     from vse_scale.inputs.tokens import CaptionTokenizer
     from vse_scale.interchange.card import FILE, Origin, model_card, text

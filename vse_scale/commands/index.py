@@ -23,10 +23,11 @@ def index(
         typer.Option(min=0.0, max=1.0, help="of the ten best; a search looks as far as it takes"),
     ] = 0.95,
 ) -> None:
-    """Make an approximate index of embeddings by faiss, and measure it against the exact answer.
+    """Make an approximate index of embeddings by faiss.
 
-    `search` and `serve` use it from then on, and say how good it is. Its recall is measured on up
-    to 1,000 rows of the other side, or of the same where there is one, and stands beside it.
+    `search` and `serve` use it from then on, and say how good it is. Its recall against the exact
+    answer is measured on up to 1,000 rows of the other side, or of the same where there is one,
+    and stands beside it.
     """
     require("faiss", "vse-scale index")
     from vse_scale.retrieval.approximate import build_approximate

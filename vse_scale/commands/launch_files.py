@@ -20,7 +20,7 @@ _SHIPPED = Path(__file__).parents[1] / "launch_files"
 def launch_files(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder to write")],
 ) -> None:
-    """Write the SLURM scripts, and the files of Prometheus and Grafana, to a folder.
+    """Write files for SLURM, Prometheus and Grafana to a folder.
 
     The scripts name that folder, so they can be submitted from any other.
     """

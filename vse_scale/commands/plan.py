@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vse_scale.commands.common import check_writable
+from vse_scale.commands.common import Overrides, check_writable
 from vse_scale.errors import ConfigError
 from vse_shards.terminal import tell_json, tell_page
 
@@ -15,9 +15,7 @@ from vse_shards.terminal import tell_json, tell_page
 def plan(
     config: Annotated[Path, typer.Option(help="a run's configuration, such as a recipe")],
     gpus: Annotated[list[int], typer.Option(min=1, help="ranks in all; may be repeated")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[section.key=value ...]")
-    ] = None,
+    overrides: Overrides = None,
     measure: Annotated[
         Path | None,
         typer.Option(
@@ -30,7 +28,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Estimate memory, traffic and step time of a run on many ranks.
+    """Estimate memory, traffic and step time on many ranks.
 
     The time of a step, and the resource that limits it, need a machine's constants.
     """

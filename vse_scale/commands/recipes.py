@@ -16,7 +16,7 @@ def recipes(
         str | None, typer.Argument(help="of the recipe to print; default: all names")
     ] = None,
 ) -> None:
-    """List the recipes that come with the package, or print one of them.
+    """List the recipes that come with the package, or print one.
 
     Its file is a start for one of your own: vse-scale recipes small > mine.yaml.
     """

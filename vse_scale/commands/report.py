@@ -42,10 +42,11 @@ def report(
     ] = False,
     threads: Threads = 2,
 ) -> None:
-    """Write a run's report, or that of several: one HTML file that opens without a network.
+    """Write the report of a run, or of several, as one HTML file.
 
-    Runs that differ by run.seed alone have their mean and deviation in the table of several.
-    With --follow the page of a run is written again every ten seconds until the run is over.
+    It opens without a network. Runs that differ by run.seed alone have their mean and deviation
+    in the table of several. With --follow the page of a run is written again every ten seconds
+    until the run is over.
     """
     check_writable("--out", out)
     runs, title, table = _chosen(folders, run)

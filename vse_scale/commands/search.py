@@ -41,7 +41,7 @@ def search(
         Path | None, typer.Option("--json", metavar="FILE", help="write the answers as JSON")
     ] = None,
 ) -> None:
-    """Find the images or captions nearest to texts, or to a picture.
+    """Find the images or captions nearest to texts or a picture.
 
     The search is exact, unless `vse-scale index` made an approximate index.
     """

@@ -32,9 +32,10 @@ def serve(
         bool, typer.Option("--exact", help="search all, also where `vse-scale index` made an index")
     ] = False,
 ) -> None:
-    """Search an index in the browser: by words, by a picture or by both; an API with OpenAPI.
+    """Search an index in the browser, or over an API.
 
-    It asks for no password, and listens for this machine alone unless --host says otherwise.
+    By words, by a picture or by both; /openapi.json describes the API. It asks for no password,
+    and listens for this machine alone unless --host says otherwise.
     """
     require("serve", "vse-scale serve")
     listening = _listen(host, port)

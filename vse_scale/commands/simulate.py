@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vse_scale.commands.common import Overrides
 from vse_scale.console import Progress
 from vse_scale.errors import ConfigError
 from vse_shards.terminal import tell_json, tell_page
@@ -24,9 +25,7 @@ def simulate(
     step_ms: Annotated[
         float, typer.Option(min=0.001, help="a step that waits for nothing, as plan estimates it")
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[section.key=value ...]")
-    ] = None,
+    overrides: Overrides = None,
     ranks_per_node: Annotated[int, typer.Option(min=1, help="ranks of a node")] = 8,
     shards: Annotated[
         int | None,
@@ -51,9 +50,10 @@ def simulate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Simulate how the shards of a run reach many nodes: stalls, traffic, caches, a lost node.
+    """Simulate how the shards of a run reach many nodes.
 
-    Order and streams are those of training, staging follows its rules, and no data is read.
+    Prints stalls, traffic, and the effect of caches and of a lost node. Order and streams are
+    those of training, staging follows its rules, and no data is read.
     """
     from vse_scale.planning.made_shards import ShardList
     from vse_scale.planning.simulate import Cluster

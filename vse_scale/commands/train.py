@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vse_scale.commands.common import Overrides
 from vse_scale.console import log
 from vse_scale.errors import LaunchError
 from vse_scale.run.extras import require
@@ -22,9 +23,7 @@ def train(
         Path,
         typer.Option(help="the run's configuration: a YAML file, or a recipe's name, as small"),
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[section.key=value ...]")
-    ] = None,
+    overrides: Overrides = None,
     ranks: Annotated[
         int | None, typer.Option(min=1, help="processes; default: one per GPU, or one")
     ] = None,
@@ -42,10 +41,10 @@ def train(
         bool, typer.Option("--dry-run", help="print the resolved configuration; start nothing")
     ] = False,
 ) -> None:
-    """Train on this machine through DeepSpeed's launcher; restarts after a crash.
+    """Train a model on this machine, and restart after a crash.
 
-    The same command goes on from the newest checkpoint. Under torchrun, srun or mpirun it is one
-    of the ranks, and nothing is restarted.
+    DeepSpeed's launcher starts the ranks. The same command goes on from the newest checkpoint.
+    Under torchrun, srun or mpirun it is one of the ranks, and nothing is restarted.
     """
     from vse_scale.world.place import find_place
 

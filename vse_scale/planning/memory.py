@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vse_scale.config import Config
+from vse_scale.console import size
 from vse_scale.data.producer import batches_in_memory
 from vse_scale.planning.activations import Activations, batch_bytes, count_activations
 from vse_scale.planning.traffic import FLOAT, Stage, Workload
@@ -147,12 +148,8 @@ def memory_line(config: Config, ranks: int, *, cuda: bool, tokens: int) -> str:
     batches = Batches.of(config, work, ranks, tokens=tokens, cuda=cuda, bfloat16=bfloat16)
     parts = memory_bytes(work, batches, config.engine.zero_stage, ranks)
     ordered = sorted(parts.items(), key=lambda part: part[1], reverse=True)
-    told = ", ".join(f"{name} {_short(size)}" for name, size in ordered if size)
-    return f"a rank takes about {_short(sum(parts.values()))}: {told}"
-
-
-def _short(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    told = ", ".join(f"{name} {size(count)}" for name, count in ordered if count)
+    return f"a rank takes about {size(sum(parts.values()))}: {told}"
 
 
 def _bucket(work: Workload) -> int:

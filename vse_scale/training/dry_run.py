@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vse_scale.config import Config
+from vse_scale.console import size
 from vse_scale.model.blueprint import blueprint
 from vse_scale.training.checkpoint import DiskUse
 
@@ -18,13 +19,9 @@ def describe_run(config: Config) -> str:
     model, assumed = blueprint(config)
     disk = DiskUse.of(model, config)
     lines = [
-        f"checkpoints: {_size(disk.checkpoint)} each; with {config.run.keep_checkpoints} kept and "
-        f"one being written, and the best model ({_size(disk.model)}) likewise, "
-        f"{_size(disk.total)}",
+        f"checkpoints: {size(disk.checkpoint)} each; with {config.run.keep_checkpoints} kept and "
+        f"one being written, and the best model ({size(disk.model)}) likewise, "
+        f"{size(disk.total)}",
         *assumed,
     ]
     return config.to_yaml(recorded=True) + "".join(f"# {line}\n" for line in lines)
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
