@@ -111,12 +111,16 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def full_report(run, embeddings, dataset):
+def failures(embeddings, dataset):
+    picks, total, queries = pick_failures(embeddings, most=15)
+    return Failures(illustrate(picks, embeddings, dataset, 120), total, queries)
+
+
+@pytest.fixture
+def full_report(run, embeddings, dataset, failures):
     examples = illustrate(pick_examples(embeddings), embeddings, dataset)
     pooling = [
         PoolingCurve("image", "cells", (0.5, 0.3, 0.2)),
         PoolingCurve("text", "tokens", (0.25,) * 4),
     ]
-    picks, total, queries = pick_failures(embeddings, most=15)
-    failures = Failures(illustrate(picks, embeddings, dataset, 120), total, queries)
     return build_report(run, examples=examples, failures=failures, pooling=pooling)

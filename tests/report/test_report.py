@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vse_scale.data.shards import ShardDataset
 from vse_scale.errors import OutputError
 from vse_scale.report import build_report, illustrate, pick_examples
-from vse_scale.report.examples import pick_failures
+from vse_scale.report.examples import Failures, pick_failures
 from vse_scale.retrieval.encode import Embeddings
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -184,6 +185,23 @@ def test_failures_are_the_worst_and_are_counted(embeddings):
         own = [pick for pick in picks if pick.direction == way]
         assert [pick.rank for pick in own] == sorted(ranks, reverse=True)[:10]
         assert all(ranks[pick.query] == pick.rank for pick in own)
+
+
+def test_a_report_with_every_failure_card_is_below_2_mb(run, scenes):
+    dataset = ShardDataset(scenes, "train")
+    rng = np.random.default_rng(0)
+    images, captions = (
+        torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((count, 8))))
+        for count in (len(dataset), 5 * len(dataset))
+    )
+    owners = torch.arange(len(dataset)).repeat_interleave(5)
+    names = tuple(range(len(dataset))), tuple(range(5 * len(dataset)))
+    embeddings = Embeddings(images.float(), captions.float(), owners, *names)
+    picks, total, queries = pick_failures(embeddings)
+    assert len(picks) == 96
+    failures = Failures(illustrate(picks, embeddings, dataset, 120), total, queries)
+    examples = illustrate(pick_examples(embeddings), embeddings, dataset)
+    assert build_report(run, examples=examples, failures=failures).stat().st_size < 2e6
 
 
 def test_a_model_without_failures_has_none():
