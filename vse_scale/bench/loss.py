@@ -1,4 +1,4 @@
-"""Stage ``loss``: bytes, memory and time of the loss over several ranks, beside open_clip's."""
+"""Stage ``loss``: bytes, memory and time of the loss over several ranks, beside its peers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def measure(job: Job) -> Iterator[list[Row]]:
 def compare(
     ranks: int, *, pairs: int, dim: int, rounds: int, captions_per_image: int = 1
 ) -> dict[str, list[Cost]]:
-    """Compute both losses of one batch in turns, on ``ranks`` real ranks.
+    """Compute the losses of one batch in turns, on ``ranks`` real ranks.
 
     Args:
         ranks: number of processes, each on a GPU if there are enough, else on the CPU.

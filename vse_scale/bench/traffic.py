@@ -1,4 +1,4 @@
-"""Count the bytes that two losses send and hold while real ranks compute them.
+"""Count the bytes that losses send and hold while real ranks compute them.
 
 Bytes are counted twice. ``ring`` counts each collective as if the ranks formed a ring, which is the
 minimum, and NCCL's algorithm. ``sockets`` counts the bytes of this process's TCP connections as
@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vse_scale.objective import global_hinge_loss
+from vse_scale.objective import global_hinge_loss, make_objective
 
 # torch 2.13 renamed it, and warns of the former name.
 _gather_with_gradient = (
@@ -32,7 +32,7 @@ _gather_with_gradient = (
     or collectives.all_gather_tensor_autograd
 )
 _BYTES_SENT = 200  # offset of tcpi_bytes_sent in the kernel's struct tcp_info
-_LOGIT_SCALE = 100.0  # CLIP's largest
+_TEMPERATURE = 0.07  # of CLIP as its training begins
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Function of a rank's images (n, D), captions (b, D), b / n of each image, and image ids (b,)."""
@@ -61,6 +61,11 @@ def ours(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
     return global_hinge_loss(images, captions, ids=ids, valid=valid).loss
 
 
+def infonce(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
+    """Return CLIP's loss over all ranks, as `make_objective` has it."""
+    return make_objective("infonce", temperature=_TEMPERATURE).loss(images, captions, ids=ids)
+
+
 def open_clip(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
     """Return CLIP's loss, with open_clip's ``local_loss`` and ``gather_with_grad``.
 
@@ -76,12 +81,66 @@ def open_clip(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
         _gather_with_gradient(side.contiguous(), 0, world) for side in (images, captions)
     )
     labels = torch.arange(len(images), device=images.device) + len(images) * dist.get_rank()
-    per_image = _LOGIT_SCALE * images @ all_captions.T
-    per_caption = _LOGIT_SCALE * captions @ all_images.T
+    per_image = images @ all_captions.T / _TEMPERATURE
+    per_caption = captions @ all_images.T / _TEMPERATURE
     return (F.cross_entropy(per_image, labels) + F.cross_entropy(per_caption, labels)) / 2
 
 
-LOSSES: dict[str, Loss] = {"vse_scale": ours, "open_clip": open_clip}
+def memeff(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
+    """Return CLIP's loss as memeff computes it; its own kernels run on NVIDIA GPUs alone.
+
+    Written after the formulas of ``DistributedMemoryEfficientCLIPLoss`` of memeff 0.3.1
+    (github.com/b0nce/MemoryEfficientCLIP): one side travels to all ranks, scores are made a rank's
+    block at a time, twice, and the backward pass sends that side's gradient to its owners.
+    """
+    images = images.repeat_interleave(len(captions) // len(images), dim=0)
+    # Its ranks' losses add up; here their mean is the loss, as open_clip's.
+    return _Memeff.apply(images, captions) * dist.get_world_size()  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Memeff(torch.autograd.Function):
+    """A rank's part of the loss of the global batch, and the gradient of its rows of both sides."""
+
+    @staticmethod
+    def forward(context: Any, images: Tensor, captions: Tensor) -> Tensor:
+        world, rank, ranks = dist.group.WORLD, dist.get_rank(), dist.get_world_size()
+        blocks = collectives.all_gather_tensor(captions, 0, world).chunk(ranks)
+        shares = [_exponentials(images, block) for block in blocks]
+        rows = sum(share.sum(1) for share in shares)
+        # Reduced and gathered, which is how a ring reduces to all.
+        columns = torch.cat([share.sum(0) for share in shares])
+        columns = collectives.reduce_scatter_tensor(columns, "sum", 0, world)
+        columns = collectives.all_gather_tensor(columns, 0, world).view(ranks, -1)
+        context.save_for_backward(images, captions, rows, columns, *blocks)
+        own = (images * captions).sum(1) / _TEMPERATURE - 1 / _TEMPERATURE
+        return -(2 * own - rows.log() - columns[rank].log()).sum() / (2 * columns.numel())
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        images, captions, rows, columns, *blocks = context.saved_tensors
+        pairs = columns.numel()
+        of_images, of_columns = torch.zeros_like(images), []
+        for block, column in zip(blocks, columns, strict=True):
+            share = _exponentials(images, block)
+            share = share / rows[:, None] + share / column
+            of_images += share @ block
+            of_columns.append(share.T @ images)
+        summed = torch.cat(of_columns)
+        of_captions = collectives.reduce_scatter_tensor(summed, "sum", 0, dist.group.WORLD)
+        scale = gradient / (2 * pairs * _TEMPERATURE)
+        return (of_images - 2 * captions) * scale, (of_captions - 2 * images) * scale
+
+
+def _exponentials(images: Tensor, captions: Tensor) -> Tensor:
+    return (images @ captions.T / _TEMPERATURE - 1 / _TEMPERATURE).exp()
+
+
+LOSSES: dict[str, Loss] = {
+    "vse_scale": ours,
+    "vse_scale, infonce": infonce,
+    "open_clip": open_clip,
+    "memeff": memeff,
+}
 
 
 def run_rank(
@@ -179,7 +238,7 @@ def cpu_rise(profiler: Any) -> int:
 class _RingBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sums the bytes that gathers and reduce-scatters within it would send in a ring.
 
-    Both losses communicate by these alone, forward and backward.
+    The losses communicate by these alone, forward and backward.
 
     Raises:
         RuntimeError: a loss called another collective, which the sum would otherwise omit.
