@@ -1,7 +1,9 @@
-"""Making of planned shards by Ray: its tasks are the parts that `make` makes."""
+"""Work on a Ray cluster; planned shards made by it, whose tasks are the parts of `make`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from vse_shards.errors import OutputError, SourceError
@@ -12,7 +14,7 @@ from vse_shards.output import OutputFolder
 from vse_shards.progress import Progress
 
 ENGINE = "ray"
-_PARTS_PER_CORE = 4  # so that no core waits long for the last
+PARTS_PER_WORKER = 4  # so that no core or GPU waits long for the last
 
 
 def make_with_ray(out: str, engine: str) -> MadePart:
@@ -29,6 +31,21 @@ def make_with_ray(out: str, engine: str) -> MadePart:
         OutputError: Ray cannot be reached, or a task died too often.
         UserError: as of `make`.
     """
+    ray = import_ray(engine)
+    out = OutputFolder(out).path  # tasks run in other folders
+    shards = count_shards(out)
+    if not shards:
+        return MadePart(0, 0, sealed=True)
+    with connected(ray, engine):
+        return _run(ray, out, shards)
+
+
+def import_ray(engine: str) -> Any:
+    """Return the module.
+
+    Raises:
+        SourceError: Ray is not installed, or ``engine`` is another.
+    """
     if engine != ENGINE and not engine.startswith(f"{ENGINE}://"):
         raise SourceError(
             f"--engine {shown(engine)}: is not known; write ray, or ray://HOST:PORT of a cluster"
@@ -39,41 +56,71 @@ def make_with_ray(out: str, engine: str) -> MadePart:
         raise SourceError(
             f"--engine {shown(engine)}: Ray is not installed: pip install 'ray[client]'"
         ) from None
-    out = OutputFolder(out).path  # tasks run in other folders
-    shards = count_shards(out)
-    if not shards:
-        return MadePart(0, 0, sealed=True)
+    return ray
+
+
+@contextmanager
+def connected(ray: Any, engine: str) -> Iterator[None]:
+    """Hold the connection to a cluster, or a cluster of this machine alone, for the block.
+
+    Raises:
+        OutputError: it cannot be reached.
+    """
     try:
-        address = None if engine == ENGINE else engine
-        ray.init(address=address)
+        ray.init(address=None if engine == ENGINE else engine)
     except Exception as error:  # as of a cluster that does not start in time
         raise OutputError(
             f"--engine {shown(engine)}: cannot be reached: {' '.join(str(error).split())[:80]}; "
             "check the address, and ray status there"
         ) from error
     try:
-        return _run(ray, out, shards)
+        yield
     finally:
         ray.shutdown()
 
 
+def run_tasks(
+    ray: Any,
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    out: str,
+    **resources: int,
+) -> Iterator[Any]:
+    """Yield the results of ``function`` for each of ``arguments``, as they end.
+
+    Args:
+        ray: the module, connected.
+        function: of a module that the machines of the cluster have, too.
+        arguments: of each call.
+        out: the folder that is written, for the message.
+        resources: of a task, as Ray names them.
+
+    Raises:
+        OutputError: a worker died too often.
+        Exception: of ``function``, as it was raised.
+    """
+    task = ray.remote(max_retries=3, **resources)(function)
+    waiting = [task.remote(*one) for one in arguments]
+    while waiting:
+        (done,), waiting = ray.wait(waiting, num_returns=1)
+        try:
+            yield ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            raise OutputError(
+                f"{masked(out)}: a worker of Ray died: {type(error).__name__}; run the same "
+                "command again: what is finished is kept"
+            ) from error
+
+
 def _run(ray: Any, out: str, shards: int) -> MadePart:
     cores = int(ray.cluster_resources().get("CPU", 1))
-    parts = max(1, min(shards, _PARTS_PER_CORE * cores))
-    task = ray.remote(num_cpus=1, max_retries=3)(make)
-    waiting = [task.remote(out, Part(number, parts), 1) for number in range(parts)]
+    parts = max(1, min(shards, PARTS_PER_WORKER * cores))
+    tasks = [(out, Part(number, parts), 1) for number in range(parts)]
     written = 0
     with Progress("building", parts, "parts") as progress:
-        while waiting:
-            (done,), waiting = ray.wait(waiting, num_returns=1)
-            try:
-                written += ray.get(done).written
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except ray.exceptions.RayError as error:
-                raise OutputError(
-                    f"{masked(out)}: a worker of Ray died: {type(error).__name__}; run the same "
-                    "command again: finished shards are kept"
-                ) from error
-            progress.update(parts - len(waiting))
+        for done, made in enumerate(run_tasks(ray, make, tasks, out, num_cpus=1), start=1):
+            written += made.written
+            progress.update(done)
     return MadePart(shards, written)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fake_ray import FakeRay
 
 from vse_shards import ray_engine
 from vse_shards.build import BuildOptions, build
@@ -24,49 +24,6 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-class Ray:
-    """Ray's calls, in this process: a task whose worker dies raises when it is asked for."""
-
-    class exceptions:
-        class RayError(Exception):
-            pass
-
-        class RayTaskError(RayError):
-            cause: Exception
-
-    def __init__(self, cores: int = 2, dead: int = 0) -> None:
-        self.cores, self.dead, self.asked = cores, dead, []
-
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": self.cores}
-
-    def remote(self, **options: Any) -> Callable[[Any], Any]:
-        assert options == {"num_cpus": 1, "max_retries": 3}
-
-        class Task:
-            def __init__(self, function: Any) -> None:
-                self.function = function
-
-            def remote(self, *arguments: Any) -> Callable[[], Any]:
-                return lambda: self.function(*arguments)
-
-        return Task
-
-    def wait(self, tasks: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
-        return tasks[-num_returns:], tasks[:-num_returns]
-
-    def get(self, task: Callable[[], Any]) -> Any:
-        self.asked.append(task)
-        if len(self.asked) == self.dead:
-            raise self.exceptions.RayError("WorkerCrashedError")
-        try:
-            return task()
-        except Exception as error:
-            wrapped = self.exceptions.RayTaskError(str(error))
-            wrapped.cause = error
-            raise wrapped from error
-
-
 @pytest.fixture
 def out(small_source: Callable[..., Path], tmp_path: Path) -> Path:
     request = SourceRequest(str(small_source(20)))
@@ -77,9 +34,10 @@ def out(small_source: Callable[..., Path], tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("cores", "tasks"), [(1, 4), (64, 8)])
 def test_tasks_make_all_shards(cores: int, tasks: int, out: Path, tmp_path: Path) -> None:
-    ray = Ray(cores)
+    ray = FakeRay(cores)
     made = ray_engine._run(ray, str(out), 8)
     assert (made.shards, made.written, len(ray.asked)) == (8, 8, tasks)
+    assert ray.options == [{"num_cpus": 1, "max_retries": 3}]
     seal(str(out))
     assert digests(out) == digests(tmp_path / "one")
 
@@ -87,15 +45,15 @@ def test_tasks_make_all_shards(cores: int, tasks: int, out: Path, tmp_path: Path
 def test_what_a_task_refuses_is_said_as_without_ray(out: Path) -> None:
     (out / ".plan" / "rows-00000.sqlite").write_bytes(b"")
     with pytest.raises(DatasetError, match="run vse-shards plan again"):
-        ray_engine._run(Ray(), str(out), 8)
+        ray_engine._run(FakeRay(), str(out), 8)
 
 
 def test_a_worker_that_dies_too_often_leaves_the_rest_to_the_next_call(
     out: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(OutputError, match=r"RayError; run the same command again"):
-        ray_engine._run(Ray(dead=3), str(out), 8)
-    assert ray_engine._run(Ray(), str(out), 8).written == 6
+        ray_engine._run(FakeRay(dead=3), str(out), 8)
+    assert ray_engine._run(FakeRay(), str(out), 8).written == 6
     seal(str(out))
     assert digests(out) == digests(tmp_path / "one")
 

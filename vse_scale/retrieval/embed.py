@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,9 @@ INDEX = "index.json"
 _PARTS = ".parts"
 _BATCHES_PER_PART = 16
 
+# Computes the parts of these numbers of a side, and calls the last with the items that are done.
+Elsewhere: TypeAlias = Callable[[str, list[int], Callable[[int], None]], None]
+
 
 def embed(
     sides: Mapping[str, Side],
@@ -38,6 +41,7 @@ def embed(
     batch: int,
     processes: Processes,
     progress: Progress,
+    elsewhere: Elsewhere | None = None,
 ) -> dict[str, dict[str, int]]:
     """Embed ``sides`` into ``out``, continuing an earlier start.
 
@@ -49,6 +53,7 @@ def embed(
         processes: the processes that share the work.
         progress: called with a side's name, how many of this process's items are done, and their
             number.
+        elsewhere: computes the parts in the place of this process, by `embed_parts`.
 
     Returns:
         For each side the numbers of items "embedded" and "set_aside".
@@ -57,18 +62,14 @@ def embed(
         OutputError: ``out`` holds other embeddings or other files, or cannot be written.
         DatasetError: no item of a side could be embedded.
     """
-    asked = {
-        "format": "vse-scale-embeddings", "version": 1, **described, "batch": batch,
-        "sides": {name: {"items": len(side), "fingerprint": side.fingerprint()}
-                  for name, side in sides.items()},
-    }  # fmt: skip
+    asked = _asked(sides, described, batch)
     try:
         _start(out, asked, processes)
         missing = {name: _missing(name, side, out, batch) for name, side in sides.items()}
         processes.barrier()  # every process must list the missing parts before one writes
         for name, side in sides.items():
             mine = missing[name][processes.rank :: processes.ranks]
-            _embed_parts(name, side, out / _PARTS, batch, mine, progress)
+            _embed_side(name, side, out / _PARTS, batch, mine, progress, elsewhere)
         processes.barrier()
         if processes.main:
             for name, side in sides.items():
@@ -87,6 +88,47 @@ def embed(
     }
 
 
+def embed_parts(
+    sides: Mapping[str, Side],
+    out: Path,
+    described: Mapping[str, Any],
+    *,
+    batch: int,
+    name: str,
+    numbers: list[int],
+) -> int:
+    """Compute some parts of a side for an `embed` that goes on elsewhere; return their items.
+
+    Args:
+        sides: all of them, as there.
+        out: the folder, which this process sees, too.
+        described: as there.
+        batch: as there.
+        name: of the side.
+        numbers: of the parts.
+
+    Raises:
+        OutputError: ``out`` is not there, or holds other embeddings, or cannot be written.
+    """
+    _check_begun(out, _asked(sides, described, batch))
+    side = sides[name]
+    try:
+        for number in numbers:
+            _embed_part(name, side, out / _PARTS, batch, number)
+    except OSError as error:
+        raise OutputError(f"--out {out}: cannot be written ({error.strerror})") from error
+    return _items(side, batch, numbers)
+
+
+def _asked(sides: Mapping[str, Side], described: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """Return what ``index.json`` holds."""
+    return {
+        "format": "vse-scale-embeddings", "version": 1, **described, "batch": batch,
+        "sides": {name: {"items": len(side), "fingerprint": side.fingerprint()}
+                  for name, side in sides.items()},
+    }  # fmt: skip
+
+
 def _start(out: Path, asked: dict[str, Any], processes: Processes) -> None:
     """Make the folder, or check that its contents are of the same model and source."""
     index = out / INDEX
@@ -97,8 +139,17 @@ def _start(out: Path, asked: dict[str, Any], processes: Processes) -> None:
         if not index.is_file():
             write_json(index, asked)
     processes.barrier()
+    _check_begun(out, asked)
+
+
+def _check_begun(out: Path, asked: Mapping[str, Any]) -> None:
     try:
-        found = mapping(read_json(index))
+        found = mapping(read_json(out / INDEX))
+    except OSError as error:
+        raise OutputError(
+            f"--out {out}: {INDEX} cannot be read ({error.strerror}); name a folder that all "
+            "machines see"
+        ) from None
     except ValueError as error:
         raise OutputError(f"--out {out}: {INDEX} is damaged ({error}); name a new folder") from None
     if found != asked:
@@ -118,23 +169,46 @@ def _missing(name: str, side: Side, out: Path, batch: int) -> list[int]:
     return [n for n, part in enumerate(names) if not (out / _PARTS / f"{part}.jsonl").exists()]
 
 
-def _embed_parts(
-    name: str, side: Side, parts: Path, batch: int, mine: list[int], progress: Progress
+def _embed_side(
+    name: str,
+    side: Side,
+    parts: Path,
+    batch: int,
+    mine: list[int],
+    progress: Progress,
+    elsewhere: Elsewhere | None,
 ) -> None:
-    size = batch * _BATCHES_PER_PART
-    names = _part_names(name, len(side), batch)
-    total = sum(min(size, len(side) - n * size) for n in mine)
+    total = _items(side, batch, mine)
+    progress(name, 0, total)
+    if elsewhere is not None:
+        elsewhere(name, mine, lambda done: progress(name, done, total))
+        return
     done = 0
-    progress(name, done, total)
     for number in mine:
-        stop = min((number + 1) * size, len(side))
-        _write_part(side.embed(number * size, stop), parts / names[number])
-        done += stop - number * size
+        _embed_part(name, side, parts, batch, number)
+        done += _items(side, batch, [number])
         progress(name, done, total)
 
 
+def _embed_part(name: str, side: Side, parts: Path, batch: int, number: int) -> None:
+    size = batch * _BATCHES_PER_PART
+    part = side.embed(number * size, min((number + 1) * size, len(side)))
+    _write_part(part, parts / _part_name(name, number))
+
+
+def _items(side: Side, batch: int, numbers: list[int]) -> int:
+    """Return the items of the parts of these numbers."""
+    size = batch * _BATCHES_PER_PART
+    return sum(min(size, len(side) - number * size) for number in numbers)
+
+
+def _part_name(name: str, number: int) -> str:
+    return f"{name}-{number:06d}"
+
+
 def _part_names(name: str, items: int, batch: int) -> list[str]:
-    return [f"{name}-{number:06d}" for number in range(-(-items // (batch * _BATCHES_PER_PART)))]
+    parts = -(-items // (batch * _BATCHES_PER_PART))
+    return [_part_name(name, number) for number in range(parts)]
 
 
 def _write_part(part: Part, path: Path) -> None:
