@@ -44,6 +44,7 @@ def test_the_marks_are_those_that_runs_rely_on() -> None:
         "engine.timeout_seconds",
         "telemetry",
         "run.dir", "run.checkpoint_epochs", "run.checkpoint_steps", "run.keep_checkpoints",
+        "run.gather_gb",
         "run.resume_with",
     }  # fmt: skip
 

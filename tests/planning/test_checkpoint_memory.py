@@ -36,6 +36,8 @@ def workload(**more: object) -> Workload:
 def test_copied_and_gathered(stage: int, ranks: int, copied: float, gathered: float) -> None:
     found = checkpoint_bytes(workload(), stage, ranks)
     assert found == {"copied": copied, "gathered": gathered}
+    large = checkpoint_bytes(workload(gather_gb=11e-6), stage, ranks)
+    assert large == {"copied": copied, "gathered": 0}
     averaged = checkpoint_bytes(workload(averaged=True), stage, ranks)
     assert averaged["copied"] == copied + 4_000
 

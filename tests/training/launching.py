@@ -21,7 +21,12 @@ WORKER = Path(__file__).with_name("rank_of_training.py")
 
 
 def random_run(
-    scenes: Path, rest: str = "", *, every: int | None = None, falls: str = "drop_epochs: [1.5]"
+    scenes: Path,
+    rest: str = "",
+    *,
+    every: int | None = None,
+    falls: str = "drop_epochs: [1.5]",
+    gather_gb: float = 8,
 ) -> str:
     """A configuration of a small model that draws at random wherever it can, of two epochs.
 
@@ -30,6 +35,7 @@ def random_run(
         rest: further sections, YAML.
         every: steps between two checkpoints; None: an epoch.
         falls: how the learning rate does.
+        gather_gb: of larger checkpoints each rank writes its own part.
     """
     return f"""
 data: {{path: {scenes}, global_batch: 16, threads: 1, word_drop: 0.3}}
@@ -44,7 +50,7 @@ model:
 optim: {{lr: 1.0e-3, text_scale: 1.0, backbone_scale: 1.0, {falls}}}
 train: {{epochs: 2, calibration_images: 16}}
 eval: {{batch: 16}}
-run: {{dir: unused, checkpoint_steps: {"null" if every is None else every}}}
+run: {{dir: unused, checkpoint_steps: {"null" if every is None else every}, gather_gb: {gather_gb}}}
 {rest}
 """
 

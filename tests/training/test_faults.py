@@ -27,10 +27,13 @@ from vse_scale.training.contract import GRACE_SECONDS
 
 @pytest.fixture(scope="module")
 def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A configuration that draws at random wherever it can, and a run of it, never stopped."""
+    """A configuration that draws at random wherever it can, and a run of it, never stopped.
+
+    All ranks write its checkpoints; those that one gathers meet their faults in test_chaos.py.
+    """
     folder = tmp_path_factory.mktemp("faults")
     config = folder / "faults.yaml"
-    config.write_text(random_run(scenes, every=8))
+    config.write_text(random_run(scenes, every=8, gather_gb=0))
     result = vse_scale("train", "--ranks", "2", "--config", config, f"run.dir={folder / 'run'}")
     assert result.returncode == 0, result.stderr[-4000:]
     return config, folder / "run"

@@ -18,9 +18,12 @@ from launching import (
     train_jobs,
     weights_of,
 )
+from safetensors.torch import load_file
 
 from vse_scale.config import Config
 from vse_scale.planning.traffic import Workload, loss_bytes
+from vse_scale.training.checkpoint import TENSORS
+from vse_scale.training.state import write_tensors
 from vse_shards.build import BuildOptions, build
 from vse_shards.sources.jsonl import JsonlSource
 
@@ -88,6 +91,24 @@ def check_layouts(
 def test_two_ranks_and_one(few_steps: Path, tmp_path: Path, reference: dict[str, Trained]) -> None:
     assert len(reference["sgd early"].steps[0]["gradient"]) >= 20
     check_layouts(few_steps, tmp_path, [(2, 2, 1, "sgd"), (2, 2, 1, "adamw")], reference)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_all_ranks_write_is_the_gathered_one(
+    few_steps: Path, tmp_path: Path
+) -> None:
+    stages = {
+        f"{stage}": Job((*OPTIMIZERS["adamw"], f"engine.zero_stage={stage}", "run.gather_gb=0"),
+                        count=2, save=True)
+        for stage in (0, 1, 2, 3)
+    }  # fmt: skip
+    for found in train_jobs(few_steps, tmp_path, 4, stages).values():
+        (written,) = (found.folder / "checkpoints").glob(f"step-*/{TENSORS}")
+        assert_same_bits(load_file(written), found.steps[-1]["state"])
+        alone = tmp_path / "alone.safetensors"
+        alone.unlink(missing_ok=True)
+        write_tensors(alone, found.steps[-1]["state"])
+        assert written.read_bytes() == alone.read_bytes()
 
 
 @pytest.mark.slow

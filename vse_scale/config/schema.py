@@ -239,6 +239,9 @@ class RunConfig(Section):
     # In place of checkpoint_epochs, where an epoch is long.
     checkpoint_steps: Annotated[Count | None, MAY_CHANGE] = None
     keep_checkpoints: Annotated[Count, MAY_CHANGE] = 2
+    # The first rank gathers a checkpoint of up to so many GB, and writes it; of a larger one each
+    # rank writes its own part, into one file, where all ranks see run.dir.
+    gather_gb: Annotated[float, Field(ge=0), MAY_CHANGE] = 8.0
 
 
 class Config(Section):

@@ -46,7 +46,8 @@ def checkpoint_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, floa
     """Return the first rank's host memory for checkpoints, beside what training takes.
 
     - copied: what the rank holds of the state; from the first checkpoint on.
-    - gathered: what others hold a part of, whole; while a checkpoint is written.
+    - gathered: what others hold a part of, whole; while a checkpoint is written. None where each
+      rank writes its own.
     """
     whole = float(FLOAT * work.parameters)
     moments = float(work.moments * FLOAT * work.trained)
@@ -54,7 +55,7 @@ def checkpoint_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, floa
     alone = whole + moments - shared + (whole if work.averaged else 0.0)
     return {
         "copied": alone + shared / ranks,
-        "gathered": shared if ranks > 1 else 0.0,
+        "gathered": shared if ranks > 1 and checkpoint_size(work) <= 1e9 * work.gather_gb else 0.0,
     }
 
 

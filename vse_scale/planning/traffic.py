@@ -7,6 +7,7 @@ Models", SC 2020.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +44,7 @@ class Workload:
         objective: the loss, which is planned for its final phase.
         averaged: whether a rank keeps an average of the weights.
         compared: whether ranks compare their captions.
+        gather_gb: of a checkpoint, in units of 10**9 bytes, up to which the first rank gathers it.
     """
 
     parameters: int
@@ -56,6 +58,7 @@ class Workload:
     objective: Objective
     averaged: bool = False
     compared: bool = False
+    gather_gb: float = math.inf
 
     @classmethod
     def of(cls, config: Config, *, bfloat16: bool) -> Workload:
@@ -85,6 +88,7 @@ class Workload:
             objective=objective_of(config.objective),
             averaged=config.optim.average > 0,
             compared=config.data.equal_captions == "positives",
+            gather_gb=config.run.gather_gb,
         )
 
 

@@ -95,14 +95,14 @@ class Checkpoints:
 
     def write(
         self,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor] | Callable[[Path], str],
         state: RunState,
         check: Callable[[], None] = lambda: None,
     ) -> Path:
         """Write a checkpoint; the main rank does, and once this returns the checkpoint counts.
 
         Args:
-            tensors: whole, see `Engine.shares`.
+            tensors: whole, see `Engine.shares`; or what writes their file and returns its sha256.
             state: of the run.
             check: is called now and then, and may raise: nothing is left of the checkpoint then.
 
@@ -126,7 +126,7 @@ class Checkpoints:
     def _write(
         self,
         final: Path,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor] | Callable[[Path], str],
         state: RunState,
         check: Callable[[], None],
     ) -> None:
@@ -137,9 +137,12 @@ class Checkpoints:
         with whole_folder(final) as partial:
             described = json.dumps(dataclasses.asdict(state), indent=1).encode()
             (partial / _STATE).write_bytes(described)
+            path = partial / TENSORS
             digests = {
                 _STATE: hashlib.sha256(described).hexdigest(),
-                TENSORS: write_tensors(partial / TENSORS, tensors, check),
+                TENSORS: tensors(path)
+                if callable(tensors)
+                else write_tensors(path, tensors, check),
             }
             files = {
                 name: {"bytes": (partial / name).stat().st_size, "sha256": digest}

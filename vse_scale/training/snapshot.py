@@ -1,21 +1,29 @@
 """A run's state at one step: each rank copies what it holds, and the main rank gathers the copies.
 
-Only the copying keeps the steps waiting. Gathering takes a process group of its own, so that a
-thread can do it while the ranks train.
+Or, where it is large and all see one disk, each writes its own copies into one file. Only the
+copying keeps the steps waiting. The rest takes a process group of its own, so that a thread can do
+it while the ranks train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vse_scale.console import log
+from vse_scale.training.state import laid_out, write_tensors
+from vse_scale.training.together import Piece, Target, sha256_of_pieces, write_pieces
 from vse_scale.world.processes import World
+
+_LOOK_SECONDS = 10.0  # between two looks of all ranks at whether all have written
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ class Snapshot:
 
     def __init__(self, world: World, timeout_seconds: float) -> None:
         self._world = world
+        self._patience = min(_LOOK_SECONDS, timeout_seconds / 3)
+        self._shared_disk = True  # until a rank does not see a file of the main one
+        self._told = False
         self._group: dist.ProcessGroup | None = None
         if world.ranks > 1:
             wait = timedelta(seconds=timeout_seconds)
@@ -91,6 +102,87 @@ class Snapshot:
             raise RuntimeError(f"the ranks do not hold {wrong[0]} once between them")
         return found
 
+    def exceeds(self, limit: float) -> bool:
+        """Return whether `write` is for this state: more than ``limit`` bytes, on a shared disk.
+
+        Every rank calls this and hears the main one's answer.
+        """
+        if self._group is None or not self._shared_disk:
+            return False
+        size = sum(
+            self._copies[name].dtype.itemsize * shape.numel()
+            for name, (shape, _) in self._places.items()
+        )
+        self._told = False
+        return bool(self._from_main(size > limit))
+
+    def write(self, path: Path, check: Callable[[], None]) -> str:
+        """Have all ranks write one file of the state, and return its sha256.
+
+        The main rank calls this, and then, or in its place, `release`; all others `help_write`.
+        Where one does not see ``path``, the main rank gathers the whole and writes it alone, now
+        and from then on.
+
+        Raises:
+            OSError: it cannot be written, on any rank.
+        """
+        kinds = {
+            name: (self._copies[name].dtype, shape) for name, (shape, _) in self._places.items()
+        }
+        head, starts, length = laid_out(kinds)
+        target = Target.made(path, head, starts, length)
+        self._told = True
+        self._from_main(target)
+        if (pieces := self._write_own(target, check)) is not None:
+            return sha256_of_pieces(path, len(head), pieces, check)
+        log.warning(
+            "run.dir is on a disk that not all ranks see, so the first gathers each checkpoint and "
+            "holds the whole; put run.dir on a disk that all see, or raise run.gather_gb"
+        )
+        path.unlink()
+        return write_tensors(path, self.whole(), check)
+
+    def release(self) -> None:
+        """Let the others go where `write` was not reached."""
+        if not self._told:
+            self._from_main(None)
+
+    def help_write(self, check: Callable[[], None]) -> None:
+        """Write this rank's part of what the main one writes."""
+        target = self._from_main(None)
+        if target is not None and self._write_own(target, check) is None:
+            self.whole()
+
+    def _write_own(self, target: Target, check: Callable[[], None]) -> list[Piece] | None:
+        """Write this rank's copies; return the pieces of all, None if some do not see the file."""
+        held = [
+            (target.starts[name] + self._copies[name].dtype.itemsize * start, self._copies[name])
+            for name, (_, start) in self._places.items()
+            if len(self._copies[name])
+        ]
+        with ThreadPoolExecutor(1, "checkpoint-part") as pool:
+            writing = pool.submit(write_pieces, target, held, check)
+            # All ask again and again: a disk may take longer than a rank is waited for.
+            while True:
+                wait([writing], self._patience)
+                if all(self._all(writing.done())):
+                    break
+        found = self._all(_outcome(writing))
+        if faults := [one for one in found if isinstance(one, BaseException)]:
+            if self._world.main:  # which tells the others
+                raise faults[0]
+            return []
+        self._shared_disk = None not in found
+        return [piece for pieces in found for piece in pieces] if self._shared_disk else None
+
+    def _from_main(self, value: Any) -> Any:
+        return replace(self._world, group=self._group).from_main(value)
+
+    def _all(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self._world.ranks
+        dist.all_gather_object(found, value, group=self._group)
+        return found
+
     def _send(self) -> None:
         layout = [
             (name, start, len(self._copies[name])) for name, (_, start) in self._places.items()
@@ -105,6 +197,12 @@ class Snapshot:
         if self._group is not None:
             dist.gather_object([], layouts, dst=0, group=self._group)
         return layouts
+
+
+def _outcome(done: Future[Any]) -> Any:
+    """Return the result, or the exception in its place."""
+    fault = done.exception()
+    return done.result() if fault is None else fault
 
 
 def _part(whole: Tensor, start: int, length: int) -> Tensor:

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -106,19 +107,33 @@ def write_tensors(
     return digest.hexdigest()
 
 
-def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def laid_out(
+    kinds: Mapping[str, tuple[torch.dtype, torch.Size]],
+) -> tuple[bytes, dict[str, int], int]:
+    """Return the layout of a safetensors file with tensors of these dtypes and shapes.
+
+    Returns:
+        Its first bytes; the place of each tensor in it, in the order of the file; its length.
+    """
     ranks = {dtype: rank for rank, dtype in enumerate(_DTYPES)}
-    ordered = sorted(tensors, key=lambda name: (ranks[tensors[name].dtype], name))
-    header, end = {}, 0
-    for name in ordered:
-        value, start = tensors[name], end
-        end += value.nbytes
+    header: dict[str, dict[str, Any]] = {}
+    end = 0
+    for name in sorted(kinds, key=lambda name: (ranks[kinds[name][0]], name)):
+        (dtype, shape), start = kinds[name], end
+        end += dtype.itemsize * shape.numel()
         header[name] = {
-            "dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end],
+            "dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end],
         }  # fmt: skip
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNED)
-    yield len(text).to_bytes(8, "little") + text
-    for name in ordered:
+    head = len(text).to_bytes(8, "little") + text
+    starts = {name: len(head) + one["data_offsets"][0] for name, one in header.items()}
+    return head, starts, len(head) + end
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    head, starts, _ = laid_out({name: (one.dtype, one.shape) for name, one in tensors.items()})
+    yield head
+    for name in starts:
         data = tensors[name].view(-1).view(torch.uint8).numpy().data
         yield from (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))

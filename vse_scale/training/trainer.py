@@ -132,7 +132,9 @@ class Trainer:
         self.schedule = Schedule(config, self.plan.steps_per_epoch, self.state.shift)
         with long_work("building the engine"):
             self.engine = Engine(model, config, world, self.objective)
-        self.writer = Writer(self.checkpoints, world, config.engine.timeout_seconds, self._tell)
+        self.writer = Writer(
+            self.checkpoints, world, config.engine.timeout_seconds, self._tell, config.run.gather_gb
+        )
         if tensors is not None:
             self.engine.restore(tensors)
             log.info("resumed from %s", resumed.origin)

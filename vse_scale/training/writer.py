@@ -1,11 +1,13 @@
 """Checkpoints written behind the steps: training waits for a copy in memory, not for the disk.
 
 A thread of each rank sends that rank's copy to the main one, whose thread hashes and writes the
-whole and renames it: then the checkpoint counts. A kill before that leaves the one before.
+whole and renames it: then the checkpoint counts. A large one is written by all, each its copy, and
+hashed by the main one. A kill before that leaves the one before.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -67,6 +69,7 @@ class Writer:
         world: the ranks.
         timeout_seconds: longest wait for another rank.
         tell: is called on the main rank, by `look`, `begin` or `finish`, of what was written.
+        gather_gb: most that the main rank gathers, in units of 10**9 bytes; all write more.
     """
 
     def __init__(
@@ -75,8 +78,10 @@ class Writer:
         world: World,
         timeout_seconds: float,
         tell: Callable[[Written], None],
+        gather_gb: float = math.inf,
     ) -> None:
         self._checkpoints, self._world, self._tell = checkpoints, world, tell
+        self._gather_bytes = 1e9 * gather_gb
         self._snapshot = Snapshot(world, timeout_seconds)
         self._patience = min(_LOOK_SECONDS, timeout_seconds / 3)
         self._thread: threading.Thread | None = None
@@ -190,14 +195,28 @@ class Writer:
 
     def _write(self, state: RunState, result: Future[Path | None]) -> None:
         try:
-            tensors = self._snapshot.whole()
-            path = None
-            if self._world.main:
-                path = self._checkpoints.write(tensors, state, self._check)
+            if self._snapshot.exceeds(self._gather_bytes):
+                path = self._write_together(state)
+            else:
+                tensors = self._snapshot.whole()
+                path = None
+                if self._world.main:
+                    path = self._checkpoints.write(tensors, state, self._check)
             self._ended = time.perf_counter()
             result.set_result(path)
         except BaseException as error:  # of a thread: raised by `_end`
             result.set_exception(error)
+
+    def _write_together(self, state: RunState) -> Path | None:
+        if not self._world.main:
+            self._snapshot.help_write(self._check)
+            return None
+        try:
+            return self._checkpoints.write(
+                lambda path: self._snapshot.write(path, self._check), state
+            )
+        finally:
+            self._snapshot.release()
 
     def _check(self) -> None:
         if self._end_at_once.is_set():
