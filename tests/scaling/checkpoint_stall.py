@@ -1,4 +1,4 @@
-"""Seconds that the steps of two ranks wait for a checkpoint, beside two other ways to write it.
+"""Seconds that the steps of two ranks wait for a checkpoint, and memory, in four ways to write it.
 
     python tests/scaling/checkpoint_stall.py [LAYERS] [REPEATS]
 
@@ -6,7 +6,8 @@ prints the table of docs/scaling.md. Two ranks hold a model with a text tower of
 are 100 million parameters) under the default ZeRO stage. In turn, so that all meet the same
 machine, each repeat takes a checkpoint
 
-- behind the steps: `Writer`, whose thread ends before the next is begun;
+- behind the steps: `Writer`, whose thread ends before the next is begun, and gathers;
+- each rank its part: the same, as it writes checkpoints of more than run.gather_gb;
 - before the eyes of all: gathered by DeepSpeed's calls, written by safetensors' library, read again
   to be hashed, synced and renamed while every rank waits, as it was done until release 0.9;
 - by torch.distributed.checkpoint.async_save of what each rank holds, in its own format.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -27,11 +29,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from order_scaling import memory
 from torch import Tensor
 
 RANKS = 2
 LAYERS, REPEATS = 12, 3
-WAYS = ("behind the steps", "before the eyes of all", "DCP async_save")
+WAYS = ("behind the steps", "each rank its part", "before the eyes of all", "DCP async_save")
 
 
 def main(arguments: list[str]) -> None:
@@ -48,22 +51,27 @@ def main(arguments: list[str]) -> None:
         )  # fmt: skip
         found = json.loads((Path(folder) / "found.json").read_text())
     print(f"{found['parameters'] / 1e6:.1f} million parameters, {RANKS} ranks")
-    print("| checkpoint | steps wait, s (each) | done after, s |")
-    print("|---|---:|---:|")
+    print("| checkpoint | steps wait, s (each) | done after, s | MB more |")
+    print("|---|---:|---:|---:|")
     for way in WAYS:
         stalls, whole = found[way]["stall"], found[way]["whole"]
         each = ", ".join(f"{one:.2f}" for one in stalls)
         print(
-            f"| {way} | {statistics.median(stalls):.2f} ({each}) | {statistics.median(whole):.1f} |"
+            f"| {way} | {statistics.median(stalls):.2f} ({each}) | {statistics.median(whole):.1f} "
+            f"| {max(found[way]['more']):.0f} |"
         )
 
 
 @dataclass
 class Times:
-    """Seconds of the slowest rank: that it waited, and until the checkpoint was there."""
+    """Seconds of the slowest rank: that it waited, and until the checkpoint was there.
+
+    And the most memory, in units of 10**6 bytes, that the first rank took meanwhile.
+    """
 
     stall: list[float]
     whole: list[float]
+    more: list[float]
 
 
 def measure(layers: int, repeats: int, folder: Path) -> None:
@@ -74,17 +82,22 @@ def measure(layers: int, repeats: int, folder: Path) -> None:
 
     world = join_world(600)
     engine = engine_of(layers, world)
-    writer = Writer(Checkpoints(folder / "behind", keep=1), world, 600, lambda written: None)
+    writer, parts = (
+        Writer(Checkpoints(folder / f"{gb}", keep=1), world, 600, lambda written: None, gb)
+        for gb in (math.inf, 0)
+    )
     gloo = dist.new_group(backend="gloo")
     ways: dict[str, Callable[[int], Callable[[], object]]] = {
         WAYS[0]: lambda step: (writer.begin(engine, state_of(step)), writer.finish)[1],
-        WAYS[1]: lambda step: written_before_all(engine, world, folder / "before"),
-        WAYS[2]: lambda step: saved_by_torch(engine, folder / f"dcp-{step}", gloo),
+        WAYS[1]: lambda step: (parts.begin(engine, state_of(step)), parts.finish)[1],
+        WAYS[2]: lambda step: written_before_all(engine, world, folder / "before"),
+        WAYS[3]: lambda step: saved_by_torch(engine, folder / f"dcp-{step}", gloo),
     }
-    found = {way: Times([], []) for way in ways}
+    found = {way: Times([], [], []) for way in ways}
     for step in range(1, repeats + 1):
         for way, begin in ways.items():
             world.barrier()
+            before = memory_from_now()
             began = time.perf_counter()
             finish = begin(step)
             stall = time.perf_counter() - began
@@ -93,12 +106,19 @@ def measure(layers: int, repeats: int, folder: Path) -> None:
             world.across(times, "max")
             found[way].stall.append(float(times[0]))
             found[way].whole.append(float(times[1]))
+            found[way].more.append(memory() - before)
     if world.main:
         parameters = sum(parameter.numel() for parameter in engine.model.parameters())
         kept = {way: vars(times) for way, times in found.items()}
         (folder / "found.json").write_text(json.dumps({"parameters": parameters, **kept}))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def memory_from_now() -> float:
+    """Forget the most memory that this process has had, and return what it has."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory()
 
 
 def engine_of(layers: int, world):
