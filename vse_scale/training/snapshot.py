@@ -7,8 +7,8 @@ it while the ranks train.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -160,14 +160,23 @@ class Snapshot:
             for name, (_, start) in self._places.items()
             if len(self._copies[name])
         ]
-        with ThreadPoolExecutor(1, "checkpoint-part") as pool:
-            writing = pool.submit(write_pieces, target, held, check)
-            # All ask again and again: a disk may take longer than a rank is waited for.
-            while True:
-                wait([writing], self._patience)
-                if all(self._all(writing.done())):
-                    break
-        found = self._all(_outcome(writing))
+        own: list[Any] = [None]
+
+        def write() -> None:
+            try:
+                own[0] = write_pieces(target, held, check)
+            except BaseException as error:  # of a thread: the main rank raises it
+                own[0] = error
+
+        # A daemon, as the caller: a disk that hangs must not keep a process that is to end.
+        writing = threading.Thread(target=write, name="checkpoint-part", daemon=True)
+        writing.start()
+        # All ask again and again: a disk may take longer than a rank is waited for.
+        alive = True
+        while alive:
+            writing.join(self._patience)
+            alive = any(self._all(writing.is_alive()))
+        found = self._all(own[0])
         if faults := [one for one in found if isinstance(one, BaseException)]:
             if self._world.main:  # which tells the others
                 raise faults[0]
@@ -197,12 +206,6 @@ class Snapshot:
         if self._group is not None:
             dist.gather_object([], layouts, dst=0, group=self._group)
         return layouts
-
-
-def _outcome(done: Future[Any]) -> Any:
-    """Return the result, or the exception in its place."""
-    fault = done.exception()
-    return done.result() if fault is None else fault
 
 
 def _part(whole: Tensor, start: int, length: int) -> Tensor:
