@@ -106,6 +106,27 @@ def test_a_run_killed_twice_is_one_run_with_each_step_once(small_run: Path, name
     assert status == "FINISHED"
 
 
+@pytest.mark.parametrize("name", STORES)
+def test_no_store_keeps_a_secret_of_the_command(
+    small_run: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_installed(name):
+        pytest.skip(f"{name} is not installed: pip install 'vse-scale[{name}]'")
+    monkeypatch.setattr(sys, "argv", ["train", "data.path=s3://AKIA:hunter2@bucket/set"])
+    monkeypatch.setenv("TRACKIO_DIR", str(small_run.parent / "trackio"))
+    config = Config.load(small_run, [*QUIET, f"telemetry.observers=[{name}]"])
+    folder = RunFolder(Path(config.run.dir))
+    folder.path.mkdir()
+    for journal in open_journals(folder, 0):
+        journal.close()
+    observers = Observers(config, World(0, 1), next_step=0, total_steps=9)
+    observers.step(RECORD)
+    observers.close()
+    kept = [path for path in small_run.parent.rglob("*") if path.is_file()]
+    assert [path for path in kept if path.suffix in (".wandb", ".db")]
+    assert not [path for path in kept if b"hunter2" in path.read_bytes()]
+
+
 class Store(tracker.Tracker):
     """A store in this process, which keeps what it was sent and fails or hangs as it is told."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vse_scale.config import Config
 from vse_scale.run.folder import RunFolder
 from vse_scale.training.watch.tracker import PROJECT, Held, Row, Tracker, run_name
 from vse_shards.json_text import parse_json
+from vse_shards.masking import masked
 from vse_shards.plain_files import open_plain
 
 _STEP, _EVALUATED = "trained_step", "evaluated_step"
@@ -48,7 +50,13 @@ class WandB(Tracker):
             resume=None if mode == "offline" else "allow",
             config=config.recorded(),
             allow_val_change=True,
-            settings=wandb.Settings(console="off", silent=True, finish_timeout=_FINISH_SECONDS),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                finish_timeout=_FINISH_SECONDS,
+                # It would keep the command as it is.
+                x_disable_meta=any(masked(word) != word for word in sys.argv),
+            ),
         )
         self._run.define_metric("*", step_metric=_STEP)
         held = Held(_last(rows, _STEP), _last(rows, _EVALUATED))
