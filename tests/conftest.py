@@ -38,7 +38,8 @@ def nothing_left_here() -> Iterator[None]:
     """What a test leaves in the current folder is read by others, by its name."""
     before = set(os.listdir())
     yield
-    left = set(os.listdir()) - before - {".hypothesis", ".pytest_cache", "runs", "data", "site"}
+    others = {".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache", "runs", "data", "site"}
+    left = set(os.listdir()) - before - others
     assert not left, f"tests left {sorted(left)} in {Path.cwd()}"
 
 
