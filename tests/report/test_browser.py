@@ -161,19 +161,25 @@ HOVER = """
   const first = at(0), last = at(1);
   const labels = [...plot.querySelectorAll('path.line[data-label]')].map(p => p.dataset.label);
   const button = chart.querySelector('.legend button');
-  const began = performance.now();
+  const times = [1, 2, 3, 4, 5].map(() => {  // the least: other programs only add to it
+    const began = performance.now();
+    button.click();
+    at(1);
+    const took = performance.now() - began;
+    button.click();
+    return took;
+  });
   button.click();
   const hidden = [...plot.querySelectorAll('[data-line="' + button.parentNode.dataset.line + '"]')]
     .every(shape => shape.style.display === 'none');
   const without = at(1);
-  const milliseconds = performance.now() - began;
   button.click();
   const key = new page.defaultView.KeyboardEvent('keydown', {key: 'ArrowRight'});
   plot.dispatchEvent(new Pointer('pointerleave'));
   const left = chart.querySelector('.values').textContent;
   plot.dispatchEvent(key);
   const keyed = chart.querySelector('.values').textContent;
-  return {first, last, labels, hidden, without, left, keyed, milliseconds,
+  return {first, last, labels, hidden, without, left, keyed, milliseconds: Math.min(...times),
     name: button.textContent, again: button.getAttribute('aria-pressed')};
 """
 
