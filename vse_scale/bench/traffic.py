@@ -26,10 +26,14 @@ from torch.utils._pytree import tree_leaves
 
 from vse_scale.objective import global_hinge_loss, make_objective
 
-# torch 2.13 renamed it, and warns of the former name.
+# torch 2.13 renamed them, and warns of the former names.
 _gather_with_gradient = (
     getattr(collectives, "all_gather_single_autograd", None)
     or collectives.all_gather_tensor_autograd
+)
+_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
+_reduce_scatter = (
+    getattr(collectives, "reduce_scatter_single", None) or collectives.reduce_scatter_tensor
 )
 _BYTES_SENT = 200  # offset of tcpi_bytes_sent in the kernel's struct tcp_info
 _TEMPERATURE = 0.07  # of CLIP as its training begins
@@ -75,10 +79,8 @@ def open_clip(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
     row per caption.
     """
     images = images.repeat_interleave(len(captions) // len(images), dim=0)
-    world = dist.group.WORLD
-    assert world is not None
     all_images, all_captions = (
-        _gather_with_gradient(side.contiguous(), 0, world) for side in (images, captions)
+        _gather_with_gradient(side.contiguous(), 0, _world()) for side in (images, captions)
     )
     labels = torch.arange(len(images), device=images.device) + len(images) * dist.get_rank()
     per_image = images @ all_captions.T / _TEMPERATURE
@@ -103,14 +105,14 @@ class _Memeff(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, images: Tensor, captions: Tensor) -> Tensor:
-        world, rank, ranks = dist.group.WORLD, dist.get_rank(), dist.get_world_size()
-        blocks = collectives.all_gather_tensor(captions, 0, world).chunk(ranks)
+        world, rank, ranks = _world(), dist.get_rank(), dist.get_world_size()
+        blocks = _gather(captions, 0, world).chunk(ranks)
         shares = [_exponentials(images, block) for block in blocks]
-        rows = sum(share.sum(1) for share in shares)
+        rows = torch.stack([share.sum(1) for share in shares]).sum(0)
         # Reduced and gathered, which is how a ring reduces to all.
         columns = torch.cat([share.sum(0) for share in shares])
-        columns = collectives.reduce_scatter_tensor(columns, "sum", 0, world)
-        columns = collectives.all_gather_tensor(columns, 0, world).view(ranks, -1)
+        columns = _reduce_scatter(columns, "sum", 0, world)
+        columns = _gather(columns, 0, world).view(ranks, -1)
         context.save_for_backward(images, captions, rows, columns, *blocks)
         own = (images * captions).sum(1) / _TEMPERATURE - 1 / _TEMPERATURE
         return -(2 * own - rows.log() - columns[rank].log()).sum() / (2 * columns.numel())
@@ -126,9 +128,15 @@ class _Memeff(torch.autograd.Function):
             of_images += share @ block
             of_columns.append(share.T @ images)
         summed = torch.cat(of_columns)
-        of_captions = collectives.reduce_scatter_tensor(summed, "sum", 0, dist.group.WORLD)
+        of_captions = _reduce_scatter(summed, "sum", 0, _world())
         scale = gradient / (2 * pairs * _TEMPERATURE)
         return (of_images - 2 * captions) * scale, (of_captions - 2 * images) * scale
+
+
+def _world() -> dist.ProcessGroup:
+    world = dist.group.WORLD
+    assert world is not None
+    return world
 
 
 def _exponentials(images: Tensor, captions: Tensor) -> Tensor:
