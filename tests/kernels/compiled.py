@@ -6,17 +6,22 @@ A child process of the tests, because a process that interprets kernels cannot c
 
 writes one line per configuration for compute capability 80, 90 (sm_90a) or 100 (sm_100a). With
 TRITON_ALWAYS_COMPILE=1 nothing comes from Triton's cache, and the seconds are those of compiling.
+With --digests it compiles nothing and writes the digest of each configuration, of all three.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import csv
+import hashlib
+import inspect
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -41,18 +46,19 @@ from vse_kernels.hardest import choice as mining
 from vse_kernels.hardest import triton as hardest
 from vse_kernels.hardest.launch import LOWEST
 
+CAPABILITIES = (80, 90, 100)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-# Sizes of pairs that are compiled in float16 too, and with one network, to count instructions.
+# Sizes that are compiled in another dtype too, and with one network, to count instructions.
 COUNTED = (36, 64)
-PACKED_FORWARD = (*pooling.PACKED_SIZES, *pooling.FORWARD_LANES)
-PACKED_BACKWARD = tuple(
-    sorted({pooling.packed_backward_launch(size).size for size in PACKED_FORWARD})
-)
-# The largest of a lane and of several, which take the most registers: in float16 too, on one
+FORWARD = (*pooling.NETWORKS, *pooling.FORWARD_LANES)
+BACKWARD = tuple(sorted({pooling.backward_launch(size).size for size in FORWARD}))
+# The largest of a lane and of several, which take the most registers: in another dtype too, on one
 # architecture.
-LARGEST = (pooling.LARGEST_PACKED_BACKWARD, max(pooling.PACKED_SIZES), pooling.LARGEST)
+LARGEST = (pooling.LARGEST_BACKWARD, max(pooling.NETWORKS), pooling.LARGEST_CODED)
+# Of each kernel, the dtype that takes it most often, and another.
+DTYPES = {"gpo": (torch.float32, torch.bfloat16), "gpo-packed": (torch.bfloat16, torch.float16)}
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Report:
         columns_per_warp: columns that a warp pools; 0 of other kernels.
         cpu_seconds: of compiling, child processes included.
         triton_version: of the compiler.
+        digest: of the case and of the code that it was compiled from, see `digest_of`.
     """
 
     name: str
@@ -102,86 +109,58 @@ class Report:
     columns_per_warp: int
     cpu_seconds: float
     triton_version: str
+    digest: str
 
 
-def pooling_cases() -> Iterator[Case]:
-    """Forward and backward of every size of the network and of the sort, per dtype."""
-    sizes = [*pooling.NETWORK_SIZES, 100, 256]
-    for dtype, pointer in POINTERS.items():
-        for positions in sizes:
-            for backward in (False, True):
-                yield pooling_case(positions, dtype, pointer, backward)
-
-
-def pooling_case(positions: int, dtype: torch.dtype, pointer: str, backward: bool) -> Case:
-    choose = pooling.backward_launch if backward else pooling.forward_launch
-    launch = choose(positions)
-    common = {"features": pointer, "lengths": "*i64", "table": "*fp32", "rows": "*i64"}
-    results = (
-        {"features_gradient": pointer, "partial": "*fp32"} if backward else {"pooled": pointer}
-    )
-    types = {**({"gradient": pointer} if backward else {}), **common}
-    constants: dict[str, Any] = {"SIZE": launch.size, "COLUMNS": launch.columns}
-    network = bool(launch.parts)
-    if network:
-        constants["PARTS"] = launch.parts
-    elif backward:
-        types["order"] = "*u8"
-    else:
-        results["order"] = "*u8"
-        constants["KEEP"] = True
-    sizes = ("K", "D", "stride_sample", "stride_position")
-    types |= results | dict.fromkeys(sizes, "i32")
-    aligned = [name for name, kind in types.items() if kind.startswith("*")]
-    aligned += [name for name in sizes if name != "K" or positions % 16 == 0]
-    kernel = getattr(
-        gpo, f"{'network' if network else 'sort'}_{'backward' if backward else 'forward'}"
-    )
-    name = f"gpo-{'backward' if backward else 'forward'}-{positions}-{SHORT[dtype]}"
-    columns = launch.columns // launch.warps
-    return Case(
-        name, kernel, types, constants, tuple(aligned), launch.warps, columns_per_warp=columns
-    )
-
-
-def packed_cases(capability: int) -> Iterator[Case]:
-    """The pooling of pairs of columns: as launched, and with the largest network alone.
+def pooling_cases(capability: int) -> Iterator[Case]:
+    """The pooling as launched, and with the largest network alone.
 
     Only with one network are all instructions executed, so that they can be counted.
     """
-    for backward in (False, True):
-        for size in PACKED_BACKWARD if backward else PACKED_FORWARD:
-            sizes = packed_launch(size, backward).sizes
-            yield packed_case(size, sizes, torch.bfloat16, backward)
-            if size in COUNTED or (size in LARGEST and capability == 90):
-                yield packed_case(size, sizes, torch.float16, backward)
-            if size in COUNTED and len(sizes) > 1 and capability == 90:
-                yield packed_case(size, sizes[-1:], torch.bfloat16, backward)
+    first = capability == 90
+    for kind, (common, other) in DTYPES.items():
+        pairs = kind == "gpo-packed"
+        for backward in (False, True):
+            for size in BACKWARD if backward else FORWARD:
+                coded = size <= pooling.LARGEST_CODED or not backward
+                if pairs and not coded:
+                    continue
+                sizes = pooling_launch(size, backward).sizes
+                yield pooling_case(kind, size, sizes, common, backward)
+                largest = size in LARGEST or not coded
+                if (size in COUNTED and (pairs or first)) or (largest and first):
+                    yield pooling_case(kind, size, sizes, other, backward)
+                if size in COUNTED and first and len(sizes) > 1:
+                    yield pooling_case(kind, size, sizes[-1:], common, backward)
 
 
-def packed_launch(size: int, backward: bool) -> pooling.Launch:
-    choose = pooling.packed_backward_launch if backward else pooling.packed_forward_launch
-    return choose(size)
+def pooling_launch(size: int, backward: bool) -> pooling.Launch:
+    return (pooling.backward_launch if backward else pooling.forward_launch)(size)
 
 
-def packed_case(size: int, sizes: tuple[int, ...], dtype: torch.dtype, backward: bool) -> Case:
-    launch = packed_launch(size, backward)
+def pooling_case(
+    kind: str, size: int, sizes: tuple[int, ...], dtype: torch.dtype, backward: bool
+) -> Case:
+    launch = pooling_launch(size, backward)
+    pairs = kind == "gpo-packed"
     pointer = POINTERS[dtype]
     types = {"features": pointer, "lengths": "*i64", "table": "*fp32", "rows": "*i64"}
     if backward:
         types |= {"gradient": pointer, "features_gradient": pointer, "partial": "*fp32"}
     else:
         types["pooled"] = pointer
-    types |= dict.fromkeys(("K", "PAIRS", "stride_sample", "stride_position"), "i32")
+    columns = "PAIRS" if pairs else "D"
+    types |= dict.fromkeys(("K", columns, "stride_sample", "stride_position"), "i32")
     alone = "-alone" if sizes != launch.sizes else ""
+    direction = "backward" if backward else "forward"
     return Case(
-        f"gpo-packed-{'backward' if backward else 'forward'}-{size}{alone}-{SHORT[dtype]}",
-        packed.packed_backward if backward else packed.packed_forward,
+        f"{kind}-{direction}-{size}{alone}-{SHORT[dtype]}",
+        getattr(packed if pairs else gpo, f"{'packed' if pairs else 'network'}_{direction}"),
         types,
         {"SIZES": sizes, "LANES": launch.lanes, "COLUMNS": launch.columns, "ASSEMBLY": True},
-        tuple(name for name, kind in types.items() if kind.startswith("*")),
+        tuple(name for name, type_ in types.items() if type_.startswith("*")),
         launch.warps,
-        columns_per_warp=2 * launch.columns // launch.warps,
+        columns_per_warp=(1 + pairs) * launch.columns // launch.warps,
     )
 
 
@@ -218,7 +197,7 @@ def reduce_case() -> Case:
 
 
 def all_cases(capability: int) -> list[Case]:
-    return [*pooling_cases(), *packed_cases(capability), reduce_case(), *mining_cases(capability)]
+    return [*pooling_cases(capability), reduce_case(), *mining_cases(capability)]
 
 
 def compile_case(case: Case, capability: int) -> Report:
@@ -271,7 +250,41 @@ def compile_case(case: Case, capability: int) -> Report:
         columns_per_warp=case.columns_per_warp,
         cpu_seconds=round(seconds, 1),
         triton_version=triton.__version__,
+        digest=digest_of(case),
     )
+
+
+def digest_of(case: Case) -> str:
+    """Return what a row of the table was compiled from, in twelve digits.
+
+    That is the constants and types of the case, and the code of its kernel and of all of
+    `vse_kernels` that it calls, without comments and docstrings.
+    """
+    described = [case.types, case.constants, case.aligned, case.warps, case.stages]
+    text = "\n".join([repr(described), *code_of(case.kernel, set())])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def code_of(used: Any, seen: set[Any]) -> Iterator[str]:
+    """Yield the code of a function, or the value of a constant, and of all names that it uses."""
+    function = inspect.unwrap(getattr(used, "fn", used))
+    if not inspect.isfunction(function):
+        value = getattr(used, "value", used)  # of a tl.constexpr
+        if isinstance(value, int | float | str | tuple):
+            yield repr(value)
+        return
+    if function in seen or not function.__module__.startswith("vse_kernels."):
+        return
+    seen.add(function)
+    lines, _ = inspect.getsourcelines(function)
+    tree = ast.parse(textwrap.dedent("".join(lines)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
+            text = node.body[0]
+            lines[text.lineno - 1 : text.end_lineno] = [""] * (text.end_lineno - text.lineno + 1)
+    yield "".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    for name in sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}):
+        yield from code_of(function.__globals__.get(name), seen)
 
 
 def expect_threads_in_order(code: str) -> None:
@@ -297,16 +310,23 @@ def run_tool(name: str, *arguments: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("capability", type=int, choices=(80, 90, 100))
+    parser.add_argument("capability", type=int, nargs="?", choices=CAPABILITIES)
     parser.add_argument("pattern", nargs="*", default=["*"])
+    parser.add_argument("--digests", action="store_true")
     arguments = parser.parse_args()
-    writer = csv.DictWriter(sys.stdout, [field.name for field in fields(Report)])
+    named = ["name", "capability", "digest"]
+    every = [field.name for field in fields(Report)]
+    writer = csv.DictWriter(sys.stdout, named if arguments.digests else every)
     writer.writeheader()
-    for case in all_cases(arguments.capability):
-        if not any(fnmatch(case.name, pattern) for pattern in arguments.pattern):
-            continue
-        writer.writerow(asdict(compile_case(case, arguments.capability)))
-        sys.stdout.flush()
+    for capability in CAPABILITIES if arguments.digests else (arguments.capability,):
+        for case in all_cases(capability):
+            if arguments.digests:
+                writer.writerow(
+                    dict(zip(named, (case.name, capability, digest_of(case)), strict=True))
+                )
+            elif any(fnmatch(case.name, pattern) for pattern in arguments.pattern):
+                writer.writerow(asdict(compile_case(case, capability)))
+                sys.stdout.flush()
 
 
 if __name__ == "__main__":

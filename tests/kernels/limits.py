@@ -41,18 +41,113 @@ class Limit:
 
 # The first that matches holds. Spills are zero everywhere, without exception.
 LIMITS = (
-    Limit(("gpo-forward-4-*", "gpo-forward-8-*"), registers=32),
-    Limit(("gpo-forward-16-*", "gpo-forward-24-*", "gpo-forward-32-*"), registers=48),
-    Limit(("gpo-forward-36-*",), registers=56),
-    Limit(("gpo-forward-48-*",), registers=64),
-    Limit(("gpo-forward-64-*",), registers=160),
+    Limit(
+        ("gpo-forward-4-*", "gpo-forward-8-*"),
+        registers=32,
+        instructions=256,
+    ),
+    Limit(
+        tuple(f"gpo-forward-{size}-*" for size in (16, 24, 32)),
+        registers=56,
+        instructions=1152,
+    ),
+    # One network alone, all of whose instructions count.
+    Limit(
+        ("gpo-forward-36-alone-*",),
+        registers=96,
+        instructions=1152,
+        alu_per_column=704,
+    ),
+    Limit(
+        ("gpo-forward-64-alone-*",),
+        registers=96,
+        instructions=2048,
+        alu_per_column=1472,
+    ),
+    Limit(
+        tuple(f"gpo-forward-{size}-*" for size in (36, 48, 56, 64)),
+        registers=96,
+        instructions=2560,
+    ),
+    Limit(
+        ("gpo-forward-100-*",),
+        registers=248,
+        instructions=3840,
+        alu_per_column=2816,
+    ),
+    # Several lanes share a column.
+    Limit(
+        ("gpo-forward-128-*",),
+        registers=96,
+        instructions=2816,
+        alu_per_column=4288,
+    ),
+    Limit(
+        ("gpo-forward-256-*",),
+        registers=96,
+        instructions=3968,
+        alu_per_column=12288,
+    ),
+    Limit(
+        ("gpo-forward-512-*",),
+        registers=96,
+        instructions=5248,
+        alu_per_column=34496,
+    ),
     # The sums over columns change their layout before they are stored.
-    Limit(("gpo-backward-4-*", "gpo-backward-8-*"), registers=48, shared_bytes=32),
-    Limit(("gpo-backward-16-*",), registers=88, shared_bytes=64),
-    Limit(("gpo-backward-24-*",), registers=96, shared_bytes=64),
-    Limit(("gpo-backward-32-*", "gpo-backward-36-*"), registers=152, shared_bytes=128),
-    # One warp per program, so even 255 registers leave eight of them to a multiprocessor.
-    Limit(("gpo-backward-48-*", "gpo-backward-64-*"), shared_bytes=128),
+    Limit(
+        ("gpo-backward-4-*", "gpo-backward-8-*"),
+        registers=56,
+        shared_bytes=32,
+        instructions=768,
+    ),
+    Limit(
+        ("gpo-backward-16-*", "gpo-backward-24-*"),
+        registers=96,
+        shared_bytes=64,
+        instructions=3968,
+    ),
+    Limit(
+        ("gpo-backward-36-alone-*",),
+        registers=128,
+        shared_bytes=128,
+        instructions=4224,
+        alu_per_column=2304,
+    ),
+    Limit(
+        tuple(f"gpo-backward-{size}-*" for size in (32, 36, 48, 56)),
+        registers=224,
+        shared_bytes=128,
+        instructions=9728,
+    ),
+    Limit(
+        ("gpo-backward-64-*",),
+        registers=152,
+        shared_bytes=256,
+        instructions=4736,
+        alu_per_column=5312,
+    ),
+    Limit(
+        ("gpo-backward-128-*",),
+        registers=152,
+        shared_bytes=512,
+        instructions=6016,
+        alu_per_column=14144,
+    ),
+    Limit(
+        ("gpo-backward-256-*",),
+        registers=128,
+        shared_bytes=1024,
+        instructions=7808,
+        alu_per_column=37376,
+    ),
+    Limit(
+        ("gpo-backward-512-*",),
+        registers=128,
+        shared_bytes=2048,
+        instructions=9728,
+        alu_per_column=95808,
+    ),
     # Two columns per register, two networks; "alone" with the largest, whose instructions count.
     Limit(
         ("gpo-packed-forward-36-alone-*",),
@@ -97,6 +192,13 @@ LIMITS = (
         packed_minima=2238,
         instructions=4096,
         alu_per_column=6144,
+    ),
+    Limit(
+        ("gpo-packed-forward-512-*",),
+        registers=96,
+        packed_minima=3006,
+        instructions=5504,
+        alu_per_column=16000,
     ),
     Limit(
         ("gpo-packed-backward-64-*",),
@@ -148,7 +250,6 @@ LIMITS = (
         packed_minima=556,
         instructions=9216,
     ),
-    Limit(("gpo-*-100-*", "gpo-*-256-*"), registers=168, shared_bytes=32768, alu_per_column=65536),
     Limit(("gpo-reduce",), registers=40, shared_bytes=1024, wide_addresses=1),
     # Run for the rare tile alone.
     Limit(("hardest-odd-*",), (80,), registers=184, shared_bytes=40960, tensor_core="HMMA"),

@@ -13,12 +13,11 @@ import torch
 import triton
 import triton.language as tl
 
-from tests.kernels.test_gpo import EDGES, TOLERANCE, close, problem, run
+from tests.kernels.test_gpo import EDGES, TOLERANCE, close, problem, run, share_columns
 from tests.kernels.truth import pool_truth
 from vse_kernels import gpo_pool
-from vse_kernels.gpo import autograd, choice, launch, packed
+from vse_kernels.gpo import choice, launch, packed
 from vse_kernels.gpo.halves import codes_of, ranks_of
-from vse_kernels.gpo.lanes import sorting_assembly
 from vse_kernels.gpo.reference import Operands
 
 pytestmark = [
@@ -29,17 +28,10 @@ pytestmark = [
 DTYPES = [torch.bfloat16, torch.float16]
 
 
-def share_columns(monkeypatch, lanes, size=2):
-    """Sort with `size` positions in each of `lanes`, whatever their number."""
-    monkeypatch.setattr(choice, "PACKED_SIZES", {})
-    for name in ("FORWARD_LANES", "BACKWARD_LANES"):
-        monkeypatch.setattr(choice, name, {size * lanes: lanes})
-
-
 @pytest.fixture
 def packed_alone(monkeypatch):
     """No other kernel can pool."""
-    for name in ("network_forward", "sort_forward", "network_backward", "sort_backward"):
+    for name in ("network_forward", "network_backward"):
         monkeypatch.setattr(launch, name, None)
 
 
@@ -137,9 +129,9 @@ def test_a_sample_takes_the_first_network_that_holds_it(packed_alone, monkeypatc
     """Each size at its ends, forward and backward, with values that one network for all gives."""
     given = problem(6, 8, 6, torch.bfloat16)
     given = (given[0].nan_to_num(1.0), torch.tensor([1, 2, 3, 4, 5, 8]), *given[2:])
-    monkeypatch.setattr(choice, "PACKED_SIZES", {8: (8,)})
+    monkeypatch.setattr(choice, "NETWORKS", {8: (8,)})
     expected = run(*given, impl="triton")
-    monkeypatch.setattr(choice, "PACKED_SIZES", {8: (2, 4, 8)})
+    monkeypatch.setattr(choice, "NETWORKS", {8: (2, 4, 8)})
     taken = {}
     for name, place in (("pool_pairs", 5), ("gradients_of_pairs", 11)):
         plain = getattr(packed, name)
@@ -190,10 +182,8 @@ def test_pairs_off_their_words_are_copied(packed_alone, kind):
         )
         features = view.copy_(features)
     given = Operands(features, lengths, table, rows)
-    nothing = torch.empty(0, dtype=torch.uint8)
-    pooled, _ = launch.forward(given, choice.forward_launch(3), keep=True)
-    found = launch.backward(upstream, given, nothing, choice.backward_launch(3))
-    for actual, want in zip((pooled, *found), expected, strict=True):
+    results = (launch.forward(given), *launch.backward(upstream, given))
+    for actual, want in zip(results, expected, strict=True):
         assert torch.equal(actual, want)
 
 
@@ -207,73 +197,11 @@ def test_strided_pairs(packed_alone):
     assert torch.equal(pool(half), expected[::2])
 
 
-@pytest.mark.parametrize("columns", [5, 6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_torch_compile_expects_the_order_that_is_stored(monkeypatch, dtype, columns):
-    """Of many positions, which pairs sort again, and single columns do not."""
-    monkeypatch.setattr(choice, "NETWORK_SIZES", ())
-    share_columns(monkeypatch, 2)
-    for memory in (torch.randn(2, 3, columns), torch.randn(2, 3, columns + 1)[..., 1:]):
-        given = (memory.to(dtype), torch.tensor([1, 3]), torch.rand(2, 3), torch.tensor([0, 1]))
-        _, order = autograd.forward(*given, with_triton=True, keep=True)
-        assert order.shape == autograd._forward_shapes(*given, with_triton=True, keep=True)[1].shape
-        assert bool(order.numel()) == (dtype == torch.float32 or columns == 5)
-
-
 def test_gpus_without_the_instructions_take_another_kernel(monkeypatch):
     features = torch.randn(2, 100, 8, dtype=torch.bfloat16)
     assert choice.packs(features)
-    assert not choice.stores_order(features)
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert not choice.packs(features)
-    assert choice.stores_order(features)
-
-
-@pytest.mark.parametrize(
-    ("size", "lanes"), [(1, 1), (2, 1), (7, 1), (36, 1), (2, 2), (64, 2), (64, 4), (32, 8)]
-)
-def test_the_assembly_sorts(size, lanes):
-    """Its lines, executed one after the other on integers, in all lanes of a warp at once."""
-    generator = torch.Generator().manual_seed(size)
-    values = torch.randint(0, size * lanes, (size, 32), generator=generator)
-    registers = {f"${size + i}": values[i].tolist() for i in range(size)}
-    for line in sorting_assembly(size, lanes, ".NaN.bf16x2").splitlines()[1:-1]:
-        if not line.startswith(".reg"):
-            execute(line.rstrip(";").replace(",", "").split(), registers)
-    sorted_ = torch.tensor([registers[f"${i}"] for i in range(size)])
-    apart = 32 // lanes
-    for column in range(apart):
-        own = slice(column, None, apart)
-        expected = values[:, own].flatten().sort(descending=True).values
-        assert torch.equal(sorted_[:, own].T.flatten(), expected)
-
-
-def execute(words, registers):
-    """Run one instruction of PTX on the 32 lanes of each register; the rest is undefined."""
-    lanes, runs = range(32), [True] * 32
-    if words[0].startswith("@"):
-        predicate = registers[words[0].lstrip("@!")]
-        runs = [value != words[0].startswith("@!") for value in predicate]
-        words = words[1:]
-    name, target, *sources = words
-    read = [registers.get(source) or [source] * 32 for source in sources]
-    kind = name.split(".")[0]
-    if kind == "mov":
-        found = list(lanes) if sources == ["%laneid"] else read[0]
-    elif kind in ("min", "max"):
-        found = [{"min": min, "max": max}[kind](pair) for pair in zip(*read, strict=True)]
-    elif kind == "and":
-        found = [value & int(mask) for value, mask in zip(*read, strict=True)]
-    elif kind == "setp":
-        assert name == "setp.eq.u32"
-        found = [value == int(other) for value, other in zip(*read, strict=True)]
-    else:
-        assert (name, sources[2:]) == ("shfl.sync.bfly.b32", ["31", "0xffffffff"])
-        found = [read[0][lane ^ int(sources[1])] for lane in lanes]
-    before = registers.get(target, [None] * 32)
-    registers[target] = [
-        new if run else old for new, old, run in zip(found, before, runs, strict=True)
-    ]
 
 
 @triton.jit

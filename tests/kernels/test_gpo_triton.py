@@ -1,6 +1,7 @@
 """The pooling kernels in Triton's interpreter: numbers, not speed.
 
-Both families run here at small sizes; tests/gpu runs every size on a device.
+One column per register here, by one lane and by several; test_gpo_packed.py has two columns.
+tests/gpu runs every size on a device.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from tests.kernels.test_gpo import (
     expect_any_values,
     problem,
     run,
+    share_columns,
 )
 from tests.kernels.truth import pool_truth
 from tests.kernels.wide import expect_wide_pooling
-from vse_kernels import gpo, gpo_pool
-from vse_kernels.gpo import choice
+from vse_kernels import checks, gpo_pool
+from vse_kernels.gpo import choice, launch
 from vse_kernels.gpo.triton import reduce_rows
 
 pytestmark = [
@@ -35,13 +37,12 @@ pytestmark = [
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(params=["network", "sort"])
-def family(request, monkeypatch):
-    """Each family in turn, whatever the number of positions."""
-    if request.param == "sort":
-        monkeypatch.setattr(choice, "NETWORK_SIZES", ())
-        monkeypatch.setattr(choice, "packs", lambda features: False)
-    return request.param
+@pytest.fixture(params=[1, 2, 4], ids=["one lane", "two lanes", "four lanes"])
+def lanes(request, monkeypatch):
+    """One column per register: by the lane that the sizes ask for, or by several."""
+    monkeypatch.setattr(choice, "packs", lambda *given, **options: False)
+    if request.param > 1:
+        share_columns(monkeypatch, request.param, 16 // request.param)
 
 
 def expect_true(positions, dtype, columns=19, long="mixed"):
@@ -52,17 +53,17 @@ def expect_true(positions, dtype, columns=19, long="mixed"):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("positions", [1, 2, 5, 8])
-def test_values_and_gradients(family, positions, dtype):
+def test_values_and_gradients(lanes, positions, dtype):
     expect_true(positions, dtype)
 
 
 @pytest.mark.parametrize("long", ["one", "all"])
-def test_lengths_all_alike(family, long):
+def test_lengths_all_alike(lanes, long):
     expect_true(5, torch.float32, long=long)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_lengths_out_of_bounds_count_as_the_nearest(family, monkeypatch, dtype):
+def test_lengths_out_of_bounds_count_as_the_nearest(lanes, monkeypatch, dtype):
     """Lengths on a GPU are not checked: none may reach another memory, nor leave a result unset.
 
     sgl-project/sglang#4100 and thunlp/TritonBench#12 are of Triton kernels that read where a length
@@ -75,7 +76,7 @@ def test_lengths_out_of_bounds_count_as_the_nearest(family, monkeypatch, dtype):
     _, _, table, _, upstream = problem(6, positions, 4, dtype)
     given = (memory[:, :positions], lengths, table, torch.arange(6) % 3, upstream)
     expected = pool_truth(given[0], lengths.clamp(0, positions), *given[2:])
-    monkeypatch.setattr(gpo, "_check", lambda *given: None)
+    monkeypatch.setattr(checks, "values_are_checked", lambda tensor: False)
     for place, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
         plain = getattr(place, name)
 
@@ -98,29 +99,41 @@ def test_the_network_at_larger_sizes(positions, dtype):
     [
         pytest.param(65, torch.float32, marks=pytest.mark.slow),
         pytest.param(100, torch.bfloat16, marks=pytest.mark.soak),
+        pytest.param(128, torch.float32, marks=pytest.mark.soak),
         pytest.param(196, torch.float16, marks=pytest.mark.soak),
         pytest.param(256, torch.float32, marks=pytest.mark.soak),
+        pytest.param(324, torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(512, torch.float32, marks=pytest.mark.soak),
     ],
 )
-def test_the_sort_at_larger_sizes(positions, dtype):
-    expect_true(positions, dtype, columns=7)
+def test_grids(positions, dtype):
+    """At the sizes of a device."""
+    expect_true(positions, dtype, columns=6 if positions == 324 else 7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_pairs_of_many_positions_go_back_one_by_one(monkeypatch, dtype):
+    """Above the size at which 16 bits hold a code of place and rank."""
+    monkeypatch.setattr(choice, "LARGEST_CODED", 4)
+    monkeypatch.setattr(launch, "network_forward", None)
+    monkeypatch.setattr(launch, "packed_backward", None)
+    expect_true(5, dtype, columns=6)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     values=st.lists(st.lists(ANY_FLOAT, min_size=2, max_size=2), min_size=4, max_size=4),
     length=st.integers(1, 4),
-    sort=st.booleans(),
+    shared=st.booleans(),
 )
-def test_any_values(values, length, sort):
+def test_any_values(values, length, shared):
     with pytest.MonkeyPatch.context() as patch:
-        if sort:
-            patch.setattr(choice, "NETWORK_SIZES", ())
-            patch.setattr(choice, "packs", lambda features: False)
+        if shared:
+            share_columns(patch, 2)
         expect_any_values(values, length, impl="triton")
 
 
-def test_training_and_inference_agree_bitwise(family):
+def test_training_and_inference_agree_bitwise(lanes):
     given = problem(2, 6, 9, ties=True)
     trained = run(*given, impl="triton")[0]
     with torch.no_grad():
@@ -131,7 +144,7 @@ def test_training_and_inference_agree_bitwise(family):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("values", [*EDGES, [6e4, -6e4, 1e-7]], ids=str)
-def test_edge_values_as_torch_has_them(family, values, dtype):
+def test_edge_values_as_torch_has_them(lanes, values, dtype):
     """Values and the order of equal ones, which the gradient shows."""
     features = torch.tensor(values, dtype=dtype)[None, :, None]
     table = torch.tensor([[0.5, 0.375, 0.125]])
@@ -141,7 +154,7 @@ def test_edge_values_as_torch_has_them(family, values, dtype):
         torch.testing.assert_close(actual, want, equal_nan=True)
 
 
-def test_padding_gets_no_gradient_and_no_say(family):
+def test_padding_gets_no_gradient_and_no_say(lanes):
     features, lengths, table, rows, upstream = problem(3, 7, 5)
     upstream[0] = math.inf
     hostile = torch.where(features.isnan(), math.inf, features)
@@ -153,7 +166,7 @@ def test_padding_gets_no_gradient_and_no_say(family):
 
 
 @pytest.mark.parametrize("kind", ["transposed", "sliced", "columns"])
-def test_strides_do_not_matter(family, kind):
+def test_strides_do_not_matter(lanes, kind):
     features, lengths, table, rows, upstream = problem(3, 6, 8)
     strided = {
         "transposed": lambda: features.transpose(0, 1).contiguous().transpose(0, 1),
@@ -171,7 +184,7 @@ def test_strides_do_not_matter(family, kind):
 
 
 @pytest.mark.parametrize("axis", ["sample", "position"])
-def test_offsets_beyond_two_to_the_31(family, axis):
+def test_offsets_beyond_two_to_the_31(lanes, axis):
     expect_wide_pooling("cpu", axis)
 
 
@@ -196,8 +209,8 @@ def test_every_row_of_the_table_sums_its_samples():
 
 
 def test_what_triton_does_not_cover():
-    features, lengths, table, rows, _ = problem(2, 257, 2)
-    with pytest.raises(ValueError, match="K = 257 positions, above 256"):
+    features, lengths, table, rows, _ = problem(2, 513, 2)
+    with pytest.raises(ValueError, match="K = 513 positions, above 512"):
         gpo_pool(features, lengths, table, rows, impl="triton")
     features, lengths, table, rows, _ = problem(2, 3, 2, torch.float64)
     with pytest.raises(ValueError, match="float64 is computed by torch alone"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vse_kernels.gpo import choice, network, reference
+from vse_kernels.gpo import network, reference
 from vse_kernels.gpo.reference import Operands
 
 
@@ -27,17 +27,17 @@ def forward(
     """Pool features (B, K, D).
 
     Returns:
-        pooled (B, D), and the order for the backward pass in the format of the implementation,
-        empty without `keep`.
+        pooled (B, D), and the order for the backward pass; empty without `keep`, and where Triton
+        runs, whose backward pass sorts again.
     """
     given = Operands(features, lengths, weight_table, rows)
+    nothing = torch.empty(0, dtype=torch.uint8, device=features.device)
     if with_triton:
         from vse_kernels.gpo import launch
 
-        return launch.forward(given, choice.forward_launch(features.shape[1]), keep)
+        return launch.forward(given), nothing
     if keep:
         return reference.forward(given)
-    nothing = torch.empty(0, dtype=torch.uint8, device=features.device)
     if features.device.type == "cpu":
         return network.forward(given), nothing
     return reference.forward(given)[0], nothing
@@ -57,7 +57,7 @@ def backward(
     if with_triton:
         from vse_kernels.gpo import launch
 
-        return launch.backward(gradient, given, order, choice.backward_launch(features.shape[1]))
+        return launch.backward(gradient, given)
     return reference.backward(gradient, given, order)
 
 
@@ -77,10 +77,8 @@ def _forward_shapes(
 ) -> tuple[Tensor, Tensor]:
     samples, positions, columns = features.shape
     pooled = features.new_empty(samples, columns)
-    if not keep or (with_triton and not choice.stores_order(features)):
+    if with_triton or not keep:
         return pooled, features.new_empty(0, dtype=torch.uint8)
-    if with_triton:
-        return pooled, features.new_empty(samples, positions, columns, dtype=torch.uint8)
     order = features.new_empty(samples, columns, positions, dtype=reference.order_dtype(positions))
     return pooled, order
 

@@ -1,4 +1,4 @@
-"""Triton kernel and block sizes per number of positions: the one place to tune.
+"""Networks and block sizes per number of positions: the one place to tune.
 
 Chosen by counts of instructions and registers from ahead-of-time compilation
 (tests/kernels/limits.py); no choice has been timed on a GPU yet.
@@ -12,15 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The network is unrolled and keeps a column in the registers of one thread. Positions are rounded
-# up to one of these sizes, so that captions of all lengths share a few compiled kernels.
-NETWORK_SIZES = (4, 8, 16, 24, 32, 36, 48, 64)
 # Positions per load and store of a network. With 64 the backward pass spills in float32
 # and takes 250 registers instead of 160 in bfloat16; with 16 it compiles half again as long.
 LARGEST_PART = 32
-# Networks of the packed kernels by the rounded number of positions: a sample is sorted by the first
-# that holds it, as most captions are far shorter than the longest. Two at most: each is compiled.
-PACKED_SIZES = {
+# Networks of a kernel by the rounded number of positions: a sample is sorted by the first that
+# holds it, as most captions are far shorter than the longest. Two at most: each is compiled.
+NETWORKS = {
     4: (4,),
     8: (8,),
     16: (8, 16),
@@ -33,12 +30,13 @@ PACKED_SIZES = {
     100: (100,),
 }
 # Beyond, the lanes of a warp that share a column by the rounded number of positions, of which each
-# keeps as many. The backward pass keeps two keys per position: with 64, Triton 3.6 spills.
-LARGEST_PACKED_BACKWARD = 56
-FORWARD_LANES = {128: 2, 256: 4}
-BACKWARD_LANES = {64: 2, 128: 4, 256: 8}
-# Sorts across threads reach this size: beyond it an order no longer fits in one byte.
-LARGEST = 256
+# keeps as many. The backward pass keeps two registers per position: with 64, Triton 3.6 spills.
+LARGEST_BACKWARD = 56
+FORWARD_LANES = {128: 2, 256: 4, 512: 8}
+BACKWARD_LANES = {64: 2, 128: 4, 256: 8, 512: 16}
+LARGEST = 512
+# The backward pass codes the ranks of pairs of columns in 16 bits up to this size.
+LARGEST_CODED = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -47,20 +45,17 @@ class Launch:
     """Launch parameters of a pooling kernel.
 
     Attributes:
-        size: positions after rounding up, a compile-time constant.
-        columns: columns per program, or pairs of columns of a packed kernel.
+        size: positions after rounding up.
+        columns: columns per program, or pairs of columns.
         warps: warps per program.
-        parts: (start, count) of the tiles that the network loads and stores; empty for the sort
-            across threads.
-        sizes: of the networks of a packed kernel; else empty.
-        lanes: that share a pair of columns of a packed kernel.
+        sizes: of the networks, ascending.
+        lanes: that share a column, or a pair of columns.
     """
 
     size: int
     columns: int
     warps: int
-    parts: tuple[tuple[int, int], ...] = ()
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[int, ...]
     lanes: int = 1
 
 
@@ -73,59 +68,38 @@ def unsupported(positions: int, dtype: torch.dtype, weight_dtype: torch.dtype) -
     return None
 
 
-def forward_launch(positions: int) -> Launch:
-    """Return the forward launch: four warps share the weights of a sample."""
-    return network_launch(positions, columns=128, warps=4) or sort_launch(positions)
-
-
-def packs(features: Tensor) -> bool:
+def packs(features: Tensor, backward: bool = False) -> bool:
     """Return whether the kernels for pairs of columns run; AMD's GPUs lack their instructions.
 
     Known without strides and addresses, which torch.compile may change: pairs that are no aligned
     words in memory are copied.
     """
     pairs = features.dtype.itemsize == 2 and features.shape[2] % 2 == 0
+    if backward and features.shape[1] > LARGEST_CODED:
+        return False
     return pairs and torch.version.hip is None
 
 
-def stores_order(features: Tensor) -> bool:
-    """Return whether the forward pass stores an order for the backward pass, which else sorts."""
-    return not packs(features) and not forward_launch(features.shape[1]).parts
+def forward_launch(positions: int) -> Launch:
+    """Return the forward launch: four warps share the weights of a sample."""
+    return _launch(positions, max(NETWORKS, default=0), FORWARD_LANES, 128, warps=4)
 
 
-def packed_forward_launch(positions: int) -> Launch:
-    """Return the forward launch of two columns per register."""
-    return _packed_launch(positions, max(PACKED_SIZES, default=0), FORWARD_LANES, 128, warps=4)
+def backward_launch(positions: int) -> Launch:
+    """Return the backward launch: one warp, whose sum over columns needs no barrier."""
+    return _launch(positions, LARGEST_BACKWARD, BACKWARD_LANES, 32, warps=1)
 
 
-def packed_backward_launch(positions: int) -> Launch:
-    """Return the backward launch of two columns per register."""
-    return _packed_launch(positions, LARGEST_PACKED_BACKWARD, BACKWARD_LANES, 32, warps=1)
-
-
-def _packed_launch(
+def _launch(
     positions: int, largest: int, lanes: Mapping[int, int], threads: int, warps: int
 ) -> Launch:
-    """Return a lane per pair of columns up to `largest` positions, and several beyond."""
-    for size, sizes in PACKED_SIZES.items():
+    """Return a lane per column up to `largest` positions, and several beyond."""
+    for size, sizes in NETWORKS.items():
         if positions <= min(size, largest):
             return Launch(size, threads, warps, sizes=sizes)
     size = min(size for size in lanes if positions <= size)
     several = lanes[size]
     return Launch(size, threads // several, warps, sizes=(size // several,), lanes=several)
-
-
-def backward_launch(positions: int) -> Launch:
-    """Return the backward launch: one warp, whose sum over columns needs no barrier."""
-    return network_launch(positions, columns=32, warps=1) or sort_launch(positions)
-
-
-def network_launch(positions: int, columns: int, warps: int) -> Launch | None:
-    """Return the network of the next size, a thread per column, or None above the largest."""
-    for size in NETWORK_SIZES:
-        if positions <= size:
-            return Launch(size, columns, warps, parts(size))
-    return None
 
 
 def parts(size: int) -> tuple[tuple[int, int], ...]:
@@ -137,8 +111,3 @@ def parts(size: int) -> tuple[tuple[int, int], ...]:
         found.append((start, count))
         start += count
     return tuple(found)
-
-
-def sort_launch(positions: int) -> Launch:
-    """Return the sort across threads: a power of two of positions, 16 columns."""
-    return Launch(1 << (positions - 1).bit_length(), columns=16, warps=4)

@@ -125,12 +125,6 @@ def pair_of_ordered(pair):
 
 
 @triton.jit
-def descend_integers(x, SIZE: tl.constexpr, LANES: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Sort SIZE int32 tensors (THREADS,) in descending order."""
-    return descend_by_assembly(x, SIZE, LANES, ".s32") if ASSEMBLY else descend(x, SIZE, LANES)
-
-
-@triton.jit
 def codes_of(places, ranks, WIDE: tl.constexpr):
     """Return pairs of floats that order by the place, which is last - position, and tell the rank.
 

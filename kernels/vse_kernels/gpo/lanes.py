@@ -19,6 +19,62 @@ import triton.language as tl
 from vse_kernels.gpo.registers import comparators, compare
 
 
+@triton.jit
+def locate_lanes(PAIRS, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """Return sample (int64), block, and of each thread its pair of columns and its part of it.
+
+    Neighbours in a warp have neighbouring columns; the lanes of a column are 32 / LANES apart.
+    """
+    thread = tl.arange(0, COLUMNS * LANES)
+    blocks = tl.cdiv(PAIRS, COLUMNS)
+    program = tl.program_id(0)
+    block = program % blocks
+    if LANES == 1:
+        column = thread
+        part = tl.zeros_like(thread)
+    else:
+        APART: tl.constexpr = 32 // LANES
+        column = thread // 32 * APART + thread % APART
+        part = thread // APART % LANES
+    return (program // blocks).to(tl.int64), block, block * COLUMNS + column, part
+
+
+@triton.jit
+def over_columns(x, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """Sum (COUNT, threads) over the columns; return (COUNT, LANES)."""
+    if LANES == 1:
+        total = tl.sum(x, axis=1)[:, None]
+    else:
+        APART: tl.constexpr = 32 // LANES
+        total = tl.reshape(x, (x.shape[0], COLUMNS // APART, LANES, APART))
+        total = tl.sum(tl.sum(total, axis=3), axis=1)
+    return total
+
+
+@triton.jit
+def over_lanes(x, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """Sum (threads,) over the lanes of a column; every lane gets (threads,) the sum."""
+    if LANES == 1:
+        total = x
+    else:
+        APART: tl.constexpr = 32 // LANES
+        warps = tl.reshape(x, (COLUMNS // APART, LANES, APART))
+        sums = tl.sum(warps, axis=1, keep_dims=True)
+        total = tl.reshape(tl.broadcast_to(sums, warps.shape), x.shape)
+    return total
+
+
+@triton.jit
+def weights_at(weights, rank):
+    """Return float32 weights of the ranks (COUNT, threads).
+
+    One flat row keeps each column in its thread; for a tile, the layout pass may choose any order
+    of threads.
+    """
+    flat = tl.reshape(rank, (rank.shape[0] * rank.shape[1],))
+    return tl.reshape(tl.load(weights + flat), rank.shape).to(tl.float32)
+
+
 @triton.constexpr_function
 def steps(size, lanes):
     """Return the network over `lanes` times `size` positions, a power of two where lanes are many.
@@ -129,4 +185,26 @@ def exchange(x, MASK: tl.constexpr, TOP: tl.constexpr, PAIRS: tl.constexpr, LANE
             high = tl.maximum(x[own], other, propagate_nan=tl.PropagateNan.ALL)
             low = tl.minimum(x[own], other, propagate_nan=tl.PropagateNan.ALL)
             x = x[:own] + (tl.where(keeps, high, low),) + x[own + 1 :]
+    return x
+
+
+@triton.jit
+def descend_integers(x, SIZE: tl.constexpr, LANES: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Sort SIZE int32 tensors (THREADS,) in descending order."""
+    return descend_by_assembly(x, SIZE, LANES, ".s32") if ASSEMBLY else descend(x, SIZE, LANES)
+
+
+@triton.jit
+def descend_floats(x, SIZE: tl.constexpr, LANES: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Sort SIZE float32 tensors (THREADS,) in descending order; NaN propagates."""
+    if ASSEMBLY:
+        bits = ()
+        for k in tl.static_range(SIZE):
+            bits = bits + (x[k].to(tl.int32, bitcast=True),)
+        bits = descend_by_assembly(bits, SIZE, LANES, ".NaN.f32")
+        x = ()
+        for k in tl.static_range(SIZE):
+            x = x + (bits[k].to(tl.float32, bitcast=True),)
+    else:
+        x = descend(x, SIZE, LANES)
     return x

@@ -12,13 +12,7 @@ from vse_kernels.gpo import choice
 from vse_kernels.gpo.choice import Launch
 from vse_kernels.gpo.packed import packed_backward, packed_forward
 from vse_kernels.gpo.reference import Operands
-from vse_kernels.gpo.triton import (
-    network_backward,
-    network_forward,
-    reduce_rows,
-    sort_backward,
-    sort_forward,
-)
+from vse_kernels.gpo.triton import network_backward, network_forward, reduce_rows
 
 
 def _readable(given: Operands, pairs: bool) -> Operands:
@@ -40,12 +34,6 @@ def _on_words(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % 4 else tensor
 
 
-def _padded(weight_table: Tensor, size: int) -> Tensor:
-    """Return the table with `size` columns, copied only if K was rounded up."""
-    missing = size - weight_table.shape[1]
-    return torch.nn.functional.pad(weight_table, (0, missing)) if missing else weight_table
-
-
 def _halved(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return a number of columns and strides in pairs of columns."""
     return tuple(size // 2 for size in shape)
@@ -53,53 +41,40 @@ def _halved(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _options(how: Launch, features: Tensor) -> dict[str, Any]:
     """Return the compile-time constants of a launch."""
-    options: dict[str, Any] = {"COLUMNS": how.columns, "num_warps": how.warps}
-    if how.sizes:
-        return options | {
-            "SIZES": how.sizes, "LANES": how.lanes, "ASSEMBLY": features.is_cuda,
-        }  # fmt: skip
-    return options | {"SIZE": how.size} | ({"PARTS": how.parts} if how.parts else {})
+    return {
+        "SIZES": how.sizes,
+        "LANES": how.lanes,
+        "COLUMNS": how.columns,
+        "ASSEMBLY": features.is_cuda and torch.version.hip is None,
+        "num_warps": how.warps,
+    }
 
 
-def forward(given: Operands, how: Launch, keep: bool) -> tuple[Tensor, Tensor]:
-    """Pool features (B, K, D).
-
-    Returns:
-        pooled (B, D), and the order (B, K, D) uint8, or empty, see `choice.stores_order`.
-    """
+def forward(given: Operands) -> Tensor:
+    """Pool features (B, K, D); pooled (B, D)."""
     pairs = choice.packs(given.features)
     given = _readable(given, pairs)
     features = given.features
     samples, positions, columns = features.shape
     pooled = features.new_empty(samples, columns)
-    stored = keep and choice.stores_order(features)
-    order = torch.empty(
-        features.shape if stored else (0,), dtype=torch.uint8, device=features.device
-    )
     if pooled.numel() == 0:
-        return pooled, order
+        return pooled
+    how = choice.forward_launch(positions)
     shape = (columns, *features.stride()[:2])
     if pairs:
-        how, shape = choice.packed_forward_launch(positions), _halved(shape)
-    grid = (samples * triton.cdiv(shape[0], how.columns),)
-    options = _options(how, features)
+        shape = _halved(shape)
+    run = packed_forward if pairs else network_forward
     # Triton launches on the current device, which need not be that of the operands.
     with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
-        if how.sizes:
-            packed_forward[grid](*given, pooled, positions, *shape, **options)
-        elif how.parts:
-            given = given._replace(weight_table=_padded(given.weight_table, how.size))
-            network_forward[grid](*given, pooled, positions, *shape, **options)
-        else:
-            sort_forward[grid](*given, pooled, order, positions, *shape, KEEP=stored, **options)
-    return pooled, order
+        run[samples * triton.cdiv(shape[0], how.columns),](
+            *given, pooled, positions, *shape, **_options(how, features)
+        )
+    return pooled
 
 
-def backward(
-    gradient: Tensor, given: Operands, order: Tensor, how: Launch
-) -> tuple[Tensor, Tensor]:
+def backward(gradient: Tensor, given: Operands) -> tuple[Tensor, Tensor]:
     """Return the gradients of features (B, K, D) and weight_table (R, K), in their dtypes."""
-    pairs = choice.packs(given.features)
+    pairs = choice.packs(given.features, backward=True)
     given = _readable(given, pairs)
     features, _, weight_table, rows = given
     samples, positions, columns = features.shape
@@ -107,25 +82,25 @@ def backward(
     if features_gradient.numel() == 0:
         return features_gradient, torch.zeros_like(weight_table)
     gradient = gradient.contiguous()
+    how = choice.backward_launch(positions)
     shape = (columns, *features.stride()[:2])
     if pairs:
-        gradient = _on_words(gradient)
-        how, shape = choice.packed_backward_launch(positions), _halved(shape)
+        gradient, shape = _on_words(gradient), _halved(shape)
     blocks = triton.cdiv(shape[0], how.columns)
     # Sums per program, added in a fixed order below: atomics would not be deterministic.
     partial = features.new_empty(samples, blocks, positions, dtype=torch.float32)
-    grid = (samples * blocks,)
-    operands = (gradient, *given)
-    results = (features_gradient, partial, positions, *shape)
-    options = _options(how, features)
+    run = packed_backward if pairs else network_backward
     table_gradient = torch.empty_like(weight_table)
     with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
-        if how.sizes:
-            packed_backward[grid](*operands, *results, **options)
-        elif how.parts:
-            network_backward[grid](*operands, *results, **options)
-        else:
-            sort_backward[grid](*operands, order, *results, **options)
+        run[samples * blocks,](
+            gradient,
+            *given,
+            features_gradient,
+            partial,
+            positions,
+            *shape,
+            **_options(how, features),
+        )
         sums = partial.sum(1)
         reduce_rows[weight_table.shape[0], triton.cdiv(positions, 64)](
             sums, rows, table_gradient, samples, positions, SAMPLES=64, POSITIONS=64

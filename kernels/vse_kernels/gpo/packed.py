@@ -17,7 +17,6 @@ import triton.language as tl
 from vse_kernels.gpo import choice
 from vse_kernels.gpo.halves import (
     codes_of,
-    descend_integers,
     descend_pairs,
     high_half,
     low_half,
@@ -27,54 +26,16 @@ from vse_kernels.gpo.halves import (
     ranks_of,
     round_pair,
 )
+from vse_kernels.gpo.lanes import (
+    descend_integers,
+    locate_lanes,
+    over_columns,
+    over_lanes,
+    weights_at,
+)
 from vse_kernels.gpo.registers import length_of, stack, unbind
 
 parts = triton.constexpr_function(choice.parts)
-
-
-@triton.jit
-def locate_lanes(PAIRS, COLUMNS: tl.constexpr, LANES: tl.constexpr):
-    """Return sample (int64), block, and of each thread its pair of columns and its part of it.
-
-    Neighbours in a warp have neighbouring columns; the lanes of a column are 32 / LANES apart.
-    """
-    thread = tl.arange(0, COLUMNS * LANES)
-    blocks = tl.cdiv(PAIRS, COLUMNS)
-    program = tl.program_id(0)
-    block = program % blocks
-    if LANES == 1:
-        column = thread
-        part = tl.zeros_like(thread)
-    else:
-        APART: tl.constexpr = 32 // LANES
-        column = thread // 32 * APART + thread % APART
-        part = thread // APART % LANES
-    return (program // blocks).to(tl.int64), block, block * COLUMNS + column, part
-
-
-@triton.jit
-def over_columns(x, COLUMNS: tl.constexpr, LANES: tl.constexpr):
-    """Sum (COUNT, threads) over the columns; return (COUNT, LANES)."""
-    if LANES == 1:
-        total = tl.sum(x, axis=1)[:, None]
-    else:
-        APART: tl.constexpr = 32 // LANES
-        total = tl.reshape(x, (x.shape[0], COLUMNS // APART, LANES, APART))
-        total = tl.sum(tl.sum(total, axis=3), axis=1)
-    return total
-
-
-@triton.jit
-def over_lanes(x, COLUMNS: tl.constexpr, LANES: tl.constexpr):
-    """Sum (threads,) over the lanes of a column; every lane gets (threads,) the sum."""
-    if LANES == 1:
-        total = x
-    else:
-        APART: tl.constexpr = 32 // LANES
-        warps = tl.reshape(x, (COLUMNS // APART, LANES, APART))
-        sums = tl.sum(warps, axis=1, keep_dims=True)
-        total = tl.reshape(tl.broadcast_to(sums, warps.shape), x.shape)
-    return total
 
 
 @triton.jit
@@ -166,17 +127,6 @@ def packed_forward(
                 over_lanes(even, COLUMNS, LANES), over_lanes(odd, COLUMNS, LANES), dtype, ASSEMBLY
             )
             tl.store(target, pair, mask=(column < PAIRS) & (part == 0))
-
-
-@triton.jit
-def weights_at(weights, rank):
-    """Return float32 weights of the ranks (COUNT, threads).
-
-    One flat row keeps each column in its thread; for a tile, the layout pass may choose any order
-    of threads.
-    """
-    flat = tl.reshape(rank, (rank.shape[0] * rank.shape[1],))
-    return tl.reshape(tl.load(weights + flat), rank.shape).to(tl.float32)
 
 
 @triton.jit

@@ -22,26 +22,11 @@ comparators = triton.constexpr_function(network.comparators.__wrapped__)
 
 
 @triton.jit
-def locate(D, COLUMNS: tl.constexpr):
-    """Return sample (int64), block and columns of this program."""
-    blocks = tl.cdiv(D, COLUMNS)
-    program = tl.program_id(0)
-    block = program % blocks
-    return (program // blocks).to(tl.int64), block, block * COLUMNS + tl.arange(0, COLUMNS)
-
-
-@triton.jit
 def length_of(lengths, sample, K):
     """Return the length of a sample, int32; outside [0, K], the nearest of these."""
     size = tl.load(lengths + sample)
     # Minima would keep their result in the way of the comparisons that follow: 70 instructions.
     return tl.where(size < 0, 0, tl.where(size > K, K, size)).to(tl.int32)
-
-
-@triton.jit
-def descend(x, SIZE: tl.constexpr):
-    """Sort a tuple of SIZE tensors elementwise, in descending order; NaN propagates."""
-    return compare(x, comparators(SIZE))
 
 
 @triton.jit

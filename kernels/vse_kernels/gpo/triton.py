@@ -1,12 +1,10 @@
-"""Sort-and-weight pooling in Triton.
+"""Sort-and-weight pooling in Triton, one column per register.
 
-There are two families of kernels. Up to 64 positions, a thread keeps a whole column in registers
-and sorts it with an unrolled network; the backward pass sorts again instead of reading an order
-from memory. From 65 to 256 positions, a block of columns is sorted across threads, and the
-forward pass stores the order, one byte per element, for the backward pass.
+A thread keeps a column, or a part of one, in registers and sorts it with an unrolled network; the
+backward pass sorts again instead of reading an order from memory. packed.py has the same kernels
+for two 16-bit columns per register; odd numbers of columns and float32 take these.
 
-Exact, stable orders come from integer keys: the monotonic bits of the value above 255 - position.
--0 equals +0 and NaN is the largest, as in a stable descending torch.sort.
+The backward pass sorts the keys of keys.py, for the exact, stable order of torch.sort.
 """
 
 # Triton types a kernel's parameters when it compiles, and its language has tuples that grow by
@@ -19,20 +17,50 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vse_kernels.gpo.ordering import ordered_bits, ordered_value
-from vse_kernels.gpo.registers import descend, length_of, locate, stack, unbind
+from vse_kernels.gpo import choice
+from vse_kernels.gpo.keys import descend_keys, place_of_key, sort_key, value_of_key
+from vse_kernels.gpo.lanes import (
+    descend_floats,
+    descend_integers,
+    locate_lanes,
+    over_columns,
+    over_lanes,
+    weights_at,
+)
+from vse_kernels.gpo.registers import length_of, stack, unbind
+
+parts = triton.constexpr_function(choice.parts)
 
 
 @triton.jit
-def sort_key(x, position):
-    """Return keys whose descending order is stable: int64 for float32, else int32.
-
-    The low byte is 255 - position: among equal values, the lower position has the larger key.
-    """
-    bits = ordered_bits(x)
-    if x.dtype == tl.float32:
-        bits = bits.to(tl.int64)
-    return (bits << 8) | (255 - position).to(bits.dtype)
+def pool_columns(
+    source,
+    stride_position,
+    length,
+    weights,
+    first,
+    SIZE: tl.constexpr,
+    LANES: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+):
+    """Return the pooled columns (threads,), or a lane's part of the sum; as `pool_pairs`."""
+    PARTS: tl.constexpr = parts(SIZE)
+    left = length - first
+    source += first.to(tl.int64) * stride_position
+    weights += first
+    x = ()
+    for p in tl.static_range(len(PARTS)):
+        row = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
+        address = source[None, :] + row.to(tl.int64) * stride_position
+        value = tl.load(address, mask=row < left[None, :], other=float("-inf"))
+        x = x + unbind(value.to(tl.float32), PARTS[p][1])
+    x = descend_floats(x, SIZE, LANES, ASSEMBLY)
+    total = tl.zeros_like(length).to(tl.float32)
+    for k in tl.static_range(SIZE):
+        # Weights beyond the length may hold anything, and values there are -inf.
+        weight = tl.load(weights + k, mask=left > k, other=0.0)
+        total += tl.where(left > k, x[k], 0.0) * weight.to(tl.float32)
+    return total
 
 
 # A thread owns one column and loads no vectors, so alignment brings nothing but more variants.
@@ -51,35 +79,91 @@ def network_forward(
     D,
     stride_sample,
     stride_position,
-    SIZE: tl.constexpr,
-    PARTS: tl.constexpr,
+    SIZES: tl.constexpr,
+    LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
 ):
-    """Pool COLUMNS columns of one sample, a value per register, without an order.
+    """Pool COLUMNS columns of one sample, without an order.
 
-    The table is padded to SIZE columns: unmasked weights are loaded at their use, masked ones ahead
-    of it, in a register each. PARTS: (start, count) of the tiles that cover SIZE positions.
+    SIZES: of networks, ascending; a sample takes the first that holds it. With several LANES, each
+    has one network's positions.
+    ASSEMBLY: the networks are PTX; the interpreter has none.
     """
-    sample, _, column = locate(D, COLUMNS)
-    inside = column < D
-    length = tl.zeros_like(column) + length_of(lengths, sample, K)
-    source = features + sample * stride_sample + column[None, :]
-    x = ()
+    sample, _, column, part = locate_lanes(D, COLUMNS, LANES)
+    size = length_of(lengths, sample, K)
+    length = tl.zeros_like(column) + size
+    # Columns beyond the last load it again: a mask of two conditions costs twice as much.
+    near = tl.max_contiguous(tl.minimum(column, D - 1), COLUMNS * LANES)
+    source = features + sample * stride_sample + near
+    weights = table + tl.load(rows + sample).to(tl.int64) * K
+    target = pooled + sample * D + column
+    for s in tl.static_range(len(SIZES)):
+        above = size > (SIZES[s - 1] if s else -1)
+        if above & ((size <= SIZES[s]) if s + 1 < len(SIZES) else above):
+            total = pool_columns(
+                source, stride_position, length, weights, part * SIZES[s], SIZES[s], LANES, ASSEMBLY
+            )
+            total = over_lanes(total, COLUMNS, LANES).to(pooled.dtype.element_ty)
+            tl.store(target, total, mask=(column < D) & (part == 0))
+
+
+@triton.jit
+def gradients_of_columns(
+    source,
+    stride_position,
+    upstream,
+    length,
+    weights,
+    target,
+    sums,
+    inside,
+    first,
+    K,
+    D,
+    SIZE: tl.constexpr,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    dtype: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+):
+    """Store the gradients of SIZE positions of each lane; all but these as in network_backward.
+
+    Sorts one key per value, then (place, rank), which leaves the rank of each position in its
+    place, so that loads and stores stay coalesced. first: of the positions, and then ranks, that
+    are a lane's.
+    """
+    PARTS: tl.constexpr = parts(SIZE)
+    LAST: tl.constexpr = 511  # 9 bits hold a place or a rank
+    left = length - first
+    source += first.to(tl.int64) * stride_position
+    target += first.to(tl.int64) * D
+    stored = tl.where(inside, K - first, 0)
+    keys = ()
     for p in tl.static_range(len(PARTS)):
-        position = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
-        value = tl.load(
-            source + position.to(tl.int64) * stride_position,
-            mask=inside[None, :] & (position < length[None, :]),
-            other=float("-inf"),
-        )
-        x = x + unbind(value.to(tl.float32), PARTS[p][1])
-    x = descend(x, SIZE)
-    weights = table + tl.load(rows + sample).to(tl.int64) * SIZE
-    total = tl.zeros((COLUMNS,), tl.float32)
-    for k in tl.static_range(SIZE):
-        weight = tl.load(weights + k).to(tl.float32)
-        total += tl.where(length > k, x[k] * weight, 0.0)
-    tl.store(pooled + sample * D + column, total.to(pooled.dtype.element_ty), mask=inside)
+        row = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
+        address = source + row.to(tl.int64) * stride_position
+        value = tl.load(address, mask=row < left, other=float("-inf"))
+        keys = keys + unbind(sort_key(value, LAST - first - row, ASSEMBLY), PARTS[p][1])
+    keys = descend_keys(keys, SIZE, LANES, ASSEMBLY)
+
+    codes = ()
+    for p in tl.static_range(len(PARTS)):
+        row = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
+        key = stack(keys, PARTS[p][0], PARTS[p][1])
+        # The product, not the value: 0 times an infinite gradient is NaN.
+        share = tl.where(row < left, value_of_key(key, dtype) * upstream, 0.0)
+        summed = row + (tl.arange(0, LANES) * SIZE)[None, :]
+        tl.store(sums + summed, over_columns(share, COLUMNS, LANES), mask=summed < K)
+        codes = codes + unbind((place_of_key(key, dtype) << 9) | (first + row), PARTS[p][1])
+    codes = descend_integers(codes, SIZE, LANES, ASSEMBLY)
+
+    for p in tl.static_range(len(PARTS)):
+        row = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
+        rank = stack(codes, PARTS[p][0], PARTS[p][1]) & LAST
+        weight = weights_at(weights, tl.where(row < left, rank, 0))
+        result = tl.where(row < left, weight * upstream, 0.0)
+        tl.store(target + row.to(tl.int64) * D, result.to(dtype), mask=row < stored)
 
 
 @triton.jit(do_not_specialize_on_alignment=UNALIGNED)
@@ -95,142 +179,43 @@ def network_backward(
     D,
     stride_sample,
     stride_position,
-    SIZE: tl.constexpr,
-    PARTS: tl.constexpr,
+    SIZES: tl.constexpr,
+    LANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
 ):
-    """Compute both gradients of COLUMNS columns of one sample; PARTS as in network_forward.
+    """Compute both gradients of COLUMNS columns of one sample; as network_forward.
 
-    Sorts keys to order the values (for the weights), then sorts positions back to find the rank of
-    each (for the features), so that loads and stores stay coalesced.
+    partial: (B, blocks, K) float32, the gradient of the weights from this program's columns.
     """
-    sample, block, column = locate(D, COLUMNS)
+    dtype: tl.constexpr = features.dtype.element_ty
+    sample, block, column, part = locate_lanes(D, COLUMNS, LANES)
     column = column[None, :]
+    part = part[None, :]
     inside = column < D
-    length = length_of(lengths, sample, K)
-    source = features + sample * stride_sample + column
-    upstream = tl.load(gradient + sample * D + column, mask=inside, other=0.0).to(tl.float32)
-    x = ()
-    for p in tl.static_range(len(PARTS)):
-        position = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
-        value = tl.load(
-            source + position.to(tl.int64) * stride_position,
-            mask=inside & (position < length),
-            other=float("-inf"),
-        )
-        x = x + unbind(sort_key(value, position), PARTS[p][1])
-    x = descend(x, SIZE)
-
-    sums = partial + (sample * tl.cdiv(D, COLUMNS) + block) * K
-    ranks = ()
-    for p in tl.static_range(len(PARTS)):
-        rank = PARTS[p][0] + tl.arange(0, PARTS[p][1])
-        key = stack(x, PARTS[p][0], PARTS[p][1])
-        value = ordered_value((key >> 8).to(tl.int32), features.dtype.element_ty)
-        share = tl.where(inside & (rank[:, None] < length), value * upstream, 0.0)
-        tl.store(sums + rank, tl.sum(share, axis=1), mask=rank < K)
-        ranks = ranks + unbind(((key & 255).to(tl.int32) << 8) | rank[:, None], PARTS[p][1])
-    ranks = descend(ranks, SIZE)
-
+    near = tl.max_contiguous(tl.minimum(column, D - 1), (1, COLUMNS * LANES))
+    size = length_of(lengths, sample, K)
+    # Columns beyond the last have no positions: one condition for every mask.
+    length = tl.where(inside, size, 0)
+    source = features + sample * stride_sample + near
+    upstream = tl.load(gradient + sample * D + near).to(tl.float32)
     weights = table + tl.load(rows + sample).to(tl.int64) * K
     target = features_gradient + sample * K * D + column
-    for p in tl.static_range(len(PARTS)):
-        position = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
-        valid = inside & (position < length)
-        rank = tl.where(valid, stack(ranks, PARTS[p][0], PARTS[p][1]) & 255, 0)
-        # One flat row keeps each column in its thread; for a tile, the layout pass may choose any
-        # order of threads.
-        weight = tl.load(weights + tl.reshape(rank, (PARTS[p][1] * COLUMNS,))).to(tl.float32)
-        weight = tl.reshape(weight, (PARTS[p][1], COLUMNS))
-        result = tl.where(valid, weight * upstream, 0.0)
-        tl.store(
-            target + position.to(tl.int64) * D,
-            result.to(features_gradient.dtype.element_ty),
-            mask=inside & (position < K),
-        )
-
-
-@triton.jit
-def sort_forward(
-    features,
-    lengths,
-    table,
-    rows,
-    pooled,
-    order,
-    K,
-    D,
-    stride_sample,
-    stride_position,
-    SIZE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    KEEP: tl.constexpr,
-):
-    """Pool COLUMNS columns of one sample; KEEP also stores the order (B, K, D) uint8."""
-    sample, _, column = locate(D, COLUMNS)
-    position = tl.arange(0, SIZE)[None, :]
-    length = length_of(lengths, sample, K)
-    column = column[:, None]
-    valid = (column < D) & (position < length)
-    offsets = position.to(tl.int64) * stride_position + column
-    value = tl.load(features + sample * stride_sample + offsets, mask=valid, other=float("-inf"))
-    if KEEP:
-        key = tl.sort(sort_key(value, position), dim=1, descending=True)
-        kept = 255 - (key & 255).to(tl.int32)
-        target = order + sample * K * D + position.to(tl.int64) * D + column
-        tl.store(target, kept.to(tl.uint8), mask=valid)
-        bits = (key >> 8).to(tl.int32)
-    else:
-        bits = tl.sort(ordered_bits(value), dim=1, descending=True)
-    value = ordered_value(bits, features.dtype.element_ty)
-    weights = table + tl.load(rows + sample).to(tl.int64) * K
-    weight = tl.load(weights + position, mask=position < length, other=0.0).to(tl.float32)
-    total = tl.sum(tl.where(valid, value * weight, 0.0), axis=1)[:, None]
-    tl.store(pooled + sample * D + column, total.to(pooled.dtype.element_ty), mask=column < D)
-
-
-@triton.jit
-def sort_backward(
-    gradient,
-    features,
-    lengths,
-    table,
-    rows,
-    order,
-    features_gradient,
-    partial,
-    K,
-    D,
-    stride_sample,
-    stride_position,
-    SIZE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Compute both gradients of COLUMNS columns of one sample from the stored order."""
-    sample, block, column = locate(D, COLUMNS)
-    position = tl.arange(0, SIZE)[None, :]
-    length = length_of(lengths, sample, K)
-    column = column[:, None]
-    valid = (column < D) & (position < length)
-    upstream = tl.load(gradient + sample * D + column, mask=column < D, other=0.0).to(tl.float32)
-    offsets = position.to(tl.int64) * D + column
-    kept = tl.load(order + sample * K * D + offsets, mask=valid, other=0).to(tl.int32)
-
-    source = features + sample * stride_sample + column
-    value = tl.load(source + kept.to(tl.int64) * stride_position, mask=valid, other=0.0)
-    share = tl.where(valid, value.to(tl.float32) * upstream, 0.0)
     sums = partial + (sample * tl.cdiv(D, COLUMNS) + block) * K
-    rank = tl.arange(0, SIZE)
-    tl.store(sums + rank, tl.sum(share, axis=0), mask=rank < K)
-
-    # Sorting (position, rank) pairs inverts the order; positions beyond the length keep theirs.
-    pairs = (tl.where(position < length, kept, position) << 8) | position
-    ranks = tl.sort(pairs, dim=1) & 255
-    weights = table + tl.load(rows + sample).to(tl.int64) * K
-    weight = tl.load(weights + ranks, mask=valid, other=0.0).to(tl.float32)
-    result = tl.where(valid, weight * upstream, 0.0).to(features_gradient.dtype.element_ty)
-    stored = (column < D) & (position < K)
-    tl.store(features_gradient + sample * K * D + offsets, result, mask=stored)
+    for s in tl.static_range(len(SIZES)):
+        above = size > (SIZES[s - 1] if s else -1)
+        if above & ((size <= SIZES[s]) if s + 1 < len(SIZES) else above):
+            gradients_of_columns(
+                source, stride_position, upstream, length, weights, target, sums, inside,
+                part * SIZES[s], K, D, SIZES[s], LANES, COLUMNS, dtype, ASSEMBLY,
+            )  # fmt: skip
+            if s + 1 < len(SIZES):
+                for start in range(SIZES[s], K, 8):
+                    position = start + tl.arange(0, 8)
+                    rest = target + position.to(tl.int64)[:, None] * D
+                    zeros = tl.zeros((8, COLUMNS), dtype)
+                    tl.store(rest, zeros, mask=inside & (position < K)[:, None])
+                    tl.store(sums + position, tl.zeros((8,), tl.float32), mask=position < K)
 
 
 @triton.jit
