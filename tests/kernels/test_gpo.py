@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.truth import pool_truth
-from vse_kernels import gpo_pool
+from vse_kernels import checks, gpo, gpo_pool
 from vse_kernels.gpo import choice
 from vse_kernels.gpo.network import comparators
 
@@ -217,6 +218,23 @@ def test_same_bits_twice(positions):
         assert torch.equal(left, right)
 
 
+IMPLS = ["torch"] + ["triton"] * (os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_rows_out_of_the_table_count_as_the_nearest(monkeypatch, dtype, impl):
+    """As on a GPU, where they are not checked: none may reach another memory."""
+    features, lengths, table, _, upstream = problem(6, 4, 4, dtype)
+    rows = torch.tensor([-(1 << 63), -1, 0, 2, 3, 1 << 32])
+    expected = pool_truth(features, lengths, table, rows.clamp(0, 2), upstream)
+    for place in (checks, gpo):
+        monkeypatch.setattr(place, "values_are_checked", lambda tensor: False)
+    given_ = (features, lengths, table, rows, upstream)
+    for actual, want in zip(run(*given_, impl=impl), expected, strict=True):
+        close(actual, want, dtype)
+
+
 def test_empty_batch():
     pooled = gpo_pool(
         torch.zeros(0, 4, 3),
@@ -251,6 +269,7 @@ def test_network_sorts(size):
         ({"lengths": torch.tensor([1])}, ValueError, r"lengths has shape \(1,\)"),
         ({"lengths": torch.tensor([1.0, 2.0])}, TypeError, "lengths is float32"),
         ({"weight_table": torch.zeros(2, 5)}, ValueError, r"weight_table has shape \(2, 5\)"),
+        ({"weight_table": torch.zeros(0, 4)}, ValueError, "must have at least 1 row"),
         ({"rows": torch.tensor([0, 2])}, ValueError, "rows holds 2; .* allows 0 to 1"),
         ({"impl": "cuda"}, ValueError, 'impl is "cuda"'),
     ],

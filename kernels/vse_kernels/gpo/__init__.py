@@ -12,6 +12,7 @@ from vse_kernels.checks import (
     require_range,
     require_same_device,
     require_shape,
+    values_are_checked,
 )
 from vse_kernels.dispatch import use_triton
 from vse_kernels.gpo.autograd import GPOPool
@@ -40,7 +41,8 @@ def gpo_pool(
             [0, K] counts as the nearest of these, and a sample without positions is 0.
         weight_table: (R, K) floating; row r weighs the sorted positions, largest value first.
             Weights beyond a sample's length are ignored.
-        rows: (B,) int64 or int32, the row of `weight_table` of each sample.
+        rows: (B,) int64 or int32, the row of `weight_table` of each sample. Where they are not
+            checked, one outside the table counts as the nearest row.
         impl: "auto", "torch" or "triton". "auto" falls back to torch with one warning; "triton"
             raises if it cannot run.
 
@@ -54,6 +56,8 @@ def gpo_pool(
             VSE_KERNELS_CHECK=1 in the environment, lengths or rows are out of range.
     """
     _check(features, lengths, weight_table, rows)
+    if not values_are_checked(rows):
+        rows = rows.clamp(0, weight_table.shape[0] - 1)
     limit = unsupported(features.shape[1], features.dtype, weight_table.dtype)
     with_triton = use_triton("gpo_pool", impl, features, limit)
     # Inference needs no order, so it skips the store.
@@ -79,5 +83,8 @@ def _check(features: Tensor, lengths: Tensor, weight_table: Tensor, rows: Tensor
     require_shape("weight_table", weight_table, (None, positions), of_features)
     require_same_device(features=features, lengths=lengths, weight_table=weight_table, rows=rows)
     require_range("lengths", lengths, 1, positions, of_features)
+    if samples and not weight_table.shape[0]:
+        shape = tuple(weight_table.shape)
+        raise ValueError(f"weight_table has shape {shape}; it must have at least 1 row")
     table = f"weight_table of shape {tuple(weight_table.shape)}"
     require_range("rows", rows, 0, weight_table.shape[0] - 1, table)
