@@ -73,7 +73,7 @@ LIMITS = (
         ("gpo-forward-100-*",),
         registers=248,
         instructions=3840,
-        alu_per_column=2816,
+        alu_per_column=3008,
     ),
     # Several lanes share a column.
     Limit(
@@ -86,7 +86,7 @@ LIMITS = (
         ("gpo-forward-256-*",),
         registers=96,
         instructions=3968,
-        alu_per_column=12288,
+        alu_per_column=12736,
     ),
     Limit(
         ("gpo-forward-512-*",),
@@ -116,16 +116,16 @@ LIMITS = (
     ),
     Limit(
         tuple(f"gpo-backward-{size}-*" for size in (32, 36, 48, 56)),
-        registers=224,
+        registers=248,
         shared_bytes=128,
-        instructions=9728,
+        instructions=9856,
     ),
     Limit(
         ("gpo-backward-64-*",),
         registers=152,
         shared_bytes=256,
-        instructions=4736,
-        alu_per_column=5312,
+        instructions=4864,
+        alu_per_column=5504,
     ),
     Limit(
         ("gpo-backward-128-*",),
@@ -136,10 +136,10 @@ LIMITS = (
     ),
     Limit(
         ("gpo-backward-256-*",),
-        registers=128,
+        registers=152,
         shared_bytes=1024,
-        instructions=7808,
-        alu_per_column=37376,
+        instructions=7936,
+        alu_per_column=38144,
     ),
     Limit(
         ("gpo-backward-512-*",),
