@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -66,6 +67,7 @@ def connected(ray: Any, engine: str) -> Iterator[None]:
     Raises:
         OutputError: it cannot be reached.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report a cluster of its own
     try:
         ray.init(address=None if engine == ENGINE else engine)
     except Exception as error:  # as of a cluster that does not start in time

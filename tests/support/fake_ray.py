@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ class FakeRay:
         self.addresses: list[str | None] = []
 
     def init(self, address: str | None) -> None:
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0", "it would report to Ray's makers"
         self.addresses.append(address)
 
     def shutdown(self) -> None:

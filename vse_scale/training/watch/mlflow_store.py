@@ -25,6 +25,8 @@ class MLflow(Tracker):
 
     def open(self, config: Config, folder: RunFolder, identity: str) -> Held:
         """Find the run by its tag, or create it with the configuration as parameters."""
+        # Read at the import; MLflow would report its use to its makers.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
