@@ -80,7 +80,7 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 
 def _scrollable(table: re.Match[str]) -> str:
-    wide = table[0].count("<th") > 4  # with that of <thead>
+    wide = table[0].count("<th") > 3  # with that of <thead>
     return table[0].replace("<table", '<table tabindex="0"', 1) if wide else table[0]
 
 
