@@ -66,7 +66,9 @@ def test_pairs_of_columns(device, scaled, monkeypatch, positions, dtype):
     scale = TOLERANCE[dtype]
     for pooled in (paired[0], inferred):
         torch.testing.assert_close(pooled, single[0], rtol=scale, atol=scale, equal_nan=True)
-    torch.testing.assert_close(paired[1], single[1], rtol=0, atol=0, equal_nan=True)
+    # The interpreter cuts off where a device rounds to bfloat16.
+    step = scaled(0, 2**-7)
+    torch.testing.assert_close(paired[1], single[1], rtol=step, atol=0, equal_nan=True)
     torch.testing.assert_close(paired[2], single[2], rtol=1e-4, atol=1e-3, equal_nan=True)
 
 
