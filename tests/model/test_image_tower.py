@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vse_scale.model.towers.grid import compact, kept_cells
+from vse_scale.model.towers.grid import compact, kept_cells, signed_power
 from vse_scale.model.towers.resnet import ResNetSettings, ResNetTower
 
 # Fractions that meet the rule's borders.
@@ -81,6 +83,35 @@ def test_dropped_cells_reach_neither_output_nor_gradient(tower):
     tower(torch.empty(1, 3, 32, 32), draws=draws).sum().backward()
     assert not grid.grad[0, :, 0, 0].any()
     assert (grid.grad[0].flatten(1)[:, 1:] != 0).any(0).all()
+
+
+@pytest.mark.parametrize("power", [0.25, 0.5, 1.0, 2.0])
+def test_a_power_keeps_the_sign_and_has_a_gradient_at_zero(power):
+    values = [-4.0, -0.3, 0.0, 0.2, 1.0, 9.0]
+    expected = torch.tensor([math.copysign(abs(value) ** power, value) for value in values])
+    features = torch.tensor(values)
+    torch.testing.assert_close(signed_power(features, power), expected)
+    assert features.tolist() == torch.tensor(values).tolist()  # not in place
+    features.requires_grad_()
+    found = signed_power(features, power)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    slopes = torch.tensor([power * abs(value or 1.0) ** (power - 1) for value in values])
+    slopes[2] = 1.0 if power == 1 else 0.0
+    torch.testing.assert_close(features.grad, slopes)
+
+
+@pytest.mark.parametrize("pool", ["mean", "gpo"])
+def test_the_projection_sees_the_power_of_pixels_and_of_kept_features(pool):
+    torch.manual_seed(0)
+    settings = ResNetSettings(backbone="tiny", size=32, drop_cells=False, power=0.5)
+    tower = ResNetTower(settings, 8, pool).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    features = tower.features(pixels)
+    root = features.sign() * features.abs().sqrt()
+    expected = tower.pool(tower.projection(root), torch.full((2,), tower.cells))
+    torch.testing.assert_close(tower(pixels), expected)
+    torch.testing.assert_close(tower(features), expected)
 
 
 def gradients_of(tower, pixels, stages=None):

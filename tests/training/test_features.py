@@ -27,6 +27,7 @@ from vse_scale.training.schedule import Schedule
 from vse_scale.world.processes import ALONE
 
 FROZEN = ("model.image.frozen=true", "data.crop_scale=[1,1]", "data.flip=0")
+TRAINED = (*FROZEN, "optim.lr=1e-5", "model.image.power=0.5")
 
 
 def cache(folder: Path) -> str:
@@ -37,9 +38,9 @@ def cache(folder: Path) -> str:
 def trained(few_steps: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
     """One process: steps with pixels and with stored features, and a run that was resumed."""
     folder = tmp_path_factory.mktemp("frozen")
-    cached = (*FROZEN, cache(folder / "cache"), "optim.lr=1e-5")
+    cached = (*TRAINED, cache(folder / "cache"))
     jobs = {
-        "pixels": Job((*FROZEN, "optim.lr=1e-5"), count=6),
+        "pixels": Job(TRAINED, count=6),
         "features": Job(cached, count=6),
         "begun": Job(cached, count=3, save=True, folder=folder / "run"),
         "resumed": Job(cached, first=None, count=3, folder=folder / "run"),
@@ -73,9 +74,7 @@ def test_two_ranks_store_and_train_the_same(
     few_steps: Path, trained: dict[str, Trained], tmp_path: Path
 ) -> None:
     own = tmp_path / "cache"
-    found = train_jobs(
-        few_steps, tmp_path, 2, {"two": Job((*FROZEN, cache(own), "optim.lr=1e-5"))}
-    )["two"]
+    found = train_jobs(few_steps, tmp_path, 2, {"two": Job((*TRAINED, cache(own)))})["two"]
     expected = trained["features"].steps[0]
     assert found.steps[0]["record"]["loss"] == pytest.approx(expected["record"]["loss"], rel=1e-5)
     first = trained["features"].folder.parents[1] / "cache"
@@ -170,8 +169,8 @@ def test_files_are_those_of_the_weights_and_the_pixels(
     others = ("model.image.size=48", "model.image.pixels=detector", "model.image.antialias=true")
     keys = {key_of(config_of(scenes, other)) for other in others}
     assert len(keys | {stored.folder.name}) == 4
-    same = config_of(scenes, "eval.batch=7", "model.image.drop_cells=false", "model.pool=mean")
-    assert key_of(same) == stored.folder.name
+    later = ("model.image.drop_cells=false", "model.image.power=0.5", "model.pool=mean")
+    assert key_of(config_of(scenes, "eval.batch=7", *later)) == stored.folder.name
     with torch.no_grad():
         model.image.backbone.conv1.weight[0, 0, 0, 0] += 1e-3
     assert features._key(model, config, ALONE) != stored.folder.name

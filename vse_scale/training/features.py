@@ -27,8 +27,8 @@ from vse_scale.training.engine import autocast_dtype
 from vse_scale.world.processes import World
 
 _LAYOUT = 1  # of the files; another one makes other folders
-# Settings that change no feature.
-_OF_TRAINING = ("drop_cells", "drop_channels", "frozen", "lora", "train_last")
+# Settings that change no feature as it is kept.
+_LATER = ("drop_cells", "drop_channels", "frozen", "lora", "power", "train_last")
 
 
 def cache_features(
@@ -78,7 +78,7 @@ def _key(model: VSEModel, config: Config, world: World) -> str:
     settings = asdict(tower.standalone())
     decisive = {
         "layout": _LAYOUT,
-        "tower": {key: value for key, value in settings.items() if key not in _OF_TRAINING},
+        "tower": {key: value for key, value in settings.items() if key not in _LATER},
         "pixels": model.image_spec.to_dict(),
         "precision": str(autocast_dtype(config, world.device)),
     }

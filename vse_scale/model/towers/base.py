@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from vse_scale.bounds import Count, Fraction, Ge
+from vse_scale.bounds import Count, Fraction, Ge, Positive
 from vse_scale.inputs.pixels import ImageSpec
 from vse_scale.inputs.spec import RegionSpec
 
@@ -123,12 +123,15 @@ class PixelSettings(ImageSettings):
         antialias: whether shrinking averages; the published pipeline, made with OpenCV, does not.
         drop_channels: share of the backbone's channels that the projection misses in training, the
             same ones in all cells of an image. For heads over a frozen tower.
+        power: p of sign(x)|x|**p, which the projection sees in place of a feature x. Below 1 a few
+            large features weigh less, as under a square root.
     """
 
     size: Annotated[int, Ge(16)] = 512
     pixels: Literal["imagenet", "detector", "lite"] = "imagenet"
     antialias: bool = False
     drop_channels: Fraction = 0.0
+    power: Positive = 1.0
 
     def describe(self) -> str:
         """Return the tower's name for people, and the size of its images."""

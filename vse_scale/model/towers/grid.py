@@ -23,6 +23,8 @@ from vse_scale.model.towers.base import (
 _KEEP_ALL = 0.2
 _DROP_SHARE = 0.2
 
+_LEAST = 1e-8  # what is nearer to 0 gets no gradient
+
 
 def kept_cells(draws: Tensor) -> Tensor:
     """Decide which cells of each grid size augmentation keeps: bool (N, K), at least one a row.
@@ -48,6 +50,18 @@ def compact(vectors: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """
     order = torch.argsort(keep, dim=1, descending=True, stable=True)
     return vectors.gather(1, order[..., None].expand_as(vectors)), keep.sum(1)
+
+
+def signed_power(features: Tensor, power: float) -> Tensor:
+    """Return sign(x)|x|**p of each of ``features``; its gradient is 0 at 0, even of a root.
+
+    Perronnin et al., "Improving the Fisher Kernel for Large-Scale Image Classification", ECCV 2010.
+    """
+    if power == 1:
+        return features
+    if not features.requires_grad:  # in place: the features of a batch are a large array
+        return features.abs().pow_(power).mul_(features.sign())
+    return features.abs().clamp(min=_LEAST).pow(power) * features.sign()
 
 
 class Backbone(Protocol):
@@ -129,6 +143,7 @@ class GridTower(nn.Module):
             raise ValueError("lengths are a region model's; this one takes pixels")
         else:
             grid = self.features(images, 0 if self.settings.frozen else trained_stages)
+        grid = signed_power(grid, self.settings.power)
         if self.training and self.settings.drop_cells and draws is not None:
             grid, lengths = compact(grid, self.keep(draws))
         else:
