@@ -26,7 +26,7 @@ ENCODER = "all-MiniLM-L6-v2"
 BACKBONE = "efficientnet-lite0.pth"
 # What transformers reads of the encoder's archive; the rest is of another library.
 ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-MOST_PHOTOS, MOST_CAPTIONS = 256, 5  # of a step, and of a photo in it
+MOST_PHOTOS, MOST_CAPTIONS = 512, 5  # of a step, and of a photo in it
 RANKS = 8  # photos of a step divide by so many ranks, and by fewer
 CARVED = ("--split", "val=20%")
 _MOST_BYTES = 1 << 30  # of a file in the archive
@@ -137,7 +137,7 @@ def build(photos: Path, shards: Path) -> int:
 
 
 def fit(out: Path) -> None:
-    """Write the recipe for the photos in ``out``: a step takes a quarter of them, 256 at most."""
+    """Write the recipe for the photos in ``out``: a step takes a quarter of them, 512 at most."""
     from vse_scale.data.shards import ShardDataset
 
     counts = ShardDataset(out / "shards", "train").captions_per_sample

@@ -152,7 +152,7 @@ def test_a_fifth_is_held_out_where_no_photo_is_of_val(photos: ModuleType, tmp_pa
     assert 2 <= sizes["val"] <= 12
     photos.fit(tmp_path)
     config = Config.load(tmp_path / "recipe.yaml")
-    # The recipe's five captions of 256 photos are not there: eight, for up to eight ranks.
+    # The recipe's five captions of 496 photos are not there: eight, for up to eight ranks.
     assert (config.data.captions_per_image, config.data.global_batch) == (1, 8)
     assert config.model.text.drop_channels > 0  # the rest is the recipe's
 
