@@ -172,3 +172,14 @@ def test_an_unknown_objective_leaves_its_phases_unnamed(run, tmp_path):
     assert "Loss by step" in html
     assert '<span class="axis-label">over 64 pairs, log scale</span>' in html
     assert 'class="band"' not in html
+
+
+def test_towers_whose_settings_are_of_other_kinds_are_named_by_their_part(run, tmp_path):
+    """Of files that a fuzzer damaged: the tower could not be told in words."""
+    image = "{backbone: huggingface, size: 64, architecture: {}}"
+    text = "{encoder: transformer, architecture: null}"
+    with (run / "config.yaml").open("a") as file:
+        file.write(f"model: {{image: {image}, text: {text}}}\n")
+    html = build_report(run, tmp_path / "r.html").read_text()
+    assert "huggingface" in html
+    assert "transformer" in html

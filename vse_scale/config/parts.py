@@ -120,14 +120,14 @@ class Choice:
         """Return the settings in a run's configuration as it was written down.
 
         None where this release does not know them: they are another release's, their package is
-        missing, or they are no settings at all.
+        missing, or they are no settings at all, as of a damaged file.
         """
         section = stored or {}
         if not isinstance(section, Mapping):
             return None
         try:
             return self.read(section)
-        except (PartError, TypeError):
+        except (PartError, TypeError, ValueError):
             return None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:

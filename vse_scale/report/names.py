@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 from vse_scale.config.model import IMAGE, TEXT
 from vse_scale.config.parts import Choice
@@ -25,6 +26,8 @@ def _described(choice: Choice, run: RunRecords, section: str) -> str:
     stored = run.setting(section, {})
     settings = choice.recorded(stored)
     if settings is not None:
-        return str(settings.describe())
+        # Values of a stranger's run may be of other kinds.
+        with suppress(AttributeError, KeyError, TypeError, ValueError):
+            return str(settings.describe())
     # Of a part that this release does not know, the name is all there is.
     return str(stored.get(choice.key, "")) if isinstance(stored, Mapping) else ""
