@@ -305,6 +305,7 @@ def test_modules_that_another_user_left_in_the_current_folder_do_not_run(commons
     seen = []
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     monkeypatch.setattr(cli, "app", lambda **_: seen.append(os.environ.get("PYTHONSAFEPATH")))
-    cli.main()
+    with pytest.raises(SystemExit):
+        cli.main()
     assert seen == ["1"], "so are all processes that vse-scale starts"
     assert "PYTHONSAFEPATH" not in os.environ
