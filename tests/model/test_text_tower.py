@@ -69,6 +69,28 @@ def test_a_saved_encoder_is_opened_with_its_weights(bert_folder):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_projection_sees_the_last_layers_side_by_side(bert_folder, layers):
+    bert, folder = bert_folder
+    tower = made(path=str(folder), layers=layers).eval()
+    token_ids, lengths = torch.randint(1, 50, (3, 9)), torch.tensor([9, 4, 1])
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    out = bert.eval()(token_ids, attention_mask=mask, output_hidden_states=True)
+    states = torch.cat(out.hidden_states[-layers:], dim=-1)
+    assert tower.projection.in_features == layers * 16
+    found = tower.states(token_ids, lengths)
+    present = mask.bool()
+    torch.testing.assert_close(found[present], states[present])
+    expected = tower.pool(tower.projection(states), lengths)
+    torch.testing.assert_close(tower(token_ids, lengths), expected)
+    tower.check_length(20)
+
+
+def test_more_layers_than_the_encoder_has_are_refused():
+    with pytest.raises(ModelError, match=r"model\.text\.layers is 3, and the text encoder has 2"):
+        made(layers=3).check_length(5)
+
+
 def test_another_kind_of_encoder_works():
     kind = {"model_type": "distilbert", "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
     tower = made(architecture=kind)

@@ -89,7 +89,7 @@ def test_bigru_differs_from_bert_in_the_text_side_alone(image: str) -> None:
     differing = {key for key in bert.keys() | bigru.keys() if bert.get(key) != bigru.get(key)}
     expected = {"run.dir", "model.text.encoder", "model.text.path", "optim.text_scale"}
     # Settings that one of the two encoders has.
-    expected |= {"model.text.vocab_size", "model.text.drop_channels"}
+    expected |= {"model.text.vocab_size", "model.text.drop_channels", "model.text.layers"}
     expected |= {"model.text.word_channels", "model.text.min_count"}
     if image in ("region", "vsepp"):
         expected.add("optim.weight_decay")

@@ -46,6 +46,9 @@ class TransformerSettings(TextSettings):
         lora: adapters that train in place of the encoder's weights; None: the weights train.
         drop_channels: share of the encoder's channels that the projection misses in training, the
             same ones in all tokens of a caption. For heads over a frozen encoder.
+        layers: last layers of the encoder whose states the projection sees side by side. Of a
+            frozen encoder several tell more than the last (Devlin et al., "BERT", NAACL 2019,
+            table 7).
     """
 
     licenses: ClassVar[Mapping[str, str]] = {
@@ -58,6 +61,7 @@ class TransformerSettings(TextSettings):
     architecture: dict[str, Any] = field(default_factory=dict)
     lora: LoRA | None = None
     drop_channels: Fraction = 0.0
+    layers: Annotated[int, Ge(1)] = 1
 
     @property
     def source(self) -> str | None:
@@ -154,7 +158,7 @@ class TransformerTower(nn.Module):
                 f"{self._origin}: knows {known} tokens, the tokenizer {vocab_size}; give the "
                 "encoder its own tokenizer, or a larger vocab_size"
             )
-        self.projection = nn.Linear(width, embed_dim)
+        self.projection = nn.Linear(settings.layers * width, embed_dim)
         self.drop = ChannelDropout(settings.drop_channels)
         self.pool = make_pool(pool)
         self.held: HeldStates | None = None
@@ -228,6 +232,8 @@ class TransformerTower(nn.Module):
     def states(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Return what the encoder makes of ``token_ids`` (P, L): (P, L, H), before all else.
 
+        H is the width of the encoder, times the ``layers`` of the settings.
+
         Raises:
             ModelError: L is more than the encoder has positions for.
         """
@@ -243,8 +249,20 @@ class TransformerTower(nn.Module):
         # for all that is queued. Others get the numbers that the library's tokenizers give.
         full = mask[:, None, None, :].expand(-1, 1, tokens, -1)
         mask = full if self._full_mask else mask.long()
-        hidden: Tensor = self.encoder(input_ids=token_ids, attention_mask=mask).last_hidden_state
-        return hidden
+        layers = self._settings.layers
+        more = {"output_hidden_states": True} if layers > 1 else {}
+        out = self.encoder(input_ids=token_ids, attention_mask=mask, **more)
+        if layers == 1:
+            hidden: Tensor = out.last_hidden_state
+            return hidden
+        # The first are those of the words themselves; the last, of encoders that end in a
+        # normalisation, is that of `last_hidden_state`.
+        of_layers = out.hidden_states[1:]
+        if len(of_layers) < layers:
+            raise ModelError(
+                f"model.text.layers is {layers}, and the text encoder has {len(of_layers)}"
+            )
+        return torch.cat([*of_layers[-layers:-1], out.last_hidden_state], dim=-1)
 
     def standalone(self) -> TransformerSettings:
         """Return settings that build the tower again, without weights and tokenizer."""
