@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -305,6 +306,25 @@ def test_memory_that_is_all_is_told_to_the_supervisor_with_its_parts(
         assert f"{part} " in said
     assert "set engine.micro_batches=4 (is 1)" in said
     assert "\n" not in said
+
+
+def test_a_count_of_memory_that_takes_long_is_left_out(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of images of 3,000 px it took more than ten minutes, and the line waited for it."""
+    from vse_scale.commands import train as command
+    from vse_scale.planning import memory
+
+    def count(*_: Any, **__: Any) -> str:
+        while True:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(memory, "memory_line", count)
+    monkeypatch.setattr(command, "_COUNT_SECONDS", 0.1)
+    before = signal.getsignal(signal.SIGALRM)
+    assert command._parts(config, 1) is None
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def grown(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vse_scale.commands.common import Overrides
-from vse_scale.console import log
+from vse_scale.console import heartbeat, log
 from vse_scale.errors import LaunchError
 from vse_scale.run.extras import require
 from vse_shards.terminal import tell_page
 
 if TYPE_CHECKING:
     from vse_scale.config import Config
+
+_COUNT_SECONDS = 60.0  # a grid of thousands of cells takes many minutes
 
 
 def train(
@@ -99,9 +104,26 @@ def _parts(config: Config, ranks: int) -> str | None:
     from vse_scale.planning.page import TOKENS
 
     try:
-        return memory_line(config, ranks, cuda=torch.cuda.is_available(), tokens=TOKENS)
+        with heartbeat("counting what takes the memory"), _at_most(_COUNT_SECONDS):
+            return memory_line(config, ranks, cuda=torch.cuda.is_available(), tokens=TOKENS)
     except Exception:  # the line must come, whatever the count meets
         return None
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after ``seconds``, for the main thread alone."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    former = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again, where the block drops it
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
 
 
 def _one_per_gpu() -> int:
