@@ -40,6 +40,7 @@ NOT_RUN = {
     "vse-scale report * --follow": "until a run is over; tests/report/test_follow.py follows one",
     "vse-scale plan * --measure *": "minutes; tests/planning/test_plan_command.py measures",
     "vse-scale index *": "needs faiss; tests/retrieval/test_approximate.py makes some",
+    "vse-scale embed * --engine ray": "needs Ray; tests/retrieval/test_embed_by_ray.py has one",
     "vse-scale simulate *": "a minute; tests/planning/test_simulate.py runs small ones",
     "vse-scale bench*": "minutes; tests/bench/test_bench_command.py runs rehearsals",
     "python -m vse_scale.bench.page *": "rewrites a page; tests/bench/test_rows.py checks it",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,13 +118,17 @@ def _at_most(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise TimeoutError
 
+    # A callback of a garbage collection drops it, and Python would print that: once more, then.
+    unraisable = sys.unraisablehook
     former = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and again, where the block drops it
+    sys.unraisablehook = lambda told: None if told.exc_type is TimeoutError else unraisable(told)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
+        sys.unraisablehook = unraisable
 
 
 def _one_per_gpu() -> int:
