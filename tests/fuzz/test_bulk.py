@@ -233,6 +233,7 @@ CASES: list[tuple[str, str, str, Callable[[Path], None]]] = [
             ("model/text/architecture/num_attention_heads", 0),
             ("model/text/architecture/num_hidden_layers", 10**7),
             ("model/text/architecture/hidden_size", 10**9), ("model/embed_dim", 0),
+            ("model/text/layers", 10**9), ("model/text/layers", "x"), ("model/image/power", "x"),
             ("model/embed_dim", HUGE), ("model/image/size", 10**9), ("model/image", []),
             ("model/image/backbone", {"a": 1}), ("image_spec", None), ("input_spec", [3]),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any, Protocol, Self
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from vse_scale.errors import ModelError
 from vse_scale.model.pooling import make_pool
 from vse_scale.model.towers.base import (
     ChannelDropout,
@@ -101,12 +103,18 @@ class GridTower(nn.Module):
 
     Attributes:
         cells: of an image of the configured size.
+
+    Raises:
+        ModelError: the power of the settings is none.
     """
 
     def __init__(
         self, settings: PixelSettings, backbone: Backbone, embed_dim: int, pool: str
     ) -> None:
         super().__init__()
+        power: Any = settings.power  # of a model's file it may be anything
+        if not isinstance(power, int | float) or not 0 < power < math.inf:
+            raise ModelError(f"model.image.power is {power!r:.80}; give a number above 0")
         self.settings = settings
         self.backbone: Any = backbone
         self.projection = nn.Linear(backbone.channels, embed_dim)

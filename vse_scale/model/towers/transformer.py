@@ -158,6 +158,12 @@ class TransformerTower(nn.Module):
                 f"{self._origin}: knows {known} tokens, the tokenizer {vocab_size}; give the "
                 "encoder its own tokenizer, or a larger vocab_size"
             )
+        depth = self._size("num_hidden_layers") or 1
+        if settings.layers > depth:  # before the weights, which would take all memory
+            raise ModelError(
+                f"model.text.layers is {settings.layers}, and {self._origin} has {depth}; give at "
+                "most that"
+            )
         self.projection = nn.Linear(settings.layers * width, embed_dim)
         self.drop = ChannelDropout(settings.drop_channels)
         self.pool = make_pool(pool)
@@ -255,14 +261,8 @@ class TransformerTower(nn.Module):
         if layers == 1:
             hidden: Tensor = out.last_hidden_state
             return hidden
-        # The first are those of the words themselves; the last, of encoders that end in a
-        # normalisation, is that of `last_hidden_state`.
-        of_layers = out.hidden_states[1:]
-        if len(of_layers) < layers:
-            raise ModelError(
-                f"model.text.layers is {layers}, and the text encoder has {len(of_layers)}"
-            )
-        return torch.cat([*of_layers[-layers:-1], out.last_hidden_state], dim=-1)
+        # Of encoders that end in a normalisation the last of them is not yet normalised.
+        return torch.cat([*out.hidden_states[-layers:-1], out.last_hidden_state], dim=-1)
 
     def standalone(self) -> TransformerSettings:
         """Return settings that build the tower again, without weights and tokenizer."""
