@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -132,3 +133,12 @@ def test_a_traceback_on_demand(monkeypatch, start):
     monkeypatch.setattr(sys, "argv", ["vse-shards", "build", "--zork", "--debug"])
     with pytest.raises(Exception, match="build has no option --zork"):
         vse_shards.main()
+
+
+def test_vse_scale_starts_without_libraries_of_numbers() -> None:
+    # `--help` and a wrong command line are to answer at once.
+    look = (
+        "import sys, vse_scale.cli; print({'numpy', 'torch', 'PIL', 'fsspec'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=300)
+    assert ran.stdout == "set()\n", ran.stderr

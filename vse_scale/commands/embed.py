@@ -29,7 +29,7 @@ from vse_scale.console import log, progress_of_encoding
 from vse_scale.errors import ConfigError, UserError
 from vse_scale.run.folder import model_folder
 from vse_shards.masking import masked
-from vse_shards.ray_engine import PARTS_PER_WORKER, connected, import_ray, run_tasks
+from vse_shards.ray_cluster import PARTS_PER_WORKER, connected, import_ray, run_tasks
 from vse_shards.remote import is_url
 from vse_shards.terminal import tell
 
