@@ -62,11 +62,14 @@ def violations_implementations(
         columns = (0.2 + scores - positive[None]).clamp_min(0) * apart
         return torch.autograd.grad((rows + columns).sum(), (left, right))
 
-    def chunked() -> object:
+    def ours(impl: str = "auto") -> object:
         positive = (queries * candidates).sum(1)
-        return all_violations(queries, candidates, ids, ids, positive, positive, 0.2, True)
+        return all_violations(
+            queries, candidates, ids, ids, positive, positive, 0.2, True, impl=impl
+        )
 
-    return {"plain": by_autograd, "ours": chunked}
+    in_tiles = {"tiles": lambda: ours("torch")} if queries.is_cuda else {}
+    return {"plain": by_autograd, **in_tiles, "ours": ours}
 
 
 def main(options: argparse.Namespace) -> None:
@@ -81,11 +84,12 @@ def main(options: argparse.Namespace) -> None:
             mode="forward", options=options,
         )  # fmt: skip
         if size <= 8192:
-            compare(
-                violations_implementations(queries.float(), candidates.float(), ids),
-                kernel="all_violations", case=f"{size}x{size}x{WIDTH}", dtype=torch.float32,
-                mode="training", options=options,
-            )  # fmt: skip
+            for kind in dict.fromkeys((torch.float32, dtype)):
+                compare(
+                    violations_implementations(queries.to(kind), candidates.to(kind), ids),
+                    kernel="all_violations", case=f"{size}x{size}x{WIDTH}", dtype=kind,
+                    mode="training", options=options,
+                )  # fmt: skip
     if on_gpu and not options.small:
         options.repeats = 1
         *_, implementations = setup(1 << 20, dtype, options.device)

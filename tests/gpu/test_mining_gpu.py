@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.kernels.test_hardest import expect_hardest, mining_problem
+from tests.kernels.test_violations_triton import expect_truth, truth, violation_problem
 from tests.kernels.truth import masked_scores
 from tests.kernels.wide import expect_wide_mining
 from vse_kernels import all_violations, hardest_negatives, retrieval_ranks
@@ -148,6 +149,17 @@ def test_all_violations(device, scaled):
     found = all_violations(*(tensor.to(device) for tensor in arguments), 0.2, True)
     for actual, want in zip(found, expected, strict=True):
         torch.testing.assert_close(actual.cpu(), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("positives", [1, 5])
+def test_all_violations_by_triton(device, scaled, dtype, positives):
+    given = violation_problem(scaled(1500, 40), scaled(2100, 70), 48, dtype, positives)
+    limits = [positive + 0.5003 for positive in given[4:]]
+    for limited in ((None, None), limits):
+        on_device = [None if one is None else one.to(device) for one in (*given, *limited)]
+        found = all_violations(*on_device[:6], 0.2, True, *on_device[6:], impl="triton")
+        expect_truth(type(found)(*(one.cpu() for one in found)), truth(*given, limited), 1e-4)
 
 
 def test_ranks(device, scaled, monkeypatch):

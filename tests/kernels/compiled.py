@@ -44,6 +44,7 @@ from vse_kernels.gpo import packed
 from vse_kernels.gpo import triton as gpo
 from vse_kernels.hardest import choice as mining
 from vse_kernels.hardest import triton as hardest
+from vse_kernels.hardest import violations_triton
 from vse_kernels.hardest.launch import LOWEST
 
 CAPABILITIES = (80, 90, 100)
@@ -57,6 +58,7 @@ BACKWARD = tuple(sorted({pooling.backward_launch(size).size for size in FORWARD}
 # The largest of a lane and of several, which take the most registers: in another dtype too, on one
 # architecture.
 LARGEST = (pooling.LARGEST_BACKWARD, max(pooling.NETWORKS), pooling.LARGEST_CODED)
+QUERY_CANDIDATE = ("query", "candidate")
 # Of each kernel, the dtype that takes it most often, and another.
 DTYPES = {"gpo": (torch.float32, torch.bfloat16), "gpo-packed": (torch.bfloat16, torch.float16)}
 
@@ -190,6 +192,40 @@ def mining_cases(capability: int) -> Iterator[Case]:
             yield Case(name, hardest.mine_left_over, types, constants | both | odd, *shape)
 
 
+def violation_cases() -> Iterator[Case]:
+    """The kernel of all violations: a positive a row, five, and five with limits."""
+    for dtype, pointer in POINTERS.items():
+        blocks = mining.VIOLATIONS[dtype]
+        types = {"queries": pointer, "candidates": pointer}
+        types |= dict.fromkeys(("query_ids", "candidate_ids"), "*i32")
+        sides = [f"{side}_{what}" for what in ("thresholds", "limits") for side in QUERY_CANDIDATE]
+        types |= dict.fromkeys(sides, "*fp32") | {"pull": pointer}
+        for side in ("row", "column"):
+            types |= {f"{side}_loss": "*fp32", f"{side}_count": "*i32"}
+        sizes = ("M", "N", "E", "stride_query", "stride_candidate", "stride_pull")
+        types |= dict.fromkeys(sizes, "i32")
+        for positives, limited in (
+            (1, False),
+            (5, False),
+            (5, True),
+            (mining.MOST_POSITIVES, True),
+        ):
+            constants = {
+                "ROWS": blocks.rows,
+                "COLUMNS": blocks.columns,
+                "DEPTH": blocks.depth,
+                "GROUP": blocks.group,
+                "POSITIVES": positives,
+                "QUERY_LIMITED": limited,
+                "CANDIDATE_LIMITED": limited,
+                "UPCAST": False,
+                "PRECISION": blocks.precision,
+            }
+            name = f"violations-{positives}{'-limited' * limited}-{SHORT[dtype]}"
+            shape = (tuple(types), blocks.warps, blocks.stages)
+            yield Case(name, violations_triton.violate, types, constants, *shape)
+
+
 def reduce_case() -> Case:
     types = {"sums": "*fp32", "rows": "*i64", "table_gradient": "*fp32", "B": "i32", "K": "i32"}
     constants = {"SAMPLES": 64, "POSITIONS": 64}
@@ -197,7 +233,8 @@ def reduce_case() -> Case:
 
 
 def all_cases(capability: int) -> list[Case]:
-    return [*pooling_cases(capability), reduce_case(), *mining_cases(capability)]
+    mined = (*mining_cases(capability), *violation_cases())
+    return [*pooling_cases(capability), reduce_case(), *mined]
 
 
 def compile_case(case: Case, capability: int) -> Report:

@@ -260,6 +260,9 @@ LIMITS = (
     Limit(("hardest-*",), (90,), registers=248, shared_bytes=147456, tensor_core="HGMMA"),
     Limit(("hardest-*",), (80,), registers=176, shared_bytes=65536, tensor_core="HMMA"),
     Limit(("hardest-*",), (100,), registers=144, shared_bytes=73744, tensor_core="UTCHMMA"),
+    Limit(("violations-*",), (90,), registers=208, shared_bytes=73728, tensor_core="HGMMA"),
+    Limit(("violations-*",), (80,), registers=200, shared_bytes=49152, tensor_core="HMMA"),
+    Limit(("violations-*",), (100,), registers=208, shared_bytes=73744, tensor_core="UTCHMMA"),
 )
 
 

@@ -87,6 +87,7 @@ def test_the_commonest_on_hopper():
         "gpo-backward-8-fp32",
         "gpo-reduce",
         "hardest-*both-bf16",
+        "violations-5-bf16",
     )
 
 
@@ -95,7 +96,7 @@ def test_the_commonest_on_hopper():
 def test_what_a_gpu_trains_with():
     """The sizes of regions and grids; the others are compiled in the soak."""
     pooling = ("gpo-packed-*-36", "gpo-packed-forward-64-alone", "gpo-packed-*-256")
-    pairs = [f"{kind}-bf16" for kind in (*pooling, "hardest-*")]
+    pairs = [f"{kind}-bf16" for kind in (*pooling, "hardest-*", "violations-*")]
     expect_within_limits(90, *pairs, "gpo-*-36-alone-fp32", "gpo-*-256-fp32")
 
 
@@ -169,7 +170,8 @@ def test_a_digest_follows_the_code_and_not_its_comments(digests, tmp_path):
         path.write_text(text.replace(before, after))
     changed = digests_of(kernels=tmp_path)
     kept = {name for (name, _), digest in digests.items() if digest in changed.values()}
-    assert kept == {name for name, _ in digests if name.startswith(("hardest", "gpo-reduce"))}
+    same = ("hardest", "violations", "gpo-reduce")
+    assert kept == {name for name, _ in digests if name.startswith(same)}
 
 
 def test_limits_are_the_largest_figures():

@@ -12,7 +12,7 @@ from tests.kernels.test_hardest import expect_hardest, mining_problem
 from tests.kernels.truth import masked_scores
 from tests.kernels.wide import expect_wide_mining
 from vse_kernels import hardest_negatives
-from vse_kernels.hardest.launch import LOWEST, _padded
+from vse_kernels.hardest.launch import LOWEST, padded
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs the interpreter"
@@ -86,18 +86,18 @@ def test_strides_do_not_matter():
 
 def test_an_operand_that_fits_is_not_copied():
     fits = torch.zeros(3, 64)
-    assert _padded(fits, 32) is fits
+    assert padded(fits, 32) is fits
     for odd in (
         torch.zeros(3, 100)[:, :64],
         torch.zeros(64, 3).T,
         torch.zeros(200)[1:193].view(3, 64),
     ):
-        padded = _padded(odd, 32)
-        assert padded.shape == (3, 64)
-        assert padded.is_contiguous()
-        assert padded.data_ptr() != odd.data_ptr()
-    assert _padded(torch.ones(2, 33), 32).sum() == 66
-    assert _padded(torch.ones(2, 0), 32).shape == (2, 32)
+        copied = padded(odd, 32)
+        assert copied.shape == (3, 64)
+        assert copied.is_contiguous()
+        assert copied.data_ptr() != odd.data_ptr()
+    assert padded(torch.ones(2, 33), 32).sum() == 66
+    assert padded(torch.ones(2, 0), 32).shape == (2, 32)
 
 
 def test_offsets_beyond_two_to_the_31():

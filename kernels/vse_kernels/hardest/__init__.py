@@ -75,7 +75,7 @@ def hardest_negatives(
     if query_limit is not None:
         if columns:
             raise ValueError("query_limit is of the rows alone; give columns=False")
-        _check_positive("query_limit", query_limit, queries)
+        _check_rows("query_limit", query_limit, queries)
         require_same_device(queries=queries, query_limit=query_limit)
         if impl != "auto":  # torch is no fallback here, so that "auto" warns of nothing
             use_triton("hardest_negatives", impl, queries, "query_limit is for torch alone")
@@ -104,6 +104,7 @@ def all_violations(
     candidate_gradient: bool = False,
     query_limit: Tensor | None = None,
     candidate_limit: Tensor | None = None,
+    impl: str = "auto",
 ) -> Violations:
     """Sum the hinge over every violating negative, with its gradient, in one pass over tiles.
 
@@ -131,17 +132,16 @@ def all_violations(
         query_limit: as `query_positive`; a query's candidates that score above this are no
             negatives of it.
         candidate_limit: likewise for a candidate's queries.
+        impl: as of `hardest_negatives`; within torch.compile, torch.
 
     Returns:
         Violations, in float32 (float64 for float64 embeddings).
 
     Raises:
         TypeError: a dtype is not supported.
-        ValueError: shapes, dtypes or devices disagree.
+        ValueError: shapes, dtypes or devices disagree, or `impl` is unknown.
     """
     _check(queries, candidates, query_ids, candidate_ids)
-    require_dtype("query_positive", query_positive, FLOATS)
-    require_dtype("candidate_positive", candidate_positive, FLOATS)
     _check_positive("query_positive", query_positive, queries)
     _check_positive("candidate_positive", candidate_positive, candidates)
     require_same_device(
@@ -149,6 +149,7 @@ def all_violations(
     )
     _check_limit("query_limit", query_limit, query_positive)
     _check_limit("candidate_limit", candidate_limit, candidate_positive)
+    with_triton = _by_triton(impl, queries, candidates, query_positive, candidate_positive)
     return violations(
         queries,
         candidates,
@@ -160,7 +161,23 @@ def all_violations(
         candidate_gradient,
         query_limit,
         candidate_limit,
+        with_triton,
     )
+
+
+def _by_triton(
+    impl: str, queries: Tensor, candidates: Tensor, of_query: Tensor, of_candidate: Tensor
+) -> bool:
+    """Return whether the kernel of all violations runs."""
+    if torch.compiler.is_compiling():  # the compiler's kernels fuse what torch computes
+        return False
+    limit = choice.unsupported(len(queries), len(candidates), queries.dtype)
+    limit = limit or choice.unsupported_positives(_positives(of_query), _positives(of_candidate))
+    return use_triton("all_violations", impl, queries, limit)
+
+
+def _positives(positive: Tensor) -> int:
+    return positive.shape[1] if positive.dim() == 2 else 1
 
 
 def _check_limit(name: str, limit: Tensor | None, positive: Tensor) -> None:
@@ -170,6 +187,11 @@ def _check_limit(name: str, limit: Tensor | None, positive: Tensor) -> None:
 
 
 def _check_positive(name: str, values: Tensor, rows: Tensor) -> None:
+    require_dtype(name, values, FLOATS)
+    _check_rows(name, values, rows)
+
+
+def _check_rows(name: str, values: Tensor, rows: Tensor) -> None:
     shape = (rows.shape[0], None) if values.dim() == 2 else (rows.shape[0],)
     require_shape(name, values, shape, f"rows of shape {tuple(rows.shape)}")
 

@@ -13,6 +13,8 @@ import torch
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # An index takes the low 31 bits of a key, and a grid has at most as many programs.
 LARGEST_INDEX = 2**31 - 1
+# With more, the kernel of all violations spills on some generations.
+MOST_POSITIVES = 8
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,15 @@ def blocks(dtype: torch.dtype, capability: int) -> Blocks:
     return table[min(max(capability, min(table)), max(table))]
 
 
+# Of the kernel of all violations, on every generation. A thread holds thresholds, counts and sums
+# of a quarter of its tile's columns: wider tiles spill where an image has several captions.
+VIOLATIONS = {
+    torch.float32: Blocks(128, 64, 32, "tf32x3"),
+    torch.bfloat16: Blocks(128, 64, 64),
+    torch.float16: Blocks(128, 64, 64),
+}
+
+
 def unsupported(queries: int, candidates: int, dtype: torch.dtype) -> str | None:
     """Return the property that the Triton kernel does not support, or None."""
     if dtype not in DTYPES:
@@ -67,4 +78,13 @@ def unsupported(queries: int, candidates: int, dtype: torch.dtype) -> str | None
     smallest = min(block.rows * block.columns for block in (*_FLOAT32.values(), *_HALF.values()))
     if max(queries, candidates) > LARGEST_INDEX or queries * candidates > smallest * LARGEST_INDEX:
         return f"{queries} x {candidates} scores are more tiles than a grid can hold"
+    return None
+
+
+def unsupported_positives(of_query: int, of_candidate: int) -> str | None:
+    """Return what the kernel of all violations does not support of the positives, or None."""
+    if min(of_query, of_candidate) > 1:
+        return "several positives of queries and of candidates at once are computed by torch alone"
+    if max(of_query, of_candidate) > MOST_POSITIVES:
+        return f"more than {MOST_POSITIVES} positives of a row are computed by torch alone"
     return None

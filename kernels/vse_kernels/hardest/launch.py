@@ -24,7 +24,7 @@ def _decode(keys: Tensor) -> tuple[Tensor, Tensor]:
     return score, index.masked_fill_(keys == _NOTHING, -1)
 
 
-def _short_ids(query_ids: Tensor, candidate_ids: Tensor) -> tuple[Tensor, Tensor]:
+def short_ids(query_ids: Tensor, candidate_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return ids in 32 bits: int64 ids become their ranks among all ids, padding -1.
 
     Ids of 64 bits take twice the registers of a tile's ids, and spill. Ranks also lie closer
@@ -37,7 +37,7 @@ def _short_ids(query_ids: Tensor, candidate_ids: Tensor) -> tuple[Tensor, Tensor
     return short[: len(query_ids)], short[len(query_ids) :]
 
 
-def _padded(matrix: Tensor, depth: int) -> Tensor:
+def padded(matrix: Tensor, depth: int) -> Tensor:
     """Return `matrix` with zeros up to a width divisible by `depth`, and with aligned rows.
 
     A row that starts off a multiple of 16 entries is loaded in pieces, and spills; the copy costs
@@ -69,11 +69,11 @@ def hardest(
     if size and others:
         grid = (triton.cdiv(size, blocks.rows) * triton.cdiv(others, blocks.columns),)
         with torch.cuda.device_of(queries):  # type: ignore[no-untyped-call]
-            left, right = (_padded(matrix, blocks.depth) for matrix in (queries, candidates))
+            left, right = (padded(matrix, blocks.depth) for matrix in (queries, candidates))
             operands = (
                 left,
                 right,
-                *_short_ids(query_ids, candidate_ids),
+                *short_ids(query_ids, candidate_ids),
                 torch.empty(grid, dtype=torch.bool, device=queries.device),
                 row_keys,
                 column_keys,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -33,7 +34,6 @@ class Violations(NamedTuple):
     candidate_gradient: Tensor | None
 
 
-@full_precision()
 def violations(
     queries: Tensor,
     candidates: Tensor,
@@ -45,23 +45,18 @@ def violations(
     candidate_gradient: bool,
     query_limit: Tensor | None = None,
     candidate_limit: Tensor | None = None,
+    with_triton: bool = False,
 ) -> Violations:
     """Sum in tiles; arguments and results as `vse_kernels.all_violations`."""
     dtype = score_dtype(queries)
     query_ids = _padded_ids(query_ids, query_positive)
     candidate_ids = _padded_ids(candidate_ids, candidate_positive)
-    rows = _Side(query_positive, query_ids, margin, query_limit, dtype)
-    columns = _Side(candidate_positive, candidate_ids, margin, candidate_limit, dtype)
-    to_queries, to_candidates = (
-        torch.zeros(side.shape, dtype=dtype, device=side.device) for side in (queries, candidates)
+    rows = Side.of(query_positive, query_ids, margin, query_limit, dtype)
+    columns = Side.of(candidate_positive, candidate_ids, margin, candidate_limit, dtype)
+    sum_up = _by_triton if with_triton else _by_torch
+    to_queries, to_candidates = sum_up(
+        queries, candidates, query_ids, candidate_ids, rows, columns, candidate_gradient
     )
-    # Masked pairs have score -inf, so their hinge is 0.
-    for of_rows, of_columns, scores in tiles(queries, candidates, query_ids, candidate_ids):
-        pull = rows.add(of_rows, scores, columns.times(of_columns))
-        pull.add_(columns.add(of_columns, scores.T, rows.times(of_rows)).T)
-        to_queries[of_rows].addmm_(pull, candidates[of_columns].to(dtype))
-        if candidate_gradient:
-            to_candidates[of_columns].addmm_(pull.T, queries[of_rows].to(dtype))
     return Violations(
         rows.loss.view(query_positive.shape),
         rows.count.view(query_positive.shape),
@@ -72,6 +67,55 @@ def violations(
     )
 
 
+def _by_triton(
+    queries: Tensor,
+    candidates: Tensor,
+    query_ids: Tensor,
+    candidate_ids: Tensor,
+    rows: Side,
+    columns: Side,
+    candidate_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    from vse_kernels.hardest import choice, violations_launch
+
+    blocks = choice.VIOLATIONS[queries.dtype]
+    if columns.threshold.shape[1] == 1:
+        return violations_launch.violations(
+            queries, candidates, query_ids, candidate_ids, rows, columns,
+            True, candidate_gradient, blocks,
+        )  # fmt: skip
+    # The kernel's rows are the side with several positives each.
+    return violations_launch.violations(
+        candidates, queries, candidate_ids, query_ids, columns, rows,
+        candidate_gradient, True, blocks,
+    )[::-1]  # fmt: skip
+
+
+@full_precision()
+def _by_torch(
+    queries: Tensor,
+    candidates: Tensor,
+    query_ids: Tensor,
+    candidate_ids: Tensor,
+    rows: Side,
+    columns: Side,
+    candidate_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = score_dtype(queries)
+    to_queries, to_candidates = (
+        torch.zeros(side.shape, dtype=dtype, device=side.device) for side in (queries, candidates)
+    )
+    # Masked pairs have score -inf, so their hinge is 0.
+    for of_rows, of_columns, scores in tiles(queries, candidates, query_ids, candidate_ids):
+        own, other = rows.part(of_rows), columns.part(of_columns)
+        pull = own.add(scores, other.times())
+        pull.add_(other.add(scores.T, own.times()).T)
+        to_queries[of_rows].addmm_(pull, candidates[of_columns].to(dtype))
+        if candidate_gradient:
+            to_candidates[of_columns].addmm_(pull.T, queries[of_rows].to(dtype))
+    return to_queries, to_candidates
+
+
 def _padded_ids(ids: Tensor, positive: Tensor) -> Tensor:
     """Return `ids` (M,), -1 for rows whose positives (M, k) are all padding."""
     if positive.dim() != 2:
@@ -79,53 +123,70 @@ def _padded_ids(ids: Tensor, positive: Tensor) -> Tensor:
     return ids.masked_fill((positive == torch.inf).all(1), -1)
 
 
-class _Side:
-    """Sums of the hinge over one side's rows, each with k positives.
+@dataclass(frozen=True)
+class Side:
+    """Rows of one side, each with k positives, and the sums of their hinges.
 
     Attributes:
-        loss: (M, k).
-        count: (M, k) int64.
+        threshold: (M, k) of positives less the margin; infinite for padding, which never violates.
+        limit: (M, k) scores above this are no negatives; or None.
+        loss: (M, k), so far.
+        count: (M, k) int64, so far.
     """
 
-    def __init__(
-        self,
+    threshold: Tensor
+    limit: Tensor | None
+    loss: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(
+        cls,
         positive: Tensor,
         ids: Tensor,
         margin: float,
         limit: Tensor | None,
         dtype: torch.dtype,
-    ) -> None:
+    ) -> Side:
+        """Begin with ``positive`` (M,) or (M, k) of rows with ``ids`` (M,), and sums of 0."""
         several = positive if positive.dim() == 2 else positive[:, None]
-        # An infinite threshold: padding never violates.
-        self._threshold = (several.to(dtype) - margin).masked_fill(ids[:, None] < 0, torch.inf)
-        self._limit = None if limit is None else limit.view(several.shape)
-        self.loss = torch.zeros(several.shape, dtype=dtype, device=several.device)
-        self.count = torch.zeros(several.shape, dtype=torch.int64, device=several.device)
+        threshold = (several.to(dtype) - margin).masked_fill(ids[:, None] < 0, torch.inf)
+        return cls(
+            threshold.contiguous(),
+            None if limit is None else limit.reshape(several.shape).contiguous(),
+            torch.zeros_like(threshold),
+            torch.zeros_like(threshold, dtype=torch.int64),
+        )
 
-    def times(self, rows: slice) -> Tensor | None:
-        """Return how often each row counts for the other side, (m,); None: once."""
-        if self._threshold.shape[1] == 1:
+    def part(self, rows: slice) -> Side:
+        """Return some rows, whose sums are these."""
+        limit = None if self.limit is None else self.limit[rows]
+        return Side(self.threshold[rows], limit, self.loss[rows], self.count[rows])
+
+    def times(self) -> Tensor | None:
+        """Return how often each row counts for the other side, (M,); None: once."""
+        if self.threshold.shape[1] == 1:
             return None
-        return (self._threshold[rows] < torch.inf).sum(1).to(self._threshold.dtype)
+        return (self.threshold < torch.inf).sum(1).to(self.threshold.dtype)
 
-    def add(self, rows: slice, scores: Tensor, times: Tensor | None) -> Tensor:
-        """Add the hinges of ``scores`` (m, n); return the number of violations of each (m, n).
+    def add(self, scores: Tensor, times: Tensor | None) -> Tensor:
+        """Add the hinges of ``scores`` (M, n); return the number of violations of each (M, n).
 
         times: (n,) how often each column counts.
         """
         pull = torch.zeros_like(scores)
-        for number, threshold in enumerate(self._threshold[rows].unbind(1)):
+        for number, threshold in enumerate(self.threshold.unbind(1)):
             hinge = (scores - threshold[:, None]).clamp_min_(0)
-            if self._limit is not None:
-                hinge.masked_fill_(scores > self._limit[rows, number, None], 0)
+            if self.limit is not None:
+                hinge.masked_fill_(scores > self.limit[:, number, None], 0)
             violates = hinge > 0
             if times is None:
-                self.loss[rows, number] += hinge.sum(1)
-                self.count[rows, number] += violates.sum(1)
+                self.loss[:, number] += hinge.sum(1)
+                self.count[:, number] += violates.sum(1)
                 pull += violates
             else:
                 counted = violates * times
-                self.loss[rows, number] += hinge @ times
-                self.count[rows, number] += counted.sum(1).long()
+                self.loss[:, number] += hinge @ times
+                self.count[:, number] += counted.sum(1).long()
                 pull += counted
         return pull
