@@ -333,7 +333,12 @@ def test_the_page_takes_nothing_from_elsewhere(ask):
     assert "script-src 'sha256-" in page.headers["content-security-policy"]
 
 
-def test_the_page_searches_in_a_browser(ask, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [(WORDS, quote(WORDS)), ("50% off", "50% off")],
+    ids=["quoted", "as typed"],
+)
+def test_the_page_searches_in_a_browser(words, written, ask, tmp_path):
     browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
     if browser is None:
         pytest.skip("needs Chromium, which is not installed")
@@ -344,7 +349,7 @@ def test_the_page_searches_in_a_browser(ask, tmp_path):
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
             "--virtual-time-budget=20000",
             f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-            f"http://127.0.0.1:{ask.port}/#{quote(WORDS)}",
+            f"http://127.0.0.1:{ask.port}/#{written}",
         ],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -352,7 +357,7 @@ def test_the_page_searches_in_a_browser(ask, tmp_path):
     assert len(hits) == 20, shown.stdout[-2000:]
     assert "20 of 20 images, nearest first" in unescape(shown.stdout)
     rows = [int(row) for row in re.findall(r'src="/picture/images/(\d+)"', shown.stdout)]
-    assert rows == [hit["row"] for hit in ask.search(text=WORDS, limit=24).json()["hits"]]
+    assert rows == [hit["row"] for hit in ask.search(text=words, limit=24).json()["hits"]]
     assert "<script>alert" not in shown.stdout
 
 

@@ -58,6 +58,9 @@
   });
   more.addEventListener("click", () => search(hits.children.length));
   // Words after # are looked up at once, so that a search can be linked to.
-  const linked = decodeURIComponent(location.hash.slice(1));
+  const decoded = (escapes) => {
+    try { return decodeURIComponent(escapes); } catch { return escapes; } // typed, not quoted
+  };
+  const linked = location.hash.slice(1).replace(/(?:%[\da-f]{2})+/gi, decoded);
   if (linked) { form.elements.text.value = linked; search(0); }
 })();
