@@ -60,6 +60,18 @@ def test_equal_similarities_rank_last(tmp_path):
     assert (found.i2t.mean_rank, found.t2i.mean_rank) == (19, 10)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_signaling_nan_is_refused_in_one_line(parts, tmp_path):
+    broken = np.ones((12, 30), np.float32)
+    for row, column in ((3, 4), (0, 0)):
+        broken[row, column] = np.uint32(0x7F800001).view(np.float32)
+        similarities = open_similarities(
+            save(tmp_path, (broken, 1.0)), range(12), range(30), parts[2]
+        )
+        with pytest.raises(ModelError, match="not finite"):
+            evaluate("plain", similarities)
+
+
 def test_files_that_do_not_fit(parts, tmp_path):
     owners = parts[2]
     (tmp_path / "junk.npy").write_bytes(b"junk")

@@ -77,14 +77,16 @@ class Similarities:
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
             part = matrix[images.numpy()]
             # Two roundings here and in `_own`, so that equal similarities stay equal.
-            total += weight * (part if whole else part[:, columns]).astype(np.float64)
+            with np.errstate(invalid="ignore"):  # a signaling NaN, which is refused as any NaN is
+                total += weight * (part if whole else part[:, columns]).astype(np.float64)
         return torch.from_numpy(total)
 
     def _own(self, images: Tensor, captions: Tensor, image_index: Tensor) -> Tensor:
         rows, columns = images[image_index].numpy(), captions.numpy()
         total = np.zeros(len(captions))
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
-            total += weight * matrix[rows, columns].astype(np.float64)
+            with np.errstate(invalid="ignore"):  # as in `_scores`
+                total += weight * matrix[rows, columns].astype(np.float64)
         return torch.from_numpy(total)
 
 
