@@ -77,7 +77,7 @@ def states_of(split: str) -> States:
     if not kept.is_file():
         dataset = ShardDataset(DATA / "shards", split)
         captions = [dataset.record(image).captions for image in range(len(dataset))]
-        (features,) = (DATA / "features").iterdir()
+        (features,) = filter(Path.is_dir, (DATA / "features").iterdir())
         cells = [np.load(features / f"{digest}.npy") for digest in dataset.shard_digests]
         tokens, lengths = encode([caption.text for own in captions for caption in own])
         image_of = [image for image, own in enumerate(captions) for _ in own]

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from launching import Job, distance, train_jobs
+from torch import Tensor
 
 from vse_scale.config import Config
 from vse_scale.data.mixing import caption_texts, open_datasets
 from vse_scale.errors import ConfigError
 from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.embedding import evaluating
+from vse_scale.model.towers.held import HeldStates
 from vse_scale.model.vse import VSEModel
 from vse_scale.training import captions
 from vse_scale.world.processes import ALONE
@@ -37,6 +40,66 @@ def test_the_tower_finds_what_its_encoder_would_compute(scenes: Path) -> None:
     model.text.encoder = None  # it is not asked again
     # States are rounded to float16, 5e-4 of a value.
     torch.testing.assert_close(model.encode_captions(ids, lengths), expected, rtol=0, atol=1e-3)
+
+
+def held_by(scenes: Path, *overrides: str) -> VSEModel:
+    config, dataset = config_of(scenes, *HELD, *overrides), open_datasets([scenes], "train")
+    tokenizer = CaptionTokenizer.train(caption_texts(dataset), config.model.text.vocab_size)
+    torch.manual_seed(0)
+    most = config.data.max_caption_tokens
+    model = VSEModel(config.model, tokenizer.vocab_size, tokenizer.pad_id, most)
+    captions.hold(model, tokenizer, (dataset, None), config, ALONE)
+    return model
+
+
+@pytest.mark.parametrize("pool", ["mean", "first"])
+def test_states_that_are_pooled_once_train_as_whole_ones(scenes: Path, pool: str) -> None:
+    changes = (f"model.pool={pool}", "model.text.drop_channels=0.5")
+    model = held_by(scenes, *changes).train()
+    once = model.text.held
+    whole = HeldStates(once.token_ids, once.lengths, once.states.shape[1], ALONE.device)
+    with evaluating(model):  # in the same batches, so that float16 rounds the same values
+        captions._compute(whole, model.text, config_of(scenes, *HELD, *changes), ALONE)
+    ids, lengths = once.token_ids[-8:], once.lengths[-8:]
+
+    def gradient(held: HeldStates) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(1)  # of the channels left out
+        model.zero_grad()
+        model.text.held = held
+        found = model.text(ids, lengths)
+        found.square().sum().backward()
+        return found.detach(), model.text.projection.weight.grad
+
+    for found, expected in zip(gradient(once), gradient(whole), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["mean", "gpo"])
+def test_kept_states_are_read_by_the_next_run(
+    scenes: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    pool: str,
+) -> None:
+    kept = (
+        "model.image.frozen=true", "data.crop_scale=[1,1]", "data.flip=0",
+        f"data.feature_cache={tmp_path / 'c'}", f"model.pool={pool}",
+    )  # fmt: skip
+    computed = held_by(scenes, *kept).text.held.states
+    (file,) = (tmp_path / "c").iterdir()
+    whole = file.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(captions, "_compute", None)  # it is not asked again
+        assert torch.equal(held_by(scenes, *kept).text.held.states, computed)
+    file.write_bytes(whole[:-100])
+    assert torch.equal(held_by(scenes, *kept).text.held.states, computed)
+    assert "is no whole file of states" in caplog.text
+    assert file.read_bytes() == whole
+    # Other captions, states or weights are of another name.
+    held_by(scenes, *kept, "data.max_caption_tokens=5")
+    held_by(scenes, *kept, "model.pool=first")
+    assert len(list((tmp_path / "c").iterdir())) == 3
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from launching import Job, Trained, assert_same_bits, distance, train_jobs
-from torch import nn
+from torch import Tensor, nn
 
 from vse_scale.config import Config
 from vse_scale.data.features import StoredFeatures
 from vse_scale.data.mixing import open_datasets
+from vse_scale.data.regions import Regions, read_regions
 from vse_scale.errors import ConfigError, DatasetError
 from vse_scale.model.towers.resnet import ResNetSettings, ResNetTower
 from vse_scale.model.vse import VSEModel
@@ -27,6 +28,7 @@ from vse_scale.training.schedule import Schedule
 from vse_scale.world.processes import ALONE
 
 FROZEN = ("model.image.frozen=true", "data.crop_scale=[1,1]", "data.flip=0")
+POOLED = ("model.pool=mean", "model.image.drop_cells=false")
 TRAINED = (*FROZEN, "optim.lr=1e-5", "model.image.power=0.5")
 
 
@@ -42,6 +44,8 @@ def trained(few_steps: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     jobs = {
         "pixels": Job(TRAINED, count=6),
         "features": Job(cached, count=6),
+        "mean of pixels": Job((*TRAINED, *POOLED), count=6),
+        "mean": Job((*cached, *POOLED), count=6),
         "begun": Job(cached, count=3, save=True, folder=folder / "run"),
         "resumed": Job(cached, first=None, count=3, folder=folder / "run"),
     }
@@ -49,13 +53,18 @@ def trained(few_steps: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.mark.slow
-def test_stored_features_train_as_pixels_do(trained: dict[str, Trained]) -> None:
-    pixels, stored = trained["pixels"].steps, trained["features"].steps
-    for step, (one, other) in enumerate(zip(pixels, stored, strict=True)):
-        assert torch.equal(one["pairs"], other["pairs"])
+@pytest.mark.parametrize(
+    ("one", "other"), [("pixels", "features"), ("mean of pixels", "mean")], ids=["gpo", "mean"]
+)
+def test_stored_features_train_as_pixels_do(
+    trained: dict[str, Trained], one: str, other: str
+) -> None:
+    pixels, stored = trained[one].steps, trained[other].steps
+    for step, (seen, read) in enumerate(zip(pixels, stored, strict=True)):
+        assert torch.equal(seen["pairs"], read["pairs"])
         # Features are rounded to float16, 2e-4 of a value; what that moves in a loss is far less.
-        assert other["record"]["loss"] == pytest.approx(one["record"]["loss"], rel=1e-5), step
-        assert distance(one["gradient"], other["gradient"]) < 5e-3
+        assert read["record"]["loss"] == pytest.approx(seen["record"]["loss"], rel=1e-5), step
+        assert distance(seen["gradient"], read["gradient"]) < 5e-3
     backbone = [k for k in pixels[-1]["state"] if k.startswith("model.image.backbone.")]
     assert backbone
     for run in trained.values():
@@ -128,6 +137,50 @@ def stored_by(config: Config, scenes: Path) -> StoredFeatures:
     features.cache_features(model, (dataset, None), config, ALONE)
     assert dataset.features is not None
     return dataset.features
+
+
+@pytest.mark.parametrize("pool", ["mean", "first"])
+def test_features_that_are_pooled_once_train_as_whole_ones(
+    scenes: Path, tmp_path: Path, pool: str
+) -> None:
+    changes = (
+        *POOLED,
+        f"model.pool={pool}",
+        "model.image.power=0.5",
+        "model.image.drop_channels=0.5",
+    )
+    config = config_of(scenes, cache(tmp_path / "c"), *changes)
+    torch.manual_seed(0)
+    model = VSEModel(config.model, 120, 0).train()
+    dataset = open_datasets([scenes], "train")
+    features.cache_features(model, (dataset, None), config, ALONE)
+    once = read_regions(dataset, np.arange(16))
+    again = read_regions(dataset, np.arange(16))  # kept by now
+    dataset.features = StoredFeatures(
+        dataset.features.folder, dataset.shard_digests, dataset.shard_sizes,
+        (model.grid_cells, model.image.backbone.channels),
+    )  # fmt: skip
+    whole = read_regions(dataset, np.arange(16))
+    assert once.features.shape == (16, whole.features.shape[2])
+    assert torch.equal(once.features, again.features)
+
+    def gradient(regions: Regions) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(1)  # of the channels left out
+        model.zero_grad()
+        found = model.image(regions.features, regions.lengths)
+        found.square().sum().backward()
+        return found.detach(), model.image.projection.weight.grad
+
+    for found, expected in zip(gradient(once), gradient(whole), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("changed", ["model.pool=gpo", "model.image.drop_cells=true"])
+def test_cells_that_a_step_chooses_among_are_read_whole(
+    scenes: Path, tmp_path: Path, changed: str
+) -> None:
+    stored = stored_by(config_of(scenes, cache(tmp_path / "c"), *POOLED, changed), scenes)
+    assert stored.regions(0).ndim == 2
 
 
 def key_of(config: Config) -> str:

@@ -84,10 +84,12 @@ class DataConfig(Section):
     )
     prefetch: Annotated[Count, MAY_CHANGE] = 3  # batches decoded ahead
     # A folder for the features of a frozen image tower (model.image.frozen): they are computed once
-    # and read from then on, in place of decoding and encoding images. None: they are not kept.
+    # and read from then on, in place of decoding and encoding images. The states of held captions
+    # are kept there too. None: neither is kept.
     feature_cache: Annotated[str | None, ON_PURPOSE] = None
     # The states of a frozen text encoder (model.text.frozen) are computed before the first step and
-    # held in memory by each rank, 2 bytes x its width for every token of every caption.
+    # held in memory by each rank, 2 bytes x its width for every token of every caption; under mean
+    # or first pooling 4 bytes x its width for every caption.
     hold_captions: Annotated[bool, ON_PURPOSE] = False
     # Shards of a remote dataset are staged on each node. With shuffle_window=0 a step reads from
     # all of them, so all must fit; with W, about 3 W + cache_ahead.

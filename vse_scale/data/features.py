@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from vse_scale.files import whole_file
 from vse_shards.npy import open_npy
 
 _KIND = np.float16
+
+Pool = Callable[[npt.NDArray[np.float16]], npt.NDArray[np.float32]]
+"""Makes one vector (C,) of an image's features (K, C)."""
 
 
 class StoredFeatures:
@@ -41,6 +44,18 @@ class StoredFeatures:
         self._first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._shape = shape
         self._maps: Recent[npt.NDArray[np.float16]] = Recent(most_maps)
+        self._pool: Pool | None = None
+
+    def pool_by(self, pool: Pool) -> None:
+        """Give one vector (C,) in place of an image's features, made at its first use and kept.
+
+        All of them take 4 C bytes an image, on each rank.
+        """
+        images = int(self._first[-1])
+        # Pages of memory come with their first use.
+        self._pooled = np.empty((images, self._shape[1]), np.float32)
+        self._is_pooled = np.zeros(images, bool)
+        self._pool = pool
 
     def rows(self, shard: int) -> npt.NDArray[np.int64]:
         """Return the indices of a shard's images."""
@@ -90,12 +105,23 @@ class StoredFeatures:
         with whole_file(self._paths[shard], shared=True) as partial, partial.open("wb") as file:
             np.save(file, features)
 
-    def regions(self, image: int) -> npt.NDArray[np.float16]:
+    def regions(self, image: int) -> npt.NDArray[np.floating[Any]]:
         """Return the features (K, C) of an image, as `ShardDataset.regions` returns a detector's.
+
+        Float16; or what `pool_by` had made of them, (C,) float32.
 
         Raises:
             DatasetError: their file is gone, or another.
         """
+        if self._pool is None:
+            return self._cells(image)
+        if not self._is_pooled[image]:
+            self._pooled[image] = self._pool(self._cells(image))
+            self._is_pooled[image] = True
+        vector: npt.NDArray[np.float32] = self._pooled[image]
+        return vector
+
+    def _cells(self, image: int) -> npt.NDArray[np.float16]:
         shard = int(np.searchsorted(self._first, image, side="right")) - 1
         found = self._maps.get(shard)
         if found is None:

@@ -18,7 +18,8 @@ class Regions:
     """The regions of a batch of images.
 
     Attributes:
-        features: (n, K, C) float32, K the most regions of an image, zero beyond each image's own.
+        features: (n, K, C) float32, K the most regions of an image, zero beyond each image's own;
+            of stored features that were pooled, (n, C).
         lengths: (n,) int64, number of each image's own regions.
     """
 
@@ -30,6 +31,9 @@ def read_regions(dataset: Dataset, image_indices: npt.NDArray[np.int64]) -> Regi
     """Read the regions of ``image_indices`` (n,), or stored features, on the CPU."""
     source = dataset.features or dataset
     found = [source.regions(image) for image in image_indices.tolist()]
+    if found[0].ndim == 1:
+        pooled = torch.from_numpy(np.stack(found))
+        return Regions(pooled, torch.ones(len(found), dtype=torch.int64))
     lengths = [len(regions) for regions in found]
     features = torch.zeros(len(found), max(lengths), found[0].shape[1])
     for padded, regions in zip(features.numpy(), found, strict=True):

@@ -7,10 +7,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import nn
 
 from vse_scale.config import Config
 from vse_scale.console import Progress, log
@@ -63,6 +67,8 @@ def cache_features(
             with evaluating(model):
                 _compute(stored, missing, model, dataset, config, world)
         _check_seen(stored, world)
+        if model.image.pools_before:
+            stored.pool_by(partial(_pooled, model.image))
         dataset.features = stored
     log.info("features of the frozen image tower are read from %s", folder)
 
@@ -82,11 +88,24 @@ def _key(model: VSEModel, config: Config, world: World) -> str:
         "pixels": model.image_spec.to_dict(),
         "precision": str(autocast_dtype(config, world.device)),
     }
+    return str(world.from_main(digest_of(decisive, tower.backbone)))
+
+
+def digest_of(decisive: dict[str, Any], network: nn.Module) -> str:
+    """Return a digest of settings and of a network's weights."""
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode())
-    for name, value in sorted(tower.backbone.state_dict().items()):
+    for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return str(world.from_main(digest.hexdigest()[:24]))
+    return digest.hexdigest()[:24]
+
+
+@torch.no_grad()
+def _pooled(tower: Any, cells: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+    """Return the vector (C,) that a tower pools an image's features (K, C) into."""
+    grid = torch.from_numpy(cells[None].astype(np.float32))
+    vector: npt.NDArray[np.float32] = tower.pooled(grid)[0].numpy()
+    return vector
 
 
 def _compute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -12,15 +13,20 @@ class Pool(nn.Module):
 
     ``forward(features, lengths)`` pools ``features`` (B, K, D), the first ``lengths`` (B,) vectors
     of each, into (B, D).
+
+    Attributes:
+        commutes: whether a Linear of the pooled vector is the pooled vector of a Linear. A Linear
+            then sees one vector of each row, not K, and what is before it may be pooled once.
     """
+
+    commutes: ClassVar[bool] = False
 
     def of_linear(
         self, linear: Callable[[Tensor], Tensor], features: Tensor, lengths: Tensor
     ) -> Tensor:
-        """Pool what ``linear`` makes of each of ``features`` (B, K, C) into (B, D).
-
-        A pooling that a Linear commutes with has the Linear see one vector of each row, not K.
-        """
+        """Pool what ``linear`` makes of each of ``features`` (B, K, C) into (B, D)."""
+        if self.commutes:
+            return linear(self(features, lengths).to(features.dtype))
         pooled: Tensor = self(linear(features), lengths)
         return pooled
 

@@ -13,6 +13,8 @@ class FirstPool(Pool):
     Of an image it is the upper left cell, or the first region.
     """
 
+    commutes = True
+
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Return the first of ``features`` (B, K, D) of each row, (B, D)."""
         return features[:, 0]

@@ -100,12 +100,16 @@ def project_and_pool(
     """Return the vectors (N, K, C) of each of N samples as one of the joint space, (N, D).
 
     Args:
-        vectors: of a backbone; those beyond a sample's length are ignored.
+        vectors: of a backbone; those beyond a sample's length are ignored. Or (N, C), pooled
+            before.
         lengths: (N,) int64.
         drop: leaves channels out.
         projection: from C to D channels.
         pool: over the K vectors.
     """
+    if vectors.dim() == 2:
+        projected: Tensor = projection(drop(vectors))
+        return projected
     if drop.share:
         return pool.of_linear(lambda found: projection(drop(found)), vectors, lengths)
     # Not by the mean's shorter way: a run of before goes on to the same bits.

@@ -135,7 +135,8 @@ class GridTower(nn.Module):
         """Pool ``images`` into (N, D), not normalised.
 
         Args:
-            images: normalised pixels (N, 3, H, W), or `features` of them (N, K, C).
+            images: normalised pixels (N, 3, H, W), or `features` of them (N, K, C), or
+                `pooled` ones (N, C).
             lengths: None: a grid has all its cells. With features, K for each.
             draws: (N, 1 + cells) uniform in [0, 1) for size augmentation, which evaluation leaves
                 out.
@@ -145,6 +146,9 @@ class GridTower(nn.Module):
         Raises:
             ValueError: ``lengths`` were given for pixels.
         """
+        if images.dim() == 2:
+            lengths = torch.ones(len(images), device=images.device)
+            return project_and_pool(images, lengths, self.drop, self.projection, self.pool)
         if images.dim() == 3:
             grid = images
         elif lengths is not None:
@@ -163,6 +167,18 @@ class GridTower(nn.Module):
         grid: Tensor = self.backbone(pixels, trained_stages)
         return grid.permute(0, 2, 3, 1).flatten(1, 2) if grid.dim() == 4 else grid
 
+    @property
+    def pools_before(self) -> bool:
+        """Whether an image's features come to one vector before anything that trains or draws."""
+        settings, pool = self.settings, self.pool
+        return bool(settings.frozen and not settings.drop_cells and pool.commutes)
+
+    def pooled(self, grid: Tensor) -> Tensor:
+        """Return the vectors (N, C) that stand for `features` (N, K, C), where `pools_before`."""
+        lengths = torch.full(grid.shape[:1], grid.shape[1], device=grid.device)
+        found: Tensor = self.pool(signed_power(grid, self.settings.power), lengths)
+        return found
+
     def train(self, mode: bool = True) -> Self:
         """Enter training or evaluation; a frozen backbone stays in evaluation."""
         super().train(mode)
@@ -175,8 +191,9 @@ class GridTower(nn.Module):
         return kept_cells(draws)
 
     def check_shape(self, images: Tensor) -> None:
-        """Raise ValueError where ``images`` are neither (N, 3, H, W) nor features (N, K, C)."""
-        if images.ndim == 3 and images.shape[2] == self.backbone.channels:
+        """Raise ValueError where ``images`` are no (N, 3, H, W), nor features, whole or pooled."""
+        kinds = (2, 3) if self.pools_before else (3,)
+        if images.ndim in kinds and images.shape[-1] == self.backbone.channels:
             return
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images are {tuple(images.shape)}; this model takes (N, 3, H, W)")
