@@ -30,6 +30,15 @@ def experiment() -> ModuleType:
     ("kind", "name", "settings"),
     [
         ("infonce", "infonce", {"temperature": 0.05}),
+        ("sigmoid", "sigmoid", {"scale": 20.0, "bias": -10.0}),
+        (
+            "hinge+infonce",
+            "hinge+infonce",
+            {
+                "hinge": {"margin": 0.2, "warmup_epochs": 0, "ramp": False},
+                "infonce": {"temperature": 0.05},
+            },
+        ),
         ("hardest", "hinge", {"margin": 0.2, "warmup_epochs": 0, "ramp": False}),
     ],
 )
@@ -40,7 +49,9 @@ def test_losses(experiment: ModuleType, kind: str, name: str, settings: dict) ->
         for _ in range(2)
     )
     scale = torch.tensor(20.0, dtype=torch.float64).log()
-    found = experiment.loss_of(kind, images @ captions.T, torch.arange(12), scale)
+    found = experiment.loss_of(
+        kind, images @ captions.T, torch.arange(12), scale, torch.tensor(-10.0)
+    )
     expected = make_objective(name, **settings).loss(images, captions)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -50,7 +61,8 @@ def test_recalls_of_a_known_ranking(experiment: ModuleType) -> None:
     eye = torch.eye(3)
     tokens = torch.stack([eye[0], eye[0], eye[1], eye[1], eye[0], eye[0]])[:, None]
     image_of = torch.tensor([0, 0, 1, 1, 2, 2])
-    states = experiment.States(eye[:, None], tokens, torch.ones(6, dtype=torch.int64), image_of)
+    ones = torch.ones(6, dtype=torch.int64)
+    states = experiment.States(eye[:, None], tokens, ones, image_of, tokens[:, 0])
     heads = experiment.Heads("mean", "mean", (3, 3), 3)
     for linear in heads.linears:
         torch.nn.init.eye_(linear.weight)
