@@ -92,7 +92,7 @@ def pooled(states: States, power: float, layers: int) -> States:
 
 def states_of(split: str) -> States:
     """Return a split's states, computed at the first call and kept below `DATA`."""
-    kept = DATA / "states" / f"{split}.pt"
+    kept = DATA / "states" / f"{split}-{LAYERS}.pt"
     if not kept.is_file():
         dataset = ShardDataset(DATA / "shards", split)
         captions = [dataset.record(image).captions for image in range(len(dataset))]
@@ -304,9 +304,12 @@ def plot(rows: Path, out: Path) -> None:
     found: dict[str, list[float]] = {}
     with rows.open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            found.setdefault(row["row"], []).append(float(row["rsum"]))
+            # What most rows share is left out, so that the names leave room for the dots.
+            name = row["row"].replace("image mean, text mean, ", "")
+            name = name.replace(", 5 of the captions", "").replace("former recipe", "former")
+            found.setdefault(name, []).append(float(row["rsum"]))
     names = sorted(found, key=lambda name: np.mean(found[name]))
-    figure, axes = pyplot.subplots(figsize=(8, 1 + 0.3 * len(names)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(10, 1 + 0.3 * len(names)), layout="constrained")
     for place, name in enumerate(names):
         axes.plot(found[name], [place] * len(found[name]), "o", color="#2a6f97")
         axes.plot(np.mean(found[name]), place, "|", color="#2a6f97", markersize=16)
