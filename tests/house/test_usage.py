@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from vse_scale import cli as vse_scale
+from vse_scale.training import __main__ as rank
 from vse_shards import cli as vse_shards
 
 PROGRAMS = {"vse-scale": vse_scale, "vse-shards": vse_shards}
@@ -127,6 +128,29 @@ def test_every_help_has_an_example(program, name):
     beginning, arguments = f"Example: {program} {name} ", shlex.split(command.epilog)
     assert command.epilog.startswith(beginning)
     assert command.make_context(name, arguments[3:])  # its options exist
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the following arguments are required: --config"),
+        (["--config", "c", "--zork\n"], "unrecognized arguments: --zork"),
+        (["--config", "c", "--local_rank", "x"], "argument --local_rank: invalid int value: 'x'"),
+    ],
+)
+def test_a_rank_that_a_launcher_starts_says_it_in_one_line(arguments, said, capfd, monkeypatch):
+    told = f"vse-scale: error: {said}; see python -m vse_scale.training --help\n"
+    monkeypatch.setattr(sys, "argv", ["launch/train.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        rank.main()
+    assert capfd.readouterr() == ("", told)
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="2"):
+        rank.main()
+    assert capfd.readouterr() == ("", "")  # the main rank alone
 
 
 def test_a_traceback_on_demand(monkeypatch, start):

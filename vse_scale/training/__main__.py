@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import NoReturn
 
 from vse_scale.errors import LaunchError, UserError
 from vse_scale.training.contract import EXIT_INTERRUPTED, EXIT_STOPPED, LAUNCHER, MESSAGE_SECONDS
@@ -21,9 +22,18 @@ from vse_shards.masking import masked
 from vse_shards.terminal import tell
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Leave as after any other mistake; all ranks were given the same command line."""
+        if is_main(os.environ):
+            told = f"vse-scale: error: {' '.join(message.split())}; see {self.prog} --help"
+            tell(masked(told), sys.stderr)
+        sys.exit(UserError.exit_code)
+
+
 def main() -> int:
     """Read the command line, join the other ranks and train; return the exit code."""
-    parser = argparse.ArgumentParser(description="Train an image-text retrieval model.")
+    parser = _Parser("python -m vse_scale.training", description="Train a retrieval model.")
     parser.add_argument("--config", required=True, metavar="FILE.yaml")
     parser.add_argument(
         "--resume-with", action="append", default=[], metavar="KEY=VALUE",
