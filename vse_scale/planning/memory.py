@@ -11,7 +11,8 @@ from vse_scale.config import Config
 from vse_scale.console import size
 from vse_scale.data.producer import batches_in_memory
 from vse_scale.planning.activations import Activations, batch_bytes, count_activations
-from vse_scale.planning.traffic import FLOAT, Stage, Workload
+from vse_scale.planning.held import held_tokens
+from vse_scale.planning.traffic import FLOAT, HALF, Stage, Workload
 from vse_scale.training.engine import LARGEST_BUCKET
 
 
@@ -76,11 +77,13 @@ class Batches:
         activations: of a micro-batch.
         waiting: images that are decoded ahead.
         cached: whether gradients of one micro-batch wait for those of the next.
+        captions: the states of captions that are held; None where none are.
     """
 
     activations: Activations
     waiting: float
     cached: bool
+    captions: float | None = None
 
     @classmethod
     def of(
@@ -92,8 +95,11 @@ class Batches:
         tokens: int,
         cuda: bool,
         bfloat16: bool,
+        held: int = 0,
     ) -> Batches:
-        """Count them for ``ranks`` ranks; the other arguments are `count_activations`'s.
+        """Count them for ``ranks`` ranks and ``held`` tokens whose states are held.
+
+        The other arguments are `count_activations`'s.
 
         Raises:
             ModelError: there is no such model.
@@ -108,15 +114,17 @@ class Batches:
             bfloat16=bfloat16,
         )
         waiting = batches_in_memory(config.data.prefetch) * batch_bytes(config, pairs)
-        return cls(counted, float(waiting), cached=pieces > 1)
+        states = float(HALF * work.held_channels * held) if work.held_channels else None
+        return cls(counted, float(waiting), cached=pieces > 1, captions=states)
 
 
 def memory_bytes(work: Workload, batches: Batches, stage: Stage, ranks: int) -> dict[str, float]:
     """Return a rank's memory by part when it is fullest; the parts add up to the peak.
 
-    As `state_bytes`, and ``batches``, the images decoded ahead, and ``activations``: by how much
-    the fullest moment of the passes forward and back surpasses the update's. Stages 1 to 3 move
-    gradients into the bucket as they are made, and keep their share when the pass is over.
+    As `state_bytes`, and ``captions``, the states of captions that are held, ``batches``, the
+    images decoded ahead, and ``activations``: by how much the fullest moment of the passes forward
+    and back surpasses the update's. Stages 1 to 3 move gradients into the bucket as they are made,
+    and keep their share when the pass is over.
     """
     parts = state_bytes(work, stage, ranks)
     found = batches.activations
@@ -128,7 +136,8 @@ def memory_bytes(work: Workload, batches: Batches, stage: Stage, ranks: int) -> 
         activations = found.with_bucket - int(parts["bucket"] + parts["gradients"])
     else:
         activations = found.with_gradients - int(parts["gradients"])
-    return {**parts, "batches": batches.waiting, "activations": float(max(0, activations))}
+    held = {} if batches.captions is None else {"captions": batches.captions}
+    return {**parts, **held, "batches": batches.waiting, "activations": float(max(0, activations))}
 
 
 def memory_line(config: Config, ranks: int, *, cuda: bool, tokens: int) -> str:
@@ -142,11 +151,20 @@ def memory_line(config: Config, ranks: int, *, cuda: bool, tokens: int) -> str:
 
     Raises:
         ModelError: there is no such model.
+        DatasetError: captions are held, and their dataset is not there.
     """
     precision = config.engine.precision
     bfloat16 = precision == "bfloat16" or (precision == "auto" and cuda)
     work = Workload.of(config, bfloat16=bfloat16)
-    batches = Batches.of(config, work, ranks, tokens=tokens, cuda=cuda, bfloat16=bfloat16)
+    batches = Batches.of(
+        config,
+        work,
+        ranks,
+        tokens=tokens,
+        cuda=cuda,
+        bfloat16=bfloat16,
+        held=held_tokens(config, tokens) if work.held_channels else 0,
+    )
     parts = memory_bytes(work, batches, config.engine.zero_stage, ranks)
     ordered = sorted(parts.items(), key=lambda part: part[1], reverse=True)
     told = ", ".join(f"{name} {size(count)}" for name, count in ordered if count)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vse_scale.config import Config
+from vse_scale.errors import UserError
 from vse_scale.planning.constants import Constants
 from vse_scale.planning.flops import count_flops
+from vse_scale.planning.held import held_tokens
 from vse_scale.planning.memory import (
     Batches,
     checkpoint_bytes,
@@ -98,9 +100,17 @@ class Plan:
         tokens = constants.tokens if constants else TOKENS
         here = (constants and constants.ranks_per_host) or min(RANKS_PER_NODE, max(ranks))
         readings, shards = read_by_nodes(config, ranks, here)
+        held = 0
+        if work.held_channels:
+            try:
+                held = held_tokens(config, tokens)
+            except (UserError, OSError) as error:
+                shards += f"; the states of captions are not counted: {error}"
         estimates: dict[int, dict[Stage, Estimate]] = {}
         for count in ranks:
-            batches = Batches.of(config, work, count, tokens=tokens, cuda=cuda, bfloat16=bfloat16)
+            batches = Batches.of(
+                config, work, count, tokens=tokens, cuda=cuda, bfloat16=bfloat16, held=held
+            )
             estimates[count] = {
                 stage: _estimate(work, batches, constants, stage, count, readings.get(count))
                 for stage in STAGES

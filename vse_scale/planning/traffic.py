@@ -17,11 +17,12 @@ from vse_scale.config import Config
 from vse_scale.data.equal import BYTES_OF_KEYS
 from vse_scale.model.adapters import trained_numbers
 from vse_scale.model.blueprint import blueprint
+from vse_scale.model.towers.transformer import TransformerTower
 from vse_scale.objective.base import Objective
 from vse_scale.objective.registry import objective_of
 from vse_scale.training.optim import moments_of
 
-FLOAT = 4  # bytes
+FLOAT, HALF = 4, 2  # bytes
 _PERSISTENT = 100_000  # numbers: smaller parameters stay whole under stage 3
 
 Stage = Literal[0, 1, 2, 3]
@@ -45,6 +46,7 @@ class Workload:
         averaged: whether a rank keeps an average of the weights.
         compared: whether ranks compare their captions.
         gather_gb: of a checkpoint, in units of 10**9 bytes, up to which the first rank gathers it.
+        held_channels: of the state of a token, where the states of captions are held; else 0.
     """
 
     parameters: int
@@ -59,6 +61,7 @@ class Workload:
     averaged: bool = False
     compared: bool = False
     gather_gb: float = math.inf
+    held_channels: int = 0
 
     @classmethod
     def of(cls, config: Config, *, bfloat16: bool) -> Workload:
@@ -89,6 +92,9 @@ class Workload:
             averaged=config.optim.average > 0,
             compared=config.data.equal_captions == "positives",
             gather_gb=config.run.gather_gb,
+            held_channels=model.text.projection.in_features
+            if config.data.hold_captions and isinstance(model.text, TransformerTower)
+            else 0,
         )
 
 
@@ -128,10 +134,10 @@ def step_bytes(work: Workload, stage: Stage, ranks: int) -> dict[str, float]:
     whole from the forward to the backward pass.
     """
     share = (ranks - 1) / ranks
-    gradients = FLOAT * work.trained - FLOAT // 2 * work.autocast_parameters
+    gradients = FLOAT * work.trained - HALF * work.autocast_parameters
     weights = FLOAT * work.trained
     if stage == 3:
-        weights = FLOAT * work.parameters - FLOAT // 2 * work.gathered_parameters
+        weights = FLOAT * work.parameters - HALF * work.gathered_parameters
     return {
         "loss": float(loss_bytes(work, ranks)),
         "gradients": (1 if stage == 3 else 2) * share * gradients,

@@ -245,6 +245,14 @@ def _check_inputs(image: ImageSettings, dataset: Dataset) -> None:
             )
 
 
+def tokenizer_source(config: Config) -> Path | None:
+    """Return the folder or file of the tokenizer; None where the run makes one."""
+    # A model to start from brings the vocabulary that its weights know.
+    started = config.model.init_from and settings_folder(Path(config.model.init_from))
+    given = config.model.text.tokenizer or started or config.model.text.source
+    return Path(given) if given else None
+
+
 def prepare_tokenizer(
     config: Config, dataset: Dataset, run: RunFolder, world: World, vocabulary: str = ""
 ) -> CaptionTokenizer:
@@ -262,11 +270,8 @@ def prepare_tokenizer(
         vocabulary: digest of the tokens that the run was begun with, "" where nobody knows; a
             tokenizer of other ones is returned for the caller to refuse, and is not kept.
     """
-    text = config.model.text
-    # A model to start from brings the vocabulary that its weights know.
-    started = config.model.init_from and settings_folder(Path(config.model.init_from))
-    if given := text.tokenizer or started or text.source:
-        return CaptionTokenizer.load(Path(given))
+    if given := tokenizer_source(config):
+        return CaptionTokenizer.load(given)
     own_files = _tokenizer_files(config, dataset, run, vocabulary) if world.main else {}
     files: dict[str, bytes] = world.from_main(own_files)
     with tempfile.TemporaryDirectory() as own:
