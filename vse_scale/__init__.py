@@ -1,9 +1,10 @@
 """High-throughput training of image-text retrieval models.
 
->>> from vse_scale import VSEModel
->>> model = VSEModel.from_pretrained("runs/demo")
->>> model.similarity(images=["photo.jpg"], texts=["a dog in the snow"])
-tensor([[0.53]])
+Examples:
+    >>> from vse_scale import VSEModel
+    >>> model = VSEModel.from_pretrained("runs/demo")
+    >>> model.similarity(images=["photo.jpg"], texts=["a dog in the snow"])
+    tensor([[0.53]])
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ def __getattr__(name: str) -> Any:
 def train(config: Config, observers: Sequence[Follower] = ()) -> int:
     """Train as ``config`` says, in this process; go on where an earlier call was stopped.
 
-    >>> from vse_scale import Config, train
-    >>> train(Config.load("launch/recipes/small.yaml", ["data.path=data/mine"]))
-    0
+    Examples:
+        >>> from vse_scale import Config, train
+        >>> train(Config.load("launch/recipes/small.yaml", ["data.path=data/mine"]))
+        0
 
     Args:
         config: of the run.
@@ -78,9 +80,10 @@ def evaluate(
 ) -> Evaluation:
     """Rank a dataset's split in both directions, as ``vse-scale eval`` does.
 
-    >>> from vse_scale import evaluate
-    >>> evaluate("runs/mine", "data/mine", split="val").recalls.rsum
-    412.7
+    Examples:
+        >>> from vse_scale import evaluate
+        >>> evaluate("runs/mine", "data/mine", split="val").recalls.rsum
+        412.7
 
     Args:
         model: a model, its folder, or that of the run that trained it.
@@ -116,10 +119,11 @@ def embed(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Embed pictures, texts, or the images and captions of a dataset's split.
 
-    >>> from vse_scale import embed
-    >>> embed("runs/mine", texts=["a dog in the snow", "two cups"]).shape
-    torch.Size([2, 1024])
-    >>> images, captions = embed("runs/mine", data="data/mine", split="val")
+    Examples:
+        >>> from vse_scale import embed
+        >>> embed("runs/mine", texts=["a dog in the snow", "two cups"]).shape
+        torch.Size([2, 1024])
+        >>> images, captions = embed("runs/mine", data="data/mine", split="val")
 
     Args:
         model: a model, its folder, or that of the run that trained it.

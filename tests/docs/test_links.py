@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from axe import findings, too_wide
 from documents import PATHS, ROOT, Page, code_host_anchors, page_of, rendered
 
 
@@ -43,11 +44,16 @@ def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
-def test_the_site_is_whole_and_needs_no_network(tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    done = build(ROOT / "mkdocs.yml", site)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    done = build(ROOT / "mkdocs.yml", folder)
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_is_whole_and_needs_no_network(site: Path) -> None:
     pages = {path: page_of(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
     assert len(pages) > 15
     for path, page in pages.items():
@@ -62,6 +68,20 @@ def test_the_site_is_whole_and_needs_no_network(tmp_path: Path) -> None:
         assert words in listed
     for path in site.glob("reference/*.html"):
         assert ":class:`" not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.slow
+def test_every_page_fits_a_phone_and_axe_finds_nothing_on_one_of_each_kind(
+    site: Path, tmp_path: Path
+) -> None:
+    assert too_wide(tmp_path / "all", [page.as_uri() for page in site.rglob("*.html")]) == []
+    kinds = (
+        "index.html",
+        "recipes.html",
+        "reference/configuration.html",
+        "reference/vse_scale.html",
+    )
+    assert findings(tmp_path / "some", [(site / kind).as_uri() for kind in kinds]) == []
 
 
 def _check_page(site: Path, path: Path, page: Page, pages: dict[Path, Page]) -> None:

@@ -28,6 +28,7 @@ from urllib.parse import quote, urlencode
 import numpy as np
 import pytest
 import torch
+from axe import findings
 from commandline import installed, vse_scale
 from groups import Group
 from PIL import Image
@@ -359,6 +360,19 @@ def test_the_page_searches_in_a_browser(words, written, ask, tmp_path):
     rows = [int(row) for row in re.findall(r'src="/picture/images/(\d+)"', shown.stdout)]
     assert rows == [hit["row"] for hit in ask.search(text=words, limit=24).json()["hits"]]
     assert "<script>alert" not in shown.stdout
+
+
+SHOWN = """new Promise(done => { const timer = setInterval(() => {
+  if (document.querySelectorAll('li').length) { clearInterval(timer); done(); } }, 20) })"""
+
+
+@pytest.mark.slow
+def test_axe_finds_nothing_on_the_page_and_on_what_search_writes(ask, index, tmp_path):
+    page = tmp_path / "found.html"
+    done = vse_scale("search", "--index", index, "a red circle", "--html", page)
+    assert done.returncode == 0, done.stderr
+    urls = [f"http://127.0.0.1:{ask.port}/#two%20stars", page.as_uri()]
+    assert findings(tmp_path / "profile", urls, SHOWN) == []
 
 
 def test_an_index_of_a_folder_serves_no_file_beside_it(encoder, model_folder, tmp_path):

@@ -1,12 +1,13 @@
 """Model folders for the Auto classes of transformers, with the methods that CLIP has there.
 
->>> import vse_scale.interchange.auto  # from here on the Auto classes know these folders
->>> from transformers import AutoModel, AutoProcessor
->>> model = AutoModel.from_pretrained("models/mine")
->>> processor = AutoProcessor.from_pretrained("models/mine")
->>> inputs = processor(text=["a dog in the snow", "two cups"])
->>> model.get_text_features(**inputs).pooler_output.shape
-torch.Size([2, 1024])
+Examples:
+    >>> import vse_scale.interchange.auto  # from here on the Auto classes know these folders
+    >>> from transformers import AutoModel, AutoProcessor
+    >>> model = AutoModel.from_pretrained("models/mine")
+    >>> processor = AutoProcessor.from_pretrained("models/mine")
+    >>> inputs = processor(text=["a dog in the snow", "two cups"])
+    >>> model.get_text_features(**inputs).pooler_output.shape
+    torch.Size([2, 1024])
 
 ``SentenceTransformer("models/mine")`` opens one by the same classes. Without the import both ask
 for ``trust_remote_code=True``: the folder's ``modeling_vse_scale.py`` then imports this module.

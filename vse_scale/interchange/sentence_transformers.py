@@ -1,10 +1,11 @@
 """A model as a module of sentence-transformers, which embeds texts and pictures by ``encode``.
 
->>> from sentence_transformers import SentenceTransformer
->>> from vse_scale.interchange.sentence_transformers import VSEModule
->>> model = SentenceTransformer(modules=[VSEModule("models/mine")])
->>> model.encode(["a dog in the snow", "two cups"]).shape
-(2, 1024)
+Examples:
+    >>> from sentence_transformers import SentenceTransformer
+    >>> from vse_scale.interchange.sentence_transformers import VSEModule
+    >>> model = SentenceTransformer(modules=[VSEModule("models/mine")])
+    >>> model.encode(["a dog in the snow", "two cups"]).shape
+    (2, 1024)
 
 By its path alone a folder opens after ``import vse_scale.interchange.auto``, or where
 ``trust_remote_code=True`` is given.

@@ -229,9 +229,10 @@ class VSEModel(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Embed pictures, texts or both, in evaluation mode, on the model's device.
 
-        >>> rows = model.embed(images=["dog.jpg", "cups.png"])
-        >>> rows.shape
-        torch.Size([2, 1024])
+        Examples:
+            >>> rows = model.embed(images=["dog.jpg", "cups.png"])
+            >>> rows.shape
+            torch.Size([2, 1024])
 
         Args:
             images: n paths, images of Pillow's, or arrays (H, W, 3) uint8 RGB, in any mixture.
@@ -261,9 +262,10 @@ class VSEModel(nn.Module):
     ) -> Tensor:
         """Return the scores (n, m) of n pictures and m texts: cosines, float32 on the CPU.
 
-        >>> scores = model.similarity(["dog.jpg"], ["a dog in the snow", "two cups"])
-        >>> scores.argmax(1)  # the text that fits each picture best
-        tensor([0])
+        Examples:
+            >>> scores = model.similarity(["dog.jpg"], ["a dog in the snow", "two cups"])
+            >>> scores.argmax(1)  # the text that fits each picture best
+            tensor([0])
 
         Args, errors: as `embed`.
         """

@@ -180,6 +180,6 @@ def _cell(text: str, value: float | None) -> str:
 def _sortable(heads: Sequence[str], rows: Sequence[str]) -> str:
     named = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     return (
-        f'<div class="wide"><table class="figures sortable"><thead><tr>{named}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        '<div class="wide" tabindex="0"><table class="figures sortable">'
+        f"<thead><tr>{named}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )

@@ -32,8 +32,9 @@ class Validations(Panel):
             rows += f'<tr><th scope="row">{record.step:,}</th>{cells}</tr>'
         return (
             f"<details><summary>Every validation ({len(evaluations)})</summary>"
-            '<div class="wide"><table class="figures"><thead><tr><th scope="col">Step</th>'
-            f'{head}<th scope="col">RSUM</th></tr></thead><tbody>{rows}</tbody></table></div>'
+            '<div class="wide" tabindex="0"><table class="figures"><thead><tr>'
+            f'<th scope="col">Step</th>{head}<th scope="col">RSUM</th></tr></thead>'
+            f"<tbody>{rows}</tbody></table></div>"
             "</details>"
         )
 
