@@ -334,6 +334,8 @@ def test_recipes_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str
     assert all(len(line.split()) > 3 for line in lines)
     with pytest.raises(ConfigError, match="nor a recipe of that name; the recipes are clip"):
         recipes("../secret")
+    with pytest.raises(ConfigError, match=r"nor a recipe of that name; did you mean small\?$"):
+        recipes("smal")
 
 
 def test_the_wheel_has_every_recipe_and_launch_file() -> None:

@@ -215,6 +215,8 @@ def test_a_wrong_vocabulary_is_refused(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ModelError, match=message):
         CaptionTokenizer.load(path)
+    with pytest.raises(ModelError, match="no such tokenizer; nothing is downloaded"):
+        CaptionTokenizer.load("bert-base-uncased")
 
 
 def test_a_missing_or_foreign_tokenizer_is_refused(tmp_path):

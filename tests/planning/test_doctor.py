@@ -21,6 +21,7 @@ from vse_scale.errors import ConfigError
 from vse_scale.planning import doctor, machine
 from vse_scale.planning.doctor import examine
 from vse_scale.planning.findings import Finding, faults
+from vse_scale.training.setup import check_run
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -167,3 +168,10 @@ def test_the_command_prints_a_page_and_json(small_run: Path) -> None:
     assert told["ok"] is False
     states = {finding["what"]: finding["state"] for finding in told["findings"]}
     assert (states["batch"], states["dataset"]) == ("fault", "fault")
+
+
+def test_what_a_model_starts_from_is_looked_for_before_a_rank_is_started(small_run: Path) -> None:
+    for key in ("model.init_from", "model.text.tokenizer"):
+        config = Config.load(small_run, [f"{key}=no/such"])
+        with pytest.raises(ConfigError, match=f"{key} is no/such, which does not exist"):
+            check_run(config, 1)

@@ -171,3 +171,7 @@ def test_a_run_that_has_not_begun(run, tmp_path):
 def test_no_such_run(run, tmp_path):
     with pytest.raises(OutputError, match="no such run folder"):
         compare_runs(run, tmp_path / "nowhere", tmp_path / "c.html")
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "manifest.json").touch()
+    with pytest.raises(OutputError, match="dataset: is no run, it has none of config"):
+        compare_runs(run, tmp_path / "dataset", tmp_path / "c.html")

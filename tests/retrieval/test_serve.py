@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import re
 import shutil
@@ -26,6 +27,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from axe import findings
@@ -62,6 +64,7 @@ class Answer:
 @dataclass
 class Client:
     port: int
+    pid: int = 0
 
     def __call__(self, path: str, body: bytes | None = None, **headers: str) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
@@ -103,7 +106,7 @@ def ask(index, tmp_path_factory) -> Iterator[Client]:
         assert server.wait_for_words("Prometheus"), server.said()
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", server.said())[1])
         assert "this machine alone" in server.said()
-        client = Client(port)
+        client = Client(port, server.pid)
         for _ in range(600):  # bound before it listens
             try:
                 client("/metrics")
@@ -264,6 +267,49 @@ def test_fifty_clients_at_once(ask, picture):
     for number, some in enumerate(found):
         assert len({tuple(rows) for _, rows in some}) == 1
         assert some[0] == found[number % 15][0]
+
+
+@pytest.mark.soak
+def test_fifty_clients_for_a_minute(ask, picture):
+    """No answer is another than asked for, and memory stays what it is after 15 seconds."""
+    began, asked = time.monotonic(), ("one circle", "two stars", "a red square")
+    wrong = [("/api/search", None, 422), ("/api/search?text=a", b"no picture", 400)]
+    wrong += [
+        ("/picture/images/../../etc/passwd", None, 404),
+        ("/api/search?text=" + 3000 * "a", None, 422),
+    ]
+
+    def client(number: int) -> list[tuple[float, int, int]]:
+        found = []
+        for turn in itertools.count(number):
+            if time.monotonic() > began + 60:
+                return found
+            start, expected = time.monotonic(), 200
+            if turn % 10 == 9:
+                path, body, expected = wrong[turn // 10 % len(wrong)]
+                answer = ask(path, body)
+            else:
+                answer = ask.search(picture if turn % 10 == 0 else None, text=asked[turn % 3])
+            found.append((time.monotonic() - start, answer.status, expected))
+        raise AssertionError
+
+    server = psutil.Process(ask.pid)
+    worked = sum(server.cpu_times()[:2])
+    with ThreadPoolExecutor(50) as clients:
+        running = [clients.submit(client, number) for number in range(50)]
+        time.sleep(15)
+        early = server.memory_info().rss
+        found = [one for some in running for one in some.result()]
+    seconds = sorted(second for second, status, _ in found if status == 200)
+    p95, grown = seconds[len(seconds) * 95 // 100], server.memory_info().rss - early
+    worked = (sum(server.cpu_times()[:2]) - worked) / len(found)
+    print(
+        f"\n{len(found)} answers, median {seconds[len(seconds) // 2]:.3f} s, p95 {p95:.3f} s, "
+        f"{1000 * worked:.1f} ms of a core each; {early / 1e6:.0f} MB after 15 s, "
+        f"{grown / 1e6:+.1f} MB after 60 s"
+    )
+    assert [one for one in found if one[1] != one[2]] == []
+    assert grown < 20e6
 
 
 def test_a_picture_waits_for_its_turn_no_longer_than_it_may(index, encoder, monkeypatch):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
 
 from vse_scale.config.synonyms import meant
 from vse_scale.errors import ConfigError
-from vse_shards.notes import shown
+from vse_shards.notes import MAX_NAME, shown
 from vse_shards.yaml_text import parse_yaml, read_yaml
 
 # The repository's launch/recipes, which comes with the package.
@@ -40,10 +41,12 @@ def shipped_recipe(name: str) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    if name not in recipe_names():
+    known = recipe_names()
+    if name not in known:
+        near = difflib.get_close_matches(name[:MAX_NAME], known, 1)
+        remedy = f"did you mean {near[0]}?" if near else f"the recipes are {', '.join(known)}"
         raise ConfigError(
-            f"{shown(name)}: there is no such file, nor a recipe of that name; the recipes are "
-            f"{', '.join(recipe_names())}"
+            f"{shown(name)}: there is no such file, nor a recipe of that name; {remedy}"
         )
     return _RECIPES / f"{name}.yaml"
 

@@ -146,6 +146,10 @@ class CaptionTokenizer:
                     f"{path}: has neither tokenizer.json, tokenizer_config.json nor vocab.txt"
                 )
             path = path / "vocab.txt"
+        if not path.exists():
+            raise ModelError(
+                f"{path}: no such tokenizer; nothing is downloaded, so give a folder or a file"
+            )
         try:
             text = read_plain(path).decode()
         except (OSError, ValueError) as error:

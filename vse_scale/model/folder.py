@@ -264,7 +264,7 @@ def _read_state(path: Path, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG
     if not folder.is_dir():
-        raise ModelError(f"{folder}: no such model folder")
+        raise ModelError(f"{folder}: no such model folder; give a model's, or a run.dir")
     if not path.is_file():
         raise ModelError(f"{folder}: is no model folder, {_CONFIG} is missing")
     try:

@@ -22,7 +22,7 @@ from vse_scale.planning.machine import examine_machine
 from vse_scale.planning.traffic import size_in_words
 from vse_scale.run.folder import RunFolder
 from vse_scale.training.checkpoint import Checkpoints, DiskUse
-from vse_scale.training.setup import open_data
+from vse_scale.training.setup import absent_files, open_data
 
 _SAMPLE_IMAGES = 32
 
@@ -112,17 +112,8 @@ def _checkpoints(config: Config, dataset: Dataset) -> Finding:
 
 def _files(config: Config) -> Iterator[Finding]:
     """Check that the files exist which the model starts from."""
-    model = config.model
-    named = {
-        "model.image.weights": getattr(model.image, "weights", None),
-        "model.image.path": getattr(model.image, "path", None),
-        "model.text.path": getattr(model.text, "path", None),
-        "model.text.tokenizer": model.text.tokenizer,
-        "model.init_from": model.init_from,
-    }
-    for key, path in named.items():
-        if path is not None and not Path(path).exists():
-            yield Finding("model", "fault", f"{key} is {path}, which does not exist", f"{key}=PATH")
+    for key, path in absent_files(config):
+        yield Finding("model", "fault", f"{key} is {path}, which does not exist", f"{key}=PATH")
 
 
 def _room(config: Config, folder: Path) -> Finding:

@@ -115,7 +115,7 @@ class FolderImages:
 
     def __init__(self, encoder: Encoder, folder: Path) -> None:
         if not folder.is_dir():
-            raise DatasetError(f"{folder}: no such folder of images")
+            raise DatasetError(f"{folder}: no such folder of images; check the path")
         self._encoder, self._folder = encoder, folder
         names, _ = files_below(str(folder))
         self._files = [n for n in names if is_image_name(n) and file_size(str(folder / n)) >= 0]

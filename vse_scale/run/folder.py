@@ -149,11 +149,17 @@ class RunRecords:
         """Read the run in ``path``, whatever of it is there.
 
         Raises:
-            OutputError: there is no such folder, or one of its files is damaged.
+            OutputError: there is no such folder, it is no run's, or one of its files is damaged.
         """
         if not path.is_dir():
             raise OutputError(f"{path}: no such run folder; give the run.dir of a training run")
         folder = RunFolder(path)
+        records = (folder.config_file, folder.steps_file, folder.evaluations_file)
+        others = (folder.results_file, folder.system_file, folder.lock_file)
+        # An empty one is a run's that has not begun.
+        if any(path.iterdir()) and not any(map(Path.exists, (*records, *others))):
+            names = ", ".join(file.name for file in records)
+            raise OutputError(f"{path}: is no run, it has none of {names}; give a run.dir")
         evaluations = folder.evaluations()
         results = _read(folder.results_file, lambda text: Results.from_json(parse_json(text)))
         return cls(

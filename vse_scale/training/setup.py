@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,8 +88,9 @@ def check_run(config: Config, ranks: int) -> None:
     """Check a run before anything is started.
 
     Raises:
-        UserError: the dataset, an observer, or the checkpoints that the run would resume from, are
-            missing, damaged or do not fit the configuration.
+        UserError: the dataset, an observer, the files that the model starts from, or the
+            checkpoints that the run would resume from, are missing, damaged or do not fit the
+            configuration.
     """
     find_observers(config)
     folder = RunFolder(Path(config.run.dir)).checkpoints_folder
@@ -98,6 +99,21 @@ def check_run(config: Config, ranks: int) -> None:
     if found:
         origin, state = found
         state.check(config, dataset.fingerprint, origin, dataset.grew_from)
+    elif absent := next(absent_files(config), None):
+        raise ConfigError(f"{absent[0]} is {absent[1]}, which does not exist; check the path")
+
+
+def absent_files(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield key and path of what the model starts from, where there is no such file or folder."""
+    model = config.model
+    named = {
+        "model.image.weights": getattr(model.image, "weights", None),
+        "model.image.path": getattr(model.image, "path", None),
+        "model.text.path": getattr(model.text, "path", None),
+        "model.text.tokenizer": model.text.tokenizer,
+        "model.init_from": model.init_from,
+    }
+    yield from ((key, path) for key, path in named.items() if path and not Path(path).exists())
 
 
 def open_data(
