@@ -88,3 +88,28 @@ def test_a_model_of_it_is_grouped_saved_and_opened(tmp_path):
             VSEModel.from_pretrained(tmp_path).encode_captions(token_ids, LENGTHS),
             model.encode_captions(token_ids, LENGTHS),
         )
+
+
+def test_words_that_are_packed_give_what_padding_gives_with_the_same_gradients():
+    torch.manual_seed(2)
+    lengths = torch.tensor([3, 7, 1, 7, 5])
+    token_ids = torch.randint(1, 9, (5, 7))  # most words occur several times
+    settings = BiGRUSettings(encoder="bigru", word_channels=6)
+    encoder = BiGRUTower(settings, 64, vocab_size=12).double().encoder  # as wide as is packed
+    published = nn.ModuleDict(
+        {"embed": nn.Embedding(12, 6), "rnn": nn.GRU(6, 64, batch_first=True, bidirectional=True)}
+    ).double()
+    published.load_state_dict(encoder.state_dict())
+    arriving = torch.randn(5, 7, 64, dtype=torch.float64)
+    arriving *= (torch.arange(7) < lengths[:, None])[..., None]
+
+    found = encoder(token_ids, lengths)
+    (found * arriving).sum().backward()
+    states = packed(published["rnn"], published["embed"](token_ids), lengths)
+    expected = (states[..., :64] + states[..., 64:]) / 2
+    (expected * arriving).sum().backward()
+
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    theirs = dict(published.named_parameters())
+    for name, parameter in encoder.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=0, atol=1e-13)

@@ -11,9 +11,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from vse_kernels import gpo_pool
+from vse_scale.model.packing import without_values
 from vse_scale.model.pooling.base import Pool
 from vse_scale.model.pooling.gru import BidirectionalGRU
 
@@ -40,7 +40,7 @@ def table_rows(lengths: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         The lengths (R,) that the rows are for, and each sample's row (B,), int64 both.
     """
     lengths = lengths.long()
-    if lengths.device.type == "cpu" and not _without_values(lengths):
+    if lengths.device.type == "cpu" and not without_values(lengths):
         distinct, rows = torch.unique(lengths, return_inverse=True)
         return distinct, rows
     if len(lengths) <= steps:
@@ -70,7 +70,7 @@ class GPO(Pool):
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Pool ``features`` (B, K, D), the first ``lengths`` (B,) vectors of each, into (B, D)."""
         steps = features.shape[1]
-        if self.training or torch.is_grad_enabled() or _without_values(lengths):
+        if self.training or torch.is_grad_enabled() or without_values(lengths):
             row_lengths, rows = self.choose_rows(lengths, steps)
             table = self.weight_table(row_lengths, steps)
         else:
@@ -129,7 +129,3 @@ class GPO(Pool):
             self._table_lengths += missing
         kept = [self._table_lengths.index(length) for length in wanted]
         return self._table[kept], rows
-
-
-def _without_values(lengths: Tensor) -> bool:
-    return lengths.is_meta or isinstance(lengths, FakeTensor)

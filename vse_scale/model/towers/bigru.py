@@ -10,11 +10,16 @@ from torch import Tensor, nn
 
 from vse_scale.bounds import Count
 from vse_scale.inputs.tokens import CaptionTokenizer
+from vse_scale.model.packing import is_eager_cpu
 from vse_scale.model.pooling import make_pool
 from vse_scale.model.towers.base import TextSettings
+from vse_scale.model.towers.packed_gru import PackedGRU, Packing
 
 _WORDS = 10_000  # of COCO's and Flickr30K's vocabularies
 _EMBEDDING_RANGE = 0.1  # of the uniform initial word embeddings, as published
+# Channels of a state from which a CPU packs rows; narrower models keep the order in which they add
+# up, and so the bits of their losses.
+_LEAST_PACKED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +113,9 @@ class _Words(nn.Module):
         self.rnn = RaggedGRU(channels, embed_dim)
 
     def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        if self.training and self.rnn.hidden_size >= _LEAST_PACKED and is_eager_cpu(lengths):
+            words, places = torch.unique(token_ids, return_inverse=True)
+            return self.rnn.average_of_words(self.embed(words), places, lengths)
         forward, backward = self.rnn(self.embed(token_ids), lengths)
         averaged: Tensor = (forward + backward) / 2
         return averaged
@@ -141,13 +149,39 @@ class RaggedGRU(nn.GRU):
         backward = self._run(inputs.gather(1, order.expand_as(inputs)), "_reverse")
         return self._run(inputs, ""), backward.gather(1, order.expand_as(backward))
 
+    def average_of_words(self, words: Tensor, places: Tensor, lengths: Tensor) -> Tensor:
+        """Run both directions over words that occur several times; for training on a CPU.
+
+        Args:
+            words: (U, C), the inputs that differ.
+            places: (P, L) int64, which of them is where; those beyond a row's length are ignored.
+            lengths: (P,) int64.
+
+        Returns:
+            The mean of both directions' states (P, L, H), 0 beyond a row's length.
+        """
+        packing = Packing.of(lengths)
+        forward, backward = (
+            PackedGRU.apply(  # type: ignore[no-untyped-call]
+                words, places[packing.rows, position], packing.counts, *self._weights(direction)
+            )
+            for direction, position in (("", packing.steps), ("_reverse", packing.turned_steps))
+        )
+        averaged = (forward + backward[packing.turned]) / 2
+        flat = packing.rows * places.shape[1] + packing.steps
+        padded = averaged.new_zeros(places.numel(), self.hidden_size)
+        states: Tensor = padded.index_copy(0, flat, averaged)
+        return states.view(*places.shape, self.hidden_size)
+
     def _run(self, inputs: Tensor, direction: str) -> Tensor:
-        weights = [
+        start = inputs.new_zeros(1, len(inputs), self.hidden_size)
+        states: Tensor = torch.gru(
+            inputs, start, self._weights(direction), True, 1, 0.0, self.training, False, True
+        )[0]
+        return states
+
+    def _weights(self, direction: str) -> list[Tensor]:
+        return [
             getattr(self, f"{name}_l0{direction}")
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         ]
-        start = inputs.new_zeros(1, len(inputs), self.hidden_size)
-        states: Tensor = torch.gru(
-            inputs, start, weights, True, 1, 0.0, self.training, False, True
-        )[0]
-        return states
