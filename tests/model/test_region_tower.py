@@ -99,6 +99,26 @@ def test_only_training_drops_regions():
     torch.testing.assert_close(head(regions, None, draws), head(regions))
 
 
+@pytest.mark.parametrize("dropped", [False, True])
+def test_packed_regions_give_what_padded_ones_give_with_the_same_gradients(monkeypatch, dropped):
+    torch.manual_seed(0)
+    head = made(6, 8).double()
+    regions, lengths = torch.randn(4, 5, 6).double(), torch.tensor([4, 2, 3, 1])
+    draws = torch.rand(4, 1 + 5) if dropped else None
+    arriving, results = torch.randn(4, 8).double(), []
+    for least in (0, regions.numel() + 1):
+        monkeypatch.setattr("vse_scale.model.towers.regions._LEAST_PACKED", least)
+        head.zero_grad()
+        head.norm.reset_running_stats()
+        pooled = head(regions, lengths, draws)
+        pooled.backward(arriving)
+        statistics = (head.norm.running_mean, head.norm.running_var)
+        gradients = (parameter.grad for parameter in head.parameters())
+        results.append([value.detach().clone() for value in (pooled, *statistics, *gradients)])
+    for packed, padded in zip(*results, strict=True):
+        torch.testing.assert_close(packed, padded, rtol=1e-12, atol=1e-13)
+
+
 def test_without_padding_it_is_batchnorm():
     inputs = (torch.randn(4, 3, 5) * 3 + 2).double()
     ours, theirs = SharedBatchNorm(5).double(), nn.BatchNorm1d(5).double()

@@ -13,12 +13,16 @@ from torch.nn import functional as F
 
 from vse_scale.bounds import Count
 from vse_scale.inputs.spec import RegionSpec
+from vse_scale.model.packing import is_eager_cpu
 from vse_scale.model.pooling import make_pool
 from vse_scale.model.towers.base import ImageSettings, Takes
 from vse_scale.model.towers.grid import compact
 
 _MOMENTUM = 0.1  # of BatchNorm's running statistics, torch's default
 _DROP = 0.2  # share of the regions that training leaves out (VSE-infinity's code)
+# Numbers of a batch from which a CPU packs regions; below there is nothing to gain, and losses keep
+# their bits.
+_LEAST_PACKED = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +97,40 @@ class RegionTower(nn.Module):
         """
         if lengths is None:
             lengths = torch.full(regions.shape[:1], regions.shape[1], device=regions.device)
+        kept = None
         if self.training and self.settings.drop_cells and draws is not None:
-            own = draws[:, 1 : 1 + regions.shape[1]]
-            regions, lengths = compact(regions, kept_regions(own, lengths))
-        present = torch.arange(regions.shape[1], device=regions.device) < lengths[:, None]
-        residual = self.output(F.relu(self.norm(self.hidden(regions), present)))
-        pooled: Tensor = self.pool(self.projection(regions) + residual, lengths)
+            kept = kept_regions(draws[:, 1 : 1 + regions.shape[1]], lengths)
+        if self.training and regions.numel() >= _LEAST_PACKED and is_eager_cpu(lengths):
+            vectors, lengths = self._packed(regions, lengths, kept)
+        else:
+            if kept is not None:
+                regions, lengths = compact(regions, kept)
+            vectors = self._transformed(regions, _within(lengths, regions.shape[1]))
+        pooled: Tensor = self.pool(vectors, lengths)
         return pooled
+
+    def _packed(
+        self, regions: Tensor, lengths: Tensor, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Transform the regions that are kept alone: (N, K', D), zero behind each image's own.
+
+        Also return how many are each image's, of which K' is the most.
+        """
+        if kept is None:
+            kept = _within(lengths, regions.shape[1])
+        lengths = kept.sum(1)
+        rows = regions.flatten(0, 1)[kept.flatten().nonzero()[:, 0]][None]
+        vectors = self._transformed(rows, torch.ones(rows.shape[:2], dtype=torch.bool))[0]
+        own = _within(lengths, int(lengths.max()))
+        places = own.flatten().nonzero()[:, 0]
+        padded = vectors.new_zeros(own.numel(), vectors.shape[1]).index_copy(0, places, vectors)
+        return padded.view(*own.shape, -1), lengths
+
+    def _transformed(self, regions: Tensor, present: Tensor) -> Tensor:
+        """Return projection and MLP of ``regions`` (N, K, C), of which some are no padding."""
+        residual = self.output(F.relu(self.norm(self.hidden(regions), present)))
+        transformed: Tensor = self.projection(regions) + residual
+        return transformed
 
     def keep(self, draws: Tensor) -> Tensor:
         """Return which of all regions training keeps, bool (N, cells), by (N, 1 + cells) draws."""
@@ -131,6 +162,11 @@ class RegionTower(nn.Module):
         """Do nothing: two layers are not worth computing again."""
 
 
+def _within(lengths: Tensor, most: int) -> Tensor:
+    """Return which of ``most`` positions lie within each of ``lengths`` (N,), bool (N, most)."""
+    return torch.arange(most, device=lengths.device) < lengths[:, None]
+
+
 def kept_regions(draws: Tensor, lengths: Tensor) -> Tensor:
     """Decide which regions training keeps: bool (N, K), at least one of each image's own.
 
@@ -138,8 +174,7 @@ def kept_regions(draws: Tensor, lengths: Tensor) -> Tensor:
         draws: (N, K) uniform in [0, 1).
         lengths: (N,) int64, how many of an image's K regions are its own.
     """
-    own = torch.arange(draws.shape[1], device=draws.device) < lengths[:, None]
-    draws = draws.where(own, -1.0)
+    draws = draws.where(_within(lengths, draws.shape[1]), -1.0)
     return (draws >= _DROP) | (draws == draws.amax(1, keepdim=True))
 
 
