@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.kernels.truth import pool_truth
 from vse_kernels import checks, gpo, gpo_pool
-from vse_kernels.gpo import choice
+from vse_kernels.gpo import choice, reference
 from vse_kernels.gpo.network import comparators
 
 POSITIONS = [1, 2, 5, 8, 31, 36, 64, 65, 100, 196, 256]
@@ -90,6 +90,18 @@ def test_values_and_gradients(positions, dtype, long, ties):
         close(actual, want, dtype)
     with torch.no_grad():
         close(gpo_pool(*given_[:4]), expected[0], dtype)
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["noise", "ties"])
+@pytest.mark.parametrize("positions", [1, 2, 36, 300])
+def test_numpy_sorts_as_torch_does(monkeypatch, positions, ties):
+    given_ = problem(5, positions, 9, seed=positions, ties=ties)
+    results = []
+    for most in (0, torch.get_num_threads()):
+        monkeypatch.setattr(reference, "MOST_THREADS", most)
+        results.append(run(*given_))
+    for by_torch, by_numpy in zip(*results, strict=True):
+        assert torch.equal(by_torch, by_numpy)
 
 
 @pytest.mark.parametrize("name", ["region", "grid", "text"])
