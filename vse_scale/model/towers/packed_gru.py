@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the N vectors of P ragged rows go, step by step, the longest row first.
+    """The order of the N vectors of P ragged rows, step by step, the longest row first.
 
     Attributes:
         counts: rows that have not ended, of each step; N is their sum.
