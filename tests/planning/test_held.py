@@ -24,14 +24,15 @@ def planned(config: Config) -> float:
     return part
 
 
+@pytest.mark.parametrize("pool", ["mean", "gpo"])
 def test_all_captions_are_counted_as_they_are_held(
-    small_run: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pool: str, small_run: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = [open_datasets([scenes], split) for split in ("train", "val")]
     texts = [text for one in both for text in caption_texts(one)]
     CaptionTokenizer.train(texts, 120).save(tmp_path / "pieces")
     own = (f"model.text.tokenizer={tmp_path / 'pieces'}", "data.max_caption_tokens=9")
-    config = Config.load(small_run, [*HELD, *own])
+    config = Config.load(small_run, [*HELD, *own, f"model.pool={pool}"])
     tokenizer = CaptionTokenizer.load(tmp_path / "pieces")
     model = VSEModel(config.model, tokenizer.vocab_size, 0, config.data.max_caption_tokens)
     captions.hold(model, tokenizer, tuple(both), config, ALONE)
@@ -41,7 +42,9 @@ def test_all_captions_are_counted_as_they_are_held(
     # Of more images some stand for all, each caption for itself.
     monkeypatch.setattr(held, "_IMAGES", 10)
     _, lengths = tokenizer.encode(texts, max_tokens=9)
-    assert planned(config) == pytest.approx(2 * states.shape[1] * int(lengths.sum()), rel=0.05)
+    vectors = len(lengths) if pool == "mean" else int(lengths.sum())
+    wanted = states.element_size() * states.shape[1] * vectors
+    assert planned(config) == pytest.approx(wanted, rel=0.05)
 
 
 def test_captions_that_are_not_read_have_as_many_tokens_as_is_supposed(small_run: Path) -> None:

@@ -14,16 +14,18 @@ from vse_shards.storage import is_url
 _IMAGES = 5_000  # whose captions are cut into tokens: a second or two
 
 
-def held_tokens(config: Config, tokens: int) -> int:
-    """Return the tokens whose states ``data.hold_captions`` holds on each rank, of both splits.
+def held_vectors(config: Config, tokens: int, *, pooled: bool) -> int:
+    """Return the vectors that ``data.hold_captions`` holds on each rank, of both splits' captions.
 
-    Captions of up to 5,000 images of a split are cut into tokens, each different one counted once;
+    That is the state of each token, or one vector of a caption where they are pooled. Captions of
+    up to 5,000 images of a split are cut into tokens, each different one counted once;
     of more images, those of 5,000 evenly spread ones stand for all, and equal captions are not
     looked for. Captions of a remote dataset, or whose vocabulary the run makes, are not read.
 
     Args:
         config: of the run.
         tokens: that a caption is taken to have where captions are not read.
+        pooled: whether a caption's states are.
 
     Raises:
         DatasetError: a dataset is not there, or has no such split.
@@ -35,7 +37,8 @@ def held_tokens(config: Config, tokens: int) -> int:
     splits = [(folders, config.data.split), *([([holder], validation)] if holder else [])]
     if source is None or any(map(is_url, folders)):
         listed = [Manifest.load(one).split(split, one) for some, split in splits for one in some]
-        return tokens * sum(int(one.captions_per_sample().sum()) for one in listed)
+        captions = sum(int(one.captions_per_sample().sum()) for one in listed)
+        return captions if pooled else tokens * captions
     tokenizer = CaptionTokenizer.load(source)
     different: set[tuple[int, ...]] = set()
     estimated = 0.0
@@ -45,8 +48,8 @@ def held_tokens(config: Config, tokens: int) -> int:
         texts = [one.text for image in images.tolist() for one in dataset.record(image).captions]
         ids, lengths = tokenizer.encode(texts, max_tokens=config.data.max_caption_tokens)
         if len(images) < len(dataset):
-            estimated += float(lengths.mean()) * dataset.pairs
+            estimated += (1.0 if pooled else float(lengths.mean())) * dataset.pairs
         else:
             rows = zip(ids.tolist(), lengths.tolist(), strict=True)
             different.update(tuple(row[:length]) for row, length in rows)
-    return round(estimated) + sum(map(len, different))
+    return round(estimated) + (len(different) if pooled else sum(map(len, different)))

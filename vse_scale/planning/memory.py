@@ -11,7 +11,7 @@ from vse_scale.config import Config
 from vse_scale.console import size
 from vse_scale.data.producer import batches_in_memory
 from vse_scale.planning.activations import Activations, batch_bytes, count_activations
-from vse_scale.planning.held import held_tokens
+from vse_scale.planning.held import held_vectors
 from vse_scale.planning.traffic import FLOAT, HALF, Stage, Workload
 from vse_scale.training.engine import LARGEST_BUCKET
 
@@ -77,7 +77,7 @@ class Batches:
         activations: of a micro-batch.
         waiting: images that are decoded ahead.
         cached: whether gradients of one micro-batch wait for those of the next.
-        captions: the states of captions that are held; None where none are.
+        captions: vectors of captions that are held; None where none are.
     """
 
     activations: Activations
@@ -97,7 +97,7 @@ class Batches:
         bfloat16: bool,
         held: int = 0,
     ) -> Batches:
-        """Count them for ``ranks`` ranks and ``held`` tokens whose states are held.
+        """Count them for ``ranks`` ranks and ``held`` vectors of captions that are held.
 
         The other arguments are `count_activations`'s.
 
@@ -114,14 +114,15 @@ class Batches:
             bfloat16=bfloat16,
         )
         waiting = batches_in_memory(config.data.prefetch) * batch_bytes(config, pairs)
-        states = float(HALF * work.held_channels * held) if work.held_channels else None
+        each = FLOAT if work.held_pooled else HALF
+        states = float(each * work.held_channels * held) if work.held_channels else None
         return cls(counted, float(waiting), cached=pieces > 1, captions=states)
 
 
 def memory_bytes(work: Workload, batches: Batches, stage: Stage, ranks: int) -> dict[str, float]:
     """Return a rank's memory by part when it is fullest; the parts add up to the peak.
 
-    As `state_bytes`, and ``captions``, the states of captions that are held, ``batches``, the
+    As `state_bytes`, and ``captions``, vectors of captions that are held, ``batches``, the
     images decoded ahead, and ``activations``: by how much the fullest moment of the passes forward
     and back surpasses the update's. Stages 1 to 3 move gradients into the bucket as they are made,
     and keep their share when the pass is over.
@@ -163,7 +164,7 @@ def memory_line(config: Config, ranks: int, *, cuda: bool, tokens: int) -> str:
         tokens=tokens,
         cuda=cuda,
         bfloat16=bfloat16,
-        held=held_tokens(config, tokens) if work.held_channels else 0,
+        held=held_vectors(config, tokens, pooled=work.held_pooled) if work.held_channels else 0,
     )
     parts = memory_bytes(work, batches, config.engine.zero_stage, ranks)
     ordered = sorted(parts.items(), key=lambda part: part[1], reverse=True)

@@ -10,7 +10,7 @@ from vse_scale.config import Config
 from vse_scale.errors import UserError
 from vse_scale.planning.constants import Constants
 from vse_scale.planning.flops import count_flops
-from vse_scale.planning.held import held_tokens
+from vse_scale.planning.held import held_vectors
 from vse_scale.planning.memory import (
     Batches,
     checkpoint_bytes,
@@ -103,7 +103,7 @@ class Plan:
         held = 0
         if work.held_channels:
             try:
-                held = held_tokens(config, tokens)
+                held = held_vectors(config, tokens, pooled=work.held_pooled)
             except (UserError, OSError) as error:
                 shards += f"; the states of captions are not counted: {error}"
         estimates: dict[int, dict[Stage, Estimate]] = {}

@@ -46,7 +46,8 @@ class Workload:
         averaged: whether a rank keeps an average of the weights.
         compared: whether ranks compare their captions.
         gather_gb: of a checkpoint, in units of 10**9 bytes, up to which the first rank gathers it.
-        held_channels: of the state of a token, where the states of captions are held; else 0.
+        held_channels: of a vector of a caption, where those are held; else 0.
+        held_pooled: whether a caption has one vector, in float32, in place of one of a token.
     """
 
     parameters: int
@@ -62,6 +63,7 @@ class Workload:
     compared: bool = False
     gather_gb: float = math.inf
     held_channels: int = 0
+    held_pooled: bool = False
 
     @classmethod
     def of(cls, config: Config, *, bfloat16: bool) -> Workload:
@@ -79,6 +81,8 @@ class Workload:
         ]
         trained = sum(parameter.numel() for parameter in autocast if parameter.requires_grad)
         large = sum(one.numel() for one in autocast if one.numel() > _PERSISTENT)
+        text = model.text
+        holds = text if config.data.hold_captions and isinstance(text, TransformerTower) else None
         return cls(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             trained=trained_numbers(model),
@@ -92,9 +96,8 @@ class Workload:
             averaged=config.optim.average > 0,
             compared=config.data.equal_captions == "positives",
             gather_gb=config.run.gather_gb,
-            held_channels=model.text.projection.in_features
-            if config.data.hold_captions and isinstance(model.text, TransformerTower)
-            else 0,
+            held_channels=holds.projection.in_features if holds else 0,
+            held_pooled=holds is not None and holds.pool.commutes,
         )
 
 
