@@ -87,6 +87,7 @@ def _rows(job: Job, case: str, costs: dict[str, list[Cost]]) -> list[Row]:
         "kB sent, ring": lambda found: [found[0].ring / 1e3],
         "kB sent, sockets": lambda found: [cost.sockets / 1e3 for cost in found[1:]],
         "ms": lambda found: [cost.seconds * 1e3 for cost in found[1:]],
+        "CPU ms of a rank": lambda found: [cost.cpu_seconds * 1e3 for cost in found[1:]],
     }
     return [
         row(

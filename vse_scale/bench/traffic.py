@@ -50,12 +50,14 @@ class Cost:
         ring: bytes sent, if all collectives were rings.
         sockets: bytes sent through TCP; 0 with another transport.
         seconds: duration of the forward and backward pass.
+        cpu_seconds: of the processor, all threads of the rank's process together.
         peak_bytes: largest rise of torch's memory; 0 if not measured.
     """
 
     ring: float
     sockets: int
     seconds: float
+    cpu_seconds: float
     peak_bytes: int = 0
 
 
@@ -65,9 +67,13 @@ def ours(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
     return global_hinge_loss(images, captions, ids=ids, valid=valid).loss
 
 
-def infonce(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
-    """Return CLIP's loss over all ranks, as `make_objective` has it."""
-    return make_objective("infonce", temperature=_TEMPERATURE).loss(images, captions, ids=ids)
+def objective(kind: str, **settings: Any) -> Loss:
+    """Return a loss over all ranks, as `make_objective` has it."""
+
+    def loss(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
+        return make_objective(kind, **settings).loss(images, captions, ids=ids)
+
+    return loss
 
 
 def open_clip(images: Tensor, captions: Tensor, ids: Tensor) -> Tensor:
@@ -145,7 +151,9 @@ def _exponentials(images: Tensor, captions: Tensor) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     "vse_scale": ours,
-    "vse_scale, infonce": infonce,
+    "vse_scale, infonce": objective("infonce", temperature=_TEMPERATURE),
+    "vse_scale, sigmoid": objective("sigmoid"),
+    "vse_scale, hinge+infonce": objective("hinge+infonce"),
     "open_clip": open_clip,
     "memeff": memeff,
 }
@@ -207,7 +215,7 @@ def _cost(call: Callable[[], None], device: torch.device, *, look: bool) -> Cost
     """Run ``call`` and count its cost; measuring memory (``look``) takes time of its own."""
     dist.barrier()
     sent = _sent_through_sockets()
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     peak, counter = 0, _RingBytes()
     if look:
         with counter:
@@ -216,9 +224,9 @@ def _cost(call: Callable[[], None], device: torch.device, *, look: bool) -> Cost
         call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - began
+    seconds, worked = time.perf_counter() - began, time.process_time() - worked
     sent = _sent_through_sockets() - sent
-    return Cost(counter.sent, sent, seconds, peak)
+    return Cost(counter.sent, sent, seconds, worked, peak)
 
 
 def _rise(call: Callable[[], None], device: torch.device) -> int:

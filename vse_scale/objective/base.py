@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vse_scale.objective.batch import captions_per_image, with_gradient
+from vse_scale.objective.batch import captions_per_image
+from vse_scale.objective.gradient import with_gradient
 from vse_scale.world.gather import Exchange
 
 

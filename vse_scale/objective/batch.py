@@ -6,10 +6,9 @@ Embeddings and ids are gathered without autograd. From these each rank computes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,28 +23,12 @@ TILE_COLUMNS = 2048
 
 @dataclass(frozen=True)
 class Tile:
-    """Scores of some images, each repeated for its captions, with some captions.
-
-    Attributes:
-        rows: pairs whose images are the rows, a slice of the global batch.
-        columns: pairs whose captions are the columns, likewise.
-        scores: (r, c) dot products, -inf where the pairs are no negatives of each other: their ids
-            are equal, or one is padding.
-    """
-
-    rows: slice
-    columns: slice
-    scores: Tensor
-
-
-@dataclass(frozen=True)
-class Sweep:
     """A part of the score matrix that this rank computes.
 
     Attributes:
-        rows: pairs by their images.
-        columns: pairs by their captions.
-        of_images: whether the rows are this rank's own, and whole.
+        rows: pairs by their images, a slice of the global batch, of whole images.
+        columns: pairs by their captions, likewise.
+        of_images: whether the rows are this rank's own.
         of_captions: whether the columns are.
     """
 
@@ -145,26 +128,55 @@ class GlobalBatch:
         """Return the place of ``pairs``, some of this rank's, among this rank's."""
         return _within(pairs, self.own)
 
-    def sweeps(self) -> tuple[Sweep, ...]:
-        """Return this rank's rows and its columns of the score matrix; on one rank they are all."""
-        whole = slice(0, len(self.captions))
-        if self.own == whole:
-            return (Sweep(whole, whole, of_images=True, of_captions=True),)
-        return (
-            Sweep(self.own, whole, of_images=True, of_captions=False),
-            Sweep(whole, self.own, of_images=False, of_captions=True),
-        )
+    @property
+    def alone(self) -> bool:
+        """Whether all pairs are this rank's."""
+        return self.own == slice(0, len(self.captions))
 
-    def tiles(self, sweep: Sweep) -> Iterator[Tile]:
-        """Compute the scores of a sweep tile by tile."""
-        for rows in _spans(sweep.rows, max(1, TILE_ROWS // self.per_image) * self.per_image):
-            left, ids = self.image_rows[self.rows_of(rows)], self.ids[rows]
-            for columns in _spans(sweep.columns, TILE_COLUMNS):
-                scores = left @ self.captions[columns].T
-                if self.per_image > 1:
-                    scores = scores.repeat_interleave(self.per_image, dim=0)
-                masked = masked_pairs(ids, self.ids[columns])
-                yield Tile(rows, columns, scores.masked_fill_(masked, -torch.inf))
+    def tiles(self, *, of_pairs: bool) -> Iterator[Tile]:
+        """Cut this rank's rows and its columns of the score matrix, each place of them once.
+
+        Args:
+            of_pairs: as `scores` has it.
+        """
+        own, each = self.own, self.per_image
+        height = max(1, TILE_ROWS // each) * each if of_pairs else TILE_ROWS * each
+        parts = [(own, own)]
+        for others in (slice(0, own.start), slice(own.stop, len(self.captions))):
+            parts += [(own, others), (others, own)]
+        for left, right in parts:
+            for rows in _spans(left, height):
+                for columns in _spans(right, TILE_COLUMNS):
+                    yield Tile(rows, columns, of_images=left == own, of_captions=right == own)
+
+    def scores(self, tile: Tile, *, of_pairs: bool, scale: float | Tensor = 1.0) -> Tensor:
+        """Return the dot products of a tile, times ``scale``.
+
+        Args:
+            tile: one of `tiles`.
+            of_pairs: whether an image has a row for each of its captions, or one row.
+            scale: of the scores.
+
+        Returns:
+            (r, c) or (r / k, c), -inf where the pairs are no negatives of each other: their ids
+            are equal, or one is padding.
+        """
+        rows = self.rows_of(tile.rows)
+        scores = (self.image_rows[rows] * scale) @ self.captions[tile.columns].T
+        of_images, of_captions = self._classes
+        classes = of_images[rows]
+        if of_pairs and self.per_image > 1:
+            scores, classes = scores.repeat_interleave(self.per_image, 0), of_captions[tile.rows]
+        return _without_matches(scores, classes, of_captions[tile.columns])
+
+    @cached_property
+    def _classes(self) -> tuple[Tensor, Tensor]:
+        """``image_ids`` and ``ids``; on a CPU numbered anew, from 0."""
+        if self.ids.is_cuda:
+            return self.image_ids, self.ids
+        found, classes = torch.unique(self.ids, return_inverse=True)
+        classes -= (found < 0).sum()
+        return classes.view(len(self.image_rows), -1).amax(1), classes
 
 
 def captions_per_image(images: Tensor, captions: Tensor) -> int:
@@ -200,6 +212,31 @@ def _without_padding(
     return images.where(served[:, None], zero), captions.where(valid[:, None], zero)
 
 
+def _without_matches(scores: Tensor, row_classes: Tensor, column_classes: Tensor) -> Tensor:
+    """Set ``scores`` (r, c) to -inf where classes are equal or -1, in place."""
+    if not scores.is_cuda:
+        # Few rows of a tile meet a column of theirs: to compare all takes as long as to score them.
+        rows = _members(row_classes, column_classes)
+        columns = _members(column_classes, row_classes)
+        if 2 * len(rows) * len(columns) <= scores.numel():
+            equal = row_classes[rows, None] == column_classes[columns]
+            row, column = equal.nonzero(as_tuple=True)
+            scores[rows[row], columns[column]] = -torch.inf
+            for side, padding in ((scores, row_classes < 0), (scores.T, column_classes < 0)):
+                if bool(padding.any()):
+                    side[padding] = -torch.inf
+            return scores
+    return scores.masked_fill_(masked_pairs(row_classes, column_classes), -torch.inf)
+
+
+def _members(some: Tensor, others: Tensor) -> Tensor:
+    """Return the places of those ``some`` (s,) that are not -1 and among ``others``."""
+    there = some.new_zeros(int(torch.maximum(some.amax(), others.amax())) + 2, dtype=torch.bool)
+    there[others] = True
+    there[-1] = False  # of padding
+    return there[some].nonzero()[:, 0]
+
+
 def limit_of(positive: Tensor, ignore_above: float | None) -> Tensor | None:
     """Return the largest score (B,) of a negative of each pair, given the pairs'; None: any."""
     return None if ignore_above is None else positive + ignore_above + rounding_of(positive)
@@ -208,40 +245,6 @@ def limit_of(positive: Tensor, ignore_above: float | None) -> Tensor | None:
 def rounding_of(positive: Tensor) -> Tensor:
     """Return by how much equal scores (B,) may differ that come from products of other shapes."""
     return 8 * torch.finfo(positive.dtype).eps * positive.abs().clamp(min=1)
-
-
-class Gradient:
-    """The gradient of this rank's embeddings, from the derivatives of the scores tile by tile.
-
-    Attributes:
-        images: (n, D).
-        captions: (b, D).
-    """
-
-    def __init__(self, batch: GlobalBatch) -> None:
-        self._batch = batch
-        self.images = torch.zeros_like(batch.own_images)
-        self.captions = torch.zeros_like(batch.own_captions)
-
-    def add(self, sweep: Sweep, tile: Tile, weight: Tensor) -> None:
-        """Add the part of a tile of whose scores the derivatives are ``weight`` (r, c)."""
-        batch = self._batch
-        if batch.per_image > 1:
-            weight = weight.view(-1, batch.per_image, weight.shape[1]).sum(1)
-        rows = batch.rows_of(tile.rows)
-        if sweep.of_images:
-            own = _within(rows, batch.rows_of(batch.own))
-            self.images[own].addmm_(weight, batch.captions[tile.columns])
-        if sweep.of_captions:
-            own = batch.own_part(tile.columns)
-            self.captions[own].addmm_(weight.T, batch.image_rows[rows])
-
-    def add_pairs(self, weight: Tensor) -> None:
-        """Add the part of this rank's pairs, with their scores' derivatives ``weight`` (b,)."""
-        batch, weight = self._batch, weight[:, None]
-        pulled = (weight * batch.own_captions).view(len(self.images), -1, self.images.shape[1])
-        self.images += pulled.sum(1)
-        self.captions += weight * batch.own_images.repeat_interleave(batch.per_image, 0)
 
 
 def cut(rows: Tensor, size: int) -> Tensor:
@@ -256,26 +259,3 @@ def _spans(within: slice, step: int) -> list[slice]:
 
 def _within(part: slice, whole: slice) -> slice:
     return slice(part.start - whole.start, part.stop - whole.start)
-
-
-def with_gradient(loss: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """Return ``loss`` with a graph that gives each of ``inputs`` its gradient, known already.
-
-    A graph that ``loss`` has goes on.
-    """
-    result: Tensor = _WithGradient.apply(loss, len(inputs), *inputs, *gradients)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _WithGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, count: int, *tensors: Tensor) -> Tensor:
-        inputs, gradients = tensors[:count], tensors[count:]
-        moved = (g.to(i.device, i.dtype) for i, g in zip(inputs, gradients, strict=True))
-        ctx.save_for_backward(*moved)
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [grad.to(value.device) * value for value in ctx.saved_tensors]
-        return (grad, None, *gradients, *(None for _ in gradients))

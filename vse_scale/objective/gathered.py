@@ -15,7 +15,8 @@ from torch import Tensor
 from vse_kernels.exact import full_precision
 from vse_scale.bounds import Count, Positive
 from vse_scale.objective.base import Objective, ObjectiveResult
-from vse_scale.objective.batch import GlobalBatch, cut, with_gradient
+from vse_scale.objective.batch import GlobalBatch, cut
+from vse_scale.objective.gradient import with_gradient
 from vse_scale.world.gather import Exchange
 
 IgnoreAbove = Annotated[float, Ge(0.0)] | None

@@ -99,7 +99,7 @@ def _chosen(
     rows, captions, own = batch.image_rows, batch.captions, batch.own
     if limit is None and precision == "fast":
         rows, captions = rows.bfloat16(), captions.bfloat16()
-    if limit is None and own == slice(0, len(captions)):  # one rank: both from one pass
+    if limit is None and batch.alone:  # both from one pass
         found = hardest_negatives(rows, captions, batch.image_ids, batch.ids)
         return found.row_index[:, None], cast("Tensor", found.column_index)
     own_rows = batch.rows_of(own)

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from vse_kernels import Violations, all_violations
 from vse_scale.objective.base import ObjectiveResult
-from vse_scale.objective.batch import GlobalBatch, with_gradient
+from vse_scale.objective.batch import GlobalBatch
+from vse_scale.objective.gradient import with_gradient
 from vse_scale.objective.mining import (
     HingeOptions,
     Mined,
@@ -272,7 +273,7 @@ def _all(
         positive.view(-1, batch.per_image),
         None if limit is None else limit.view(-1, batch.per_image),
     )
-    if len(batch.sweeps()) == 1:
+    if batch.alone:
         of_images = images.against(captions, margin, both=True)
         caption_loss, caption_count = of_images.column_loss, of_images.column_count
         to_captions = cast("Tensor", of_images.candidate_gradient)

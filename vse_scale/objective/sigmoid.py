@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vse_scale.bounds import ON_PURPOSE, Positive
-from vse_scale.objective.batch import GlobalBatch, Gradient, limit_of
+from vse_scale.objective.batch import GlobalBatch, limit_of
 from vse_scale.objective.gathered import Found, GatheredObjective, IgnoreAbove, SizeSettings
+from vse_scale.objective.gradient import Gradient
 from vse_scale.world.gather import Exchange
 
 _SUMS = 7  # `_Questions.sums`, float64
@@ -120,23 +121,20 @@ class _Questions:
         self.gradient = Gradient(batch)
         limit = limit_of(batch.positive, ignore_above)
         each = scale.to(positive.device) / batch.pairs
-        for sweep in batch.sweeps():
-            for tile in batch.tiles(sweep):
-                scores = tile.scores
-                if limit is not None:
-                    allowed = torch.minimum(limit[tile.rows, None], limit[tile.columns])
-                    scores = scores.masked_fill_(scores > allowed, -torch.inf)
-                logits = scores.mul(scale).add_(bias)
-                weight = logits.sigmoid()
-                if sweep.of_images:
-                    self._keep_top(0, batch.own_part(tile.rows), scores.amax(1))
-                    self._loss = self._loss - F.logsigmoid(-logits).sum(1).sum(dtype=torch.float64)
-                    self._bias_gradient = self._bias_gradient + weight.sum(1).sum(
-                        dtype=torch.float64
-                    )
-                if sweep.of_captions:
-                    self._keep_top(1, batch.own_part(tile.columns), scores.amax(0))
-                self.gradient.add(sweep, tile, weight.mul_(each))
+        for tile in batch.tiles(of_pairs=True):
+            scores = batch.scores(tile, of_pairs=True)
+            if limit is not None:
+                allowed = torch.minimum(limit[tile.rows, None], limit[tile.columns])
+                scores = scores.masked_fill_(scores > allowed, -torch.inf)
+            logits = scores.mul(scale).add_(bias)
+            weight = logits.sigmoid()
+            if tile.of_images:
+                self._keep_top(0, batch.own_part(tile.rows), scores.amax(1))
+                self._loss = self._loss - F.logsigmoid(-logits).sum(1).sum(dtype=torch.float64)
+                self._bias_gradient = self._bias_gradient + weight.sum(1).sum(dtype=torch.float64)
+            if tile.of_captions:
+                self._keep_top(1, batch.own_part(tile.columns), scores.amax(0))
+            self.gradient.add(tile, weight.mul_(each))
         logits = positive * scale + bias
         weight = -(-logits).sigmoid().where(batch.own_valid, 0.0)
         self._loss = self._loss - F.logsigmoid(logits).where(batch.own_valid, 0.0).double().sum()
