@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import against_checkout
 import checkpoint_stall
 import numpy as np
 import opening
@@ -56,3 +57,10 @@ def test_checkpoint_stall_measures_all_ways(capsys: pytest.CaptureFixture[str]) 
     checkpoint_stall.main(["1", "1"])
     rows = capsys.readouterr().out.splitlines()
     assert [row.split(" | ")[0] for row in rows[3:]] == [f"| {w}" for w in checkpoint_stall.WAYS]
+
+
+def test_each_case_that_two_checkouts_run_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(against_checkout, "IMAGES", 5)
+    monkeypatch.setattr(against_checkout, "ROWS", 64)
+    for case in against_checkout.CASES.values():
+        assert against_checkout.seconds(case(0)) > 0
