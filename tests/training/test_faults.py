@@ -29,11 +29,14 @@ from vse_scale.training.contract import GRACE_SECONDS
 def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A configuration that draws at random wherever it can, and a run of it, never stopped.
 
-    All ranks write its checkpoints; those that one gathers meet their faults in test_chaos.py.
+    All ranks write its checkpoints; those that one gathers meet their faults in test_chaos.py, and
+    so does the hinge with rates that drop.
     """
     folder = tmp_path_factory.mktemp("faults")
     config = folder / "faults.yaml"
-    config.write_text(random_run(scenes, every=8, gather_gb=0))
+    falls = "schedule: cosine, schedule_epochs: 2, layer_decay: 0.8, average: 0.9"
+    objective = "objective: {kind: infonce, matryoshka: [8, 24]}"
+    config.write_text(random_run(scenes, objective, every=8, falls=falls, gather_gb=0))
     result = vse_scale("train", "--ranks", "2", "--config", config, f"run.dir={folder / 'run'}")
     assert result.returncode == 0, result.stderr[-4000:]
     return config, folder / "run"

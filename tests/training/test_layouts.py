@@ -147,27 +147,51 @@ def test_layouts_that_cover_all_pairs(
     check_layouts(few_steps, tmp_path, layouts, reference)
 
 
+LEARNED_WITH = ("optim.algorithm=sgd", "optim.clip=0", "optim.lr=0.1", "objective.ramp=null")
+
+
+@pytest.mark.parametrize(
+    "ranks",
+    [pytest.param(4, marks=pytest.mark.slow)]
+    + [pytest.param(n, marks=pytest.mark.soak) for n in (1, 2)],
+)
+def test_every_objective_on_layouts_that_cover_all_pairs(
+    few_steps: Path, tmp_path: Path, ranks: int
+) -> None:
+    kinds = {
+        kind: (*LEARNED_WITH, f"objective.kind={kind}")
+        for kind in ("infonce", "sigmoid", "hinge+infonce")
+    }
+    alone = train_jobs(few_steps, tmp_path, 1, {kind: Job(keys) for kind, keys in kinds.items()})
+    jobs = {
+        f"{kind} {stage} {pieces}": Job(
+            (*keys, f"engine.zero_stage={stage}", f"engine.micro_batches={pieces}")
+        )
+        for kind, keys in kinds.items()
+        for own, stage, pieces, _ in PAIRWISE
+        if own == ranks
+    }
+    for name, found in train_jobs(few_steps, tmp_path, ranks, jobs).items():
+        assert_same_step(found.steps[0], alone[name.split()[0]].steps[0])
+
+
 @pytest.mark.slow
 def test_objectives_with_learned_numbers_on_any_layout_and_resumed(
     few_steps: Path, tmp_path: Path
 ) -> None:
     """The step of one process, and to the bit the steps of a run that was not stopped."""
     kinds = {
-        "infonce": (
-            "objective.kind=infonce",
-            "objective.ramp=null",
-            "objective.label_smoothing=0.1",
-        ),
-        "sigmoid": ("objective.kind=sigmoid", "objective.ramp=null", "objective.matryoshka=[8,24]"),
+        "infonce": ("objective.kind=infonce", "objective.label_smoothing=0.1"),
+        "sigmoid": ("objective.kind=sigmoid", "objective.matryoshka=[8,24]"),
+        "hinge+infonce": ("objective.kind=hinge+infonce",),
     }
-    usual = ("optim.algorithm=sgd", "optim.clip=0", "optim.lr=0.1")
     alone, layouts, parts = {}, {}, {}
-    for (kind, settings), stage in zip(kinds.items(), (1, 2), strict=True):
-        alone[kind] = Job((*usual, *settings))
+    for (kind, settings), stage in zip(kinds.items(), (1, 2, 2), strict=True):
+        alone[kind] = Job((*LEARNED_WITH, *settings))
         for other, pieces in ((stage, 1), (stage - 1, 2), (3, 2)):
             engine = (f"engine.zero_stage={other}", f"engine.micro_batches={pieces}")
-            layouts[f"{kind} {other} {pieces}"] = Job((*usual, *settings, *engine))
-        stopped = (*settings, f"engine.zero_stage={stage}")
+            layouts[f"{kind} {other} {pieces}"] = Job((*LEARNED_WITH, *settings, *engine))
+        stopped = (*settings, "objective.ramp=null", f"engine.zero_stage={stage}")
         parts |= {
             f"{kind} whole": Job(stopped, count=9),
             f"{kind} first": Job(stopped, count=7, save=True, folder=tmp_path / kind),
@@ -186,7 +210,7 @@ def test_objectives_with_learned_numbers_on_any_layout_and_resumed(
         assert_same_bits(second.start, found[f"{kind} first"].steps[-1]["state"])
         assert_same_bits(second.steps[-1]["state"], whole.steps[-1]["state"])
         numbers = numbers_of(whole.steps[-1]["state"])
-        assert len(numbers) == {"infonce": 1, "sigmoid": 2}[kind]
+        assert len(numbers) == {"infonce": 1, "sigmoid": 2, "hinge+infonce": 1}[kind]
         shown = whole.steps[-1]["record"]
         assert {"temperature"} <= shown.keys() or {"scale", "bias"} <= shown.keys()
 
