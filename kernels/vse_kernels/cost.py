@@ -2,8 +2,8 @@
 
 A launch takes as long as its busiest resource: one of a multiprocessor's pipes, the issue of
 instructions, or memory. Latency, caches and the tail of a grid are left out, so a measurement
-should be 1.1 to 1.25 times the prediction. Every instruction counts once: the model is for kernels
-without loops, compiled for one branch.
+should be 1.1 to 1.25 times the prediction. Every instruction counts once: `predict` is for kernels
+without loops, compiled for one branch. `predict_tiles` is for products of matrices.
 """
 
 from __future__ import annotations
@@ -41,16 +41,18 @@ _PIPE_OF = {operation: pipe for pipe, names in _PIPES.items() for operation in n
 class Device:
     """Resources of a GPU: multiprocessors, clock in Hz, and memory bandwidth in bytes per second.
 
-    The bandwidth is that of a large copy, about nine tenths of the data sheet's.
+    The bandwidth is that of a large copy, about nine tenths of the data sheet's. Products are the
+    multiplications, each with its addition, of 16-bit floats per clock and multiprocessor.
     """
 
     name: str
     multiprocessors: int
     clock: float
     bandwidth: float
+    products: int
 
 
-H200 = Device("H200", 132, 1.755e9, 4.3e12)
+H200 = Device("H200", 132, 1.755e9, 4.3e12, 2048)
 
 
 def pipe_of(operation: str) -> str:
@@ -89,11 +91,59 @@ def predict(
         bytes_moved: that any implementation reads and writes.
         device: to predict for.
     """
-    lanes_a_second = device.multiprocessors * device.clock
     times = {
-        pipe: counts.get(pipe, 0) * warps * 32 / lanes / lanes_a_second
-        for pipe, lanes in LANES.items()
+        pipe: clocks / (device.multiprocessors * device.clock)
+        for pipe, clocks in _clocks(counts, warps).items()
     }
     times["memory"] = floor(bytes_moved, device)
     busiest = max(times, key=lambda name: times[name])
     return times[busiest], busiest
+
+
+def _clocks(counts: Mapping[str, int], warps: int) -> dict[str, float]:
+    """Return the clocks that each pipe of one multiprocessor takes for `warps` warps."""
+    return {pipe: counts.get(pipe, 0) * warps * 32 / lanes for pipe, lanes in LANES.items()}
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A kernel that computes tiles of a product, one program at a time on a multiprocessor.
+
+    Attributes:
+        once: instructions of a warp by pipe, outside of the loop over the depth.
+        step: those of a step of that loop.
+        warps: per program.
+        rows: of a tile.
+        columns: of a tile.
+        depth: entries of a row per step.
+        times: that the tensor cores multiply a pair of entries, in units of 16-bit floats.
+    """
+
+    once: Mapping[str, int]
+    step: Mapping[str, int]
+    warps: int
+    rows: int
+    columns: int
+    depth: int
+    times: int = 1
+
+
+def product_seconds(rows: int, columns: int, width: int, device: Device = H200) -> float:
+    """Return the seconds that the tensor cores take for (rows, width) @ (width, columns)."""
+    return rows * columns * width / (device.products * device.multiprocessors * device.clock)
+
+
+def predict_tiles(
+    tiles: Tiles, rows: int, columns: int, width: int, device: Device = H200
+) -> tuple[float, float]:
+    """Return the seconds of a launch over all tiles, and the share of them outside the loop.
+
+    A step of the loop takes as long as its busiest pipe or the tensor cores, which run beside each
+    other. Outside the loop nothing hides the instructions: a second program does not fit.
+    """
+    multiplied = tiles.rows * tiles.columns * tiles.depth * tiles.times / device.products
+    step = max(multiplied, *_clocks(tiles.step, tiles.warps).values())
+    once = max(_clocks(tiles.once, tiles.warps).values())
+    total = once + step * -(-width // tiles.depth)
+    programs = -(-rows // tiles.rows) * -(-columns // tiles.columns)
+    return -(-programs // device.multiprocessors) * total / device.clock, once / total

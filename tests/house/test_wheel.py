@@ -61,3 +61,40 @@ def test_the_wheel_stands_alone(tmp_path: Path) -> None:
         [sys.executable, "-P", "-c", where, tmp_path / "installed"], capture_output=True, text=True
     )
     assert done.stdout.startswith(str(tmp_path / "installed"))
+
+
+USE = """
+import sys; sys.path.insert(0, sys.argv[1])
+import torch, vse_kernels
+print(vse_kernels.__file__)
+rows = torch.zeros(3, dtype=torch.long)
+features, table = torch.randn(3, 5, 4), torch.randn(2, 5)
+operators, check = torch.ops.vse_kernels, torch.library.opcheck
+check(operators.gpo_forward.default, (features, rows + 5, table, rows, False, True))
+order = operators.gpo_forward(features, rows + 5, table, rows, False, True)[1]
+upstream = torch.randn(3, 4)
+check(operators.gpo_backward.default, (upstream, features, rows + 5, table, rows, order, False))
+left, ids = torch.randn(3, 4), torch.arange(3)
+check(operators.hardest_negatives.default, (left, left, ids, ids, True, False))
+assert not {"vse_scale", "vse_shards"} & set(sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_the_kernels_stand_alone(tmp_path: Path) -> None:
+    """`pip install ./kernels`, without what it depends on: its operators, on CPU."""
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "kernels", source, ignore=ignored)  # the licence is a link
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, source]
+    subprocess.run(pip, check=True, timeout=600)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert "vse_kernels/py.typed" in archive.namelist()
+        archive.extractall(tmp_path / "installed")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", USE, tmp_path / "installed"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(tmp_path / "installed"))

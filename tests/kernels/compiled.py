@@ -33,6 +33,7 @@ from typing import Any
 os.environ.pop("TRITON_INTERPRET", None)
 os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
 
+import sass
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -55,6 +56,8 @@ SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 COUNTED = (36, 64)
 FORWARD = (*pooling.NETWORKS, *pooling.FORWARD_LANES)
 BACKWARD = tuple(sorted({pooling.backward_launch(size).size for size in FORWARD}))
+# Sizes that are compiled for odd widths too.
+ODD = (36, 64, pooling.LARGEST_CODED)
 # The largest of a lane and of several, which take the most registers: in another dtype too, on one
 # architecture.
 LARGEST = (pooling.LARGEST_BACKWARD, max(pooling.NETWORKS), pooling.LARGEST_CODED)
@@ -75,6 +78,7 @@ class Case:
     warps: int
     stages: int = 3
     columns_per_warp: int = 0
+    scores_per_warp: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,11 @@ class Report:
         tensor_core: the kinds of instruction that multiply matrices, separated by spaces.
         wide_addresses: address computations with a 64-bit offset, before lowering.
         packed_minima: instructions that take the minimum or maximum of two pairs of 16-bit floats.
-        pipes: instructions by pipe, such as "alu 750 issue 1140"; every one counts once.
+        pipes: instructions by pipe, such as "alu 750 issue 1140"; every one counts once. Of mining,
+            those of a usual tile outside of its loop.
+        loop_pipes: of mining, those of a step of the loop.
         columns_per_warp: columns that a warp pools; 0 of other kernels.
+        scores_per_warp: scores that a warp mines; 0 of other kernels.
         cpu_seconds: of compiling, child processes included.
         triton_version: of the compiler.
         digest: of the case and of the code that it was compiled from, see `digest_of`.
@@ -108,7 +115,9 @@ class Report:
     wide_addresses: int
     packed_minima: int
     pipes: str
+    loop_pipes: str
     columns_per_warp: int
+    scores_per_warp: int
     cpu_seconds: float
     triton_version: str
     digest: str
@@ -129,9 +138,14 @@ def pooling_cases(capability: int) -> Iterator[Case]:
                     continue
                 sizes = pooling_launch(size, backward).sizes
                 yield pooling_case(kind, size, sizes, common, backward)
-                largest = size in LARGEST or not coded
-                if (size in COUNTED and (pairs or first)) or (largest and first):
+                # 16-bit floats are sorted in pairs where these can be coded.
+                largest = size in LARGEST if pairs else not coded
+                if (size in COUNTED and pairs) or (largest and first):
                     yield pooling_case(kind, size, sizes, other, backward)
+                if pairs and first and size == COUNTED[0]:
+                    yield pooling_case(kind, size, sizes, common, backward, indices="i32")
+                if pairs and first and size in ODD:
+                    yield pooling_case(kind, size, sizes[-1:], common, backward, words=False)
                 if size in COUNTED and first and len(sizes) > 1:
                     yield pooling_case(kind, size, sizes[-1:], common, backward)
 
@@ -141,12 +155,19 @@ def pooling_launch(size: int, backward: bool) -> pooling.Launch:
 
 
 def pooling_case(
-    kind: str, size: int, sizes: tuple[int, ...], dtype: torch.dtype, backward: bool
+    kind: str,
+    size: int,
+    sizes: tuple[int, ...],
+    dtype: torch.dtype,
+    backward: bool,
+    words: bool = True,
+    indices: str = "i64",
 ) -> Case:
     launch = pooling_launch(size, backward)
     pairs = kind == "gpo-packed"
     pointer = POINTERS[dtype]
-    types = {"features": pointer, "lengths": "*i64", "table": "*fp32", "rows": "*i64"}
+    index = f"*{indices}"
+    types = {"features": pointer, "lengths": index, "table": "*fp32", "rows": index}
     if backward:
         types |= {"gradient": pointer, "features_gradient": pointer, "partial": "*fp32"}
     else:
@@ -154,12 +175,15 @@ def pooling_case(
     columns = "PAIRS" if pairs else "D"
     types |= dict.fromkeys(("K", columns, "stride_sample", "stride_position"), "i32")
     alone = "-alone" if sizes != launch.sizes else ""
+    width = "" if words else "-odd"
+    width += "" if indices == "i64" else f"-{indices}"
     direction = "backward" if backward else "forward"
     return Case(
-        f"{kind}-{direction}-{size}{alone}-{SHORT[dtype]}",
+        f"{kind}-{direction}-{size}{alone}{width}-{SHORT[dtype]}",
         getattr(packed if pairs else gpo, f"{'packed' if pairs else 'network'}_{direction}"),
         types,
-        {"SIZES": sizes, "LANES": launch.lanes, "COLUMNS": launch.columns, "ASSEMBLY": True},
+        {"SIZES": sizes, "LANES": launch.lanes, "COLUMNS": launch.columns, "ASSEMBLY": True}
+        | ({"WORDS": words} if pairs else {}),
         tuple(name for name, type_ in types.items() if type_.startswith("*")),
         launch.warps,
         columns_per_warp=(1 + pairs) * launch.columns // launch.warps,
@@ -182,11 +206,17 @@ def mining_cases(capability: int) -> Iterator[Case]:
             "UPCAST": False,
             "PRECISION": blocks.precision,
         }
-        shape = (tuple(types), blocks.warps, blocks.stages)
+        scores = blocks.rows * blocks.columns // blocks.warps
+        shape = (tuple(types), blocks.warps, blocks.stages, 0)
         for sides in ("both", "rows"):
             both = {"BOTH": sides == "both"}
             name = f"hardest-{sides}-{SHORT[dtype]}"
-            yield Case(name, hardest.mine, types, constants | both, *shape)
+            yield Case(name, hardest.mine, types, constants | both, *shape, scores)
+            if (dtype, capability) == (torch.bfloat16, 90):
+                # Ids that are a slice; the launcher aligns the matrices.
+                rest = tuple(name for name in types if not name.endswith("_ids"))
+                name = f"hardest-{sides}-unaligned-{SHORT[dtype]}"
+                yield Case(name, hardest.mine, types, constants | both, rest, *shape[1:], scores)
             odd = {"LOWEST": LOWEST, "PART": blocks.part}
             name = f"hardest-odd-{sides}-{SHORT[dtype]}"
             yield Case(name, hardest.mine_left_over, types, constants | both | odd, *shape)
@@ -265,11 +295,8 @@ def compile_case(case: Case, capability: int) -> Report:
         file.flush()
         usage = run_tool("cuobjdump", "--dump-resource-usage", file.name)
         code = run_tool("nvdisasm", "-c", file.name)
-    operations = Counter(
-        re.findall(
-            r"^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)[ .;]", code, re.M
-        )
-    )
+    operations = sass.operations(code)
+    once, step = sass.usual_path(code) if case.scores_per_warp else (operations, Counter())
     registers = re.search(r"REG:(\d+)", usage)
     if registers is None:
         raise RuntimeError(f"{case.name}: cuobjdump named no registers")
@@ -283,12 +310,18 @@ def compile_case(case: Case, capability: int) -> Report:
         tensor_core=" ".join(sorted(name for name in operations if name.endswith("MMA"))),
         wide_addresses=len(re.findall(r"tt\.addptr .*i64(?:>|$)", compiled.asm["ttir"], re.M)),
         packed_minima=operations["HMNMX2"],
-        pipes=" ".join(f"{pipe} {count}" for pipe, count in sorted(by_pipe(operations).items())),
+        pipes=in_words(by_pipe(once)),
+        loop_pipes=in_words(by_pipe(step)),
         columns_per_warp=case.columns_per_warp,
+        scores_per_warp=case.scores_per_warp,
         cpu_seconds=round(seconds, 1),
         triton_version=triton.__version__,
         digest=digest_of(case),
     )
+
+
+def in_words(counts: Counter[str]) -> str:
+    return " ".join(f"{pipe} {count}" for pipe, count in sorted(counts.items()) if count)
 
 
 def digest_of(case: Case) -> str:

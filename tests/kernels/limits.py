@@ -26,6 +26,7 @@ class Limit:
         packed_minima: instructions that order two pairs of 16-bit floats, at least.
         instructions: in all, at most; one takes 16 bytes.
         alu_per_column: instructions of the integer pipe per column and lane, at most.
+        alu_per_score: those of mining outside of its loop, per score, at most.
     """
 
     patterns: tuple[str, ...]
@@ -37,6 +38,7 @@ class Limit:
     packed_minima: int = 0
     instructions: int = 12000
     alu_per_column: int = 10000
+    alu_per_score: float = 30
 
 
 # The first that matches holds. Spills are zero everywhere, without exception.
@@ -49,7 +51,7 @@ LIMITS = (
     Limit(
         tuple(f"gpo-forward-{size}-*" for size in (16, 24, 32)),
         registers=56,
-        instructions=1152,
+        instructions=1216,
     ),
     # One network alone, all of whose instructions count.
     Limit(
@@ -80,7 +82,7 @@ LIMITS = (
         ("gpo-forward-128-*",),
         registers=96,
         instructions=2816,
-        alu_per_column=4288,
+        alu_per_column=4352,
     ),
     Limit(
         ("gpo-forward-256-*",),
@@ -143,10 +145,33 @@ LIMITS = (
     ),
     Limit(
         ("gpo-backward-512-*",),
-        registers=128,
+        registers=152,
         shared_bytes=2048,
         instructions=9728,
         alu_per_column=95808,
+    ),
+    # Odd widths: two loads and stores a pair.
+    Limit(
+        ("gpo-packed-forward-36-*-odd-*", "gpo-packed-forward-64-*-odd-*"),
+        registers=128,
+        packed_minima=482,
+        instructions=2432,
+        alu_per_column=800,
+    ),
+    Limit(
+        ("gpo-packed-forward-256-odd-*",),
+        registers=136,
+        packed_minima=2238,
+        instructions=4224,
+        alu_per_column=5504,
+    ),
+    Limit(
+        ("gpo-packed-backward-*-odd-*",),
+        registers=144,
+        shared_bytes=1024,
+        packed_minima=518,
+        instructions=7680,
+        alu_per_column=21248,
     ),
     # Two columns per register, two networks; "alone" with the largest, whose instructions count.
     Limit(
@@ -255,11 +280,25 @@ LIMITS = (
     Limit(("hardest-odd-*",), (80,), registers=184, shared_bytes=40960, tensor_core="HMMA"),
     Limit(("hardest-odd-*",), (90,), registers=152, shared_bytes=110592, tensor_core="HGMMA"),
     Limit(("hardest-odd-*",), (100,), registers=128, shared_bytes=61456, tensor_core="UTCHMMA"),
-    Limit(("hardest-*-fp32",), (90,), registers=208, shared_bytes=98304, tensor_core="HGMMA"),
+    Limit(
+        ("hardest-*-fp32",),
+        (90,),
+        registers=208,
+        shared_bytes=98304,
+        tensor_core="HGMMA",
+        alu_per_score=13,
+    ),
     # 256 x 128 scores are 128 registers of each of 256 threads.
-    Limit(("hardest-*",), (90,), registers=248, shared_bytes=147456, tensor_core="HGMMA"),
+    Limit(
+        ("hardest-*",),
+        (90,),
+        registers=240,
+        shared_bytes=147456,
+        tensor_core="HGMMA",
+        alu_per_score=9,
+    ),
     Limit(("hardest-*",), (80,), registers=176, shared_bytes=65536, tensor_core="HMMA"),
-    Limit(("hardest-*",), (100,), registers=144, shared_bytes=73744, tensor_core="UTCHMMA"),
+    Limit(("hardest-*",), (100,), registers=120, shared_bytes=73744, tensor_core="UTCHMMA"),
     Limit(("violations-*",), (90,), registers=208, shared_bytes=73728, tensor_core="HGMMA"),
     Limit(("violations-*",), (80,), registers=200, shared_bytes=49152, tensor_core="HMMA"),
     Limit(("violations-*",), (100,), registers=208, shared_bytes=73744, tensor_core="UTCHMMA"),

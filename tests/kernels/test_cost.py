@@ -7,8 +7,19 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from vse_kernels.cost import H200, by_pipe, floor, pipe_of, predict
+from vse_kernels.cost import (
+    H200,
+    Tiles,
+    by_pipe,
+    floor,
+    pipe_of,
+    predict,
+    predict_tiles,
+    product_seconds,
+)
+from vse_kernels.hardest import choice
 
 
 @pytest.mark.parametrize(
@@ -47,8 +58,25 @@ def test_memory_bounds_from_below():
     assert floor(43_000_000) == pytest.approx(1e-5)
 
 
+def test_a_tile_takes_its_loop_and_what_is_outside():
+    """Of 128 x 64 scores, 8 warps: 256 clocks a step of 64 on tensor cores, 4 an instruction."""
+    tiles = Tiles({"alu": 100}, {"alu": 10}, 8, 128, 64, 64)
+    seconds, outside = predict_tiles(tiles, 128 * 132, 64, 640)
+    assert seconds == pytest.approx((400 + 10 * 256) / H200.clock)
+    assert outside == pytest.approx(400 / (400 + 2560))
+    assert predict_tiles(tiles, 128 * 132 + 1, 64, 640)[0] == pytest.approx(2 * seconds)
+    slow = Tiles({"alu": 100}, {"alu": 100}, 8, 128, 64, 64)
+    assert predict_tiles(slow, 1, 1, 1)[0] == pytest.approx(800 / H200.clock)
+
+
+def test_the_product_alone():
+    """989 TFLOP/s at 1.83 GHz, as the data sheet has it."""
+    flops = 2 * 4096**3 / product_seconds(4096, 4096, 4096) * 1.83e9 / H200.clock
+    assert flops == pytest.approx(989.4e12, rel=1e-3)
+
+
 README = Path(__file__).parents[2] / "kernels" / "README.md"
-PREDICTED = re.compile(r"\| (forward|backward), K = (\d+), (\w+)(, pairs)? \|(.*)\|")
+PREDICTED = re.compile(r"\| (forward|backward), K = (\d+), (\w+)(, pairs|, odd)? \|(.*)\|")
 DTYPES = {"bfloat16": ("bf16", 2), "float32": ("fp32", 4)}
 
 
@@ -63,14 +91,61 @@ def table():
         }
 
 
+def counts_of(words):
+    """Instructions by pipe of a cell such as "alu 750 issue 1140"."""
+    cells = words.split()
+    return dict(zip(cells[::2], map(int, cells[1::2]), strict=True))
+
+
+def of_mining(report, dtype):
+    """ALU instructions per score and predicted seconds, for 65,536 x 65,536 x 1,024."""
+    blocks = choice.blocks(dtype, 9)
+    # A second program does not fit: what is outside of the loop is not hidden.
+    assert 2 * int(report["registers"]) * 32 * blocks.warps > 65536
+    once = counts_of(report["pipes"])
+    # Three products of TF32, at half the rate each.
+    times = 6 if dtype == torch.float32 else 1
+    tiles = Tiles(
+        once, counts_of(report["loop_pipes"]), blocks.warps,
+        blocks.rows, blocks.columns, blocks.depth, times,
+    )  # fmt: skip
+    seconds, _ = predict_tiles(tiles, 65536, 65536, 1024)
+    return once["alu"] * 32 / int(report["scores_per_warp"]), seconds
+
+
+MINING = re.compile(r"\| (both sides|rows alone), (\w+) \|(.*)\|")
+
+
+def test_the_predictions_of_mining_in_the_readme(table):
+    product = product_seconds(65536, 65536, 1024)
+    lines = MINING.findall(README.read_text())
+    assert len(lines) == 4
+    for sides, dtype, cells in lines:
+        name = f"hardest-{sides.split()[0]}-{DTYPES[dtype][0]}"
+        per_score, seconds = of_mining(table[name], getattr(torch, dtype))
+        assert [cell.strip() for cell in cells.split("|")] == [
+            f"{per_score:.1f}",
+            f"{seconds * 1e3:.1f}",
+            f"{seconds / product:.2f}" if dtype == "bfloat16" else "",
+        ]
+
+
+@pytest.mark.parametrize(("sides", "most"), [("both", 1.35), ("rows", 1.2)])
+def test_mining_is_predicted_within_a_multiple_of_the_product(table, sides, most):
+    """Of bfloat16, at the tensor cores' peak, which no product of matrices reaches."""
+    per_score, seconds = of_mining(table[f"hardest-{sides}-bf16"], torch.bfloat16)
+    assert per_score <= 12
+    assert seconds <= most * product_seconds(65536, 65536, 1024)
+
+
 def of_pooling(table, direction, positions, dtype, pairs):
     """ALU instructions per column, predicted seconds and the floor, for 256 x positions x 1,024."""
     short, size = DTYPES[dtype]
     kind = f"gpo-packed-{direction}" if pairs else f"gpo-{direction}"
-    launched = f"{kind}-{positions}-{short}"
-    report = table.get(f"{kind}-{positions}-alone-{short}") or table[launched]
-    words = report["pipes"].split()
-    counts = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+    width = "-odd" if pairs == ", odd" else ""
+    launched = f"{kind}-{positions}{width}-{short}"
+    report = table.get(f"{kind}-{positions}-alone{width}-{short}") or table[launched]
+    counts = counts_of(report["pipes"])
     columns = int(report["columns_per_warp"])
     moved = 256 * positions * 1024 * size * (1 + (direction == "backward"))
     seconds, busiest = predict(counts, 256 * 1024 // columns, moved)
@@ -92,8 +167,15 @@ def test_the_predictions_in_the_readme(table):
         ]
 
 
-@pytest.mark.parametrize(("dtype", "pairs"), [("bfloat16", True), ("float32", False)])
-@pytest.mark.parametrize(("positions", "most"), [(36, 3), (64, 3), (128, 4), (256, 5)])
+STEPS = [
+    (positions, most, *kind)
+    for kind in (("bfloat16", ", pairs"), ("bfloat16", ", odd"), ("float32", ""))
+    for positions, most in ((36, 3), (64, 3), (128, 4), (256, 5))
+    if (positions, kind[1]) != (128, ", odd")
+]
+
+
+@pytest.mark.parametrize(("positions", "most", "dtype", "pairs"), STEPS)
 def test_a_training_step_is_predicted_within_a_multiple_of_memory(
     table, positions, most, dtype, pairs
 ):

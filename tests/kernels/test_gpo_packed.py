@@ -133,7 +133,7 @@ def test_a_sample_takes_the_first_network_that_holds_it(packed_alone, monkeypatc
     expected = run(*given, impl="triton")
     monkeypatch.setattr(choice, "NETWORKS", {8: (2, 4, 8)})
     taken = {}
-    for name, place in (("pool_pairs", 5), ("gradients_of_pairs", 11)):
+    for name, place in (("pool_pairs", 6), ("gradients_of_pairs", 12)):
         plain = getattr(packed, name)
 
         def recorded(*operands, name=name, place=place, plain=plain):
@@ -156,14 +156,49 @@ def test_weights_beyond_the_length_are_ignored(packed_alone):
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("kind", ["odd columns", "float32"])
-def test_what_is_no_pair_takes_another_kernel(monkeypatch, kind):
+def test_what_is_no_pair_takes_another_kernel(monkeypatch):
     monkeypatch.setattr(launch, "packed_forward", None)
     monkeypatch.setattr(launch, "packed_backward", None)
-    dtype, columns = (torch.float32, 8) if kind == "float32" else (torch.bfloat16, 9)
-    given = problem(2, 3, columns, dtype)
+    given = problem(2, 3, 8, torch.float32)
+    for actual, want in zip(run(*given, impl="triton"), pool_truth(*given), strict=True):
+        close(actual, want, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("positions", "columns"), [(1, 1), (5, 9), (21, 3), (70, 1)])
+def test_odd_widths(packed_alone, positions, columns, dtype):
+    """The last pair is one column, by one lane and by two: values and both gradients."""
+    given = problem(3, positions, columns, dtype, seed=positions, ties=True)
     for actual, want in zip(run(*given, impl="triton"), pool_truth(*given), strict=True):
         close(actual, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_odd_width_has_the_bits_of_the_next_even_one(packed_alone, dtype):
+    """All columns but the last, at any offset and stride; the weights' gradient without it."""
+    features, lengths, table, rows, upstream = problem(4, 6, 6, dtype, ties=True)
+    upstream[:, 5] = 0
+    features[:, :, 5] = 0
+    wide = run(features, lengths, table, rows, upstream, impl="triton")
+    narrow = (features[:, :, :5], lengths, table, rows, upstream[:, :5])
+    pooled, of_features, of_table = run(*narrow, impl="triton")
+    assert torch.equal(pooled, wide[0][:, :5])
+    assert torch.equal(of_features, wide[1][:, :, :5])
+    torch.testing.assert_close(of_table, wide[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 1e-40])
+def test_the_last_column_of_an_odd_width_counts_once(packed_alone, value, dtype):
+    """It is both columns of its pair, of which each takes half of its gradient."""
+    features = torch.tensor([value, 1.0, -2.0], dtype=dtype)[None, :, None]
+    zero = torch.zeros(1, dtype=torch.long)
+    given = (features, zero + 3, torch.tensor([[0.5, 0.25, 0.25]]), zero)
+    upstream = torch.full((1, 1), 3.0, dtype=dtype)
+    expected = pool_truth(*given, upstream)
+    for actual, want in zip(run(*given, upstream, impl="triton"), expected, strict=True):
+        wanted = want.to(actual.dtype)
+        torch.testing.assert_close(actual, wanted, rtol=TOLERANCE[dtype], atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", ["odd offset", "odd stride", "strided columns", "odd gradient"])

@@ -71,13 +71,12 @@ def unsupported(positions: int, dtype: torch.dtype, weight_dtype: torch.dtype) -
 def packs(features: Tensor, backward: bool = False) -> bool:
     """Return whether the kernels for pairs of columns run; AMD's GPUs lack their instructions.
 
-    Known without strides and addresses, which torch.compile may change: pairs that are no aligned
-    words in memory are copied.
+    Known without strides and addresses, which torch.compile may change: pairs of an even width that
+    are no aligned words in memory are copied.
     """
-    pairs = features.dtype.itemsize == 2 and features.shape[2] % 2 == 0
     if backward and features.shape[1] > LARGEST_CODED:
         return False
-    return pairs and torch.version.hip is None
+    return features.dtype.itemsize == 2 and torch.version.hip is None
 
 
 def forward_launch(positions: int) -> Launch:

@@ -24,6 +24,31 @@ def lowest_pair(dtype):
 
 
 @triton.jit
+def load_columns(source, beside, offset, mask, dtype: tl.constexpr):
+    """Load pairs of columns at source + offset, of which a word has none; -inf where masked.
+
+    beside: of the odd columns, as `source` of the even ones. Two sums of addresses take
+    multiply-adds; one, and a distance, would take the integer pipe, which is the busiest.
+    """
+    LOWEST: tl.constexpr = lowest_pair(dtype) >> 16
+    even = tl.load(source + offset, mask=mask, other=LOWEST)
+    return join_bits(even, tl.load(beside + offset, mask=mask, other=LOWEST))
+
+
+@triton.jit
+def join_bits(even, odd):
+    """Return the pairs of two tensors of int16."""
+    return (even.to(tl.int32) & 65535) | (odd.to(tl.int32) << 16)
+
+
+@triton.jit
+def store_columns(target, beside, offset, pair, mask):
+    """Store pairs as `load_columns`; a column that is both comes twice, with the same bits."""
+    tl.store(target + offset, pair.to(tl.int16), mask=mask)
+    tl.store(beside + offset, (pair >> 16).to(tl.int16), mask=mask)
+
+
+@triton.jit
 def low_half(pair, dtype: tl.constexpr):
     """Return the even columns in float32."""
     if dtype == tl.bfloat16:

@@ -15,17 +15,17 @@ from vse_kernels.gpo.reference import Operands
 from vse_kernels.gpo.triton import network_backward, network_forward, reduce_rows
 
 
-def _readable(given: Operands, pairs: bool) -> Operands:
-    """Make columns consecutive, and pairs of them words, as the kernels require.
+def _readable(given: Operands, words: bool) -> Operands:
+    """Make columns consecutive, and pairs of them words where these are read.
 
     The other two strides are free.
     """
     features, *others = given
     samples, positions, columns = features.stride()
-    if columns != 1 or (pairs and (samples | positions) & 1):
+    if columns != 1 or (words and (samples | positions) & 1):
         features = features.contiguous()
     return Operands(
-        _on_words(features) if pairs else features, *(tensor.contiguous() for tensor in others)
+        _on_words(features) if words else features, *(tensor.contiguous() for tensor in others)
     )
 
 
@@ -34,14 +34,19 @@ def _on_words(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % 4 else tensor
 
 
-def _halved(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a number of columns and strides in pairs of columns."""
-    return tuple(size // 2 for size in shape)
+def _shape(features: Tensor, pairs: bool, words: bool) -> tuple[int, int, int]:
+    """Return the number of columns, or of their pairs, and two strides, in words or in columns."""
+    columns = features.shape[2]
+    sample, position, _ = features.stride()
+    if words:
+        sample, position = sample // 2, position // 2
+    return (columns + 1) // 2 if pairs else columns, sample, position
 
 
-def _options(how: Launch, features: Tensor) -> dict[str, Any]:
+def _options(how: Launch, features: Tensor, pairs: bool, words: bool) -> dict[str, Any]:
     """Return the compile-time constants of a launch."""
     return {
+        **({"WORDS": words} if pairs else {}),
         "SIZES": how.sizes,
         "LANES": how.lanes,
         "COLUMNS": how.columns,
@@ -53,21 +58,20 @@ def _options(how: Launch, features: Tensor) -> dict[str, Any]:
 def forward(given: Operands) -> Tensor:
     """Pool features (B, K, D); pooled (B, D)."""
     pairs = choice.packs(given.features)
-    given = _readable(given, pairs)
+    samples, positions, columns = given.features.shape
+    words = pairs and columns % 2 == 0
+    given = _readable(given, words)
     features = given.features
-    samples, positions, columns = features.shape
     pooled = features.new_empty(samples, columns)
     if pooled.numel() == 0:
         return pooled
     how = choice.forward_launch(positions)
-    shape = (columns, *features.stride()[:2])
-    if pairs:
-        shape = _halved(shape)
+    shape = _shape(features, pairs, words)
     run = packed_forward if pairs else network_forward
     # Triton launches on the current device, which need not be that of the operands.
     with torch.cuda.device_of(features):  # type: ignore[no-untyped-call]
         run[samples * triton.cdiv(shape[0], how.columns),](
-            *given, pooled, positions, *shape, **_options(how, features)
+            *given, pooled, positions, *shape, **_options(how, features, pairs, words)
         )
     return pooled
 
@@ -75,17 +79,16 @@ def forward(given: Operands) -> Tensor:
 def backward(gradient: Tensor, given: Operands) -> tuple[Tensor, Tensor]:
     """Return the gradients of features (B, K, D) and weight_table (R, K), in their dtypes."""
     pairs = choice.packs(given.features, backward=True)
-    given = _readable(given, pairs)
+    samples, positions, columns = given.features.shape
+    words = pairs and columns % 2 == 0
+    given = _readable(given, words)
     features, _, weight_table, rows = given
-    samples, positions, columns = features.shape
     features_gradient = torch.empty(features.shape, dtype=features.dtype, device=features.device)
     if features_gradient.numel() == 0:
         return features_gradient, torch.zeros_like(weight_table)
-    gradient = gradient.contiguous()
+    gradient = _on_words(gradient.contiguous()) if words else gradient.contiguous()
     how = choice.backward_launch(positions)
-    shape = (columns, *features.stride()[:2])
-    if pairs:
-        gradient, shape = _on_words(gradient), _halved(shape)
+    shape = _shape(features, pairs, words)
     blocks = triton.cdiv(shape[0], how.columns)
     # Sums per program, added in a fixed order below: atomics would not be deterministic.
     partial = features.new_empty(samples, blocks, positions, dtype=torch.float32)
@@ -99,7 +102,7 @@ def backward(gradient: Tensor, given: Operands) -> tuple[Tensor, Tensor]:
             partial,
             positions,
             *shape,
-            **_options(how, features),
+            **_options(how, features, pairs, words),
         )
         sums = partial.sum(1)
         reduce_rows[weight_table.shape[0], triton.cdiv(positions, 64)](

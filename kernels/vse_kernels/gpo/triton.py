@@ -2,7 +2,7 @@
 
 A thread keeps a column, or a part of one, in registers and sorts it with an unrolled network; the
 backward pass sorts again instead of reading an order from memory. packed.py has the same kernels
-for two 16-bit columns per register; odd numbers of columns and float32 take these.
+for two 16-bit columns per register; float32 takes these, and the backward pass of many positions.
 
 The backward pass sorts the keys of keys.py, for the exact, stable order of torch.sort.
 """

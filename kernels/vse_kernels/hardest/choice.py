@@ -50,7 +50,7 @@ _FLOAT32 = {
 }
 _HALF = {
     8: Blocks(128, 128, 64),
-    # 85 multiply-adds per byte from L2, where 128 x 128 has 64; wider tiles spill.
+    # 85 operations per byte from L2, where 128 x 128 has 64; wider tiles spill.
     9: Blocks(256, 128, 64),
     10: Blocks(128, 64, 64),
 }
