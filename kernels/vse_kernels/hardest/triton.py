@@ -177,9 +177,8 @@ def mine(
     UPCAST: multiply in float32; the interpreter cannot multiply bfloat16.
     PRECISION: of the product of float32 embeddings.
     """
-    tl.assume(
-        E > 0
-    )  # else the sum is set to zero twice, for a loop that runs and one that does not
+    # Else the sum is set to zero twice, for a loop that runs and for one that does not.
+    tl.assume(E > 0)
     row_tile, column_tile = tile_of_program(M, N, ROWS, COLUMNS, GROUP)
     row = row_tile * ROWS + tl.arange(0, ROWS)
     column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
