@@ -70,7 +70,7 @@ def of_mlflow(folder: RunFolder, root: Path) -> tuple[list, list, str]:
 
     client = MlflowClient(f"sqlite:///{folder.path / 'mlflow.db'}")
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert run.data.params["optim.drop_epochs"] == "[2]"
+    assert run.data.params["optim.drop_epochs"] == "[2.0]"
     steps, validations = (
         sorted((one.step, one.value) for one in client.get_metric_history(run.info.run_id, name))
         for name in ("loss", "rsum")
