@@ -43,7 +43,7 @@ def test_a_sound_machine_and_run_have_no_fault(config: Config, scenes: Path) -> 
     assert found(findings, "batch").says == "16 pairs over 2 ranks: 4 images, 8 captions each"
     assert "32 images at 32 px" in found(findings, "decoding").says
     assert found(findings, "checkpoints").says.startswith("none yet")
-    assert torch.__version__ in found(findings, "packages").says
+    assert importlib.metadata.version("torch") in found(findings, "packages").says
 
 
 def test_an_old_package_and_one_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ for name in ("torch", "deepspeed", "nvidia", "triton", "transformers", "webdatas
     sys.modules[name] = None
 """
 WITHOUT_POSIX = """
-import multiprocessing.sharedctypes, types, zoneinfo
+import multiprocessing.sharedctypes, shutil, types, zoneinfo
 import vse_shards.cli  # what it needs is not at trial
 for name in [name for name in sys.modules if name.startswith("vse_shards")]:
     del sys.modules[name]
@@ -50,6 +50,7 @@ for name in {modules}:
     sys.modules[name] = None
 for name in ("sched_getaffinity", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "fork"):
     delattr(os, name)  # others are Python's own on this system
+shutil._use_fd_functions = False  # as on Windows; else it needs O_NONBLOCK from Python 3.13 on
 opened = os.open
 def refusing_folders(path, *arguments, **options):
     ours = sys._getframe(1).f_globals["__name__"].startswith("vse_shards")

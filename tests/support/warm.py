@@ -9,6 +9,7 @@ import atexit
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,14 +33,14 @@ _ENVIRONMENT = environment_without_launcher()  # as it is before a test changes 
 @cache
 def _server() -> Path:
     """Start the process that forks; return the folder of its socket and of exit codes."""
-    kept = tempfile.TemporaryDirectory(prefix="warm-")
-    folder = Path(kept.name)
+    folder, owner = Path(tempfile.mkdtemp(prefix="warm-")), os.getpid()
     command = [sys.executable, _SERVER, folder / "socket", "x" * _LONGEST_COMMAND]
     server = Group(command, _ENVIRONMENT, folder / "log")
 
     def end() -> None:
-        server.kill()
-        kept.cleanup()
+        if os.getpid() == owner:  # not a fork of a test's
+            server.kill()
+            shutil.rmtree(folder)
 
     atexit.register(end)
     assert server.wait_for((folder / "socket").exists, 400), server.said()
