@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import unquote
 
 MASK = "***"  # in the place of a secret
 _USER_INFO = re.compile(r"(\w://)[^/\s]+@")
@@ -29,6 +30,17 @@ def masked(text: str) -> str:
     for pattern in (_USER_INFO, _SLASHED):
         text = pattern.sub(rf"\1{MASK}@", text)
     return _SECRET.sub(rf"\1{MASK}", text)
+
+
+def masked_about(url: str, text: str) -> str:
+    """Return ``text``, a storage's words about ``url``, as `masked`, and without its user's part.
+
+    Some take ``user:password@bucket`` for the name of a bucket, and repeat it without the scheme.
+    """
+    found = re.search(r"\w://([^/\s]+)@", url)
+    for part in {found[1], unquote(found[1])} if found else ():
+        text = text.replace(part, MASK)
+    return masked(text)
 
 
 def is_cut_short(url: str) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from vse_shards.errors import AccessError, StorageError, UserError
-from vse_shards.masking import MASK, is_cut_short, masked
+from vse_shards.masking import MASK, is_cut_short, masked, masked_about
 from vse_shards.progress import say
 
 RETRY_SECONDS = 60.0  # from the first request to the last
@@ -24,6 +25,10 @@ _SETUP_ERRORS = {
     "ParamValidationError",
     "ProfileNotFound",
 }
+# Protocols whose URLs hold a bucket alone: a key before it would be looked up, and told, as a name.
+_AWS = "put it into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or into a profile (AWS_PROFILE)"
+_GOOGLE = "name the file of a service account in GOOGLE_APPLICATION_CREDENTIALS"
+_KEYLESS = {"s3": _AWS, "s3a": _AWS, "gs": _GOOGLE, "gcs": _GOOGLE}
 T = TypeVar("T")
 
 
@@ -62,10 +67,14 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     if is_cut_short(url):  # whose library would tell a part of it
         reason = "a password in it holds a /; write %2F in its place"
         raise ProtocolError(errno.EINVAL, reason, masked(url))
+    protocol = split_protocol(url)[0]
+    if protocol in _KEYLESS and re.match(r"[^/]*:[^/]*@", url.partition("://")[2]):
+        reason = f"{protocol} takes no key from a URL; {_KEYLESS[protocol]}"
+        raise ProtocolError(errno.EINVAL, reason, masked(url))
     try:
-        filesystem, inner = url_to_fs(url, **_options(split_protocol(url)[0]))
+        filesystem, inner = url_to_fs(url, **_options(protocol))
     except Exception as error:
-        raise ProtocolError(errno.EINVAL, _reason(error), masked(url)) from error
+        raise ProtocolError(errno.EINVAL, _reason(error, url), masked(url)) from error
     if hasattr(filesystem, "retries"):
         filesystem.retries = 1  # `attempt` tries again, and says so
     return filesystem, inner
@@ -102,7 +111,7 @@ def attempt(url: str, action: Callable[[], T]) -> T:
                 raise _failure(url, error, denied or not limit) from caught
             if waited + pause > QUIET_SECONDS:
                 say(
-                    f"{url}: {_reason(error)}; trying again for up to "
+                    f"{url}: {_reason(error, url)}; trying again for up to "
                     f"{max(limit - waited, 1):.0f} s more"
                 )
         time.sleep(pause)
@@ -121,7 +130,7 @@ def _underlying(error: Exception) -> BaseException:
 
 
 def _failure(url: str, error: BaseException, denied: bool) -> StorageError:
-    reason = f"{masked(url)}: the storage fails: {_reason(error)}"
+    reason = f"{masked(url)}: the storage fails: {_reason(error, url)}"
     if not denied:
         return StorageError(
             f"{reason}; tried for {RETRY_SECONDS:.0f} s; this may pass: run the same command again"
@@ -132,9 +141,9 @@ def _failure(url: str, error: BaseException, denied: bool) -> StorageError:
     )
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, url: str) -> str:
     said = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    text = masked(" ".join(str(said).split()))
+    text = masked_about(url, " ".join(str(said).split()))
     return text if len(text) <= 200 else text[:197] + "..."
 
 

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from vse_shards import remote
+from vse_shards.errors import StorageError
 from vse_shards.masking import masked, masked_values
 from vse_shards.storage import read_bytes
 
@@ -118,6 +119,8 @@ def test_no_message_of_a_build_shows_a_password(command, tmp_path, write_rows):
         ["--input", rows, "--out", f"nosuch://user:hunter2@{tmp_path.name}"],
         ["--input", rows, "--images", f"nosuch://user:hunter2@{tmp_path.name}", "--out", "o"],
         ["--input", "s3://AKIA:hunter2/hunter2@bucket/rows.jsonl", "--out", "o"],
+        ["--input", "s3://AKIA:hunter2@bucket/rows.jsonl", "--out", "o"],
+        ["--input", rows, "--out", "gs://AKIA:hunter2@bucket/o"],
         ["--input", rows, "--out", "ftp://user:hunter2/hunter2@127.0.0.1:9/o"],
     ]
     for arguments in cases:
@@ -125,6 +128,25 @@ def test_no_message_of_a_build_shows_a_password(command, tmp_path, write_rows):
         assert done.returncode == 2, done.stderr
         assert "hunter2" not in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_key_in_the_url_of_a_bucket_is_answered_with_its_place():
+    with pytest.raises(OSError, match=r"s3 takes no key from a URL; put it into AWS_ACCESS_KEY_ID"):
+        read_bytes("s3://AKIA:hunter2@bucket/a")
+    with pytest.raises(OSError, match=r"gs takes no key .* GOOGLE_APPLICATION_CREDENTIALS"):
+        read_bytes("gs://AKIA:hunter2@bucket/a")
+
+
+@pytest.mark.parametrize("written", ["AKIA:hunter2", "AKIA:hunter%32"])
+def test_the_words_of_a_storage_show_no_part_of_its_url(written, monkeypatch):
+    """As botocore's, which takes all before the slash for the name of a bucket."""
+    monkeypatch.setattr(remote, "RETRY_SECONDS", 0.0)
+
+    def request():
+        raise ValueError('Invalid bucket name "AKIA:hunter2@bucket"')
+
+    with pytest.raises(StorageError, match=r'Invalid bucket name "\*\*\*@bucket"'):
+        remote.attempt(f"s3://{written}@bucket/a", request)
 
 
 def test_the_line_of_a_retry_shows_no_secret(monkeypatch, capfd):
