@@ -18,13 +18,10 @@ QUIET_SECONDS = 10.0  # without a line
 TIMEOUT_SECONDS = 10.0  # without a byte from the server
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0  # seconds between two requests
 
-# botocore's errors of a set-up that no second request mends; it need not be installed here.
-_SETUP_ERRORS = {
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "ParamValidationError",
-    "ProfileNotFound",
-}
+# Errors of botocore, and of Hugging Face's hub, that no second request mends; neither need be
+# installed here.
+_SETUP_ERRORS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
+_URL_ERRORS = {"ParamValidationError", "HfUriError"}
 # Protocols whose URLs hold a bucket alone: a key before it would be looked up, and told, as a name.
 _AWS = "put it into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or into a profile (AWS_PROFILE)"
 _GOOGLE = "name the file of a service account in GOOGLE_APPLICATION_CREDENTIALS"
@@ -105,7 +102,11 @@ def attempt(url: str, action: Callable[[], T]) -> T:
             denied = _is_denied(error)
             waited = time.monotonic() - started
             limit = DENIED_SECONDS if denied else RETRY_SECONDS
-            if _SETUP_ERRORS & {kind.__name__ for kind in type(error).__mro__}:
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if kinds & _URL_ERRORS:
+                reason = f"{masked(url)}: is no address of its storage: {_reason(error, url)}"
+                raise AccessError(f"{reason}; correct the URL") from caught
+            if kinds & _SETUP_ERRORS:
                 limit = 0
             if waited + pause > limit:
                 raise _failure(url, error, denied or not limit) from caught

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from vse_shards import remote
-from vse_shards.errors import StorageError
+from vse_shards.errors import AccessError, StorageError
 from vse_shards.masking import masked, masked_values
 from vse_shards.storage import read_bytes
 
@@ -147,6 +147,20 @@ def test_the_words_of_a_storage_show_no_part_of_its_url(written, monkeypatch):
 
     with pytest.raises(StorageError, match=r'Invalid bucket name "\*\*\*@bucket"'):
         remote.attempt(f"s3://{written}@bucket/a", request)
+
+
+@pytest.mark.parametrize("name", ["ParamValidationError", "HfUriError"])
+def test_an_address_that_is_none_is_not_tried_again(name):
+    """As of a bucket's or a repository's name that cannot be one; by botocore and Hugging Face."""
+    tried = []
+
+    def request():
+        tried.append(1)
+        raise type(name, (ValueError,), {})("no such name: AKIA:hunter2")
+
+    with pytest.raises(AccessError, match=r"no such name: \*\*\*; correct the URL$"):
+        remote.attempt("hf://AKIA:hunter2@name/a", request)
+    assert len(tried) == 1
 
 
 def test_the_line_of_a_retry_shows_no_secret(monkeypatch, capfd):
