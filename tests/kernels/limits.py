@@ -263,7 +263,7 @@ LIMITS = (
     ),
     Limit(
         tuple(f"gpo-packed-backward-{size}-*" for size in (4, 8, 16, 24)),
-        registers=80,
+        registers=88,
         shared_bytes=64,
         packed_minima=14,
         instructions=4096,

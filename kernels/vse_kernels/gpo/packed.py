@@ -168,7 +168,89 @@ def packed_forward(
                 store_columns(target, target + beside, 0, pair, mask)
 
 
-# Long: keys, sums and ranks of one lane stay in registers from the first sort to the last store.
+@triton.constexpr_function
+def last_position(size, lanes):
+    """Return the last position that keys and codes tell apart; above 128 all take wide codes."""
+    return 255 if size * lanes > 128 else 127
+
+
+@triton.jit
+def sorted_keys(
+    source,
+    stride_position,
+    beside,
+    left,
+    first,
+    SIZE: tl.constexpr,
+    LANES: tl.constexpr,
+    dtype: tl.constexpr,
+    WORDS: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+):
+    """Load pairs; return the keys of even and of odd columns, (ordered value, last - position).
+
+    first: as in pool_pairs, and the rest as in gradients_of_pairs.
+    """
+    PARTS: tl.constexpr = parts(SIZE)
+    LAST: tl.constexpr = last_position(SIZE, LANES)
+    LOWEST: tl.constexpr = lowest_pair(dtype)
+    even = ()
+    odd = ()
+    for p in tl.static_range(len(PARTS)):
+        row = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
+        address = source + row.to(tl.int64) * stride_position
+        if WORDS:
+            value = tl.load(address, mask=row < left, other=LOWEST)
+        else:
+            offset = row.to(tl.int64) * stride_position
+            value = load_columns(source, source + beside, offset, row < left, dtype)
+        value = ordered_pair(value, dtype, ASSEMBLY)
+        even = even + unbind((value << 16) | (LAST - first - row), PARTS[p][1])
+        odd = odd + unbind((value & -65536) | (LAST - first - row), PARTS[p][1])
+    even = descend_integers(even, SIZE, LANES, ASSEMBLY)
+    odd = descend_integers(odd, SIZE, LANES, ASSEMBLY)
+    return even, odd
+
+
+@triton.jit
+def ranks_in_place(
+    even,
+    odd,
+    to_even,
+    to_odd,
+    left,
+    first,
+    sums,
+    K,
+    SIZE: tl.constexpr,
+    LANES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    dtype: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+):
+    """Store the sums of the weights' gradients; return each position's ranks, as codes.
+
+    Sorts pairs of codes of (last - position, rank), which leaves the ranks in their places.
+    to_even, to_odd: gradients by which the values count.
+    """
+    PARTS: tl.constexpr = parts(SIZE)
+    WIDE: tl.constexpr = last_position(SIZE, LANES) > 127
+    codes = ()
+    for p in tl.static_range(len(PARTS)):
+        row = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
+        keys = stack(even, PARTS[p][0], PARTS[p][1])
+        others = stack(odd, PARTS[p][0], PARTS[p][1])
+        value = pair_of_ordered(((keys >> 16) & 65535) | (others & -65536))
+        share = low_half(value, dtype) * to_even + high_half(value, dtype) * to_odd
+        # The product, not the value: 0 times an infinite gradient is NaN.
+        share = tl.where(row < left, share, 0.0)
+        summed = row + (tl.arange(0, LANES) * SIZE)[None, :]
+        tl.store(sums + summed, over_columns(share, COLUMNS, LANES), mask=summed < K)
+        ranks = row * 0x10001 + first * 0x10001
+        codes = codes + unbind(codes_of((keys & 65535) | (others << 16), ranks, WIDE), PARTS[p][1])
+    return descend_pairs(codes, SIZE, LANES, tl.bfloat16 if WIDE else tl.float16, ASSEMBLY)
+
+
 @triton.jit
 def gradients_of_pairs(
     source,
@@ -190,35 +272,17 @@ def gradients_of_pairs(
     WORDS: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):
-    """Store the gradients of SIZE positions of each lane; all but these as in packed_backward.
-
-    Sorts one key per value, (ordered value, last - position), then pairs of codes of (last -
-    position, rank), which leaves the rank of each position in its place. first: as in pool_pairs.
-    """
+    """Store the gradients of SIZE positions of each lane; all but these as in packed_backward."""
     PARTS: tl.constexpr = parts(SIZE)
-    WIDE: tl.constexpr = SIZE * LANES > 128
-    LAST: tl.constexpr = 255 if WIDE else 127
+    LAST: tl.constexpr = last_position(SIZE, LANES)
+    WIDE: tl.constexpr = LAST > 127
     left = length - first
     source += first.to(tl.int64) * stride_position
     target += first.to(tl.int64) * width
     stored = tl.where(inside, K - first, 0)
-    LOWEST: tl.constexpr = lowest_pair(dtype)
-    even = ()
-    odd = ()
-    for p in tl.static_range(len(PARTS)):
-        row = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
-        address = source + row.to(tl.int64) * stride_position
-        if WORDS:
-            value = tl.load(address, mask=row < left, other=LOWEST)
-        else:
-            offset = row.to(tl.int64) * stride_position
-            value = load_columns(source, source + beside, offset, row < left, dtype)
-        value = ordered_pair(value, dtype, ASSEMBLY)
-        even = even + unbind((value << 16) | (LAST - first - row), PARTS[p][1])
-        odd = odd + unbind((value & -65536) | (LAST - first - row), PARTS[p][1])
-    even = descend_integers(even, SIZE, LANES, ASSEMBLY)
-    odd = descend_integers(odd, SIZE, LANES, ASSEMBLY)
-
+    even, odd = sorted_keys(
+        source, stride_position, beside, left, first, SIZE, LANES, dtype, WORDS, ASSEMBLY
+    )
     up_even = low_half(upstream, dtype)
     up_odd = high_half(upstream, dtype)
     to_even = up_even
@@ -226,21 +290,9 @@ def gradients_of_pairs(
     if not WORDS:  # a column that is both of a pair counts half twice, which is exact
         to_even = up_even * tl.where(beside > 0, 1.0, 0.5)
         to_odd = up_odd * tl.where(beside > 0, 1.0, 0.5)
-    codes = ()
-    for p in tl.static_range(len(PARTS)):
-        row = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
-        keys = stack(even, PARTS[p][0], PARTS[p][1])
-        others = stack(odd, PARTS[p][0], PARTS[p][1])
-        value = pair_of_ordered(((keys >> 16) & 65535) | (others & -65536))
-        share = low_half(value, dtype) * to_even + high_half(value, dtype) * to_odd
-        # The product, not the value: 0 times an infinite gradient is NaN.
-        share = tl.where(row < left, share, 0.0)
-        summed = row + (tl.arange(0, LANES) * SIZE)[None, :]
-        tl.store(sums + summed, over_columns(share, COLUMNS, LANES), mask=summed < K)
-        ranks = row * 0x10001 + first * 0x10001
-        codes = codes + unbind(codes_of((keys & 65535) | (others << 16), ranks, WIDE), PARTS[p][1])
-    codes = descend_pairs(codes, SIZE, LANES, tl.bfloat16 if WIDE else tl.float16, ASSEMBLY)
-
+    codes = ranks_in_place(
+        even, odd, to_even, to_odd, left, first, sums, K, SIZE, LANES, COLUMNS, dtype, ASSEMBLY
+    )
     for p in tl.static_range(len(PARTS)):
         row = PARTS[p][0] + tl.arange(0, PARTS[p][1])[:, None]
         rank = ranks_of(stack(codes, PARTS[p][0], PARTS[p][1]), LAST - first - row, WIDE)
