@@ -17,6 +17,7 @@ from launching import Job, Trained, assert_same_bits, distance, train_jobs
 from torch import Tensor, nn
 
 from vse_scale.config import Config
+from vse_scale.data import features as stored_features
 from vse_scale.data.features import StoredFeatures
 from vse_scale.data.mixing import open_datasets
 from vse_scale.data.regions import Regions, read_regions
@@ -173,6 +174,27 @@ def test_features_that_are_pooled_once_train_as_whole_ones(
 
     for found, expected in zip(gradient(once), gradient(whole), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_vectors_are_kept_as_far_as_there_is_room(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory does not grow with a split that is larger: its images are pooled at every use."""
+    stored = stored_by(config_of(scenes, cache(tmp_path / "c"), "model.pool=gpo"), scenes)
+    images, channels = 80, stored.regions(0).shape[1]
+    calls = []
+
+    def pool(cells: np.ndarray) -> np.ndarray:
+        calls.append(cells)
+        return cells.astype(np.float32).mean(0)
+
+    for room, called in ((4 * channels * images, images), (4 * channels * images - 1, 2 * images)):
+        monkeypatch.setattr(stored_features, "MOST_POOLED_BYTES", room)
+        calls.clear()
+        stored.pool_by(pool)
+        first, second = ([stored.regions(image) for image in range(images)] for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+        assert len(calls) == called
 
 
 @pytest.mark.parametrize("changed", ["model.pool=gpo", "model.image.drop_cells=true"])

@@ -16,7 +16,8 @@ from vse_scale.errors import DatasetError
 from vse_scale.files import whole_file
 from vse_shards.npy import open_npy
 
-_KIND = np.float16
+_KIND, _POOLED = np.float16, np.float32
+MOST_POOLED_BYTES = 256 << 20  # of the vectors that a rank keeps of a split
 
 Pool = Callable[[npt.NDArray[np.float16]], npt.NDArray[np.float32]]
 """Makes one vector (C,) of an image's features (K, C)."""
@@ -47,14 +48,16 @@ class StoredFeatures:
         self._pool: Pool | None = None
 
     def pool_by(self, pool: Pool) -> None:
-        """Give one vector (C,) in place of an image's features, made at its first use and kept.
+        """Give one vector (C,) in place of an image's features.
 
-        All of them take 4 C bytes an image, on each rank.
+        It is made at an image's first use and kept, where all of a split take at most
+        `MOST_POOLED_BYTES`; else at every use, so that memory does not grow with the split.
         """
-        images = int(self._first[-1])
+        images, channels = int(self._first[-1]), self._shape[1]
+        kept = images if images * channels * _POOLED().itemsize <= MOST_POOLED_BYTES else 0
         # Pages of memory come with their first use.
-        self._pooled = np.empty((images, self._shape[1]), np.float32)
-        self._is_pooled = np.zeros(images, bool)
+        self._pooled = np.empty((kept, channels), _POOLED)
+        self._is_pooled = np.zeros(kept, bool)
         self._pool = pool
 
     def rows(self, shard: int) -> npt.NDArray[np.int64]:
@@ -115,6 +118,8 @@ class StoredFeatures:
         """
         if self._pool is None:
             return self._cells(image)
+        if not len(self._pooled):
+            return self._pool(self._cells(image))
         if not self._is_pooled[image]:
             self._pooled[image] = self._pool(self._cells(image))
             self._is_pooled[image] = True
