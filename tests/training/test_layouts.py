@@ -21,6 +21,7 @@ from launching import (
 from safetensors.torch import load_file
 
 from vse_scale.config import Config
+from vse_scale.planning.traffic import _PERSISTENT as PERSISTENT
 from vse_scale.planning.traffic import Workload, loss_bytes
 from vse_scale.training.checkpoint import TENSORS
 from vse_scale.training.state import write_tensors
@@ -337,6 +338,22 @@ def test_what_saves_memory_or_time_changes_no_step(
         jobs[f"stage {stage}"] = Job((*OPTIMIZERS["sgd"], *options, f"engine.zero_stage={stage}"))
     for run in train_jobs(few_steps, tmp_path, 2, jobs).values():
         assert_same_step(run.steps[0], reference["sgd early"].steps[0], tolerance)
+
+
+@pytest.mark.slow
+def test_a_bigru_whose_weights_stage_3_shares_out(few_steps: Path, tmp_path: Path) -> None:
+    """Its backward pass is our own, past the modules whose hooks gather a weight."""
+    width = 256  # three gates of it exceed what stage 3 leaves whole
+    assert 3 * width * width > PERSISTENT
+    text = ("encoder=bigru", "architecture=null", "vocab_size=null", "word_channels=64")
+    options = (*OPTIMIZERS["sgd"], f"model.embed_dim={width}", *(f"model.text.{o}" for o in text))
+    stages = {
+        f"{stage}": Job((*options, f"engine.zero_stage={stage}"), count=3) for stage in (2, 3)
+    }
+    second, third = train_jobs(few_steps, tmp_path, 2, stages).values()
+    assert_same_bits(third.start, second.start)
+    assert_same_step(third.steps[-1], second.steps[-1])
+    assert distance(weights_of(second.start), weights_of(second.steps[-1]["state"])) > 0
 
 
 @pytest.mark.slow
