@@ -93,6 +93,10 @@ def test_resolved_config_reads_back_equal(recipe: Path, tmp_path: Path) -> None:
         ("data.path=[]", "data.path is []: give a folder, or a list of folders"),
         ("data.weights=[1, 2]", "data.weights has 2 values, and data.path 1 folder; give one"),
         ("data.path=null", "data.path is None: give a folder, or a list of folders"),
+        ("data.path={a: b}", "data.path is {'a': 'b'}: give a folder, or a list of folders"),
+        ("run.dir=2026-11-30", "run.dir is 2026-11-30: input should be a valid string; put it in"),
+        ("run.dir=lit: five", "run.dir is {'lit': 'five'}: input should be a valid string; put it"),
+        ("optim.lr=1 # less", "optim.lr is '1 # less': input should be a valid number"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(recipe: Path, override: str, said: str) -> None:
@@ -266,6 +270,29 @@ def test_every_key_of_another_trainer_leads_to_one_of_ours() -> None:
     assert set(_OURS) <= set(known_keys())
     words = [word for words in _OURS.values() for word in words.split()]
     assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("runs/try #2", "runs/try #2"),
+        ("runs/lit: five, six", "runs/lit: five, six"),
+        ("/data/#5: all", "/data/#5: all"),
+        # What YAML takes for something else, in the quotes that the message names.
+        ('"2026-11-30"', "2026-11-30"),
+        ('"lit: five"', "lit: five"),
+        ('"5" # as before', "5"),
+    ],
+)
+def test_a_text_on_the_command_line_stays_whole(recipe: Path, given: str, read: str) -> None:
+    assert Config.load(recipe, [f"run.dir={given}"]).run.dir == read
+
+
+def test_collections_on_the_command_line_are_yaml(recipe: Path) -> None:
+    for given in ("{rank: 4} # few", "rank: 4"):
+        lora = Config.load(recipe, [f"model.text.lora={given}"]).model.text.lora
+        assert lora is not None
+        assert lora.rank == 4
 
 
 def test_a_run_folder_is_one_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from vse_shards.errors import PartError
@@ -236,19 +237,26 @@ class Named:
 SECTION = "<section>"
 
 
-def complaint(found: Mapping[str, Any], dotted: str) -> str:
+def complaint(found: Mapping[str, Any], dotted: str, *, section: bool = False) -> str:
     """Return one of pydantic's complaints in the words of the user's own keys.
 
     Args:
         found: one of ``ValidationError.errors``.
         dotted: the name of the key, or of the section.
+        section: whether it is a section's.
     """
     message = found["msg"].removeprefix("Value error, ")
     message = message.replace(SECTION, dotted.rpartition(".")[0])
     # Whole sections are not repeated; a rule over several of its keys names them itself.
-    if not dotted or isinstance(found["input"], dict):
-        return f"{dotted} {message}" if found["type"] == "part" else str(message)
-    return f"{dotted} is {found['input']!r:.80}: {message[0].lower()}{message[1:]}"
+    if found["type"] == "part" and isinstance(found["input"], dict):
+        return f"{dotted} {message}"
+    if not dotted or section:
+        return str(message)
+    value = found["input"]
+    unquoted = found["type"] == "string_type" and not isinstance(value, list | None)
+    remedy = f"; put it in quotes, as in '{dotted}=\"...\"'" if unquoted else ""
+    told = str(value) if isinstance(value, date) else f"{value!r:.80}"
+    return f"{dotted} is {told}: {message[0].lower()}{message[1:]}{remedy}"
 
 
 def _defaults(settings: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,11 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# A text of one line, a folder's name say, of which YAML would take "runs/try #2" for a comment, and
+# "runs/lit: five" for a mapping. A mapping whose key is a word, such as "rank: 16", stays one.
+_CUT_BY_YAML = re.compile(r"""(?![{\["'&*!|>%@`#])(?!\w+:\s)[^\n]*(\s\#|:\s)[^\n]*""")
+
+
 def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set what ``override`` says, ``section.key=value``, in ``raw``; the value is YAML.
 
@@ -135,11 +141,9 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         hint = f"; did you mean {ours}={text}?" if ours else ""
         raise ConfigError(f"override {override!r} is not of the form section.key=value{hint}")
     try:
-        value = parse_yaml(text)
+        value = _value(text)
     except ValueError as error:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from error
-    if isinstance(value, str) and "\n" in text:
-        value = text  # YAML would make a space of the line break
     section = raw
     for key in keys[:-1]:
         inner = section.get(key)
@@ -150,3 +154,16 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         section = inner
     # YAML 1.1 reads 1e-3 as a string; pydantic turns it into the number the key asks for.
     section[keys[-1]] = value
+
+
+def _value(text: str) -> Any:
+    """Return what an override sets: the text where YAML would change it, else what YAML reads.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    if _CUT_BY_YAML.fullmatch(text):
+        return text
+    value = parse_yaml(text)
+    # YAML would make a space of a line break.
+    return text if isinstance(value, str) and "\n" in text else value

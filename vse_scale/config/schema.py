@@ -454,7 +454,8 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {shown(dotted)}; did you mean {nearest_key(dotted, known_keys())}?"
     if first["type"] == "missing":
         return f"{dotted} is missing; set it in the file or as {dotted}=VALUE"
-    return complaint(first, dotted)
+    sections = {key.rpartition(".")[0] for key in known_keys()}
+    return complaint(first, dotted, section=dotted in sections)
 
 
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")

@@ -35,7 +35,7 @@ def make_objective(kind: str = DEFAULT, **settings: Any) -> Objective:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         dotted = ".".join(map(str, ("objective", *first["loc"])))
-        raise ConfigError(complaint(first, dotted)) from error
+        raise ConfigError(complaint(first, dotted, section=not first["loc"])) from error
 
 
 def objective_of(settings: Any) -> Objective:
