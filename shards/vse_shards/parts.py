@@ -24,7 +24,8 @@ class Registry(Generic[T]):
     Args:
         kind: of the parts, for messages: ``source``.
         group: entry-point group in which packages offer further parts: ``vse_shards.sources``.
-        builtin: ``module:Class`` by name, in the order in which help texts list the names.
+        builtin: ``module:Class`` by name, in the order in which help texts list the names. A name
+            such as ``timm/NAME`` stands for all that begin with ``timm/``.
     """
 
     def __init__(self, kind: str, group: str, builtin: Mapping[str, str]) -> None:
@@ -49,8 +50,10 @@ class Registry(Generic[T]):
             PartError: no part has the name, several packages offer it, or the part cannot be
                 imported.
         """
-        if name in self._builtin:
-            return self._load(self._builtin[name])
+        family, slash, _ = name.partition("/")
+        for own in (name, f"{family}{slash}NAME"):
+            if own in self._builtin:
+                return self._load(self._builtin[own])
         offers = [entry for entry in metadata.entry_points(group=self.group) if entry.name == name]
         targets = sorted({entry.value for entry in offers})
         if len(targets) > 1:

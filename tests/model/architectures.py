@@ -265,6 +265,7 @@ each cell of an image, or for each token of a caption. Each one below was built 
 with transformers {version}, trained for three steps, exported, opened, and gave the same
 embeddings again; or it is refused by the line beside it. Of a joint model (CLIP, SigLIP, BLIP,
 ALIGN) the tower of the side is taken. `python tests/model/architectures.py` writes this page.
+Image towers of timm have [a section](recipes.md#models-of-timm) of their own.
 """
 
 

@@ -24,7 +24,7 @@ _POOLING = "vse_scale.model.pooling"
 
 # "tiny" is for demonstrations and tests; "resnet152_caffe" has the detector's strides, see
 # launch/recipes/coco_imagenet_bert.yaml; "huggingface" is a vision model of transformers;
-# "regions" takes a detector's features in place of pixels.
+# "regions" takes a detector's features in place of pixels; "timm/NAME" stands for timm's models.
 IMAGE_TOWERS: Registry[Any] = Registry(
     "image tower",
     "vse_scale.image_towers",
@@ -41,6 +41,7 @@ IMAGE_TOWERS: Registry[Any] = Registry(
         "efficientnet-lite2": f"{_TOWERS}.efficientnet:EfficientNetLiteTower",
         "huggingface": f"{_TOWERS}.vision:VisionTower",
         "regions": f"{_TOWERS}.regions:RegionTower",
+        "timm/NAME": f"{_TOWERS}.timm:TimmTower",
     },
 )
 
@@ -156,7 +157,10 @@ class Choice:
         for key in own.keys() - _defaults(settings).keys():
             # A class from outside may not forbid them itself.
             raise _at(key, own[key], "", kind="unexpected_keyword_argument")
-        return TypeAdapter(settings).validate_python(own)
+        try:
+            return TypeAdapter(settings).validate_python(own)
+        except PartError as error:  # what the part stands on is not there
+            raise _at(self.key, name, str(error)) from error
 
     def settings_of(self, name: Any) -> Any:
         """Return the class of a part's settings.

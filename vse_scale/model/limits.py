@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from vse_scale.errors import ModelError
 
@@ -42,7 +43,20 @@ def check_architecture(config: Any, where: str, build: Callable[[Any], Any]) -> 
     if not unusual or torch.get_default_device().type == "meta":
         return
     with torch.device("meta"):
-        needed = 4 * sum(parameter.numel() for parameter in build(config).parameters())
+        check_memory(where, build(config))
+
+
+def check_memory(where: str, model: nn.Module) -> None:
+    """Refuse a model whose float32 weights this machine could not hold.
+
+    Args:
+        where: what an error message calls it.
+        model: laid out on torch's meta device.
+
+    Raises:
+        ModelError: it is larger than this machine's memory.
+    """
+    needed = 4 * sum(parameter.numel() for parameter in model.parameters())
     held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > held:
         raise ModelError(

@@ -378,7 +378,8 @@ def announce(
     if config.model.init_from is None:
         _warn_of_random_weights("model.image", "weights=FILE", config.model.image)
         _warn_of_random_weights("model.text", "path=FOLDER", config.model.text)
-    for doubt in schedule.doubts(first):
+    of_images = [] if config.model.init_from else config.model.image.doubts()
+    for doubt in (*of_images, *schedule.doubts(first)):
         log.warning("%s", doubt)
 
 

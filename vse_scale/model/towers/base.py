@@ -64,6 +64,10 @@ class ImageSettings:
         """Return the pixels that the tower expects; without pixels, those of ImageNet."""
         return ImageSpec.preset("imagenet", _UNREAD_SIZE)
 
+    def doubts(self) -> list[str]:
+        """Return what whoever starts a run may not mean, one line each."""
+        return []
+
     def region_spec(self) -> RegionSpec | None:
         """Return the region features that the tower expects; None where it takes pixels."""
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ class FrozenBatchNorm2d(nn.Module):
     the statistics.
 
     Args:
-        channels: C of the inputs (N, C, H, W).
+        channels: C of the inputs (N, C, ...).
         eps: added to the variance.
     """
 
@@ -36,11 +37,43 @@ class FrozenBatchNorm2d(nn.Module):
         self.population: Population | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise ``inputs`` (N, C, H, W)."""
+        """Normalise ``inputs`` (N, C, ...)."""
         mean, variance = self.running_mean, self.running_var
         if self.population is not None:
             mean, variance = self.population.add(inputs)
         return F.batch_norm(inputs, mean, variance, self.weight, self.bias, eps=self.eps)
+
+
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """Batch normalisation by stored statistics, and the activation that timm's layer has in it.
+
+    Args:
+        layer: timm's ``BatchNormAct2d``.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer.num_features, eps=layer.eps)
+        self.drop, self.act = layer.drop, layer.act
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalise and activate ``inputs`` (N, C, H, W)."""
+        activated: Tensor = self.act(self.drop(super().forward(inputs)))
+        return activated
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Put `FrozenBatchNorm2d`, of the same names and values, in place of every BatchNorm."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            frozen = (
+                FrozenBatchNormAct2d(child)
+                if hasattr(child, "act")
+                else FrozenBatchNorm2d(child.num_features, eps=child.eps)
+            )
+            frozen.load_state_dict(child.state_dict())
+            setattr(module, name, frozen)
+        else:
+            freeze_statistics(child)
 
 
 class Population:
@@ -52,8 +85,9 @@ class Population:
         self._squares: Tensor | float = 0.0
 
     def add(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Add ``inputs`` (N, C, H, W); return their own mean and variance (C,)."""
-        variance, mean = torch.var_mean(inputs, dim=(0, 2, 3), correction=0)
+        """Add ``inputs`` (N, C, ...); return their own mean and variance (C,)."""
+        others = (0, *range(2, inputs.dim()))
+        variance, mean = torch.var_mean(inputs, dim=others, correction=0)
         count = inputs.numel() // inputs.shape[1]
         self._count += count
         self._sum = self._sum + count * mean.double()

@@ -25,7 +25,7 @@ from vse_scale.model.huggingface import (
 )
 from vse_scale.model.processor import read_pixels
 from vse_scale.model.towers.base import PixelSettings
-from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
+from vse_scale.model.towers.batchnorm import freeze_statistics
 from vse_scale.model.towers.grid import GridTower
 
 _SAME = 0.001  # of the largest value
@@ -120,7 +120,7 @@ class HuggingFaceBackbone(nn.Module):
             # Its output is not used: left in, it would be weights that never get a gradient. Some
             # models call it without looking whether it is there.
             self.model.pooler = nn.Identity()
-        _freeze_statistics(self.model)
+        freeze_statistics(self.model)
         accepted = inspect.signature(self.model.forward).parameters
         name = "interpolate_pos_encoding"
         self._options = {name: True} if name in accepted else {}
@@ -266,14 +266,3 @@ def _image_side(config: Any) -> Any:
     if hasattr(part, "mask_ratio"):
         part.mask_ratio = 0.0  # masking is for pretraining; an embedding is of the whole image
     return part
-
-
-def _freeze_statistics(module: nn.Module) -> None:
-    """Put `FrozenBatchNorm2d`, of the same names and values, in place of every BatchNorm."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
-            frozen.load_state_dict(child.state_dict())
-            setattr(module, name, frozen)
-        else:
-            _freeze_statistics(child)
