@@ -24,6 +24,7 @@ from vse_scale.model.blueprint import blueprint
 from vse_scale.model.timm import listed
 from vse_scale.model.towers.batchnorm import calibrate_batchnorm
 from vse_scale.model.vse import VSEModel
+from vse_scale.planning.flops import count_flops
 
 IMAGENET = (0.485, 0.456, 0.406)
 
@@ -309,6 +310,20 @@ def test_paths_are_dropped_where_asked_for_alone(timm):
     with torch.device("meta"):
         model = VSEModel(configured("swin_tiny_patch4_window7_224").model, 30, 0)
     assert not any(m.drop_prob for m in model.modules() if hasattr(m, "drop_prob"))
+
+
+def test_its_resnet50_counts_and_computes_as_the_built_in_one(timm, tmp_path):
+    torch.save(filled(timm.create_model("resnet50")).state_dict(), tmp_path / "weights.pth")
+    pixels = torch.randn(1, 3, 64, 64)
+    features, operations = [], []
+    for image in ({"backbone": "timm/resnet50"}, {"backbone": "resnet50", "antialias": True}):
+        config = configured("", **image, size=64, weights=str(tmp_path / "weights.pth"))
+        with torch.no_grad():
+            features.append(VSEModel(config.model, 30, 0).eval().image.features(pixels))
+        operations.append(count_flops(config, tokens=6))
+    assert features[1].std() > 0.01
+    assert (features[0] - features[1]).abs().max() <= 1e-6 * features[1].abs().max()
+    assert operations[0] == operations[1] > 1e9
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_mambaout"])

@@ -48,6 +48,14 @@ def test_a_built_in_part_is_found_and_listed(registry: Registry[object]) -> None
     assert registry.names() == ("exact", "broken")
 
 
+def test_a_name_of_a_family_stands_for_all_of_it() -> None:
+    registry = Registry("shape", GROUP, {"exact/NAME": "fractions:Fraction"})
+    assert registry.find("exact/half") is registry.find("exact/half/whole") is Fraction
+    for other in ("exact", "exactly/half", "half"):
+        with pytest.raises(PartError, match="Choose exact/NAME"):
+            registry.find(other)
+
+
 def test_a_built_in_part_is_imported_only_when_it_is_chosen(registry: Registry[object]) -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         registry.find("broken")
