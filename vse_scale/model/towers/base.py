@@ -65,7 +65,7 @@ class ImageSettings:
         return ImageSpec.preset("imagenet", _UNREAD_SIZE)
 
     def doubts(self) -> list[str]:
-        """Return what whoever starts a run may not mean, one line each."""
+        """Return warnings for the start of a run, one line each."""
         return []
 
     def region_spec(self) -> RegionSpec | None:

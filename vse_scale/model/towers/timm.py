@@ -98,7 +98,7 @@ class TimmSettings(WeightsSettings):
         return replace(self, weights=None, pretrained=False), []
 
     def doubts(self) -> list[str]:
-        """Return what may not be meant, one line each: weights that are named and not read."""
+        """Return warnings for the start of a run: weights not read, or other interpolation."""
         entry = listed(self.backbone)
         if self.source is None and "." in self.backbone:
             return [
@@ -143,7 +143,6 @@ class TimmBackbone(nn.Module):
             drop_path=settings.drop_path,
         )
         freeze_statistics(self.model)
-        # timm takes an image of another size for an error, in many models.
         self._size, self._name = settings.size, settings.backbone
         out = self._try(settings.size)
         self._channels_last = str(getattr(self.model, "output_fmt", "")) == "NHWC"
