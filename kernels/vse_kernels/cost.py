@@ -107,7 +107,7 @@ def _clocks(counts: Mapping[str, int], warps: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Tiles:
-    """A kernel that computes tiles of a product, one program at a time on a multiprocessor.
+    """A kernel that computes tiles of a product.
 
     Attributes:
         once: instructions of a warp by pipe, outside of the loop over the depth.
@@ -117,6 +117,7 @@ class Tiles:
         columns: of a tile.
         depth: entries of a row per step.
         times: that the tensor cores multiply a pair of entries, in units of 16-bit floats.
+        resident: programs that a multiprocessor holds at a time.
     """
 
     once: Mapping[str, int]
@@ -126,6 +127,7 @@ class Tiles:
     columns: int
     depth: int
     times: int = 1
+    resident: int = 1
 
 
 def product_seconds(rows: int, columns: int, width: int, device: Device = H200) -> float:
@@ -139,11 +141,17 @@ def predict_tiles(
     """Return the seconds of a launch over all tiles, and the share of them outside the loop.
 
     A step of the loop takes as long as its busiest pipe or the tensor cores, which run beside each
-    other. Outside the loop nothing hides the instructions: a second program does not fit.
+    other. Outside the loop nothing hides the instructions of a program that is alone on its
+    multiprocessor. Those of several hide each other, up to what a pipe or the tensor cores take for
+    all of them.
     """
+    steps = -(-width // tiles.depth)
     multiplied = tiles.rows * tiles.columns * tiles.depth * tiles.times / device.products
-    step = max(multiplied, *_clocks(tiles.step, tiles.warps).values())
-    once = max(_clocks(tiles.once, tiles.warps).values())
-    total = once + step * -(-width // tiles.depth)
+    step = _clocks(tiles.step, tiles.warps) | {"tensor": multiplied}
+    outside = _clocks(tiles.once, tiles.warps) | {"tensor": 0.0}
+    once = max(outside.values())
+    alone = once + steps * max(step.values())
+    busiest = max(outside[pipe] + steps * step[pipe] for pipe in step)
+    total = max(alone, tiles.resident * busiest) / tiles.resident
     programs = -(-rows // tiles.rows) * -(-columns // tiles.columns)
-    return -(-programs // device.multiprocessors) * total / device.clock, once / total
+    return -(-programs // device.multiprocessors) * total / device.clock, once / alone

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under eight minutes: the tests, then the benchmarks, which append
+# Everything that needs a GPU, in under ten minutes: the tests, then the benchmarks, which append
 # to one CSV, and their table last. Needs Python with torch, triton, numpy, pytest, pytest-timeout
 # and hypothesis; nothing has to be installed of the project itself.
 #
@@ -29,7 +29,7 @@ step() { # SECONDS NAME COMMAND...: at most so long
 }
 
 step 240 tests "$python" -m pytest tests/gpu -m gpu --timeout 120 --durations 5
-for benchmark in gpo hardest ranks; do
+for benchmark in gpo hardest contrastive ranks; do
     step 80 "$benchmark" "$python" "kernels/benchmarks/$benchmark.py" "${options[@]}" --out "$out"
 done
 step 20 table "$python" kernels/benchmarks/table.py "$out"

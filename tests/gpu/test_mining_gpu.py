@@ -127,7 +127,7 @@ def test_mining_stores_no_matrix(device, on_device):
 
 
 def test_violations_store_no_matrix(device, on_device):
-    """The matrix would take 1 GiB; a tile of 16 MiB has some copies, and there are gradients."""
+    """The matrix would take 1 GiB; there are 256 MiB of violations, and gradients."""
     size = 16384
     queries = torch.nn.functional.normalize(torch.randn(size, 64, device=device))
     ids = torch.arange(size, device=device)
@@ -135,7 +135,7 @@ def test_violations_store_no_matrix(device, on_device):
     peak = peak_without_waiting(
         lambda: all_violations(queries, queries, ids, ids, positive, positive, 0.2, True)
     )
-    assert peak < 160 * 2**20
+    assert peak < 350 * 2**20
 
 
 def test_all_violations(device, scaled):

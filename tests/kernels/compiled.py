@@ -16,6 +16,7 @@ import ast
 import csv
 import hashlib
 import inspect
+import itertools
 import os
 import re
 import subprocess
@@ -39,6 +40,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from vse_kernels.contrastive import choice as contrastive
+from vse_kernels.contrastive import triton as contrastive_triton
 from vse_kernels.cost import by_pipe
 from vse_kernels.gpo import choice as pooling
 from vse_kernels.gpo import packed
@@ -95,11 +98,11 @@ class Report:
         tensor_core: the kinds of instruction that multiply matrices, separated by spaces.
         wide_addresses: address computations with a 64-bit offset, before lowering.
         packed_minima: instructions that take the minimum or maximum of two pairs of 16-bit floats.
-        pipes: instructions by pipe, such as "alu 750 issue 1140"; every one counts once. Of mining,
-            those of a usual tile outside of its loop.
-        loop_pipes: of mining, those of a step of the loop.
+        pipes: instructions by pipe, such as "alu 750 issue 1140"; every one counts once. Of passes
+            over scores, those of a usual tile outside of its loop.
+        loop_pipes: of those passes, those of a step of the loop.
         columns_per_warp: columns that a warp pools; 0 of other kernels.
-        scores_per_warp: scores that a warp mines; 0 of other kernels.
+        scores_per_warp: scores of a warp's tile; 0 of other kernels.
         cpu_seconds: of compiling, child processes included.
         triton_version: of the compiler.
         digest: of the case and of the code that it was compiled from, see `digest_of`.
@@ -253,7 +256,39 @@ def violation_cases() -> Iterator[Case]:
             }
             name = f"violations-{positives}{'-limited' * limited}-{SHORT[dtype]}"
             shape = (tuple(types), blocks.warps, blocks.stages)
-            yield Case(name, violations_triton.violate, types, constants, *shape)
+            scores = blocks.rows * blocks.columns // blocks.warps
+            kernel = violations_triton.violate
+            yield Case(name, kernel, types, constants, *shape, scores_per_warp=scores)
+
+
+def contrast_cases(capability: int) -> Iterator[Case]:
+    """The kernel of contrastive losses: each kind, and with queries that count several times."""
+    for dtype, pointer in POINTERS.items():
+        types = {"queries": pointer, "candidates": pointer}
+        types |= dict.fromkeys(("query_ids", "candidate_ids"), "*i32")
+        floats = ("numbers", "query_shift", "candidate_shift", "query_times")
+        types |= dict.fromkeys(floats, "*fp32") | {"weights": pointer}
+        types |= dict.fromkeys(("row_sums", "column_sums"), "*fp32")
+        sizes = ("M", "N", "E", "stride_query", "stride_candidate", "stride_weights")
+        types |= dict.fromkeys(sizes, "i32")
+        for kind, counted in itertools.product(("sums", "softmax", "sigmoid"), (False, True)):
+            blocks = contrastive.blocks(kind, dtype, capability // 10)
+            constants = {
+                "KIND": kind,
+                "COUNTED": counted,
+                "UNIT": contrastive.unit(dtype),
+                "ROWS": blocks.rows,
+                "COLUMNS": blocks.columns,
+                "DEPTH": blocks.depth,
+                "GROUP": blocks.group,
+                "UPCAST": False,
+                "PRECISION": blocks.precision,
+            }
+            name = f"contrast-{kind}{'-counted' * counted}-{SHORT[dtype]}"
+            shape = (tuple(types), blocks.warps, blocks.stages)
+            scores = blocks.rows * blocks.columns // blocks.warps
+            kernel = contrastive_triton.contrast
+            yield Case(name, kernel, types, constants, *shape, scores_per_warp=scores)
 
 
 def reduce_case() -> Case:
@@ -263,7 +298,7 @@ def reduce_case() -> Case:
 
 
 def all_cases(capability: int) -> list[Case]:
-    mined = (*mining_cases(capability), *violation_cases())
+    mined = (*mining_cases(capability), *violation_cases(), *contrast_cases(capability))
     return [*pooling_cases(capability), reduce_case(), *mined]
 
 

@@ -26,7 +26,7 @@ class Limit:
         packed_minima: instructions that order two pairs of 16-bit floats, at least.
         instructions: in all, at most; one takes 16 bytes.
         alu_per_column: instructions of the integer pipe per column and lane, at most.
-        alu_per_score: those of mining outside of its loop, per score, at most.
+        alu_per_score: those of passes over scores outside of their loop, per score, at most.
     """
 
     patterns: tuple[str, ...]
@@ -299,9 +299,74 @@ LIMITS = (
     ),
     Limit(("hardest-*",), (80,), registers=176, shared_bytes=65536, tensor_core="HMMA"),
     Limit(("hardest-*",), (100,), registers=120, shared_bytes=73744, tensor_core="UTCHMMA"),
-    Limit(("violations-*",), (90,), registers=208, shared_bytes=73728, tensor_core="HGMMA"),
-    Limit(("violations-*",), (80,), registers=200, shared_bytes=49152, tensor_core="HMMA"),
-    Limit(("violations-*",), (100,), registers=208, shared_bytes=73744, tensor_core="UTCHMMA"),
+    Limit(
+        ("violations-*",),
+        (90,),
+        registers=208,
+        shared_bytes=73728,
+        tensor_core="HGMMA",
+        alu_per_score=47,
+    ),
+    Limit(
+        ("violations-*",),
+        (80,),
+        registers=200,
+        shared_bytes=49152,
+        tensor_core="HMMA",
+        alu_per_score=49,
+    ),
+    Limit(
+        ("violations-*",),
+        (100,),
+        registers=208,
+        shared_bytes=73744,
+        tensor_core="UTCHMMA",
+    ),
+    Limit(
+        ("contrast-*-fp32",),
+        (90,),
+        registers=216,
+        shared_bytes=98304,
+        tensor_core="HGMMA",
+        wide_addresses=2,
+        alu_per_score=13,
+    ),
+    # Two programs fit a multiprocessor.
+    Limit(
+        ("contrast-sigmoid-*",),
+        (90,),
+        registers=128,
+        shared_bytes=98304,
+        tensor_core="HGMMA",
+        alu_per_score=12,
+    ),
+    Limit(
+        ("contrast-*",),
+        (90,),
+        registers=255,
+        shared_bytes=147456,
+        tensor_core="HGMMA",
+        wide_addresses=2,
+        alu_per_score=7,
+    ),
+    Limit(
+        ("contrast-*",),
+        (80,),
+        registers=255,
+        shared_bytes=65536,
+        tensor_core="HMMA",
+        wide_addresses=2,
+        alu_per_score=14,
+    ),
+    Limit(
+        ("contrast-*",),
+        (100,),
+        registers=128,
+        shared_bytes=73744,
+        tensor_core="UTCHMMA",
+        wide_addresses=2,
+        alu_per_score=14,
+    ),
 )
 
 

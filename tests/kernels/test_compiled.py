@@ -86,7 +86,7 @@ def expect_within_limits(capability, *patterns):
 
 @pytest.mark.timeout(900)
 def test_the_commonest_on_hopper():
-    """Regions in pairs, forward; two backward passes; mining with its tensor cores; in seconds."""
+    """Regions in pairs, two backward passes, mining and losses with tensor cores; in seconds."""
     expect_within_limits(
         90,
         "gpo-packed-forward-36-alone-bf16",
@@ -95,6 +95,7 @@ def test_the_commonest_on_hopper():
         "gpo-reduce",
         "hardest-*both-bf16",
         "violations-5-bf16",
+        "contrast-softmax-bf16",
     )
 
 
@@ -103,7 +104,7 @@ def test_the_commonest_on_hopper():
 def test_what_a_gpu_trains_with():
     """The sizes of regions and grids; the others are compiled in the soak."""
     pooling = ("gpo-packed-*-36", "gpo-packed-forward-64-alone", "gpo-packed-*-256")
-    pairs = [f"{kind}-bf16" for kind in (*pooling, "hardest-*", "violations-*")]
+    pairs = [f"{kind}-bf16" for kind in (*pooling, "hardest-*", "violations-*", "contrast-*")]
     expect_within_limits(90, *pairs, "gpo-*-36-alone-fp32", "gpo-*-256-fp32")
 
 
@@ -172,7 +173,7 @@ def test_a_digest_follows_the_code_and_not_its_comments(digests, tmp_path):
         path.write_text(text.replace(before, after))
     changed = digests_of(kernels=tmp_path)
     kept = {name for (name, _), digest in digests.items() if digest in changed.values()}
-    same = ("hardest", "violations", "gpo-reduce")
+    same = ("hardest", "violations", "contrast", "gpo-reduce")
     assert kept == {name for name, _ in digests if name.startswith(same)}
 
 

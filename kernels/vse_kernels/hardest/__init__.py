@@ -70,7 +70,7 @@ def hardest_negatives(
         TypeError: a dtype is not supported.
         ValueError: shapes, dtypes or devices disagree, or `impl` is unknown.
     """
-    _check(queries, candidates, query_ids, candidate_ids)
+    check_operands(queries, candidates, query_ids, candidate_ids)
     limit = choice.unsupported(queries.shape[0], candidates.shape[0], queries.dtype)
     if query_limit is not None:
         if columns:
@@ -141,7 +141,7 @@ def all_violations(
         TypeError: a dtype is not supported.
         ValueError: shapes, dtypes or devices disagree, or `impl` is unknown.
     """
-    _check(queries, candidates, query_ids, candidate_ids)
+    check_operands(queries, candidates, query_ids, candidate_ids)
     _check_positive("query_positive", query_positive, queries)
     _check_positive("candidate_positive", candidate_positive, candidates)
     require_same_device(
@@ -196,7 +196,9 @@ def _check_rows(name: str, values: Tensor, rows: Tensor) -> None:
     require_shape(name, values, shape, f"rows of shape {tuple(rows.shape)}")
 
 
-def _check(queries: Tensor, candidates: Tensor, query_ids: Tensor, candidate_ids: Tensor) -> None:
+def check_operands(
+    queries: Tensor, candidates: Tensor, query_ids: Tensor, candidate_ids: Tensor
+) -> None:
     require_dtype("queries", queries, FLOATS)
     require_dtype("candidates", candidates, (queries.dtype,))
     require_dtype("query_ids", query_ids, INTEGERS)

@@ -13,8 +13,9 @@ from vse_kernels.hardest.reference import spans
 from vse_kernels.hardest.violations import Side
 from vse_kernels.hardest.violations_triton import violate
 
-# Violations of a strip of rows; large enough that its products with the embeddings are efficient.
-STRIP_BYTES = 64 * 2**20
+# Violations of a strip of rows. Each strip reads and writes the whole gradient of the candidates:
+# the more rows it has, the less often.
+STRIP_BYTES = 256 * 2**20
 
 
 @full_precision()
