@@ -48,6 +48,7 @@ class GlobalBatch:
         ids: (B,) int64, -1 for padding.
         positive: (B,) dot product of each pair.
         own: the pairs of this rank.
+        given: the dtype that embeddings were given in, which holds these; None: no other.
     """
 
     image_rows: Tensor
@@ -55,6 +56,7 @@ class GlobalBatch:
     ids: Tensor
     positive: Tensor
     own: slice
+    given: torch.dtype | None = None
 
     @classmethod
     def gather(
@@ -67,7 +69,8 @@ class GlobalBatch:
         """
         count, per_image = len(captions), captions_per_image(images, captions)
         images, captions = _without_padding(images, captions, valid, per_image)
-        wide = torch.promote_types(images.dtype, torch.float32)
+        given = torch.promote_types(images.dtype, captions.dtype)
+        wide = torch.promote_types(given, torch.float32)
         if exchange.ranks == 1:
             all_images, all_captions = images.to(wide), captions.to(wide)
         else:
@@ -82,6 +85,7 @@ class GlobalBatch:
             ids=exchange.gather(torch.where(valid, ids, -1)),
             positive=_products_of_pairs(all_images, all_captions),
             own=slice(exchange.rank * count, (exchange.rank + 1) * count),
+            given=given,
         )
 
     @property
@@ -121,7 +125,7 @@ class GlobalBatch:
     def cut_to(self, size: int) -> GlobalBatch:
         """Return the batch of the first ``size`` dimensions, its rows of unit length again."""
         image_rows, captions = (cut(side, size) for side in (self.image_rows, self.captions))
-        shorter = replace(self, image_rows=image_rows, captions=captions)
+        shorter = replace(self, image_rows=image_rows, captions=captions, given=None)
         return replace(shorter, positive=_products_of_pairs(image_rows, captions))
 
     def own_part(self, pairs: slice) -> slice:

@@ -42,6 +42,12 @@ class Gradient:
             own = batch.own_part(tile.columns)
             self.captions[own].addmm_(weight.T, batch.image_rows[rows])
 
+    def add_own(self, images: Tensor | None, captions: Tensor | None, each: Tensor) -> None:
+        """Add ``each`` times ``images`` (n, D) and ``captions`` (b, D); None: nothing."""
+        for total, share in ((self.images, images), (self.captions, captions)):
+            if share is not None:
+                total.addcmul_(share, each.to(total))
+
     def add_pairs(self, weight: Tensor) -> None:
         """Add the part of this rank's pairs, with their scores' derivatives ``weight`` (b,)."""
         batch, weight = self._batch, weight[:, None]

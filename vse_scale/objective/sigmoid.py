@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vse_kernels import sigmoid_weights
 from vse_scale.bounds import ON_PURPOSE, Positive
 from vse_scale.objective.batch import GlobalBatch, limit_of
 from vse_scale.objective.gathered import Found, GatheredObjective, IgnoreAbove, SizeSettings
 from vse_scale.objective.gradient import Gradient
+from vse_scale.objective.rectangles import kernels_serve, rectangles
 from vse_scale.world.gather import Exchange
 
 _SUMS = 7  # `_Questions.sums`, float64
@@ -64,7 +66,10 @@ class Sigmoid(GatheredObjective):
     def of_batch(self, batch: GlobalBatch, phase: str, exchange: Exchange) -> Found:
         """Return the loss; a rank's own rows and columns give its gradient."""
         scale, bias = self._log_scale.detach().exp(), self._bias.detach()
-        questions = _Questions(batch, scale, bias, self.settings.ignore_above)
+        limit = limit_of(batch.positive, self.settings.ignore_above)
+        questions = (_KernelQuestions if kernels_serve(batch, limit) else _Questions)(
+            batch, scale, bias, limit
+        )
         sums = exchange.gather(questions.sums()[None]).sum(0)
         gradients = {"log_scale": sums[1], "bias": sums[2]}
         return Found(
@@ -110,23 +115,33 @@ class _Questions:
     """
 
     def __init__(
-        self, batch: GlobalBatch, scale: Tensor, bias: Tensor, ignore_above: float | None
+        self, batch: GlobalBatch, scale: Tensor, bias: Tensor, limit: Tensor | None
     ) -> None:
-        self._batch, self._scale, self._bias = batch, scale, bias
+        self._batch, self._scale, self._bias, self._limit = batch, scale, bias, limit
         positive = batch.positive[batch.own]
         self._tops = [torch.full_like(positive, -torch.inf) for _ in range(2)]
-        self._loss = self._bias_gradient = torch.zeros(
+        self._loss = self._bias_gradient = self._product = torch.zeros(
             (), dtype=torch.float64, device=positive.device
         )
         self.gradient = Gradient(batch)
-        limit = limit_of(batch.positive, ignore_above)
         each = scale.to(positive.device) / batch.pairs
+        self._add_negatives(each)
+        logits = positive * scale + bias
+        weight = -(-logits).sigmoid().where(batch.own_valid, 0.0)
+        self._loss = self._loss - F.logsigmoid(logits).where(batch.own_valid, 0.0).double().sum()
+        self._bias_gradient = self._bias_gradient + weight.double().sum()
+        self._product = self._product + each * (weight * positive).double().sum()
+        self.gradient.add_pairs((weight * each).to(positive.dtype))
+
+    def _add_negatives(self, each: Tensor) -> None:
+        """Add the part of the negatives."""
+        batch, limit = self._batch, self._limit
         for tile in batch.tiles(of_pairs=True):
             scores = batch.scores(tile, of_pairs=True)
             if limit is not None:
                 allowed = torch.minimum(limit[tile.rows, None], limit[tile.columns])
                 scores = scores.masked_fill_(scores > allowed, -torch.inf)
-            logits = scores.mul(scale).add_(bias)
+            logits = scores.mul(self._scale).add_(self._bias)
             weight = logits.sigmoid()
             if tile.of_images:
                 self._keep_top(0, batch.own_part(tile.rows), scores.amax(1))
@@ -135,11 +150,6 @@ class _Questions:
             if tile.of_captions:
                 self._keep_top(1, batch.own_part(tile.columns), scores.amax(0))
             self.gradient.add(tile, weight.mul_(each))
-        logits = positive * scale + bias
-        weight = -(-logits).sigmoid().where(batch.own_valid, 0.0)
-        self._loss = self._loss - F.logsigmoid(logits).where(batch.own_valid, 0.0).double().sum()
-        self._bias_gradient = self._bias_gradient + weight.double().sum()
-        self.gradient.add_pairs((weight * each).to(positive.dtype))
 
     def sums(self) -> Tensor:
         """Return this rank's share of the sums that `Sigmoid` reports, (7,) float64."""
@@ -149,7 +159,7 @@ class _Questions:
         there = (tops != -torch.inf) & valid
         parts = (
             self._loss,
-            (batch.own_images * self.gradient.images).double(),
+            self._scale_gradient(),
             self._bias_gradient / batch.pairs,
             positive.where(valid, 0.0).double(),
             tops.where(there, 0.0).double(),
@@ -158,5 +168,37 @@ class _Questions:
         )
         return torch.stack([part.sum() for part in parts])
 
+    def _scale_gradient(self) -> Tensor:
+        """Return addends of this rank's part of the derivative by the scale's logarithm."""
+        return (self._batch.own_images * self.gradient.images).double()
+
     def _keep_top(self, side: int, own: slice, found: Tensor) -> None:
         self._tops[side][own] = torch.maximum(self._tops[side][own], found)
+
+
+class _KernelQuestions(_Questions):
+    """The same by the kernel of a GPU, which takes a rectangle of scores at once."""
+
+    def _add_negatives(self, each: Tensor) -> None:
+        batch = self._batch
+        for part in rectangles(batch):
+            found = sigmoid_weights(
+                *part.operands,
+                self._scale,
+                self._bias,
+                part.times,
+                query_gradient=part.of_images,
+                candidate_gradient=part.of_captions,
+            )
+            self.gradient.add_own(found.query_gradient, found.candidate_gradient, each)
+            if part.of_images:
+                self._tops[0] = found.row_top.repeat_interleave(batch.per_image)
+                self._loss = found.row_loss.sum(dtype=torch.float64)
+                self._bias_gradient = found.row_weight.sum(dtype=torch.float64)
+                self._product = each * found.row_product.sum(dtype=torch.float64)
+            if part.of_captions:
+                self._tops[1] = found.column_top
+
+    def _scale_gradient(self) -> Tensor:
+        # Of sums in float32: weights in 16 bits made the gradient.
+        return self._product

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vse_kernels import softmax_sums, softmax_weights
 from vse_scale.objective.batch import GlobalBatch, Tile, limit_of
 from vse_scale.objective.gradient import Gradient
+from vse_scale.objective.rectangles import kernels_serve, rectangles
 from vse_scale.world.gather import Exchange
 
 _REACH = 60.0  # a float32 holds e^60, summed over any batch, and e^-60 / 2^24
@@ -26,6 +28,9 @@ def softmax_of(
 ) -> Softmax:
     """Return the softmaxes of ``scale`` times the scores, by the faster way that is exact."""
     limit = limit_of(batch.positive, ignore_above)
+    # The kernels know nothing of smoothed labels.
+    if not smoothing and kernels_serve(batch, limit):
+        return _KernelSoftmax(batch, scale)
     # Of smoothed labels, and where negatives are ignored, a score's two anchors differ.
     shift = None if smoothing or limit is not None else _shift_of(batch, scale)
     if shift is None:
@@ -86,6 +91,10 @@ class _LogSums:
         self._total[own] += total
         self._shift = shift
 
+    def put(self, top: Tensor, total: Tensor) -> None:
+        """Take the largest of all logits, and the sum of their exponentials less that."""
+        self.top, self._total = top, total
+
     def value(self, own_logits: Tensor) -> Tensor:
         """Return the logarithms (b,) float64 with the anchors' own pairs among the terms."""
         shift = _finite(self.top).double() if self._shift is None else self._shift
@@ -125,14 +134,9 @@ class Softmax:
     def gradient(self) -> Gradient:
         """Return the loss's gradient with respect to this rank's embeddings."""
         batch, gradient = self._batch, Gradient(self._batch)
-        each = self._scale.to(batch.captions.device) / (2 * batch.pairs)
-        for tile, weight in self._weights(each):
-            gradient.add(tile, weight)
-        own = self._own_logits().double()
-        weight = (own - self.log_sums[:, batch.own]).exp().sum(0) - 2 * (1 - self._smoothing)
-        if self._smoothing:
-            weight -= (self._smoothing / self.terms[:, batch.own]).sum(0)
-        gradient.add_pairs((weight * each).where(batch.own_valid, 0.0).to(batch.captions.dtype))
+        each = self._each()
+        self._add_negatives(gradient, each)
+        gradient.add_pairs((self._pair_weight() * each).to(batch.captions.dtype))
         return gradient
 
     def sums(self, gradient: Gradient) -> Tensor:
@@ -148,14 +152,31 @@ class Softmax:
         there = (tops != -torch.inf) & valid
         parts = (
             loss.where(valid, 0.0),
-            # The loss depends on scale times score alone.
-            (batch.own_images * gradient.images).double(),
+            self._scale_gradient(gradient),
             batch.positive[batch.own].where(valid, 0.0).double(),
             (tops / self._scale).where(there, 0.0).double(),
             there.double(),
             ((own >= tops) & valid).double(),
         )
         return torch.stack([part.sum() for part in parts])
+
+    def _each(self) -> Tensor:
+        """Return the derivative of the loss by a score whose weight is 1."""
+        return self._scale.to(self._batch.captions.device) / (2 * self._batch.pairs)
+
+    def _pair_weight(self) -> Tensor:
+        """Return the weights (b,) float64 of this rank's pairs."""
+        batch = self._batch
+        own = self._own_logits().double()
+        weight = (own - self.log_sums[:, batch.own]).exp().sum(0) - 2 * (1 - self._smoothing)
+        if self._smoothing:
+            weight -= (self._smoothing / self.terms[:, batch.own]).sum(0)
+        return weight.where(batch.own_valid, 0.0)
+
+    def _scale_gradient(self, gradient: Gradient) -> Tensor:
+        """Return addends of this rank's part of the derivative by the scale's logarithm."""
+        # The loss depends on scale times score alone.
+        return (self._batch.own_images * gradient.images).double()
 
     def _own_logits(self) -> Tensor:
         return self._batch.positive[self._batch.own] * self._scale
@@ -169,6 +190,11 @@ class Softmax:
                 self._rows.add(batch.own_part(tile.rows), rows, 1)
             if tile.of_captions:
                 self._columns.add(batch.own_part(tile.columns), columns, 0)
+
+    def _add_negatives(self, gradient: Gradient, each: Tensor) -> None:
+        """Add the part of the negatives."""
+        for tile, weight in self._weights(each):
+            gradient.add(tile, weight)
 
     def _weights(self, each: Tensor) -> Iterator[tuple[Tile, Tensor]]:
         """Yield tiles with the derivatives of their scores, ``each`` times the softmaxes."""
@@ -241,6 +267,43 @@ class _SharedSoftmax(Softmax):
                 logits = batch.scores(tile, of_pairs=False, scale=self._scale)
                 kept = logits.sub_(self._shift).exp_()
             yield tile, (of_images[rows, None] + weight).mul_(kept)
+
+
+class _KernelSoftmax(Softmax):
+    """The same by the kernels of a GPU, which take a rectangle of scores at once."""
+
+    def _sum_up(self) -> None:
+        scale, each = self._scale, self._batch.per_image
+        for part in rectangles(self._batch):
+            found = softmax_sums(*part.operands, scale, part.times)
+            if part.of_images:
+                sides = (found.row_top * scale, found.row_sum)
+                self._rows.put(*(side.repeat_interleave(each) for side in sides))
+            if part.of_captions:
+                self._columns.put(found.column_top * scale, found.column_sum)
+
+    def _add_negatives(self, gradient: Gradient, each: Tensor) -> None:
+        batch = self._batch
+        of_rows, of_columns = (-self.log_sums).where(batch.ids >= 0, -torch.inf)
+        of_images = of_rows.view(len(batch.image_rows), -1).logsumexp(1)
+        for part in rectangles(batch):
+            found = softmax_weights(
+                *part.operands,
+                self._scale,
+                of_images[part.image_rows],
+                of_columns[part.pairs],
+                part.times,
+                query_gradient=part.of_images,
+                candidate_gradient=part.of_captions,
+            )
+            gradient.add_own(found.query_gradient, found.candidate_gradient, each)
+            if part.of_images:
+                self._product = each * found.row_product.double().sum()
+
+    def _scale_gradient(self, gradient: Gradient) -> Tensor:
+        # Of sums in float32: weights in 16 bits made the gradient.
+        pairs = self._pair_weight() * self._batch.positive[self._batch.own].double()
+        return self._product + self._each() * pairs.sum()
 
 
 def _by_images(batch: GlobalBatch, values: Tensor) -> Tensor:
