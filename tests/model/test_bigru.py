@@ -6,6 +6,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from vse_scale.config import ModelConfig
 from vse_scale.model.pooling.gpo import GPO
 from vse_scale.model.towers.bigru import BiGRUSettings, BiGRUTower, RaggedGRU
+from vse_scale.model.towers.packed_gru import Prefixes
 from vse_scale.model.vse import VSEModel
 
 LENGTHS = torch.tensor([7, 2, 5, 1])
@@ -113,3 +114,46 @@ def test_words_that_are_packed_give_what_padding_gives_with_the_same_gradients()
     theirs = dict(published.named_parameters())
     for name, parameter in encoder.named_parameters():
         torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=0, atol=1e-13)
+
+
+def test_rows_that_begin_and_end_alike_share_states_and_their_gradients_add_up():
+    torch.manual_seed(3)
+    token_ids = torch.tensor(
+        [[1, 2, 3, 4, 5], [1, 2, 3, 9, 9], [1, 2, 6, 5, 9], [1, 2, 3, 4, 5], [7, 4, 5, 9, 9]]
+    )
+    lengths = torch.tensor([5, 3, 4, 5, 3])
+    settings = BiGRUSettings(encoder="bigru", word_channels=6)
+    encoder = BiGRUTower(settings, 64, vocab_size=12).double().encoder
+    published = nn.ModuleDict(
+        {"embed": nn.Embedding(12, 6), "rnn": nn.GRU(6, 64, batch_first=True, bidirectional=True)}
+    ).double()
+    published.load_state_dict(encoder.state_dict())
+    arriving = torch.randn(5, 5, 64, dtype=torch.float64)
+    arriving *= (torch.arange(5) < lengths[:, None])[..., None]
+
+    found = encoder(token_ids, lengths)
+    (found * arriving).sum().backward()
+    states = packed(published["rnn"], published["embed"](token_ids), lengths)
+    expected = (states[..., :64] + states[..., 64:]) / 2
+    (expected * arriving).sum().backward()
+
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    theirs = dict(published.named_parameters())
+    for name, parameter in encoder.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=0, atol=1e-13)
+
+
+def test_each_prefix_is_computed_once():
+    rows = [[1, 2, 3, 4], [1, 2, 5], [1, 2, 3], [6, 2], [1, 2, 3, 4]]
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = torch.tensor([row + [8] * (4 - len(row)) for row in rows])
+    prefixes = Prefixes.of(padded, lengths)
+    expected = {tuple(row[: end + 1]) for row in rows for end in range(len(row))}
+    assert sum(prefixes.counts) == len(prefixes.words) == len(expected)
+    named: dict[int, tuple[int, ...]] = {}
+    for row, places in zip(rows, prefixes.places.tolist(), strict=True):
+        for end in range(len(row)):
+            prefix = tuple(row[: end + 1])
+            assert named.setdefault(places[end], prefix) == prefix
+            assert prefixes.words[places[end]] == row[end]
+    assert set(named.values()) == expected

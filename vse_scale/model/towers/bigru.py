@@ -13,7 +13,7 @@ from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.packing import is_eager_cpu
 from vse_scale.model.pooling import make_pool
 from vse_scale.model.towers.base import TextSettings
-from vse_scale.model.towers.packed_gru import PackedGRU, Packing
+from vse_scale.model.towers.packed_gru import PackedGRU, Prefixes
 
 _WORDS = 10_000  # of COCO's and Flickr30K's vocabularies
 _EMBEDDING_RANGE = 0.1  # of the uniform initial word embeddings, as published
@@ -143,9 +143,7 @@ class RaggedGRU(nn.GRU):
             The states of the forward and of the backward direction, (P, L, H) each, both in the
             order of the inputs; what stands beyond a row's length is arbitrary.
         """
-        position = torch.arange(inputs.shape[1], device=inputs.device)
-        turned = (lengths[:, None] - 1 - position).where(position < lengths[:, None], position)
-        order = turned[..., None]
+        order = _turned(lengths, inputs.shape[1])[..., None]
         backward = self._run(inputs.gather(1, order.expand_as(inputs)), "_reverse")
         return self._run(inputs, ""), backward.gather(1, order.expand_as(backward))
 
@@ -160,18 +158,21 @@ class RaggedGRU(nn.GRU):
         Returns:
             The mean of both directions' states (P, L, H), 0 beyond a row's length.
         """
-        packing = Packing.of(lengths)
+        turned = _turned(lengths, places.shape[1])
+        own = torch.arange(places.shape[1]) < lengths[:, None]
+        prefixes = Prefixes.of(places, lengths)
+        suffixes = Prefixes.of(places.gather(1, turned), lengths)
         forward, backward = (
-            PackedGRU.apply(  # type: ignore[no-untyped-call]
-                words, places[packing.rows, position], packing.counts, *self._weights(direction)
+            PackedGRU.apply(words, found, *self._weights(direction)).index_select(0, ends[own])  # type: ignore[no-untyped-call]
+            for direction, found, ends in (
+                ("", prefixes, prefixes.places),
+                ("_reverse", suffixes, suffixes.places.gather(1, turned)),
             )
-            for direction, position in (("", packing.steps), ("_reverse", packing.turned_steps))
         )
-        averaged = (forward + backward[packing.turned]) / 2
-        flat = packing.rows * places.shape[1] + packing.steps
-        padded = averaged.new_zeros(places.numel(), self.hidden_size)
-        states: Tensor = padded.index_copy(0, flat, averaged)
-        return states.view(*places.shape, self.hidden_size)
+        averaged = (forward + backward) / 2
+        padded = words.new_zeros(places.numel(), self.hidden_size)
+        padded = padded.index_copy(0, own.flatten().nonzero()[:, 0], averaged)
+        return padded.view(*places.shape, self.hidden_size)
 
     def _run(self, inputs: Tensor, direction: str) -> Tensor:
         start = inputs.new_zeros(1, len(inputs), self.hidden_size)
@@ -185,3 +186,9 @@ class RaggedGRU(nn.GRU):
             getattr(self, f"{name}_l0{direction}")
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         ]
+
+
+def _turned(lengths: Tensor, most: int) -> Tensor:
+    """Return positions (P, most) int64 that turn rows around within their ``lengths`` (P,)."""
+    position = torch.arange(most, device=lengths.device)
+    return (lengths[:, None] - 1 - position).where(position < lengths[:, None], position)
