@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vse_scale.bench.published import our_figures
+from vse_scale.bench.published_epochs import Row, append, table
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "published.py"
 
@@ -53,10 +54,60 @@ def test_losses_are_printed_side_by_side(
     assert [line.split()[-1] for line in steps] == ["0.0e+00", "1.0e-02"]
 
 
-def test_another_folder_is_refused_in_a_line(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("files", "more", "branch"),
+    [
+        ([], [], "bigru"),
+        (["vse.py"], [], "bigru"),
+        (["vse.py", "vocab.py"], ["--encoder", "bert"], "master"),
+    ],
+)
+def test_a_checkout_of_another_branch_is_refused_in_a_line(
+    files: list[str],
+    more: list[str],
+    branch: str,
+    script: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert script.main(["compare", str(tmp_path), str(tmp_path)]) == 2
+    (tmp_path / "lib").mkdir()
+    for name in files:
+        (tmp_path / "lib" / name).touch()
+    assert script.main(["compare", str(tmp_path), str(tmp_path), *more]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "--branch bigru" in said
+    assert f"--branch {branch}" in said
+
+
+def test_a_coarser_grid_holds_the_means_of_its_cells(script: ModuleType) -> None:
+    cells = np.random.default_rng(6).standard_normal((3, 36, 5)).astype(np.float32)
+    grids = cells.reshape(3, 3, 2, 3, 2, 5)  # three by three squares of two by two cells
+    expected = grids.mean((2, 4)).reshape(3, 9, 5)
+    np.testing.assert_allclose(script.coarser(cells, 3), expected, rtol=0, atol=1e-6)
+    assert script.coarser(cells, 6) is cells
+
+
+def test_rows_stand_below_one_header(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    for epoch in (1, 2):
+        append(file, Row("published", 0, epoch, 9.0, 5.36, 125.1234, 20.0))
+    assert file.read_text().splitlines() == [
+        "code,seed,epoch,i2t_r1,t2i_r1,rsum,cpu_seconds",
+        "published,0,1,9.0,5.36,125.12,20.0",
+        "published,0,2,9.0,5.36,125.12,20.0",
+    ]
+
+
+def test_a_table_holds_the_best_epoch_of_each_seed(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    for code, seed, rsums in (
+        ("published", 0, (100.0, 130.0, 120.0)),
+        ("published", 1, (110.0, 90.0)),
+        ("vse_scale", 0, (125.0,)),
+    ):
+        for epoch, rsum in enumerate(rsums):
+            append(file, Row(code, seed, epoch + 1, rsum / 10, rsum / 20, rsum, 1.0))
+    assert table(file)[2:] == [
+        "| published | 2 | 12.0 | 6.0 | 120.0 ± 14.1 |",
+        "| vse_scale | 1 | 12.5 | 6.2 | 125.0 |",
+    ]

@@ -1,8 +1,9 @@
 """The published VSE-infinity code beside this project's `Trainer`, on the same region features.
 
-The code is a checkout of the branch `bigru` of https://github.com/woodfrog/vse_infty, read from its
-files and patched in memory: to the CPU, to modules that it imports and does not need here, and to
-the order, the words and the dropped regions of this project's plan. Rates are of processor time.
+The code is a checkout of https://github.com/woodfrog/vse_infty, of the branch `bigru` or, for BERT,
+`master`, read from its files and patched in memory: to the CPU, to modules that it imports and does
+not need here, to the encoder in a folder, and to the order, the words and the dropped regions of
+this project's plan. Rates are of processor time.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vse_scale.config import Config
 from vse_scale.data.shards import ShardDataset
+from vse_scale.inputs.tokens import CaptionTokenizer
 from vse_scale.model.weights import load_pickled
+from vse_scale.objective.hinge import HingeSettings
 from vse_scale.retrieval.metrics import DIRECTIONS, METRICS
 from vse_scale.retrieval.ranks import recall_at_k
 
 CAPTIONS = 5  # of an image
+_BERT_BASE = 768  # channels
 _UNNEEDED = ("imageio", "nltk", "cv2")  # imported there
 
 
@@ -43,6 +47,9 @@ class Setting:
         alike: whether both compute the same: no region is left out, so that the published BatchNorm
             sees no padding, and an image's captions are no negatives of each other there either.
         overrides: of our configuration.
+        seed: of the first weights, the order, the words and the dropped regions.
+        encoder: folder of the text encoder, a BERT that trains without dropout, which the codes
+            would draw differently; None: a BiGRU.
     """
 
     checkout: str
@@ -53,6 +60,8 @@ class Setting:
     steps: int = 2
     alike: bool = False
     overrides: tuple[str, ...] = ()
+    seed: int = 0
+    encoder: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -64,11 +73,21 @@ class Setting:
         """The dataset that both train on."""
         return self.folder / "shards"
 
+    @property
+    def warmup_epochs(self) -> int:
+        """First epochs, in which all violations count."""
+        objective = self.config("options").objective
+        assert isinstance(objective, HingeSettings)
+        return objective.warmup_epochs
+
     def config(self, name: str) -> Config:
         """Return the configuration of a run of ours."""
         regions, channels = ShardDataset(self.shards, "train").regions(0).shape
+        text = []
+        if self.encoder is not None:
+            text = [f"model.text.path={self.encoder}", "model.dropout=0.0"]
         return Config.load(
-            "coco_region_bigru",
+            "coco_region_bigru" if self.encoder is None else "coco_region_bert",
             [
                 f"data.path={self.shards}",
                 f"data.global_batch={self.batch}",
@@ -78,6 +97,8 @@ class Setting:
                 f"model.image.region_channels={channels}",
                 f"model.image.drop_cells={str(not self.alike).lower()}",
                 f"model.init_from={self.folder / 'start'}",
+                *text,
+                f"run.seed={self.seed}",
                 "eval.split=null",
                 "telemetry.prometheus_port=null",
                 "telemetry.tensorboard=false",
@@ -102,7 +123,7 @@ class PublishedCode:
         sys.modules["imageio"].imread = None  # type: ignore[attr-defined]
         torch.Tensor.cuda = lambda tensor, *_: tensor  # type: ignore[method-assign]
         import arguments  # type: ignore[import-not-found]
-        from lib import evaluation, loss, vse  # type: ignore[import-not-found]
+        from lib import encoders, evaluation, loss, vse  # type: ignore[import-not-found]
         from lib.datasets import image_caption  # type: ignore[import-not-found]
 
         self.evaluation, self.data, self.loss = evaluation, image_caption, loss
@@ -113,13 +134,23 @@ class PublishedCode:
             return *tensors, list(rows)  # numpy takes a tuple for several dimensions by now
 
         self.data.collate_fn = collated
+        if setting.encoder is not None:
+            _start_from(setting.encoder, encoders)
+        config = setting.config("options")
         channels = ShardDataset(setting.shards, "train").regions(0).shape[1]
-        # The options of its train_region.sh; the others are defaults.
+        # The options of its train_region.sh, of which a comparison may change the width and the
+        # warm-up; the others are defaults.
         self.options = arguments.get_argument_parser().parse_args(
-            ["--img_dim", str(channels), "--learning_rate", ".0005", "--data_name", "own"]
+            [
+                "--data_name=own",
+                f"--img_dim={channels}",
+                f"--embed_size={config.model.embed_dim}",
+                "--learning_rate=.0005",
+                f"--vse_mean_warmup_epochs={setting.warmup_epochs}",
+            ]
         )
         self.options.vocab_size = vocab_size
-        torch.manual_seed(0)
+        torch.manual_seed(setting.seed)
         self.model = vse.VSEModel(self.options)
         self.model.logger = evaluation.LogCollector()
 
@@ -143,9 +174,56 @@ class PublishedCode:
 
     def dataset(self, data: str, split: str, targets: Iterator[Sequence[int]]) -> Any:
         """Return its dataset of a split; captions become the ``targets``, in order."""
-        self.data.process_caption = lambda *_: Tensor(next(targets))
         train = split == "train"
-        return self.data.PrecompRegionDataset(data, "own", split, None, self.options, train)
+        # In place of a vocabulary. The branch `master` has BERT's tokenizer split words before it
+        # asks for their pieces.
+        words = SimpleNamespace(
+            targets=targets, basic_tokenizer=SimpleNamespace(tokenize=lambda caption: caption)
+        )
+        self.data.process_caption = lambda words, *_: Tensor(next(words.targets))
+        return self.data.PrecompRegionDataset(data, "own", split, words, self.options, train)
+
+    def embed(self, setting: Setting, tokenizer: CaptionTokenizer) -> tuple[Any, Any]:
+        """Return embeddings of split test, of images (N, D) and captions (5 N, D), float64."""
+        ids, lengths = tokenizer.encode(test_captions(setting))
+        targets = (row[:length].tolist() for row, length in zip(ids, lengths, strict=True))
+        loader = torch.utils.data.DataLoader(
+            self.dataset(setting.data, "test", targets),
+            setting.batch,
+            collate_fn=self.data.collate_fn,
+        )
+        with torch.no_grad():
+            images, captions = self.evaluation.encode_data(
+                self.model, loader, logging=lambda *_: None
+            )
+        return images[::CAPTIONS], captions
+
+
+def test_captions(setting: Setting) -> list[str]:
+    """Return the captions of split test."""
+    file = Path(setting.data) / "precomp" / "test_caps.txt"
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def _start_from(folder: str, encoders: Any) -> None:
+    """Have its text encoder be the BERT in ``folder``, without dropout, where it names BERT-base.
+
+    Args:
+        folder: of transformers.
+        encoders: its module, whose Linear takes BERT-base's width.
+    """
+    from transformers import BertModel
+
+    def opened(_: str) -> Any:
+        off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        return BertModel.from_pretrained(folder, **off)
+
+    def linear(inputs: int, outputs: int) -> nn.Linear:
+        return nn.Linear(width if inputs == _BERT_BASE else inputs, outputs)
+
+    width = BertModel.config_class.from_pretrained(folder).hidden_size
+    encoders.BertModel = SimpleNamespace(from_pretrained=opened)
+    encoders.nn = SimpleNamespace(**{**vars(nn), "Linear": linear})
 
 
 def their_figures(evaluation: Any, images: Any, captions: Any) -> list[float]:
