@@ -110,7 +110,7 @@ gpu: .venv/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/gpu/run.sh
 
 docs: .venv/.ready
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
 	rm -rf runs/demo data/demo site

@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: pages and files from outside docs/, linked as on a code host, and landmarks.
+"""Hooks of MkDocs: pages and files from outside docs/, linked as on a code host.
 
 Links in the repository are relative paths, which a code host follows. Here the README files become
 pages of the site, other files are laid into it as text, and links to either are turned round.
@@ -29,7 +29,6 @@ PAGES = {  # file of the repository -> page of the site
 }
 _FILES = {page: file for file, page in PAGES.items()}
 _FENCE = re.compile(r"^ *(```+).*?^ *\1`* *$", re.MULTILINE | re.DOTALL)
-_TABLE = re.compile(r"<table\b.*?</thead>", re.DOTALL)
 _LINK = re.compile(r"(?<=\]\()[^)\s]+(?=\))")
 
 
@@ -65,23 +64,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if mark in text:
             text = text.replace(mark, made())
     return text
-
-
-def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Name the landmarks that the theme lacks, and let keys scroll what may be too wide."""
-    for theirs, ours in (
-        ('<div role="contentinfo">', "<div>"),
-        ("<footer>", '<footer role="contentinfo">'),
-        ('class="rst-versions" role="note"', 'class="rst-versions" role="navigation"'),
-        ("<pre><span></span><code>", '<pre><span></span><code tabindex="0">'),
-    ):
-        output = output.replace(theirs, ours)
-    return _TABLE.sub(_scrollable, output)
-
-
-def _scrollable(table: re.Match[str]) -> str:
-    wide = table[0].count("<th") > 3  # with that of <thead>
-    return table[0].replace("<table", '<table tabindex="0"', 1) if wide else table[0]
 
 
 def outside_fences(markdown: str, change: Callable[[str], str]) -> str:

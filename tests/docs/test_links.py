@@ -11,8 +11,22 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from axe import findings, too_wide
+from axe import findings, tab, too_wide
 from documents import PATHS, ROOT, Page, code_host_anchors, page_of, rendered
+
+# Types a text, and waits for the addresses of what is found.
+_SEARCH = """(async () => {
+  const input = document.querySelector(".md-search__input");
+  input.focus();
+  input.value = "%s";
+  input.dispatchEvent(new Event("keyup"));
+  for (let tries = 0; tries < 200; tries++) {
+    const links = [...document.querySelectorAll("a.md-search-result__link")];
+    if (links.length) return links.map(link => link.href).join(" ");
+    await new Promise(resolve => setTimeout(resolve, 100));
+  }
+  return "";
+})()"""
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -82,6 +96,14 @@ def test_every_page_fits_a_phone_and_axe_finds_nothing_on_one_of_each_kind(
         "reference/vse_scale.html",
     )
     assert findings(tmp_path / "some", [(site / kind).as_uri() for kind in kinds]) == []
+
+
+@pytest.mark.slow
+def test_the_search_of_the_site_finds_pages_without_a_server(site: Path, tmp_path: Path) -> None:
+    with tab(tmp_path / "profile") as page:
+        page.open((site / "index.html").as_uri())
+        found = page.value(_SEARCH % "mined indices")
+    assert "07-shared-choices.html" in found
 
 
 def _check_page(site: Path, path: Path, page: Page, pages: dict[Path, Page]) -> None:
