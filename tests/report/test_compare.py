@@ -38,7 +38,7 @@ def second(run, tmp_path):
 
 
 def words(html):
-    text = re.sub(r"<(style|script)>.*?</\1>", "", html, flags=re.S)
+    text = re.sub(r"<(style|script)>.*?</\1>|<wbr>", "", html, flags=re.S)
     return " ".join(re.sub(r"<[^>]+>", " ", text).split())
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from vse_scale.html.chart import linear_axis, log_axis, number
 from vse_scale.report import build_report, panel, panels
 from vse_scale.report.compare import compare_runs
 from vse_scale.report.data import Column, ReportData
@@ -183,3 +184,12 @@ def test_towers_whose_settings_are_of_other_kinds_are_named_by_their_part(run, t
     html = build_report(run, tmp_path / "r.html").read_text()
     assert "huggingface" in html
     assert "transformer" in html
+
+
+def test_ticks_are_short_enough_for_the_margin() -> None:
+    """A phone's screen cut off the first figures of 1,000,000 (`margin-left` of `.plot`)."""
+    for power in range(-3, 12):
+        for axis in (linear_axis("", 0, 1.3 * 10**power), log_axis("", 0.1, 10.0 ** max(power, 0))):
+            assert all(len(text) <= len("75,000") for _, text in axis.ticks), axis.ticks
+    said = [number(value) for value in (0, 0.25, 1500, 250_000, -2.5e6)]
+    assert said == ["0", "0.25", "1,500", "250k", "-2.5M"]

@@ -98,9 +98,16 @@ def log_axis(label: str, low: float, high: float) -> Axis:
 
 
 def number(value: float) -> str:
-    """Return ``value`` with about four digits: 1,500 and 0.25 and 3."""
+    """Return ``value`` with about four digits, short enough for a tick: 0.25, 1,500, 250k, 2.5M."""
     if value == 0:
         return "0"
+    if abs(value) >= 100_000:
+        size, unit = next(
+            (size, unit)
+            for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+            if abs(value) >= size
+        )
+        return f"{value / size:.4g}{unit}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -38,13 +39,18 @@ class Settings(Panel):
         if not differing:
             return absent("All settings are equal.")
         rows = "".join(
-            f'<tr><th scope="row">{escape(key)}</th>'
+            f'<tr><th scope="row">{_breakable(key)}</th>'
             + "".join(f"<td>{escape(plain(own.get(key)))}</td>" for own in settings)
             + "</tr>"
             for key in differing
         )
         said = note(f"{len(differing)} of {len(keys)} settings differ.")
         return said + compared_table(columns, rows, style="words")
+
+
+def _breakable(key: str) -> str:
+    """Return a key that a narrow screen breaks between its words."""
+    return re.sub("([._])", r"\1<wbr>", escape(key))
 
 
 def _of_section(values: Any) -> Iterable[tuple[str, Any]]:
