@@ -116,7 +116,7 @@ class VSEAutoModel(PreTrainedModel):  # type: ignore[misc]
         """
         folder = _folder(pretrained_model_name_or_path, options)
         config = options.pop("config", None)
-        dtype, device = _dtype(options), _device(options.pop("device_map", None))
+        dtype, device = _dtype(options, config), _device(options.pop("device_map", None))
         if unknown := [name for name, value in options.items() if value not in (None, False)]:
             raise ValueError(
                 f"{', '.join(sorted(unknown)):.80}: has no effect on a model of vse_scale; take it "
@@ -271,8 +271,10 @@ def _folder(name: str | Path, options: dict[str, Any]) -> Path:
     return hub.fetch(str(name), **given) / inner
 
 
-def _dtype(options: dict[str, Any]) -> torch.dtype | None:
+def _dtype(options: dict[str, Any], config: Any) -> torch.dtype | None:
+    # transformers 5.6 writes the dtype that AutoModel is given into `config` alone.
     given = options.pop("dtype", None) or options.pop("torch_dtype", None)
+    given = given or getattr(config, "dtype", None)
     return None if given in (None, "auto") else getattr(torch, str(given).removeprefix("torch."))
 
 
