@@ -20,6 +20,7 @@ from vse_shards.options import BuildOptions, Summary
 from vse_shards.output import OutputFolder
 from vse_shards.pool import Task
 from vse_shards.progress import Progress, say
+from vse_shards.regions import forget_regions
 from vse_shards.replacing import make_aside, mention_leftover, put_back, replacing
 from vse_shards.rows import RowStore
 from vse_shards.seal import seal
@@ -78,7 +79,8 @@ def opened_store(folder: OutputFolder, *, tidy: bool = True) -> Iterator[tuple[R
     Raises:
         OutputError: the folder or the store cannot be written.
     """
-    storage.forget_listings()  # remote folders may have changed since this process's last build
+    storage.forget_listings()  # folders and files may have changed since this process's last build
+    forget_regions()
     with folder.opened(tidy=tidy), folder.scratch("rows") as path:
         try:
             with RowStore(path) as store:

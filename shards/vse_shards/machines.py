@@ -42,6 +42,7 @@ from vse_shards.plan_folder import (
 )
 from vse_shards.pool import Task, run_tasks
 from vse_shards.progress import Progress, say
+from vse_shards.regions import forget_regions
 from vse_shards.seal import Made, Reading, conclude
 from vse_shards.shard import Outcome, ShardPlan, record_name
 from vse_shards.threshold import RejectLimit
@@ -106,6 +107,7 @@ def make(out: str, part: Part, workers: int) -> MadePart:
         StorageError: a storage does not answer, or a file is not on this machine.
     """
     storage.forget_listings()
+    forget_regions()
     folder = OutputFolder(out)
     plan = _plan_of(folder)
     if plan is None:

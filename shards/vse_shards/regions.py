@@ -72,6 +72,12 @@ def load_regions(data: bytes) -> Features:
     return values
 
 
+def forget_regions() -> None:
+    """Close the region files that are kept open: another file may be in their place by now."""
+    for kept in (_region_file, hdf_keys, open_hdf):
+        kept.cache_clear()
+
+
 def _from_npy(at: RegionsAt) -> Features:
     array = _region_file(at.path, 2 if at.row == WHOLE else 3)
     if at.row == WHOLE:

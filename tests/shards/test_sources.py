@@ -210,6 +210,15 @@ def precomp(folder: Path, split, ids, captions, ims=None):
         np.save(folder / f"{split}_ims.npy", ims)
 
 
+def test_a_second_build_of_a_process_reads_the_regions_that_are_there_now(tmp_path):
+    for value in (1.0, 2.0):
+        ims = np.full((1, 2, 4), value, np.float32)
+        (tmp_path / "precomp" / "dev_ims.npy").unlink(missing_ok=True)  # another file, as by a copy
+        precomp(tmp_path / "precomp", "dev", [4], ["a caption"], ims)
+        make("precomp", tmp_path / f"out-{value}", input=str(tmp_path))
+        assert (array(stored(tmp_path / f"out-{value}")[4]["npy"]) == value).all()
+
+
 @pytest.mark.parametrize("repeats", [1, 5])
 def test_precomp_ids_name_an_image_once_or_for_every_caption(tmp_path, repeats):
     ids = np.repeat([31, 7, 12], repeats)
