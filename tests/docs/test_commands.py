@@ -73,7 +73,7 @@ def test_examples_of_captions_can_be_read(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("vse-scale evaluate --model M", "no command"),
-        ("vse-scale eval --modle M", "No such option: --modle"),
+        ("vse-scale eval --modle M", "No such option"),
         ("vse-scale eval --batch many", "valid integer"),
         ("vse-scale train --config launch/recipes/none.yaml", "none.yaml"),
         (
