@@ -17,7 +17,7 @@ from vse_shards.build import BuildOptions, build
 from vse_shards.errors import SourceError
 from vse_shards.index import read_index
 from vse_shards.manifest import Manifest
-from vse_shards.regions import read_regions
+from vse_shards.regions import forget_regions, read_regions
 from vse_shards.sources import Problem, Row
 from vse_shards.sources.registry import SOURCES, SourceRequest, open_source
 
@@ -34,6 +34,11 @@ def read(kind, **request):
 def told(rows):
     """What rows say, without where it lies."""
     return [(r.split, r.image_id, [(c.id, c.text) for c in r.captions], r.name) for r in rows]
+
+
+@pytest.fixture(autouse=True)
+def _without_the_files_of_another_test() -> None:
+    forget_regions()  # pytest may give the folder of a test that passed to the next
 
 
 def make(kind, out, options=None, **request):
@@ -211,7 +216,7 @@ def precomp(folder: Path, split, ids, captions, ims=None):
 
 
 def test_a_second_build_of_a_process_reads_the_regions_that_are_there_now(tmp_path):
-    for value in (1.0, 2.0):
+    for value in (1.0, 2.0):  # in one test, so that nothing is forgotten between them
         ims = np.full((1, 2, 4), value, np.float32)
         (tmp_path / "precomp" / "dev_ims.npy").unlink(missing_ok=True)  # another file, as by a copy
         precomp(tmp_path / "precomp", "dev", [4], ["a caption"], ims)
