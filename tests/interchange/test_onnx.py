@@ -9,6 +9,7 @@ import torch
 from vse_scale.config import ModelConfig
 from vse_scale.errors import ModelError
 from vse_scale.interchange.onnx import export_onnx
+from vse_scale.model.towers.bigru import RaggedGRU
 from vse_scale.model.vse import VSEModel
 
 
@@ -51,6 +52,32 @@ def test_a_region_model(runtime, small_config, tmp_path):
         expected = model.encode_images(regions, lengths)
     found = run(runtime, tmp_path / "image_encoder.onnx", regions=regions, lengths=lengths)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["gpo", "mean"])
+def test_a_bigru(runtime, small_config, tmp_path, pool):
+    text = {"encoder": "bigru", "word_channels": 8}
+    config = ModelConfig.model_validate(small_config.to_dict() | {"text": text, "pool": pool})
+    model = VSEModel(config, vocab_size=50, pad_id=0).eval()
+    export_onnx(model, tmp_path)
+    ids, lengths = torch.randint(0, 50, (4, 20)), torch.tensor([20, 1, 7, 2])
+    with torch.no_grad():
+        captions = model.encode_captions(ids, lengths)
+    found = run(runtime, tmp_path / "text_encoder.onnx", token_ids=ids, lengths=lengths)
+    np.testing.assert_allclose(found, captions, rtol=0, atol=1e-5)
+    assert isinstance(model.text.encoder.rnn, RaggedGRU)
+
+
+def test_a_model_that_onnx_has_no_operations_for_is_one_line(
+    runtime, small_model, tmp_path, monkeypatch
+):
+    def export(*_, **__):
+        raise RuntimeError("no operation for aten::made_up\nand a page of advice")
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(ModelError, match=r"image_encoder.onnx: this model .* aten::made_up\)$"):
+        export_onnx(small_model, tmp_path)
 
 
 def test_a_missing_package_is_named(small_model, tmp_path, monkeypatch):
