@@ -55,6 +55,19 @@ def test_a_region_model(runtime, small_config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pool", ["first", "max", "mean"])
+def test_every_pooling(runtime, small_config, tmp_path, pool):
+    config = ModelConfig.model_validate(small_config.to_dict() | {"pool": pool})
+    model = VSEModel(config, vocab_size=50, pad_id=0).eval()
+    export_onnx(model, tmp_path)
+    pixels = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.encode_images(pixels)
+    found = run(runtime, tmp_path / "image_encoder.onnx", pixels=pixels)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["gpo", "mean"])
 def test_a_bigru(runtime, small_config, tmp_path, pool):
     text = {"encoder": "bigru", "word_channels": 8}
@@ -73,7 +86,8 @@ def test_a_model_that_onnx_has_no_operations_for_is_one_line(
     runtime, small_model, tmp_path, monkeypatch
 ):
     def export(*_, **__):
-        raise RuntimeError("no operation for aten::made_up\nand a page of advice")
+        reason = RuntimeError("no operation for aten::made_up\nand a trace")
+        raise RuntimeError("a page of advice") from reason
 
     monkeypatch.setattr(torch.onnx, "export", export)
     with pytest.raises(ModelError, match=r"image_encoder.onnx: this model .* aten::made_up\)$"):

@@ -110,7 +110,10 @@ def _write(graph: _Graph, path: Path) -> Path:
     except OSError:
         raise
     except Exception as error:  # whatever these libraries make of an operation
-        raise ModelError(f"{path}: {cannot} ({first_line(error)})") from error
+        reason: BaseException = error
+        while reason.__cause__ is not None:  # torch puts its advice before it
+            reason = reason.__cause__
+        raise ModelError(f"{path}: {cannot} ({first_line(reason)})") from error
     if not off <= _TOLERANCE:
         raise ModelError(
             f"{path}: its embeddings are off by {off:.1e}, more than {_TOLERANCE:.0e}; {cannot}"
@@ -174,16 +177,15 @@ class _Captions(nn.Module):
 class _SortedPool(nn.Module):
     """Sorted pooling in operations that ONNX has, its weights one constant.
 
-    They are those of the lengths ``shortest`` to ``longest``: of a grid the longest alone.
+    They are those of the lengths from ``shortest`` on: of a grid its own alone.
     """
 
     table: Tensor
 
-    def __init__(self, pool: Any, shortest: int, longest: int) -> None:
+    def __init__(self, table: Tensor, shortest: int) -> None:
         super().__init__()
         self.shortest = shortest
-        lengths = torch.arange(shortest, longest + 1)
-        self.register_buffer("table", pool.weight_table(lengths, longest))
+        self.register_buffer("table", table)
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Pool ``features`` (B, K, D), the first ``lengths`` (B,) of each, into (B, D)."""
@@ -245,8 +247,11 @@ def _exportable_gru(graph: _Graph) -> Iterator[None]:
 @contextlib.contextmanager
 def _exportable_pool(tower: Any, shortest: int, longest: int) -> Iterator[None]:
     pool = tower.pool
-    if hasattr(pool, "weight_table"):
-        tower.pool = _SortedPool(pool, shortest, longest)
+    lengths = torch.arange(shortest, longest + 1)
+    # A pooling of another package may have none, or go by another order than that of values.
+    table = pool.weight_table(lengths, longest) if hasattr(pool, "weight_table") else None
+    if table is not None:
+        tower.pool = _SortedPool(table, shortest)
     try:
         yield
     finally:
