@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from axe import findings
+from axe import findings, tab
 from commandline import installed, vse_scale
 from groups import Group
 from PIL import Image
@@ -406,6 +406,20 @@ def test_the_page_searches_in_a_browser(words, written, ask, tmp_path):
     rows = [int(row) for row in re.findall(r'src="/picture/images/(\d+)"', shown.stdout)]
     assert rows == [hit["row"] for hit in ask.search(text=words, limit=24).json()["hits"]]
     assert "<script>alert" not in shown.stdout
+
+
+@pytest.mark.slow
+def test_the_address_links_to_what_was_searched(ask, tmp_path):
+    typed = """(() => { const form = document.querySelector('form');
+      form.elements.text.value = '50% "red" #1'; form.requestSubmit(); return location.href })()"""
+    with tab(tmp_path / "profile") as page:
+        page.open(f"http://127.0.0.1:{ask.port}/")
+        address = page.value(typed)
+        assert address == f"http://127.0.0.1:{ask.port}/#50%25%20%22red%22%20%231"
+        page.open("about:blank")
+        page.open(address)
+        page.value(SHOWN)
+        assert page.value("document.querySelector('form').elements.text.value") == '50% "red" #1'
 
 
 SHOWN = """new Promise(done => { const timer = setInterval(() => {

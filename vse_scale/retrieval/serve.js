@@ -34,6 +34,8 @@
       if (!text && !picture) { status.textContent = "Give words, a picture, or both."; return; }
       query = new URLSearchParams({ side: form.elements.side.value, limit: 24 });
       if (text) query.set("text", text);
+      // The address is a link to what words find; a picture has none.
+      history.replaceState(null, "", `#${picture ? "" : encodeURIComponent(text)}`);
       if (picture) query.set("weight", form.elements.weight.value);
     }
     query.set("offset", offset);
