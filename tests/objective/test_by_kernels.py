@@ -64,6 +64,8 @@ def results(kind: str, dtype: torch.dtype, **settings: Any) -> list[torch.Tensor
         ("infonce", {"temperature": 0.07, "matryoshka": [5, 24]}),
         ("sigmoid", {}),
         ("sigmoid", {"scale": 50.0, "bias": -3.0}),
+        ("infonce", {"temperature": 0.07, "matryoshka": [5, 24], "score_precision": "fast"}),
+        ("sigmoid", {"score_precision": "fast"}),
     ],
 )
 def test_the_kernel_gives_what_the_tiles_give(
@@ -78,11 +80,13 @@ def test_the_kernel_gives_what_the_tiles_give(
     by_kernels.setattr(contrastive, "use_triton", use_triton)
     found = results(kind, dtype, **settings)
     # Cut embeddings have unit length again, and are no longer in 16 bits.
-    assert set(asked) == {torch.float32 if "matryoshka" in settings else dtype}
+    fast = settings.get("score_precision") == "fast"
+    at_size = torch.float32 if "matryoshka" in settings else dtype
+    assert set(asked) == {torch.bfloat16 if fast else at_size}
     by_kernels.undo()
     wanted = results(kind, dtype, **settings)
     # Of a gradient: its own rounding, and that of weights, which the interpreter cuts.
-    rounding = 2e-5 if dtype == torch.float32 else 2.0**-6
+    rounding = 2.0**-6 if dtype == torch.bfloat16 or fast else 2e-5
     for number in (0, 3):
         torch.testing.assert_close(found[number], wanted[number], rtol=1e-4, atol=2e-5)
     for side in (1, 2):

@@ -181,6 +181,35 @@ def test_one_image_of_many_captions_has_no_negatives(kind: str) -> None:
     assert loss == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["infonce", "sigmoid", "hinge+infonce"])
+@pytest.mark.parametrize("sizes", [(), (5, 12)])
+def test_fast_scores_are_those_of_rounded_embeddings(kind: str, sizes: tuple[int, ...]) -> None:
+    """In float64; cut embeddings are rounded when they have unit length again."""
+    whole = F.normalize(torch.randn(2, 20, 12, dtype=torch.float64), dim=2)
+    fast: dict[str, Any] = {"score_precision": "fast"}
+    if kind == "hinge+infonce":
+        fast = {"infonce": fast}
+    wanted = 0.0
+    for size in sizes or (12,):
+        cut = F.normalize(whole[..., :size], dim=2) if sizes else whole
+        infonce = "infonce" if "+" in kind else kind
+        rounded = cut.bfloat16().double()
+        wanted = wanted + make_objective(infonce).loss(*rounded)
+        if "+" in kind:
+            wanted = wanted + make_objective("hinge", reduction="mean").loss(*cut)
+    rows = [side.clone().requires_grad_() for side in whole]
+    loss = make_objective(kind, matryoshka=sizes, **fast).loss(*rows)
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-12)
+    loss.backward()
+    exact = [side.clone().requires_grad_() for side in whole]
+    make_objective(kind, matryoshka=sizes).loss(*exact).backward()
+    for row, other in zip(rows, exact, strict=True):
+        assert row.grad is not None
+        assert other.grad is not None
+        off = float((row.grad - other.grad).abs().max())
+        assert 0 < off < 0.02 * float(other.grad.abs().max())
+
+
 @pytest.mark.parametrize("cold", [1.0, 0.0168, 1e-2, 1e-3])
 def test_scores_far_apart_overflow_nothing(cold: float) -> None:
     sides = [side.detach() for side in pairs_of(8)]

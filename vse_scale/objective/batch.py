@@ -128,6 +128,14 @@ class GlobalBatch:
         shorter = replace(self, image_rows=image_rows, captions=captions, given=None)
         return replace(shorter, positive=_products_of_pairs(image_rows, captions))
 
+    def rounded(self) -> GlobalBatch:
+        """Return the batch with embeddings rounded to bfloat16, in which it then was given."""
+        image_rows, captions = (
+            side.bfloat16().to(side.dtype) for side in (self.image_rows, self.captions)
+        )
+        shorter = replace(self, image_rows=image_rows, captions=captions, given=torch.bfloat16)
+        return replace(shorter, positive=_products_of_pairs(image_rows, captions))
+
     def own_part(self, pairs: slice) -> slice:
         """Return the place of ``pairs``, some of this rank's, among this rank's."""
         return _within(pairs, self.own)

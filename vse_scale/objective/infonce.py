@@ -26,6 +26,7 @@ from torch import nn
 from vse_scale.bounds import ON_PURPOSE, Positive
 from vse_scale.objective.batch import GlobalBatch
 from vse_scale.objective.gathered import Found, GatheredObjective, IgnoreAbove, SizeSettings
+from vse_scale.objective.mining import Precision
 from vse_scale.objective.softmax import softmax_of
 from vse_scale.world.gather import Exchange
 
@@ -48,6 +49,8 @@ class InfoNceSettings(SizeSettings):
     label_smoothing: Annotated[float, Ge(0.0), Lt(1.0), ON_PURPOSE] = 0.0
     # A negative that beats its pair by more than this is taken for a match that nobody marked.
     ignore_above: IgnoreAbove = None
+    # Of the embeddings that scores are products of: as given, or in bfloat16.
+    score_precision: Precision = "exact"
 
 
 class InfoNce(GatheredObjective):
@@ -66,6 +69,8 @@ class InfoNce(GatheredObjective):
     def of_batch(self, batch: GlobalBatch, phase: str, exchange: Exchange) -> Found:
         """Take the logarithms of the sums, share them, and take the gradient with all of them."""
         scale = self._log_scale.detach().exp()
+        if self.settings.score_precision == "fast":
+            batch = batch.rounded()
         softmax = softmax_of(
             batch,
             scale,

@@ -24,6 +24,7 @@ from vse_scale.bounds import ON_PURPOSE, Positive
 from vse_scale.objective.batch import GlobalBatch, limit_of
 from vse_scale.objective.gathered import Found, GatheredObjective, IgnoreAbove, SizeSettings
 from vse_scale.objective.gradient import Gradient
+from vse_scale.objective.mining import Precision
 from vse_scale.objective.rectangles import kernels_serve, rectangles
 from vse_scale.world.gather import Exchange
 
@@ -44,6 +45,8 @@ class SigmoidSettings(SizeSettings):
     # A score is left out that beats either of its pairs by more than this: it is taken for a match
     # that nobody marked.
     ignore_above: IgnoreAbove = None
+    # Of the embeddings that scores are products of: as given, or in bfloat16.
+    score_precision: Precision = "exact"
 
 
 class Sigmoid(GatheredObjective):
@@ -66,6 +69,8 @@ class Sigmoid(GatheredObjective):
     def of_batch(self, batch: GlobalBatch, phase: str, exchange: Exchange) -> Found:
         """Return the loss; a rank's own rows and columns give its gradient."""
         scale, bias = self._log_scale.detach().exp(), self._bias.detach()
+        if self.settings.score_precision == "fast":
+            batch = batch.rounded()
         limit = limit_of(batch.positive, self.settings.ignore_above)
         questions = (_KernelQuestions if kernels_serve(batch, limit) else _Questions)(
             batch, scale, bias, limit
