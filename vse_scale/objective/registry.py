@@ -49,7 +49,10 @@ def recorded_objective(section: object) -> Objective | None:
 
     None where this release does not know it: it is another release's, or its package is missing.
     """
+    settings = section if isinstance(section, Mapping) else {}
+    if not isinstance(settings.get("kind", DEFAULT), str):
+        return None
     try:
-        return make_objective(**section) if isinstance(section, Mapping) else make_objective()
+        return make_objective(**settings)
     except (UserError, TypeError):
         return None
