@@ -108,13 +108,16 @@ def test_a_card_lists_the_schedule_that_was_chosen(small_model):
     ("kind", "keys"),
     [
         ("hinge", {"margin", "mode", "warmup_epochs"}),
-        ("infonce", {"kind", "temperature", "learn_temperature", "label_smoothing"}),
-        ("sigmoid", {"kind", "scale", "bias", "learn_scale", "learn_bias"}),
+        (
+            "infonce",
+            {"kind", "temperature", "learn_temperature", "label_smoothing", "score_precision"},
+        ),
+        ("sigmoid", {"kind", "scale", "bias", "learn_scale", "learn_bias", "score_precision"}),
         (
             "hinge+infonce",
             {"kind", "hinge_weight", "infonce_weight", "hinge.margin", "hinge.mode"}
             | {"hinge.warmup_epochs", "infonce.temperature"}
-            | {"infonce.learn_temperature", "infonce.label_smoothing"},
+            | {"infonce.learn_temperature", "infonce.label_smoothing", "infonce.score_precision"},
         ),
     ],
 )
