@@ -8,30 +8,22 @@ from __future__ import annotations
 
 import torch
 
+from vse_kernels.hardest import choice
 from vse_kernels.hardest.choice import Blocks
 
-_FLOAT32 = {
-    8: Blocks(128, 64, 32, "tf32x3"),
-    9: Blocks(128, 128, 32, "tf32x3"),
-    10: Blocks(128, 64, 32, "tf32x3"),
-}
-_HALF = {
-    8: Blocks(128, 128, 64),
-    9: Blocks(256, 128, 64),
-    10: Blocks(128, 64, 64),
-}
 # On Hopper, of kinds whose tile of 256 x 128 spills. Two of these fit a multiprocessor: one
 # multiplies while the other is at its exponentials.
 _NARROW = {"sigmoid": Blocks(128, 128, 64)}
 
 
 def blocks(kind: str, dtype: torch.dtype, capability: int) -> Blocks:
-    """Return the blocks of a kind of `contrast` on compute capability `capability`.x."""
-    table = _FLOAT32 if dtype == torch.float32 else _HALF
-    generation = min(max(capability, min(table)), max(table))
-    if generation == 9 and table is _HALF and kind in _NARROW:
+    """Return the blocks of a kind of `contrast` on compute capability `capability`.x.
+
+    They are mining's, but for `_NARROW`.
+    """
+    if capability == 9 and dtype != torch.float32 and kind in _NARROW:
         return _NARROW[kind]
-    return table[generation]
+    return choice.blocks(dtype, capability)
 
 
 def unit(dtype: torch.dtype) -> float:
