@@ -68,7 +68,60 @@ def add_exponentials(
     tl.store(sums + part + index, tl.sum(terms, axis=AXIS), mask=index < size)
 
 
-# Long by its 26 parameters and their description: a kernel's operands are named one by one.
+@triton.jit
+def softmax_weight(
+    scores,
+    scale,
+    query_shift,
+    candidate_shift,
+    times,
+    row,
+    column,
+    M,
+    N,
+    COUNTED: tl.constexpr,
+):
+    """Return each score's weight; `scale` is of base 2, and the rest as of `contrast`."""
+    of_query = tl.load(query_shift + row, mask=row < M, other=0.0) * LOG2_E
+    of_candidate = tl.load(candidate_shift + column, mask=column < N, other=0.0) * LOG2_E
+    weight = tl.exp2(scores * scale + of_query[:, None])
+    by_column = tl.exp2(scores * scale + of_candidate[None, :])
+    if COUNTED:
+        by_column = by_column * times[:, None]
+    return weight + by_column
+
+
+@triton.jit
+def sigmoid_weight(
+    scores,
+    scale,
+    numbers,
+    times,
+    of_rows,
+    of_columns,
+    row_part,
+    row,
+    column,
+    M,
+    N,
+):
+    """Store all sums but that of weight times score; return the weights, and that one's place.
+
+    All in base 2. A masked pair has loss 0, and 2**-inf for its weight.
+    of_rows, of_columns: `row_sums` and `column_sums` of the tile; the rest as of `contrast`.
+    """
+    tl.store(of_rows + 3 * row_part + row, tl.max(scores, axis=1), mask=row < M)
+    tl.store(of_columns + column, tl.max(scores, axis=0), mask=column < N)
+    logits = scores * scale + tl.load(numbers + 1) * LOG2_E
+    loss = tl.maximum(logits, 0.0) + log2p(tl.exp2(-tl.abs(logits)))
+    weight = tl.exp2(logits - loss)
+    tl.store(of_rows + row, times * tl.sum(loss, axis=1) / LOG2_E, mask=row < M)
+    of_rows += row_part
+    tl.store(of_rows + row, times * tl.sum(weight, axis=1), mask=row < M)
+    return weight, of_rows + row_part
+
+
+# Long by its 26 operands and their description, which a kernel names one by one.
 @triton.jit(do_not_specialize=["M", "N"])
 def contrast(
     queries,
@@ -132,25 +185,14 @@ def contrast(
     else:
         factor = tl.full((ROWS,), UNIT, tl.float32)
         if KIND == "softmax":
-            of_query = tl.load(query_shift + row, mask=row < M, other=0.0) * LOG2_E
-            of_candidate = tl.load(candidate_shift + column, mask=column < N, other=0.0) * LOG2_E
-            weight = tl.exp2(scores * scale + of_query[:, None])
-            by_column = tl.exp2(scores * scale + of_candidate[None, :])
-            if COUNTED:
-                by_column = by_column * times[:, None]
-            weight += by_column
+            weight = softmax_weight(
+                scores, scale, query_shift, candidate_shift, times, row, column, M, N, COUNTED
+            )
         else:
             factor = times * UNIT
-            tl.store(of_rows + 3 * row_part + row, tl.max(scores, axis=1), mask=row < M)
-            tl.store(of_columns + column, tl.max(scores, axis=0), mask=column < N)
-            logits = scores * scale + tl.load(numbers + 1) * LOG2_E
-            # All in base 2. A masked pair has loss 0, and 2**-inf for its weight.
-            loss = tl.maximum(logits, 0.0) + log2p(tl.exp2(-tl.abs(logits)))
-            weight = tl.exp2(logits - loss)
-            tl.store(of_rows + row, times * tl.sum(loss, axis=1) / LOG2_E, mask=row < M)
-            of_rows += row_part
-            tl.store(of_rows + row, times * tl.sum(weight, axis=1), mask=row < M)
-            of_rows += row_part
+            weight, of_rows = sigmoid_weight(
+                scores, scale, numbers, times, of_rows, of_columns, row_part, row, column, M, N
+            )
         product = tl.sum(weight * tl.maximum(scores, LOWEST), axis=1)
         tl.store(of_rows + row, product * (factor / UNIT), mask=row < M)
         place = weights + row.to(tl.int64)[:, None] * stride_weights + column[None, :]
