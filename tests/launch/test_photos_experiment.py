@@ -1,17 +1,21 @@
-"""The experiment on photos: its plain losses and recalls are the library's."""
+"""The experiment on photos: names of rows, photos kept aside, and runs that go on from others."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
-import torch
-from torch.nn import functional as F
+from PIL import Image
 
-from vse_scale.objective import make_objective
+from vse_scale.bench.heads import Settings
+from vse_scale.data.shards import ShardDataset
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "photos_experiment.py"
 
@@ -26,48 +30,66 @@ def experiment() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "settings"),
-    [
-        ("infonce", "infonce", {"temperature": 0.05}),
-        ("sigmoid", "sigmoid", {"scale": 20.0, "bias": -10.0}),
-        (
-            "hinge+infonce",
-            "hinge+infonce",
-            {
-                "hinge": {"margin": 0.2, "warmup_epochs": 0, "ramp": False},
-                "infonce": {"temperature": 0.05},
-            },
-        ),
-        ("hardest", "hinge", {"margin": 0.2, "warmup_epochs": 0, "ramp": False}),
-    ],
-)
-def test_losses(experiment: ModuleType, kind: str, name: str, settings: dict) -> None:
-    draws = torch.Generator().manual_seed(3)
-    images, captions = (
-        F.normalize(torch.randn(12, 8, generator=draws, dtype=torch.float64), dim=1)
-        for _ in range(2)
-    )
-    scale = torch.tensor(20.0, dtype=torch.float64).log()
-    found = experiment.loss_of(
-        kind, images @ captions.T, torch.arange(12), scale, torch.tensor(-10.0)
-    )
-    expected = make_objective(name, **settings).loss(images, captions)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+def test_a_row_is_named_by_what_differs_from_the_baseline(experiment: ModuleType) -> None:
+    assert experiment.changed(Settings()) == {}
+    assert experiment.changed(Settings(whole=True, pool_rate=0.1, batch=320, drop=(0.5, 0.2))) == {
+        "cells": "whole",
+        "pool_rate": 0.1,
+        "batch": 320,
+        "drop": "0.5,0.2",
+    }
+    assert experiment.changed(Settings(captions=1, batch=128)) == {}
 
 
-def test_recalls_of_a_known_ranking(experiment: ModuleType) -> None:
-    """Three images of two captions; the last image's captions lie nearer to the first image."""
-    eye = torch.eye(3)
-    tokens = torch.stack([eye[0], eye[0], eye[1], eye[1], eye[0], eye[0]])[:, None]
-    image_of = torch.tensor([0, 0, 1, 1, 2, 2])
-    ones = torch.ones(6, dtype=torch.int64)
-    states = experiment.States(eye[:, None], tokens, ones, image_of, tokens[:, 0])
-    heads = experiment.Heads("mean", "mean", (3, 3), 3)
-    for linear in heads.linears:
-        torch.nn.init.eye_(linear.weight)
-    r1_images, r1_captions, rsum = experiment.recalls(heads, states)
-    # Image 0 ties with two captions of image 2; a tie counts against it. Captions of image 2 miss.
-    assert r1_images == pytest.approx(100 / 3)
-    assert r1_captions == pytest.approx(200 / 3)
-    assert 0 < rsum < 600
+def test_photos_kept_aside_are_no_others(experiment: ModuleType, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "images").mkdir(parents=True)
+    draws = np.random.default_rng(3)
+    rows = []
+    for number in range(12):
+        name = f"{number}.jpg"
+        pixels = draws.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / "images" / name)
+        split = "val" if number % 4 == 0 else "train"
+        rows.append({"image": name, "split": split, "captions": [f"photo {number}"]})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (photos / "captions.jsonl").write_text(lines)
+    experiment.lay_out_held(photos, tmp_path / "held", 4)
+    shards = tmp_path / "held" / "shards"
+    found = {}
+    for split in ("train", "val", "test"):
+        dataset = ShardDataset(shards, split)
+        records = [dataset.record(index) for index in range(len(dataset))]
+        found[split] = {record.captions[0].text for record in records}
+    assert found["val"] == {f"photo {number}" for number in (0, 4, 8)}
+    assert (len(found["train"]), len(found["test"])) == (5, 4)
+    assert len(found["train"] | found["val"] | found["test"]) == 12
+    # Drawn by a fixed seed, so that a second layout keeps the same photos aside.
+    shutil.rmtree(shards)
+    experiment.lay_out_held(photos, tmp_path / "held", 4)
+    again = ShardDataset(shards, "test")
+    assert {again.record(index).captions[0].text for index in range(4)} == found["test"]
+
+
+def test_a_row_goes_on_from_its_own_seed(
+    experiment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+
+    def run(command: list[str], check: bool) -> None:
+        commands.append(command)
+        folder = Path(next(one for one in command if one.startswith("run.dir=")).split("=", 1)[1])
+        folder.mkdir(parents=True)
+        results = {"i2t": {"r1": 1.0}, "t2i": {"r1": 2.0}, "rsum": 3.0}
+        (folder / "results.json").write_text(json.dumps(results))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", run)
+    found = experiment.train_recipe("next", ["model.init_from=runs/first-{seed}", "optim.lr=1"], 7)
+    assert found == (1.0, 2.0, 3.0)
+    assert commands[0][-4:] == [
+        "run.dir=runs/photos-rows/next-7",
+        "run.seed=7",
+        "model.init_from=runs/first-7",
+        "optim.lr=1",
+    ]
