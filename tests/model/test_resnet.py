@@ -1,11 +1,18 @@
+import copy
 import json
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from vse_scale.errors import ModelError
-from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d, calibrate_batchnorm
+from vse_scale.model.towers.batchnorm import (
+    FrozenBatchNorm2d,
+    ScaledConv2d,
+    calibrate_batchnorm,
+)
+from vse_scale.model.towers.efficientnet import SameConv2d
 from vse_scale.model.towers.resnet import BACKBONES, Architecture, ResNet, Stage
 from vse_scale.model.weights import _torchvision_names
 
@@ -97,6 +104,76 @@ class TestFrozenBatchNorm:
         assert ours.weight.grad is not None
         assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items())
 
+    @pytest.mark.parametrize("kind", [ScaledConv2d, SameConv2d])
+    @pytest.mark.parametrize(("kernel", "stride", "groups"), [(1, 1, 1), (3, 2, 1), (5, 2, 4)])
+    def test_after_a_convolution_it_is_a_part_of_its_weights(self, kind, kernel, stride, groups):
+        """Values and all gradients, against the two layers of torch one after the other."""
+        torch.manual_seed(1)
+        convolution, layer = (
+            kind(4, 8, kernel, stride, groups=groups).double(),
+            FrozenBatchNorm2d(8),
+        )
+        layer = layer.double()
+        for value in layer.state_dict().values():
+            if value.is_floating_point():
+                value.uniform_(0.5, 2.0)
+        inputs = torch.randn(3, 4, 9, 10, dtype=torch.float64, requires_grad=True)
+        parameters = [inputs, *convolution.parameters(), *layer.parameters()]
+        ours = layer(inputs, convolution)
+        theirs = F.batch_norm(
+            convolution(inputs), layer.running_mean, layer.running_var, layer.weight, layer.bias,
+            eps=layer.eps,
+        )  # fmt: skip
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        grads = torch.randn_like(ours)
+        for found, expected in zip(
+            torch.autograd.grad(ours, parameters, grads),
+            torch.autograd.grad(theirs, parameters, grads),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_factors_of_narrow_parameters_are_computed_in_float32(self, dtype):
+        """The rounding is that of the weights alone: within half a unit of each."""
+        torch.manual_seed(2)
+        convolution, layer = ScaledConv2d(4, 8, 3), FrozenBatchNorm2d(8)
+        layer.running_var.uniform_(0.5, 2.0)
+        layer.running_mean.normal_()
+        convolution, layer = convolution.to(dtype), layer.to(dtype)
+        inputs = torch.randn(2, 4, 5, 5, dtype=dtype)
+        found = layer(inputs, convolution)
+        assert found.dtype == dtype
+        wide = copy.deepcopy(layer).double()(inputs.double(), copy.deepcopy(convolution).double())
+        unit = torch.finfo(dtype).eps
+        assert (found.double() - wide).abs().max() <= 2 * unit * wide.abs().max()
+
+    def test_the_backward_pass_keeps_half_of_the_tensors(self):
+        """Of each convolution what comes after the activation, and not what comes before too."""
+
+        def bytes_kept(backbone):
+            kept = {}
+
+            def keep(tensor):
+                if tensor.shape[:1] == pixels.shape[:1]:  # of the images, not of the weights
+                    kept[tensor.data_ptr()] = tensor
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                backbone(pixels)
+            return sum(tensor.nbytes for tensor in kept.values())
+
+        pixels = torch.randn(7, 3, 96, 96)
+        folded = ResNet(BACKBONES["resnet50"])
+        plain = copy.deepcopy(folded)
+        for module in plain.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                module.forward = lambda inputs, convolution, layer=module: F.batch_norm(
+                    convolution(inputs), layer.running_mean, layer.running_var,
+                    layer.weight, layer.bias, eps=layer.eps,
+                )  # fmt: skip
+        assert 0.4 < bytes_kept(folded) / bytes_kept(plain) < 0.55
+
     def test_calibration_gives_the_population_of_all_batches(self):
         layer = FrozenBatchNorm2d(3)
         batches = [torch.randn(n, 3, 4, 6) * n + n for n in (5, 2, 1)]
@@ -114,7 +191,7 @@ class TestFrozenBatchNorm:
         for module in backbone.modules():
             if isinstance(module, FrozenBatchNorm2d):
                 module.register_forward_pre_hook(
-                    lambda module, args: inputs.update({module: args[0]})
+                    lambda module, args: inputs.update({module: args[1](args[0])})
                 )
         backbone(pixels)
         assert len(inputs) == 1 + 4 + 4 + 3

@@ -1,13 +1,15 @@
 """The published algorithm in plain torch, one process, written from its description alone.
 
 Chen et al., "Learning the Best Pooling Strategy for Visual Semantic Embedding", CVPR 2021, and
-Faghri et al., "VSE++", BMVC 2018. It shares with the library only the two encoders' layers and the
-names of parameters; pooling, augmentation of grids, loss, freezing, rates and clipping are its own.
+Faghri et al., "VSE++", BMVC 2018. It shares with the library only the two encoders' layers, where a
+grid's are normalised one by one, and the names of parameters; pooling, augmentation of grids, loss,
+freezing, rates and clipping are its own.
 Tests hold the library against it, and the benchmark measures it.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 
 from vse_scale.data.loader import Batch
 from vse_scale.model.pooling.gpo import GPO
+from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d, ScaledConv2d
 from vse_scale.model.vse import VSEModel
 
 MARGIN, CLIP, WEIGHT_DECAY = 0.2, 2.0, 1e-4
@@ -51,6 +54,14 @@ class PlainGPO(nn.Module):
         return (ordered.masked_fill(~present[..., None], 0) * weights[..., None]).sum(1)
 
 
+class PlainBatchNorm2d(FrozenBatchNorm2d):
+    """Batch normalisation by stored statistics, a layer of its own after the convolution."""
+
+    def forward(self, inputs: Tensor, convolution: ScaledConv2d | None = None) -> Tensor:
+        """Normalise ``inputs`` (N, C, H, W), or what ``convolution`` makes of them."""
+        return super().forward(inputs if convolution is None else convolution(inputs))
+
+
 class PlainModel(nn.Module):
     """The plain formulation of a model, with its encoders and a copy of all of its weights.
 
@@ -65,7 +76,11 @@ class PlainModel(nn.Module):
         self.image, self.text = nn.Module(), nn.Module()
         for side, kept in (("image", "backbone"), ("text", "encoder")):
             own, theirs = getattr(self, side), getattr(model, side)
-            setattr(own, kept, getattr(theirs, kept))
+            encoder = copy.deepcopy(getattr(theirs, kept))
+            for layer in encoder.modules():
+                if type(layer) is FrozenBatchNorm2d:
+                    layer.__class__ = PlainBatchNorm2d
+            setattr(own, kept, encoder)
             own.projection = nn.Linear(*reversed(theirs.projection.weight.shape))
             own.pool = GPO() if our_pooling else PlainGPO()
         self.load_state_dict(model.state_dict())

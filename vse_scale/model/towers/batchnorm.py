@@ -10,8 +10,45 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class ScaledConv2d(nn.Conv2d):
+    """A convolution without bias, that can scale and shift its outputs.
+
+    Args:
+        inputs, outputs: channels.
+        kernel: side in pixels; half of it is padded on each side.
+        stride: in pixels.
+        groups: of channels.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> None:
+        padding = kernel // 2
+        super().__init__(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+
+    def forward(
+        self, inputs: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H / stride, W / stride), sides rounded up.
+
+        ``scale`` and ``shift`` are (C',): the outputs are multiplied by the one, through the
+        weights, and the other is added.
+        """
+        weight = self.weight
+        if scale is not None:
+            weight = (weight * scale[:, None, None, None]).to(weight.dtype)
+        if shift is not None:
+            shift = shift.to(weight.dtype)
+        outputs: Tensor = self._conv_forward(inputs, weight, shift)
+        return outputs
+
+
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation by stored statistics in every mode; weight and bias train.
+
+    What a convolution puts out is then an affine map of it, which its own weights can take: the
+    passes over the layer's outputs fall away, and the backward pass keeps half as many tensors
+    (You et al., "Efficient ConvBN Blocks for Transfer Learning and Beyond", ICLR 2024).
 
     Names in the state dict are those of ``nn.BatchNorm2d``. `calibrate_batchnorm` alone changes
     the statistics.
@@ -36,12 +73,25 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
         self.population: Population | None = None
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise ``inputs`` (N, C, ...)."""
+    def forward(self, inputs: Tensor, convolution: ScaledConv2d | None = None) -> Tensor:
+        """Normalise ``inputs`` (N, C, ...), or what ``convolution`` makes of them.
+
+        The convolution is called in here, where ZeRO's hooks have gathered both layers' parameters.
+        """
+        if convolution is not None and self.population is None:
+            return convolution(inputs, *self.factors())  # type: ignore[no-any-return]
+        if convolution is not None:
+            inputs = convolution(inputs)
         mean, variance = self.running_mean, self.running_var
         if self.population is not None:
             mean, variance = self.population.add(inputs)
         return F.batch_norm(inputs, mean, variance, self.weight, self.bias, eps=self.eps)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return what inputs are multiplied by and what is added then, (C,), float32 or float64."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        scale = self.weight * torch.rsqrt(self.running_var.to(dtype) + self.eps)
+        return scale, self.bias - self.running_mean * scale
 
 
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
@@ -55,9 +105,9 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
         super().__init__(layer.num_features, eps=layer.eps)
         self.drop, self.act = layer.drop, layer.act
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, convolution: ScaledConv2d | None = None) -> Tensor:
         """Normalise and activate ``inputs`` (N, C, H, W)."""
-        activated: Tensor = self.act(self.drop(super().forward(inputs)))
+        activated: Tensor = self.act(self.drop(super().forward(inputs, convolution)))
         return activated
 
 

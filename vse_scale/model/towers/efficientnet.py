@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from vse_scale.bounds import Ge
 from vse_scale.errors import ModelError
 from vse_scale.model.towers.base import WeightsSettings
-from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
+from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d, ScaledConv2d
 from vse_scale.model.towers.grid import WeightsTower
 from vse_scale.model.weights import load_exactly, read_state_dict
 
@@ -70,28 +70,22 @@ SCALES = {
 }
 
 
-class SameConv2d(nn.Conv2d):
+class SameConv2d(ScaledConv2d):
     """A convolution without bias, padded as TensorFlow's "SAME".
 
     A stride then keeps the first pixel's place at the end of an even image rather than at its
     start: with torch's padding the published weights see everything shifted by a pixel.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
-    ) -> None:
-        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C', H / stride, W / stride), sides rounded up."""
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        height, width = (_padding(side, kernel, stride) for side in inputs.shape[2:])
+        height, width = (_padding(side, kernel, stride) for side in input.shape[2:])
         even = not (height % 2 or width % 2)
         if not even:
             before = (width // 2, width - width // 2, height // 2, height - height // 2)
-            inputs = F.pad(inputs, before)
+            input = F.pad(input, before)
         padding = (height // 2, width // 2) if even else 0
-        return F.conv2d(inputs, self.weight, None, self.stride, padding, groups=self.groups)
+        return F.conv2d(input, weight, bias, self.stride, padding, groups=self.groups)
 
 
 def _padding(side: int, kernel: int, stride: int) -> int:
@@ -119,9 +113,9 @@ class Block(nn.Module):
         """Map (N, C, H, W) to (N, C', H / stride, W / stride), sides rounded up."""
         hidden = inputs
         if self.expands:
-            hidden = F.relu6(self._bn0(self._expand_conv(hidden)), inplace=True)
-        hidden = F.relu6(self._bn1(self._depthwise_conv(hidden)), inplace=True)
-        output: Tensor = self._bn2(self._project_conv(hidden))
+            hidden = F.relu6(self._bn0(hidden, self._expand_conv), inplace=True)
+        hidden = F.relu6(self._bn1(hidden, self._depthwise_conv), inplace=True)
+        output: Tensor = self._bn2(hidden, self._project_conv)
         return output.add_(inputs) if self.shortcut else output
 
 
@@ -178,7 +172,7 @@ class EfficientNetLite(nn.Module):
         # Channels-last is the faster layout of depthwise convolutions, on a CPU too.
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(with_gradients and first_trained == 0):
-            hidden: Tensor = F.relu6(self._bn0(self._conv_stem(pixels)), inplace=True)
+            hidden: Tensor = F.relu6(self._bn0(pixels, self._conv_stem), inplace=True)
         stage = 0
         for number, block in enumerate(self._blocks):
             stage += number == self._ends[stage]
@@ -188,7 +182,7 @@ class EfficientNetLite(nn.Module):
                 else:
                     hidden = block(hidden)
         with torch.set_grad_enabled(with_gradients and first_trained < stages):
-            hidden = F.relu6(self._bn1(self._conv_head(hidden)), inplace=True)
+            hidden = F.relu6(self._bn1(hidden, self._conv_head), inplace=True)
         return hidden
 
     def recompute_activations(self) -> None:

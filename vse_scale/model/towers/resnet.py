@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vse_scale.model.towers.base import WeightsSettings
-from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d
+from vse_scale.model.towers.batchnorm import FrozenBatchNorm2d, ScaledConv2d
 from vse_scale.model.towers.grid import WeightsTower
 from vse_scale.model.weights import load_exactly, read_state_dict
 
@@ -99,16 +99,16 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, stage: Stage, stride: int, architecture: Architecture) -> None:
         super().__init__()
         outputs = stage.channels
-        self.conv1 = _convolution(inputs, outputs, 3, stride)
+        self.conv1 = ScaledConv2d(inputs, outputs, 3, stride)
         self.bn1 = FrozenBatchNorm2d(outputs)
-        self.conv2 = _convolution(outputs, outputs, 3)
+        self.conv2 = ScaledConv2d(outputs, outputs, 3)
         self.bn2 = FrozenBatchNorm2d(outputs)
         self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H / stride, W / stride), sides rounded up."""
-        hidden = F.relu(self.bn1(self.conv1(inputs)), inplace=True)
-        hidden = self.bn2(self.conv2(hidden))
+        hidden = F.relu(self.bn1(inputs, self.conv1), inplace=True)
+        hidden = self.bn2(hidden, self.conv2)
         return F.relu(hidden.add_(self.downsample(inputs)), inplace=True)
 
 
@@ -123,19 +123,19 @@ class Bottleneck(nn.Module):
         width = stage.channels * architecture.group_width // 64 * groups
         outputs = stage.channels * self.expansion
         first, second = (stride, 1) if architecture.stride_in_first else (1, stride)
-        self.conv1 = _convolution(inputs, width, 1, first)
+        self.conv1 = ScaledConv2d(inputs, width, 1, first)
         self.bn1 = FrozenBatchNorm2d(width)
-        self.conv2 = _convolution(width, width, 3, second, groups)
+        self.conv2 = ScaledConv2d(width, width, 3, second, groups)
         self.bn2 = FrozenBatchNorm2d(width)
-        self.conv3 = _convolution(width, outputs, 1)
+        self.conv3 = ScaledConv2d(width, outputs, 1)
         self.bn3 = FrozenBatchNorm2d(outputs)
         self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C', H / stride, W / stride), sides rounded up."""
-        hidden = F.relu(self.bn1(self.conv1(inputs)), inplace=True)
-        hidden = F.relu(self.bn2(self.conv2(hidden)), inplace=True)
-        hidden = self.bn3(self.conv3(hidden))
+        hidden = F.relu(self.bn1(inputs, self.conv1), inplace=True)
+        hidden = F.relu(self.bn2(hidden, self.conv2), inplace=True)
+        hidden = self.bn3(hidden, self.conv3)
         return F.relu(hidden.add_(self.downsample(inputs)), inplace=True)
 
 
@@ -156,7 +156,7 @@ class ResNet(nn.Module):
         self.recompute = False
         block = Bottleneck if architecture.bottleneck else BasicBlock
         channels = architecture.stem_channels
-        self.conv1 = _convolution(3, channels, architecture.stem_kernel, stride=2)
+        self.conv1 = ScaledConv2d(3, channels, architecture.stem_kernel, stride=2)
         self.bn1 = FrozenBatchNorm2d(channels)
         self.maxpool = _max_pool(architecture.pool)
         self._stage_names: list[str] = []
@@ -187,7 +187,7 @@ class ResNet(nn.Module):
         # Channels-last saves a tenth of a training step on a CPU, more on a GPU.
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(with_gradients and first_trained == 0):
-            hidden: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(pixels)), inplace=True))
+            hidden: Tensor = self.maxpool(F.relu(self.bn1(pixels, self.conv1), inplace=True))
         for number, name in enumerate(self._stage_names):
             with torch.set_grad_enabled(with_gradients and number >= first_trained):
                 for block in self.get_submodule(name).children():
@@ -240,18 +240,22 @@ class ResNet(nn.Module):
         )
 
 
-def _convolution(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
-) -> nn.Conv2d:
-    return nn.Conv2d(
-        inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False
-    )
+class Shortcut(nn.Sequential):
+    """A 1x1 convolution and its normalisation, with the names of torchvision's ``downsample``."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(ScaledConv2d(inputs, outputs, 1, stride), FrozenBatchNorm2d(outputs))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H / stride, W / stride), sides rounded up."""
+        output: Tensor = self[1](inputs, self[0])
+        return output
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     if stride == 1 and inputs == outputs:
         return nn.Identity()
-    return nn.Sequential(_convolution(inputs, outputs, 1, stride), FrozenBatchNorm2d(outputs))
+    return Shortcut(inputs, outputs, stride)
 
 
 def _max_pool(kind: str | None) -> nn.Module:
