@@ -91,7 +91,7 @@ class FrozenBatchNorm2d(nn.Module):
         """Return what inputs are multiplied by and what is added then, (C,), float32 or float64."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         scale = self.weight * torch.rsqrt(self.running_var.to(dtype) + self.eps)
-        return scale, self.bias - self.running_mean * scale
+        return scale, torch.addcmul(self.bias, self.running_mean, scale, value=-1)
 
 
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
