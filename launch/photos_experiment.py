@@ -27,8 +27,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-
-from vse_scale.bench.heads import LAYERS, OBJECTIVES, Settings, states_of, train_heads
+from photo_heads import LAYERS, OBJECTIVES, Settings, states_of, train_heads
 
 DATA = Path("data/photos")
 RECIPE = Path("launch/recipes/photos.yaml")

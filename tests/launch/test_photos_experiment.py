@@ -12,9 +12,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from photo_heads import Settings
 from PIL import Image
 
-from vse_scale.bench.heads import Settings
 from vse_scale.data.shards import ShardDataset
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "photos_experiment.py"

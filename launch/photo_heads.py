@@ -32,7 +32,7 @@ LAYERS = 3  # of the text encoder, the last ones, whose means are kept
 
 @dataclass(frozen=True)
 class Settings:
-    """How heads are trained.
+    """Settings of a training of heads.
 
     Attributes:
         image, text: names of the poolings.
@@ -293,7 +293,7 @@ def train_heads(data: Path, settings: Settings, seed: int) -> tuple[float, float
                 group["lr"] = group["most"] * rise * (1 + math.cos(math.pi * fall)) / 2
             optimizer.zero_grad()
             loss = loss_of(settings.objective, embedded @ texts.T, own, scale, bias)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_([*heads.parameters(), scale, bias], 2.0)
             optimizer.step()
             step += 1

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from photo_heads import Heads, Settings, States, loss_of, optimizer_of, recalls, spread
 from torch.nn import functional as F
 
-from vse_scale.bench.heads import Heads, Settings, States, loss_of, optimizer_of, recalls, spread
 from vse_scale.objective import make_objective
 
 
