@@ -42,6 +42,19 @@ def test_a_grid_model(runtime, small_model, tmp_path):
 
 
 @pytest.mark.slow
+def test_weights_of_convolutions_are_constants(runtime, small_model, tmp_path):
+    """Their normalisation is in them; no runtime has to multiply them for each batch."""
+    onnx = pytest.importorskip("onnx", reason="needs vse-scale[onnx]")
+    export_onnx(small_model, tmp_path)
+    graph = onnx.load(tmp_path / "image_encoder.onnx").graph
+    constants = {one.name for one in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert convolutions
+    assert all(constants >= set(node.input[1:]) for node in convolutions)
+    assert not any(node.op_type == "BatchNormalization" for node in graph.node)
+
+
+@pytest.mark.slow
 def test_a_region_model(runtime, small_config, tmp_path):
     image = {"backbone": "regions", "region_channels": 12, "max_regions": 11}
     config = ModelConfig.model_validate(small_config.to_dict() | {"image": image})
