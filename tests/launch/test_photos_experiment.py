@@ -93,3 +93,29 @@ def test_a_row_goes_on_from_its_own_seed(
         "model.init_from=runs/first-7",
         "optim.lr=1",
     ]
+
+
+def test_the_page_has_the_committed_rows(experiment: ModuleType, tmp_path: Path) -> None:
+    """Every row with three seeds or more, and the table as it is computed from them."""
+    root = SCRIPT.parents[1]
+    rows = experiment.seeds_by_row(root / experiment.ROWS)
+    assert all(len({one["seed"] for one in seeds}) == len(seeds) >= 3 for seeds in rows.values())
+    page = tmp_path / "page.md"
+    committed = (root / experiment.PAGE).read_text(encoding="utf-8")
+    page.write_text(committed, encoding="utf-8")
+    experiment.refresh(root / experiment.ROWS, page)
+    assert page.read_text(encoding="utf-8") == committed
+
+
+def test_a_row_of_the_table_is_the_mean_over_its_seeds(
+    experiment: ModuleType, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    for seed, rsum in enumerate((10.0, 20.0)):
+        experiment.append(experiment.Row("a", seed, "", 1.0, 2.0, rsum, 3.0, 4.0), rows)
+        experiment.append(experiment.Row("b", seed, "", 1.0, 2.0, rsum + 1, 3.0, 4.0), rows)
+    lines = experiment.table(rows).splitlines()
+    assert lines[2:] == [
+        "| b | 2 | 1.0 | 2.0 | 16.0 ± 7.1 | 3 |",
+        "| a | 2 | 1.0 | 2.0 | 15.0 ± 7.1 | 3 |",
+    ]

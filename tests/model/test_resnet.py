@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vse_scale.bench.plain import PlainBatchNorm2d
 from vse_scale.errors import ModelError
 from vse_scale.model.towers.batchnorm import (
     FrozenBatchNorm2d,
@@ -90,6 +91,14 @@ def test_strides_are_where_the_weights_expect_them():
     assert strides("detector") == ((2, 2), (1, 1))
 
 
+def apart(network):
+    """Have each BatchNorm of a network normalise after its convolution; return the network."""
+    for module in network.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.__class__ = PlainBatchNorm2d
+    return network
+
+
 class TestFrozenBatchNorm:
     def test_training_changes_no_statistics_and_uses_the_stored_ones(self):
         ours, theirs = FrozenBatchNorm2d(3), nn.BatchNorm2d(3)
@@ -148,6 +157,32 @@ class TestFrozenBatchNorm:
         unit = torch.finfo(dtype).eps
         assert (found.double() - wide).abs().max() <= 2 * unit * wide.abs().max()
 
+    @pytest.mark.parametrize("autocast", [False, True])
+    def test_a_network_is_as_near_to_float64_as_by_two_layers(self, autocast):
+        """Outputs and all gradients together; rounding alone differs, here in either direction."""
+
+        def errors(network):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                output = network(pixels)
+            output.double().square().mean().backward()
+            found = [output.double().flatten(), *(p.grad.flatten() for p in network.parameters())]
+            return found[0], torch.cat(found[1:]).double()
+
+        torch.manual_seed(3)
+        pixels = torch.randn(4, 3, 64, 64)
+        folded = ResNet(SMALL)
+        with torch.no_grad():
+            calibrate_batchnorm(folded, [pixels])
+            for layer in folded.modules():
+                if isinstance(layer, FrozenBatchNorm2d):
+                    layer.weight.uniform_(0.5, 1.5)
+                    layer.bias.normal_(std=0.2)
+        exact, plain = copy.deepcopy(folded).double(), apart(copy.deepcopy(folded))
+        found = [errors(network) for network in (folded, plain)]
+        pixels, autocast = pixels.double(), False
+        for ours, theirs, truth in zip(*found, errors(exact), strict=True):
+            assert (ours - truth).norm() <= 1.5 * (theirs - truth).norm()
+
     def test_the_backward_pass_keeps_half_of_the_tensors(self):
         """Of each convolution what comes after the activation, and not what comes before too."""
 
@@ -165,13 +200,7 @@ class TestFrozenBatchNorm:
 
         pixels = torch.randn(7, 3, 96, 96)
         folded = ResNet(BACKBONES["resnet50"])
-        plain = copy.deepcopy(folded)
-        for module in plain.modules():
-            if isinstance(module, FrozenBatchNorm2d):
-                module.forward = lambda inputs, convolution, layer=module: F.batch_norm(
-                    convolution(inputs), layer.running_mean, layer.running_var,
-                    layer.weight, layer.bias, eps=layer.eps,
-                )  # fmt: skip
+        plain = apart(copy.deepcopy(folded))
         assert 0.4 < bytes_kept(folded) / bytes_kept(plain) < 0.55
 
     def test_calibration_gives_the_population_of_all_batches(self):
