@@ -274,7 +274,8 @@ def train_heads(data: Path, settings: Settings, seed: int) -> tuple[float, float
     )
     scale, bias = nn.Parameter(torch.tensor(first)), nn.Parameter(torch.tensor(-SIGMOID))
     optimizer = optimizer_of(heads, [scale, bias], settings)
-    print(*spread(heads, val), sep="\n", flush=True)
+    for line in spread(heads, val):
+        print(line, flush=True)
     images, best = settings.batch // settings.captions, (0.0, 0.0, 0.0)
     steps, step = settings.epochs * (len(train.cells) // images), 0
     for epoch in range(1, settings.epochs + 1):
@@ -299,7 +300,8 @@ def train_heads(data: Path, settings: Settings, seed: int) -> tuple[float, float
             step += 1
         if epoch % 2 == 0 or epoch == settings.epochs:
             best = max(best, recalls(heads, val), key=lambda found: found[2])
-    print(*spread(heads, val), sep="\n", flush=True)
+    for line in spread(heads, val):
+        print(line, flush=True)
     return best
 
 

@@ -9,7 +9,8 @@ python launch/photos_experiment.py plot
 `heads` trains a Linear and a pooling for each side over the frozen states of both towers, in plain
 torch, without augmentation of captions; `recipe` trains launch/recipes/photos.yaml with changes.
 Both take what `make photos` left in data/photos, and rank its validation split. `held` keeps 500 of
-the photos to train on aside, trains the recipe on the others, and ranks these 500 as well.
+the photos to train on aside, trains the recipe on the others, and ranks these 500 as well. `plot`
+draws all rows, and writes their table into docs/photos.md.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ RECIPE = Path("launch/recipes/photos.yaml")
 HELD = Path("data/photos-held")
 ROWS = Path("docs/photos/rows.csv")
 PLOT = Path("docs/photos/rows.svg")
+PAGE = Path("docs/photos.md")
+BEGIN, END = "<!-- rows -->\n", "<!-- end of rows -->\n"  # of the table in the page
 
 Recalls = tuple[float, float, float]  # at 1 of images and of captions, and RSUM, in percent
 
@@ -118,6 +121,35 @@ def append(row: Row, path: Path) -> None:
         writer.writerow(asdict(row))
 
 
+def seeds_by_row(rows: Path) -> dict[str, list[dict[str, str]]]:
+    """Return the lines of each row, a line a seed; the row of the highest mean RSUM comes first."""
+    found: dict[str, list[dict[str, str]]] = {}
+    with rows.open(encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            found.setdefault(line["row"], []).append(line)
+    by_rsum = sorted(found.items(), key=lambda row: -_mean(row[1], "rsum"))
+    return dict(by_rsum)
+
+
+def table(rows: Path) -> str:
+    """Return every row as Markdown: means over the seeds, and the deviation of RSUM."""
+    columns = ("seeds", "R@1 image to text", "R@1 text to image", "RSUM", "processor seconds")
+    out = [f"| row | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for name, seeds in seeds_by_row(rows).items():
+        r1 = " | ".join(f"{_mean(seeds, key):.1f}" for key in ("i2t_r1", "t2i_r1"))
+        deviation = np.std([float(one["rsum"]) for one in seeds], ddof=1)
+        rsum = f"{_mean(seeds, 'rsum'):.1f} ± {deviation:.1f}"
+        out.append(f"| {name} | {len(seeds)} | {r1} | {rsum} | {_mean(seeds, 'cpu_seconds'):.0f} |")
+    return "\n".join(out) + "\n"
+
+
+def refresh(rows: Path, page: Path) -> None:
+    """Put the table of the rows into the page, between its two marks."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(before + BEGIN + table(rows) + END + after, encoding="utf-8")
+
+
 def plot(rows: Path, out: Path) -> None:
     """Draw every row's RSUM by name: a dot a seed, and a line at the mean."""
     import matplotlib
@@ -125,22 +157,25 @@ def plot(rows: Path, out: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    found: dict[str, list[float]] = {}
-    with rows.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            # What most rows share is left out, so that the names leave room for the dots.
-            name = row["row"].replace("image mean, text mean, ", "")
-            name = name.replace(", 5 of the captions", "").replace("former recipe", "former")
-            found.setdefault(name, []).append(float(row["rsum"]))
-    names = sorted(found, key=lambda name: np.mean(found[name]))
-    figure, axes = pyplot.subplots(figsize=(10, 1 + 0.3 * len(names)), layout="constrained")
-    for place, name in enumerate(names):
-        axes.plot(found[name], [place] * len(found[name]), "o", color="#2a6f97")
-        axes.plot(np.mean(found[name]), place, "|", color="#2a6f97", markersize=16)
+    found = seeds_by_row(rows)
+    figure, axes = pyplot.subplots(figsize=(10, 1 + 0.3 * len(found)), layout="constrained")
+    for place, seeds in enumerate(reversed(found.values())):
+        rsums = [float(one["rsum"]) for one in seeds]
+        axes.plot(rsums, [place] * len(rsums), "o", color="#2a6f97")
+        axes.plot(np.mean(rsums), place, "|", color="#2a6f97", markersize=16)
+    # What most rows share is left out, so that the names leave room for the dots.
+    names = [name.replace("image mean, text mean, ", "") for name in reversed(found)]
+    names = [
+        name.replace(", 5 of the captions", "").replace("former recipe", "former") for name in names
+    ]
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("RSUM, validation split")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(out, metadata={"Date": None})
+
+
+def _mean(seeds: list[dict[str, str]], key: str) -> float:
+    return float(np.mean([float(one[key]) for one in seeds]))
 
 
 def main() -> None:
@@ -148,6 +183,7 @@ def main() -> None:
     options = parsed()
     if options.command == "plot":
         plot(ROWS, PLOT)
+        refresh(ROWS, PAGE)
         return
     settings: dict[str, object] = {}
     train: Callable[[int], dict[str, Recalls]] = train_held
