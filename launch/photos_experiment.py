@@ -41,6 +41,10 @@ BEGIN, END = "<!-- rows -->\n", "<!-- end of rows -->\n"  # of the table in the 
 Recalls = tuple[float, float, float]  # at 1 of images and of captions, and RSUM, in percent
 
 
+class Refused(Exception):
+    """Input that the user can mend, in one line."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One training: recalls at 1 and their sum RSUM in percent, seconds of processor and clock."""
@@ -72,12 +76,19 @@ def lay_out_held(photos: Path, out: Path, count: int = 500) -> None:
         photos: a folder with captions.jsonl, whose rows have a split, and with images/.
         out: folder of the shards, and of the table that they are built from.
         count: photos to keep aside, drawn once.
+
+    Raises:
+        Refused: there are no more to train on than that.
     """
     source = out / "source"
     source.mkdir(parents=True, exist_ok=True)
     lines = (photos / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    to_train = [row for row in rows if row["split"] == "train"]
+    to_train = [row for row in rows if row.get("split") == "train"]
+    if len(to_train) <= count:
+        raise Refused(
+            f"{photos} has {len(to_train)} photos of split train; more than {count} are needed"
+        )
     for row in random.Random(0).sample(to_train, count):
         row["split"] = "test"
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -237,6 +248,10 @@ def parsed() -> argparse.Namespace:
         one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         one.add_argument("--rows", type=Path, default=ROWS)
     options = parser.parse_args()
+    if options.command in ("heads", "recipe") and not (DATA / "features").is_dir():
+        parser.error(f"{DATA} has no features; make photos PHOTOS=DIR lays them out")
+    if options.command == "held" and not (options.photos / "captions.jsonl").is_file():
+        parser.error(f"{options.photos} has no captions.jsonl, whose rows name a split")
     if options.command == "heads":
         chosen = heads_of(options)
         if (chosen.power, chosen.layers) != (1, 1) and not (chosen.whole and chosen.means):
@@ -269,4 +284,10 @@ def _short(*values: float) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Refused as refused:
+        print(f"photos_experiment: {refused}", file=sys.stderr)
+        sys.exit(2)
+    except subprocess.CalledProcessError as failed:  # it has said why
+        sys.exit(failed.returncode)

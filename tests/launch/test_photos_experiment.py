@@ -119,3 +119,24 @@ def test_a_row_of_the_table_is_the_mean_over_its_seeds(
         "| b | 2 | 1.0 | 2.0 | 16.0 ± 7.1 | 3 |",
         "| a | 2 | 1.0 | 2.0 | 15.0 ± 7.1 | 3 |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["heads"], "data/photos has no features; make photos PHOTOS=DIR lays them out"),
+        (["heads", "--power", "0.5"], "data/photos has no features"),
+        (["recipe", "a row"], "data/photos has no features"),
+        (["held", "nowhere"], "nowhere has no captions.jsonl, whose rows name a split"),
+        (["held", "few"], "few has 1 photos of split train; more than 500 are needed"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    (few / "captions.jsonl").write_text('{"image": "a.jpg", "split": "train", "captions": ["a"]}\n')
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert expected in done.stderr.splitlines()[-1]
