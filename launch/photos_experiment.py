@@ -25,10 +25,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from photo_heads import LAYERS, OBJECTIVES, Settings, states_of, train_heads
+from photos import Refused
 
 DATA = Path("data/photos")
 RECIPE = Path("launch/recipes/photos.yaml")
@@ -39,10 +41,6 @@ PAGE = Path("docs/photos.md")
 BEGIN, END = "<!-- rows -->\n", "<!-- end of rows -->\n"  # of the table in the page
 
 Recalls = tuple[float, float, float]  # at 1 of images and of captions, and RSUM, in percent
-
-
-class Refused(Exception):
-    """Input that the user can mend, in one line."""
 
 
 @dataclass(frozen=True)
@@ -209,10 +207,10 @@ def main() -> None:
         name = f"heads: image {chosen.image}, text {chosen.text}, {chosen.objective}, "
         name += f"{chosen.captions} of the captions"
         name += "".join(f", {key} {value}" for key, value in changed(chosen).items())
-        train = lambda seed: {name: train_heads(DATA, chosen, seed)}  # noqa: E731
+        train = named(name, partial(train_heads, DATA, chosen))
     else:
         settings = dict(change.split("=", 1) for change in options.changes)
-        train = lambda seed: {options.name: train_recipe(options.name, options.changes, seed)}  # noqa: E731
+        train = named(options.name, partial(train_recipe, options.name, options.changes))
     listed = " ".join(f"{key}={value}" for key, value in settings.items())
     for seed in options.seeds:
         began, before = time.monotonic(), sum(os.times()[:4])
@@ -220,6 +218,11 @@ def main() -> None:
         times = sum(os.times()[:4]) - before, time.monotonic() - began
         for name, recalls in found.items():
             append(Row(name, seed, listed, *_short(*recalls, *times)), options.rows)
+
+
+def named(name: str, train: Callable[[int], Recalls]) -> Callable[[int], dict[str, Recalls]]:
+    """Return ``train`` with its recalls under the name of their row."""
+    return lambda seed: {name: train(seed)}
 
 
 def parsed() -> argparse.Namespace:

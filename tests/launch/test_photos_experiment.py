@@ -85,14 +85,25 @@ def test_a_row_goes_on_from_its_own_seed(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", run)
-    found = experiment.train_recipe("next", ["model.init_from=runs/first-{seed}", "optim.lr=1"], 7)
-    assert found == (1.0, 2.0, 3.0)
-    assert commands[0][-4:] == [
-        "run.dir=runs/photos-rows/next-7",
-        "run.seed=7",
-        "model.init_from=runs/first-7",
-        "optim.lr=1",
+    Path("data/photos/features").mkdir(parents=True)
+    changes = ["model.init_from=runs/first-{seed}", "optim.lr=1"]
+    options = ["--seeds", "7", "8", "--rows", "rows.csv"]
+    monkeypatch.setattr(sys, "argv", ["photos_experiment.py", "recipe", "next", *changes, *options])
+    experiment.main()
+    assert [command[-4:] for command in commands] == [
+        [
+            f"run.dir=runs/photos-rows/next-{seed}",
+            f"run.seed={seed}",
+            f"model.init_from=runs/first-{seed}",
+            "optim.lr=1",
+        ]
+        for seed in (7, 8)
     ]
+    lines = experiment.seeds_by_row(Path("rows.csv"))["next"]
+    assert [(one["seed"], one["i2t_r1"], one["t2i_r1"], one["rsum"]) for one in lines] == [
+        (seed, "1.0", "2.0", "3.0") for seed in ("7", "8")
+    ]
+    assert lines[0]["settings"] == "model.init_from=runs/first-{seed} optim.lr=1"
 
 
 def test_the_page_has_the_committed_rows(experiment: ModuleType, tmp_path: Path) -> None:

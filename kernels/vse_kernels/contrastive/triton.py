@@ -6,6 +6,11 @@ wanted, each score's weight leaves it in the embeddings' own dtype: the gradient
 strip of weights with the embeddings, by the matrix library. Programs that own rows of the gradient
 would store no weights, but 128 rows of 1,024 float32 do not fit beside a tile: the scores would be
 computed again for each part of the width, see the README.
+
+KIND says which of them a tile gives. "sums": the parts (largest score, sum of exponentials less it)
+of both sides. "softmax": the weights, and the rows' sum of weight times score. "sigmoid": the
+weights, the rows' sums of loss, of weight and of weight times score, then the largest score of
+either side.
 """
 
 # Triton types a kernel's parameters when it compiles.
@@ -121,7 +126,6 @@ def sigmoid_weight(
     return weight, of_rows + row_part
 
 
-# Long by its 26 operands and their description, which a kernel names one by one.
 @triton.jit(do_not_specialize=["M", "N"])
 def contrast(
     queries,
@@ -151,18 +155,13 @@ def contrast(
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Take the sums, and for a gradient the weights, of one tile; ids and E as of `mine`.
+    """Take one tile's sums, and weights for a gradient; KIND as above, ids and E as of `mine`.
 
-    KIND: "sums", the parts (largest score, sum of exponentials less it) of both sides; "softmax",
-        the rows' sum of weight times score; "sigmoid", the rows' sums of loss, of weight and of
-        weight times score, then the largest score of either side.
     numbers: (2,) float32, scale and bias of the logits.
-    query_shift, candidate_shift: (M,) and (N,) float32, added to logits before the exponentials of
-        "softmax", whose weight is their sum.
+    query_shift, candidate_shift: (M,), (N,) float32; either side's softmax is exp(logit + shift).
     query_times: (M,) float32, how often each query counts, if COUNTED.
     weights: (M, N) of each score, times UNIT, with `stride_weights` entries a row.
-    row_sums: (parts, tiles of columns, M) of each tile.
-    column_sums: (parts, tiles of rows, N) of each tile.
+    row_sums, column_sums: (parts, tiles of columns, M) and (parts, tiles of rows, N).
     """
     row_tile, column_tile = tile_of_program(M, N, ROWS, COLUMNS, GROUP)
     row = row_tile * ROWS + tl.arange(0, ROWS)
